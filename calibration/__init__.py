@@ -1,0 +1,1 @@
+"""Text meets weights: the forward pass, importance matrices, perplexity."""

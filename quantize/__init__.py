@@ -1,0 +1,1 @@
+"""Numbers become blocks: checkpoints, block formats, recipes, error measures."""
