@@ -29,7 +29,7 @@ def f32_to_f16_bits(value: np.float32) -> np.uint16:
     normal = normal if normal < I32(0x7C00) else I32(0x7C00)
     least = I32(0x38800000)  # 2^-14, the least normal half
     below = size if size < least else least
-    small = I32(F32(below.view(F32) + _HALF).view(I32) - I32(0x3F000000))
+    small = I32(F32(I32(below).view(F32) + _HALF).view(I32) - I32(0x3F000000))
     half = small if size < least else normal
     half = half if size <= I32(0x7F800000) else I32(0x7E00)
     return U16(half | I32(I32(bits >> I32(16)) & I32(0x8000)))
