@@ -1,0 +1,101 @@
+"""What the command line shows while it works and when it is done: progress and tables; nothing else prints."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from quantize.progress import Progress as Moment
+
+LOG_SECONDS = 10.0  # between two lines of the same stage where there is no terminal
+
+
+def size(n_bytes: float) -> str:
+    """Bytes as a person reads them, in binary units as llama.cpp prints them."""
+    for unit in ("B", "KiB", "MiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.2f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.2f} GiB"
+
+
+def amount(number: float, unit: str) -> str:
+    """An amount of work with its unit."""
+    return size(number) if unit == "B" else f"{number:,.0f} {unit}"
+
+
+class ProgressView:
+    """Shows `quantize.progress` moments: a bar on a terminal, plain lines in a log, nothing when quiet.
+
+    Used as a context manager; the instance is the callback that library calls take.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True)
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
+
+    def __enter__(self) -> ProgressView:
+        if self._console.is_terminal and not self._quiet:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def __call__(self, moment: Moment) -> None:
+        """Show one moment."""
+        if self._quiet:
+            return
+        now = time.monotonic()
+        started = self._started.setdefault(moment.stage, now)
+        rate = moment.done / (now - started) if now > started else 0.0
+        rate_text = f"{amount(rate, moment.unit)}/s" if rate else ""
+        if self._bars:
+            if moment.stage not in self._tasks:
+                self._tasks[moment.stage] = self._bars.add_task(moment.stage, total=moment.total, rate="")
+            self._bars.update(
+                self._tasks[moment.stage], completed=moment.done, total=moment.total, rate=rate_text
+            )
+            return
+        finished = moment.done >= moment.total
+        if not finished and now - self._logged.get(moment.stage, 0.0) < LOG_SECONDS:
+            return
+        self._logged[moment.stage] = now
+        left = f", {(moment.total - moment.done) / rate:.0f} s left" if rate and not finished else ""
+        done, total = amount(moment.done, moment.unit), amount(moment.total, moment.unit)
+        print(
+            f"{moment.stage}: {done} of {total}{', ' + rate_text if rate_text else ''}{left}", file=sys.stderr
+        )
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output; columns whose name begins with '>' are aligned to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # A file or a pipe gets lines as long as the table needs: nothing is cut where nobody can widen the window.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
