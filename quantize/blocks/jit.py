@@ -1,0 +1,22 @@
+"""How kernels are compiled: one place for the options that keep bytes equal to ggml's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def kernel(function: F) -> F:
+    """Compile a function on first use: without the GIL, never `fastmath` (it would reorder sums and fuse products).
+
+    Compiled code is kept in numba's cache, beside the source or in the user's cache folder; where neither can be
+    written, the function is compiled anew in each process.
+    """
+    try:
+        return cast(F, numba.njit(nogil=True, cache=True)(function))
+    except RuntimeError:  # numba found no folder that it may write
+        return cast(F, numba.njit(nogil=True)(function))

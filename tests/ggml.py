@@ -1,0 +1,99 @@
+"""ggml's own encoders and decoders, called by ctypes in the shared library that the xllamacpp wheel brings.
+
+The wheel's ggml-base is an x86-64 release build without FMA, so its bytes are the reference (on arm64 the compiler
+contracts products into sums, and a few blocks differ: `missing` says so there).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantize.tensors import Array, QType
+
+FLOAT_P = ctypes.POINTER(ctypes.c_float)
+FLOAT_TYPES = (QType.F32, QType.F16, QType.BF16)
+
+
+@cache
+def missing() -> str:
+    """Why ggml cannot be the reference here; empty where it can."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"ggml's bytes are compared on x86-64 only, not on {platform.machine()}"
+    if find_spec("xllamacpp") is None:
+        return "xllamacpp is not installed, so ggml's encoders are not at hand"
+    return ""
+
+
+def require() -> None:
+    """Skip the running test, with the reason, where ggml cannot be the reference."""
+    if missing():
+        pytest.skip(missing())
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The shared library inside the xllamacpp wheel, its functions declared."""
+    spec = find_spec("xllamacpp")
+    assert spec is not None and spec.origin is not None
+    (path,) = [file for file in Path(spec.origin).parent.iterdir() if file.suffix in (".so", ".pyd")]
+    lib = ctypes.CDLL(str(path))
+    lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+    lib.ggml_quantize_chunk.argtypes = (
+        [ctypes.c_int, FLOAT_P, ctypes.c_void_p] + 3 * [ctypes.c_int64] + [FLOAT_P]
+    )
+    lib.ggml_row_size.restype = ctypes.c_size_t
+    lib.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
+    lib.ggml_quantize_init.argtypes = [ctypes.c_int]
+    return lib
+
+
+def _floats(values: Array) -> ctypes._Pointer[ctypes.c_float]:
+    assert values.dtype == np.float32 and values.flags.c_contiguous
+    return values.ctypes.data_as(FLOAT_P)
+
+
+def as_float32(weights: Array) -> Array:
+    """Weights as ggml wants them: uint16 is read as the bits of bfloat16."""
+    if weights.dtype == np.uint16:
+        return (weights.astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(weights, np.float32)
+
+
+def encode(weights: Array, qtype: QType, importance: Array | None = None) -> Array:
+    """`ggml_quantize_chunk` on [n_rows, n_per_row] weights; returns uint8 [n_rows, row bytes]."""
+    values = as_float32(weights)
+    n_rows, n_per_row = values.shape
+    if qtype == QType.F32:  # no encoder of its own: the values as they are
+        return values.view(np.uint8)
+    out = np.empty((n_rows, library().ggml_row_size(int(qtype), n_per_row)), np.uint8)
+    return encode_into(values, qtype, importance, out)
+
+
+def encode_into(values: Array, qtype: QType, importance: Array | None, out: Array) -> Array:
+    """The same with the conversion to float32 and the allocation left to the caller (for timing)."""
+    n_rows, n_per_row = values.shape
+    qw = None if importance is None else _floats(np.ascontiguousarray(importance, np.float32))
+    written = library().ggml_quantize_chunk(
+        int(qtype), _floats(values), out.ctypes.data, 0, n_rows, n_per_row, qw
+    )
+    assert written == out.nbytes
+    return out
+
+
+def decode(blocks: Array, qtype: QType, n_per_row: int) -> Array:
+    """`dequantize_row_*` on uint8 [n_rows, row bytes]; returns float32 [n_rows, n_per_row]."""
+    blocks = np.ascontiguousarray(blocks)
+    out = np.empty((len(blocks), n_per_row), np.float32)
+    name = {"MXFP4": "mxfp4"}.get(qtype.name, qtype.name.lower().replace("_k", "_K"))
+    function = getattr(library(), f"dequantize_row_{name}")
+    function.restype = None
+    function.argtypes = [ctypes.c_void_p, FLOAT_P, ctypes.c_int64]
+    function(blocks.ctypes.data, _floats(out), out.size)
+    return out
