@@ -18,7 +18,11 @@ __all__ = ["Array", "QType", "Rows", "TensorSource", "TensorSpec"]
 Array = npt.NDArray[Any]
 Rows = tuple[int, int]  # a half-open range of rows of one matrix
 
-NUMPY_TYPES = {QType.F32: np.dtype("<f4"), QType.F16: np.dtype("<f2"), QType.BF16: np.dtype("<u2")}
+NUMPY_TYPES: dict[QType, np.dtype[Any]] = {
+    QType.F32: np.dtype("<f4"),
+    QType.F16: np.dtype("<f2"),
+    QType.BF16: np.dtype("<u2"),
+}
 """How `TensorSource.read` hands out each stored float type; uint16 always means the bits of bfloat16."""
 
 

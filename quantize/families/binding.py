@@ -1,0 +1,139 @@
+"""A family's declaration laid over the tensors of a checkpoint: which stored numbers are which GGUF tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from quantize.exceptions import CheckpointError
+from quantize.families.language import Family, Source, Tensor, evaluate
+from quantize.shard_index import StoredTensor
+from quantize.tensors import QType, TensorSpec
+from quantize.untrusted import quoted
+
+__all__ = ["QTYPES", "Binding", "bind", "embedding_rows"]
+
+QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A GGUF tensor and where its numbers are: one stored tensor, or one per expert."""
+
+    spec: TensorSpec
+    source: Source
+    stored: tuple[StoredTensor, ...]
+    n_heads: int = 0  # rows are permuted in so many heads
+
+    @property
+    def n_bytes(self) -> int:
+        """Stored bytes of this tensor (its share, where gate and up are fused)."""
+        return sum(one.n_bytes for one in self.stored) // self.source.n_parts
+
+
+def bind(
+    family: Family, dims: Mapping[str, int], stored: Mapping[str, StoredTensor]
+) -> tuple[list[Binding], list[str]]:
+    """Every tensor of the family in the checkpoint, and the stored names that are ignored on purpose.
+
+    Raises:
+        CheckpointError: a tensor or expert is missing, has a wrong shape or type, or a stored tensor is not read.
+    """
+    bindings: list[Binding] = []
+    for tensor in family.tensors:
+        for bid in _layers(family, tensor, dims):
+            bound = _bind(tensor, bid, dims, stored)
+            if bound is not None:
+                bindings.append(bound)
+    read = {one.name for binding in bindings for one in binding.stored}
+    left = [name for name in stored if name not in read]
+    ignored = [name for name in left if name.endswith(family.ignored)]
+    unread = [name for name in left if not name.endswith(family.ignored)]
+    if unread:
+        more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+        raise CheckpointError(
+            f"{stored[unread[0]].path}: tensor {quoted(unread[0])}{more} would not be read: "
+            f"{family.architectures[0]} with this config.json has no such tensor"
+        )
+    return bindings, ignored
+
+
+def embedding_rows(family: Family, stored: Mapping[str, StoredTensor]) -> int | None:
+    """Rows of the token embedding as stored, None where there is no such matrix."""
+    for tensor in family.tensors:
+        for source in tensor.sources if tensor.name == "token_embd.weight" else ():
+            if source.name in stored and len(stored[source.name].shape) == 2:
+                return stored[source.name].shape[0]
+    return None
+
+
+def _layers(family: Family, tensor: Tensor, dims: Mapping[str, int]) -> Iterator[int]:
+    if tensor.where == "model":
+        yield -1
+        return
+    first = evaluate(family.n_layer_dense_lead, dims)
+    every = max(1, evaluate(family.moe_every, dims))
+    for bid in range(dims["n_layer"]):
+        has_experts = dims["n_expert"] > 0 and bid >= first and (bid + 1) % every == 0
+        if tensor.where == "layer" or (tensor.where == "moe") == has_experts:
+            yield bid
+
+
+def _bind(
+    tensor: Tensor, bid: int, dims: Mapping[str, int], stored: Mapping[str, StoredTensor]
+) -> Binding | None:
+    """The alternative of which most is there; its gaps are reported, not another alternative's."""
+    shape = tuple(evaluate(axis, dims) for axis in tensor.shape.split())
+    spec_name = tensor.name.format(bid=bid)
+    n_expert = shape[0] if tensor.stacked else 1
+    candidates = [(source, _names(source, bid, n_expert)) for source in tensor.sources]
+    source, names = max(candidates, key=lambda one: sum(name in stored for name in one[1]) / len(one[1]))
+    missing = [name for name in names if name not in stored]
+    if len(missing) == len(names) and tensor.optional:
+        return None
+    if missing:
+        raise CheckpointError(_missing(spec_name, source, names, missing))
+    found = tuple(stored[name] for name in names)
+    expected = _stored_shape(shape, source)
+    for one in found:
+        if one.shape != expected:
+            raise CheckpointError(
+                f"{one.path}: tensor {quoted(one.name)} has shape {list(one.shape)}, "
+                f"but config.json asks for {list(expected)}"
+            )
+    n_heads = dims[source.heads] if source.heads else 0
+    return Binding(TensorSpec(spec_name, shape, _qtype(found)), source, found, n_heads)
+
+
+def _names(source: Source, bid: int, n_expert: int) -> list[str]:
+    if not source.per_expert:
+        return [source.name.format(bid=bid)]
+    return [source.name.format(bid=bid, xid=xid) for xid in range(n_expert)]
+
+
+def _missing(spec_name: str, source: Source, names: list[str], missing: list[str]) -> str:
+    of_expert = f" (expert {names.index(missing[0])} of {len(names)})" if source.per_expert else ""
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return f"checkpoint lacks tensor {quoted(missing[0])}{of_expert}{more}, needed for {spec_name}"
+
+
+def _stored_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
+    """The shape that each stored tensor must have, from the shape of the GGUF tensor."""
+    sizes = list(shape[1:] if source.per_expert else shape)
+    if source.n_parts > 1:
+        sizes[source.axis] *= source.n_parts
+    if source.transposed:
+        sizes[-2:] = sizes[:-3:-1]
+    return tuple(sizes)
+
+
+def _qtype(stored: tuple[StoredTensor, ...]) -> QType:
+    """The common type of the stored tensors; where they differ, F32, which holds them all."""
+    found = set()
+    for one in stored:
+        if one.dtype not in QTYPES:
+            raise CheckpointError(
+                f"{one.path}: tensor {quoted(one.name)} is stored as {one.dtype}; only BF16, F16 and F32 can be read"
+            )
+        found.add(QTYPES[one.dtype])
+    return found.pop() if len(found) == 1 else QType.F32
