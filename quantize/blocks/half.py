@@ -6,8 +6,14 @@ plain Python (`NUMBA_DISABLE_JIT=1`), where NumPy's scalars warn, gives the same
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from numba import types
+from numba.extending import overload
+
+from quantize.blocks.jit import kernel
+from quantize.tensors import Array
 
 U8, U16, I32, U32 = np.uint8, np.uint16, np.int32, np.uint32
 F32 = np.float32
@@ -16,7 +22,7 @@ _HALF = F32(0.5)  # its last bit weighs 2^-24, the least half: adding it rounds 
 _TINY = F32(2.0**-24)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def f32_to_f16_bits(value: np.float32) -> np.uint16:
     """Round to the nearest half, ties to even; subnormals kept, overflow to infinity, NaN to 0x7E00.
 
@@ -35,7 +41,7 @@ def f32_to_f16_bits(value: np.float32) -> np.uint16:
     return U16(half | I32(I32(bits >> I32(16)) & I32(0x8000)))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def f16_bits_to_f32(half: np.uint16) -> np.float32:
     """The float32 of a half's bits, exactly; a NaN stays as it is, as in NumPy's cast."""
     bits = I32(half)
@@ -48,7 +54,7 @@ def f16_bits_to_f32(half: np.uint16) -> np.float32:
     return I32(value | I32(I32(I32(bits >> I32(15)) & I32(1)) * I32(-0x80000000))).view(F32)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def f32_to_bf16_bits(value: np.float32) -> np.uint16:
     """Round to the nearest bfloat16, ties to even; NaN is made quiet with bit 6.
 
@@ -62,7 +68,41 @@ def f32_to_bf16_bits(value: np.float32) -> np.uint16:
     return U16(I32(top | I32(64)) if size > I32(0x7F800000) else I32(top + up))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def bf16_bits_to_f32(bits: np.uint16) -> np.float32:
     """The float32 whose upper half these bits are."""
     return U32(U32(bits) << U32(16)).view(F32)
+
+
+def as_f32(weight: Any) -> Any:
+    """A weight as float32, whichever way a source hands it out: a uint16 holds the bits of a bfloat16.
+
+    In compiled code the choice is made by type, at compile time.
+    """
+    return bf16_bits_to_f32(weight) if isinstance(weight, U16) else F32(weight)
+
+
+@overload(as_f32)
+def _as_f32(weight: Any) -> Any:
+    def of_bf16(weight: Any) -> Any:
+        return bf16_bits_to_f32(weight)
+
+    def of_f32(weight: Any) -> Any:
+        return F32(weight)
+
+    return of_bf16 if isinstance(weight, types.Integer) else of_f32
+
+
+@kernel
+def store_f16(value: np.float32, out: Array, at: int) -> np.float32:
+    """Write a float32 as a little-endian half into bytes `at` and `at + 1`; returns the half that was written."""
+    bits = f32_to_f16_bits(value)
+    out[at] = U8(bits & U16(0xFF))
+    out[at + 1] = U8(bits >> U16(8))
+    return f16_bits_to_f32(bits)
+
+
+@kernel
+def load_f16(blocks: Array, at: int) -> np.float32:
+    """Read the little-endian half in bytes `at` and `at + 1`."""
+    return f16_bits_to_f32(U16(U16(blocks[at]) | U16(U16(blocks[at + 1]) << U16(8))))

@@ -13,10 +13,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 def kernel(function: F) -> F:
     """Compile a function on first use: without the GIL, never `fastmath` (it would reorder sums and fuse products).
 
+    Division by zero gives infinity or NaN, as in C; Python's exception would also keep loops from being vectorised.
+
     Compiled code is kept in numba's cache, beside the source or in the user's cache folder; where neither can be
     written, the function is compiled anew in each process.
     """
     try:
-        return cast(F, numba.njit(nogil=True, cache=True)(function))
+        return cast(F, numba.njit(nogil=True, error_model="numpy", cache=True)(function))
     except RuntimeError:  # numba found no folder that it may write
-        return cast(F, numba.njit(nogil=True)(function))
+        return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
