@@ -21,9 +21,11 @@ from gguf_export import metadata, names, vocab
 from gguf_export.metadata import KeyValue
 from gguf_export.writer import Sink, check_space, header
 from quantize import encode
+from quantize.blocks import block_format
 from quantize.exceptions import CheckpointError, OutputError
+from quantize.layout import Plan, PlannedTensor
 from quantize.progress import Progress, Report, silent
-from quantize.recipe import Plan, PlannedTensor, Recipe
+from quantize.recipe import Recipe
 from quantize.recipe import plan as make_plan
 from quantize.shards import Checkpoint
 from quantize.tensors import Array, QType, Rows, TensorSpec
@@ -43,7 +45,7 @@ class OutputFile:
     @property
     def n_bytes(self) -> int:
         """Size of the whole file."""
-        return len(header(self.keys, self.plan)) + self.plan.n_bytes
+        return len(header(self.keys, self.plan)) + self.plan.data_bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Export:
             planned.spec.name: planned.spec
             for file in self.files
             for planned in file.plan.tensors
-            if encode.uses_importance(planned.qtype)
+            if block_format(planned.qtype).uses_importance
         }
         return self.imatrix.missing(list(wanted.values()))
 
@@ -219,8 +221,7 @@ class _Worker:
             blocks = encoded[planned.qtype]
             spent.encode += time.perf_counter() - moment
             moment = time.perf_counter()
-            row_bytes = blocks.shape[1]
-            sink.write(planned, (slab.xid * spec.n_row + slab.rows[0]) * row_bytes, blocks)
+            sink.write(planned, (slab.xid * spec.n_row + slab.rows[0]) * planned.row_bytes, blocks)
             spent.write += time.perf_counter() - moment
         return spent
 
@@ -265,16 +266,11 @@ def _collect(pending: dict[Future[Seconds], Slab]) -> Iterator[tuple[Slab, Secon
 
 def _slabs(checkpoint: Checkpoint) -> Iterator[Slab]:
     for spec in checkpoint.specs():
-        step = spec.n_row
-        if checkpoint.is_contiguous(spec):
-            step = max(1, SLAB_BYTES * spec.n_row // max(1, _matrix_bytes(spec)))
+        group = checkpoint.row_step(spec)
+        step = max(1, SLAB_BYTES // (group * encode.row_bytes(spec.qtype, spec.n_per_row))) * group
         for xid in range(spec.n_expert):
             for first in range(0, spec.n_row, step):
                 yield Slab(spec, xid, (first, min(first + step, spec.n_row)))
-
-
-def _matrix_bytes(spec: TensorSpec) -> int:
-    return encode.row_bytes(spec.qtype, spec.n_per_row) * spec.n_row
 
 
 def _source_bytes(slab: Slab) -> int:

@@ -23,7 +23,7 @@ from gguf import GGUFValueType
 
 from gguf_export.metadata import KeyValue
 from quantize.exceptions import OutputError
-from quantize.recipe import ALIGNMENT, Plan, PlannedTensor
+from quantize.layout import ALIGNMENT, Plan, PlannedTensor
 from quantize.tensors import Array
 
 MAGIC = b"GGUF"
@@ -122,7 +122,7 @@ class Sink:
         self.partial = path.with_name(path.name + PARTIAL_SUFFIX)
         written = header(keys, plan)
         self._data_offset = len(written)
-        self.n_bytes = self._data_offset + plan.n_bytes
+        self.n_bytes = self._data_offset + plan.data_bytes
         self._lock = threading.Lock()
         self._committed = False
         with self._errors():
