@@ -11,12 +11,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def kernel(function: F) -> F:
-    """Compile a function on first use: without the GIL, never `fastmath` (it would reorder sums and fuse products).
+    """Compile a function on first use, without the GIL.
 
-    Division by zero gives infinity or NaN, as in C; Python's exception would also keep loops from being vectorised.
-
-    Compiled code is kept in numba's cache, beside the source or in the user's cache folder; where neither can be
-    written, the function is compiled anew in each process.
+    Never with `fastmath`, which would reorder sums and fuse products; with NumPy's error model, since Python's would
+    test every divisor for zero, raise, and keep the loop from being vectorised. Compiled code is kept in numba's cache,
+    beside the source or in the user's cache folder; where neither can be written, each process compiles anew.
     """
     try:
         return cast(F, numba.njit(nogil=True, error_model="numpy", cache=True)(function))

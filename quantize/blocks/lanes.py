@@ -1,0 +1,160 @@
+"""Many blocks side by side: the tile in which kernels work, and ggml's arithmetic for one lane of it.
+
+A tile holds `LANES` consecutive blocks of a matrix, transposed: weight k of lane i is at `x[k * LANES + i]`. Kernels loop
+over the lanes innermost, so that LLVM makes one vector instruction of what ggml does for 16 (or 8, or 4) blocks in turn,
+and every lane keeps the reference's order of additions. Three habits keep those loops vectorised:
+
+- tiles are flat arrays and `LANES` is a constant, so that offsets between rows are constants;
+- what is known of each lane lies in one flat array of rows (`state[ROW + i]`), because LLVM compares the bounds of
+  every two arrays of which one is written before it dares, and gives up at eight comparisons;
+- a choice is a select (`a if c else b`) whose branches are already computed, and a store is unconditional.
+
+Constants are np.float32 and np.int32, so that neither numba nor NumPy widens (the source also runs as plain Python).
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from quantize.blocks.jit import kernel
+from quantize.tensors import Array
+
+LANES = 1 if numba.config.DISABLE_JIT else 64
+"""Blocks of a tile. 64 lanes of 32 weights, their importances and codes are 24 KiB: they stay in the L1 cache."""
+
+ZERO, ONE, HALF = np.float32(0), np.float32(1), np.float32(0.5)
+MAGIC = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+MAGIC_FIELD, MAGIC_EXPONENT = np.int32(0x007FFFFF), np.int32(0x4B000000)
+BYTE = np.int32(255)
+
+
+@kernel
+def nearest_int(v: np.float32) -> np.float32:
+    """ggml's `nearest_int`, as a float: half to even for |v| < 2^22, and the same wrapped values beyond (NaN gives 0)."""
+    field = np.int32(np.float32(v + MAGIC).view(np.int32) & MAGIC_FIELD)
+    return np.float32(np.int32(field | MAGIC_EXPONENT).view(np.float32) - MAGIC)
+
+
+@kernel
+def nearest_code(v: np.float32, low: np.float32, high: np.float32) -> np.float32:
+    """`nearest_int` clipped to low..high."""
+    code = nearest_int(v)
+    code = code if code > low else low
+    return code if code < high else high
+
+
+@kernel
+def as_byte(v: np.float32) -> np.float32:
+    """An integer as C stores it in a uint8_t: modulo 256."""
+    return np.float32(np.int32(np.int32(v) & BYTE))
+
+
+@kernel
+def to_half(v: np.float32) -> np.int32:
+    """The bits of float16, rounded half to even, subnormals kept (ggml's `GGML_FP32_TO_FP16`, NumPy's cast)."""
+    bits = np.float32(v).view(np.int32)
+    sign = np.int32(np.int32(bits >> np.int32(16)) & np.int32(0x8000))
+    size = np.int32(bits & np.int32(0x7FFFFFFF))
+    if size > 0x7F800000:
+        return np.int32(sign | np.int32(0x7E00))
+    if size >= 0x477FF000:  # 65520 and more: infinity
+        return np.int32(sign | np.int32(0x7C00))
+    if size < 0x38800000:  # below 2^-14: counted in units of 2^-24, the last bit of 0.5
+        return np.int32(sign | np.int32(np.float32(size.view(np.float32) + HALF).view(np.int32) - np.int32(0x3F000000)))
+    odd = np.int32(np.int32(size >> np.int32(13)) & np.int32(1))
+    return np.int32(sign | np.int32(np.int32(size - np.int32(0x38000000) + np.int32(0xFFF) + odd) >> np.int32(13)))
+
+
+@kernel
+def from_half(bits: np.int32) -> np.float32:
+    """The value of float16 bits."""
+    sign = np.uint32(np.uint32(np.uint32(bits) & np.uint32(0x8000)) << np.uint32(16))
+    size = np.uint32(np.uint32(bits) & np.uint32(0x7FFF))
+    if size >= 0x7C00:  # infinity, NaN
+        return np.uint32(sign | np.uint32(size << np.uint32(13)) | np.uint32(0x7F800000)).view(np.float32)
+    if size < 0x0400:
+        value = np.float32(np.float32(size) * np.float32(2.0**-24))
+        return np.float32(-value) if sign else value
+    return np.uint32(sign | np.uint32(np.uint32(size << np.uint32(13)) + np.uint32(0x38000000))).view(np.float32)
+
+
+@kernel
+def rounded_to_half(v: np.float32) -> np.float32:
+    """The value that float16 keeps of v."""
+    return from_half(to_half(v))
+
+
+# ---- from a matrix into lanes --------------------------------------------------------------------------------------
+
+
+def raw_bytes(weights: Array) -> tuple[Array, bool]:
+    """A contiguous matrix as kernels take it: flat bytes, and whether they are float32 (else bits of bfloat16).
+
+    So one compiled kernel serves both.
+    """
+    return weights.reshape(-1).view(np.uint8), weights.dtype == np.float32
+
+
+@kernel
+def load(raw: Array, wide: bool, first: int, n_blocks: int, block_size: int, x: Array) -> None:
+    """Fill a tile x [block_size * LANES] with the blocks first .. first + LANES, zeros after the last of `n_blocks`."""
+    n = min(LANES, n_blocks - first)
+    if wide:
+        _load(raw.view(np.uint32), np.uint32(0), first * block_size, n, block_size, x)
+    else:
+        _load(raw.view(np.uint16), np.uint32(16), first * block_size, n, block_size, x)
+    for i in range(n, LANES):
+        for k in range(block_size):
+            x[k * LANES + i] = ZERO
+
+
+@kernel
+def _load(bits: Array, shift: np.uint32, start: int, n: int, block_size: int, x: Array) -> None:
+    for k0 in range(0, block_size, 32):  # 32 rows of the tile at a time: they stay in the L1 cache
+        for i in range(n):
+            o = start + i * block_size + k0
+            for k in range(32):
+                x[(k0 + k) * LANES + i] = np.uint32(np.uint32(bits[o + k]) << shift).view(np.float32)
+
+
+@kernel
+def row_square_sums(raw: Array, wide: bool, sums: Array) -> None:
+    """The sum of x*x over each row, in index order: float32 [n_rows]."""
+    if wide:
+        _row_square_sums(raw.view(np.uint32), np.uint32(0), sums)
+    else:
+        _row_square_sums(raw.view(np.uint16), np.uint32(16), sums)
+
+
+@kernel
+def _row_square_sums(bits: Array, shift: np.uint32, sums: Array) -> None:
+    n_rows = sums.size
+    n_per_row = bits.size // max(1, n_rows)
+    together = 16  # rows side by side, since each sum alone would wait for its last addition
+    acc = np.empty(together, np.float32)
+    for row in range(0, n_rows, together):
+        acc[:] = ZERO
+        if row + together <= n_rows:
+            for k in range(n_per_row):
+                for i in range(together):
+                    v = np.uint32(np.uint32(bits[(row + i) * n_per_row + k]) << shift).view(np.float32)
+                    acc[i] += v * v
+        else:
+            for i in range(n_rows - row):
+                for k in range(n_per_row):
+                    v = np.uint32(np.uint32(bits[(row + i) * n_per_row + k]) << shift).view(np.float32)
+                    acc[i] += v * v
+        for i in range(min(together, n_rows - row)):
+            sums[row + i] = acc[i]
+
+
+def importance_lanes(importance: Array, block_size: int) -> Array:
+    """An importance [n_per_row] laid out for lanes: [block_size, n_blocks_per_row + LANES - 1], contiguous.
+
+    Row k holds importance k of each block of a row, and goes round: the tile that begins with block `first` finds its
+    lanes at columns `first % n_blocks_per_row` and on, even where it runs into the next rows of the matrix.
+    """
+    blocks = importance.reshape(-1, block_size)
+    around = np.arange(len(blocks) + LANES - 1) % len(blocks)
+    return np.ascontiguousarray(blocks[around].T)
