@@ -161,7 +161,7 @@ FTYPES = (
     Ftype("F32", 0, QType.F32),
     Ftype("F16", 1, QType.F16),
     Ftype("BF16", 32, QType.BF16),
-    Ftype("Q8_0", 7, QType.Q8_0, _EIGHT, output=QType.Q8_0),
+    Ftype("Q8_0", 7, QType.Q8_0, output=QType.Q8_0),
     Ftype("Q6_K", 18, QType.Q6_K, _EIGHT),
     Ftype(
         "Q5_K_M",
