@@ -138,9 +138,7 @@ class Ftype:
     qtype: QType  # of a tensor that no rule names
     rules: tuple[Rule, ...] = ()  # the first that applies decides
     output: QType = QType.Q6_K  # of output.weight, and of a token_embd.weight that serves as output too
-    needs_imatrix: frozenset[QType] = (
-        frozenset()
-    )  # types that this file type refuses to fit without importances
+    needs_imatrix: frozenset[QType] = frozenset()  # types it refuses to fit without importances
 
     def choose(self, place: Place) -> QType:
         """The type of a tensor that is not the output."""
@@ -150,12 +148,43 @@ class Ftype:
 _V, _K, _OUT, _DOWN = Category.ATTN_V, Category.ATTN_K, Category.ATTN_OUTPUT, Category.FFN_DOWN
 _EIGHT = (Rule(_V, QType.Q8_0, eight_experts=True), Rule(_K, QType.Q8_0, eight_experts=True))
 _OUT_EIGHT = Rule(_OUT, QType.Q5_K, eight_experts=True)
-_IQ4_RULES = (
+
+_Q5_K_M = (*_EIGHT, Rule(_V, QType.Q6_K, use_more_bits), Rule(_DOWN, QType.Q6_K, use_more_bits))
+_Q5_0 = (*_EIGHT, Rule(_DOWN, QType.Q5_1, first_8th, has_imatrix=True))
+_Q4_K_M = (*_Q5_K_M, _OUT_EIGHT)
+_Q4_K_S = (*_EIGHT, Rule(_V, QType.Q5_K, first_4), Rule(_DOWN, QType.Q5_K, first_8th), _OUT_EIGHT)
+_Q4_0 = (*_EIGHT, Rule(_DOWN, QType.Q4_1, first_8th, has_imatrix=True))
+_IQ4 = (
     *_EIGHT,
     Rule(_V, QType.Q5_K, min_gqa=4),
     Rule(_DOWN, QType.Q5_K, first_8th, has_imatrix=False),
     _OUT_EIGHT,
 )
+_MXFP4_MOE = (Rule(None, QType.MXFP4, stacked=True), Rule(None, QType.Q8_0))
+_Q3_K_L = (
+    *_EIGHT,
+    Rule(_V, QType.Q5_K),
+    Rule(_DOWN, QType.Q5_K),
+    Rule(_OUT, QType.Q5_K, eight_experts=False),  # no bump for 8, unlike its neighbours
+)
+_Q3_K_M = (
+    *_EIGHT,
+    Rule(_V, QType.Q5_K, first_2),
+    Rule(_V, QType.Q4_K),
+    Rule(_DOWN, QType.Q5_K, first_16th),
+    Rule(_DOWN, QType.Q4_K),
+    _OUT_EIGHT,
+    Rule(_OUT, QType.Q4_K),
+)
+_Q2_K = (
+    *_EIGHT,
+    Rule(_V, QType.Q4_K, min_gqa=4),
+    Rule(_V, QType.Q3_K),
+    Rule(_DOWN, QType.Q3_K),
+    _OUT_EIGHT,
+    Rule(_OUT, QType.Q3_K),
+)
+_Q2_K_S = (*_EIGHT, Rule(_V, QType.Q4_K, min_gqa=4), Rule(_DOWN, QType.Q4_K, first_8th))
 
 FTYPES = (
     Ftype("F32", 0, QType.F32),
@@ -163,86 +192,24 @@ FTYPES = (
     Ftype("BF16", 32, QType.BF16),
     Ftype("Q8_0", 7, QType.Q8_0, output=QType.Q8_0),
     Ftype("Q6_K", 18, QType.Q6_K, _EIGHT),
-    Ftype(
-        "Q5_K_M",
-        17,
-        QType.Q5_K,
-        (*_EIGHT, Rule(_V, QType.Q6_K, use_more_bits), Rule(_DOWN, QType.Q6_K, use_more_bits)),
-    ),
+    Ftype("Q5_K_M", 17, QType.Q5_K, _Q5_K_M),
     Ftype("Q5_K_S", 16, QType.Q5_K, _EIGHT),
     Ftype("Q5_1", 9, QType.Q5_1, _EIGHT),
-    Ftype("Q5_0", 8, QType.Q5_0, (*_EIGHT, Rule(_DOWN, QType.Q5_1, first_8th, has_imatrix=True))),
-    Ftype(
-        "Q4_K_M",
-        15,
-        QType.Q4_K,
-        (*_EIGHT, Rule(_V, QType.Q6_K, use_more_bits), Rule(_DOWN, QType.Q6_K, use_more_bits), _OUT_EIGHT),
-    ),
-    Ftype(
-        "Q4_K_S",
-        14,
-        QType.Q4_K,
-        (*_EIGHT, Rule(_V, QType.Q5_K, first_4), Rule(_DOWN, QType.Q5_K, first_8th), _OUT_EIGHT),
-    ),
+    Ftype("Q5_0", 8, QType.Q5_0, _Q5_0),
+    Ftype("Q4_K_M", 15, QType.Q4_K, _Q4_K_M),
+    Ftype("Q4_K_S", 14, QType.Q4_K, _Q4_K_S),
     Ftype("Q4_1", 3, QType.Q4_1, _EIGHT),
-    Ftype("Q4_0", 2, QType.Q4_0, (*_EIGHT, Rule(_DOWN, QType.Q4_1, first_8th, has_imatrix=True))),
-    Ftype("IQ4_NL", 25, QType.IQ4_NL, _IQ4_RULES),
-    Ftype("IQ4_XS", 30, QType.IQ4_XS, _IQ4_RULES),
-    Ftype(
-        "MXFP4_MOE",
-        38,
-        QType.MXFP4,
-        (Rule(None, QType.MXFP4, stacked=True), Rule(None, QType.Q8_0)),
-        output=QType.Q8_0,
-    ),
-    Ftype(
-        "Q3_K_L",
-        13,
-        QType.Q3_K,
-        (
-            *_EIGHT,
-            Rule(_V, QType.Q5_K),
-            Rule(_DOWN, QType.Q5_K),
-            Rule(_OUT, QType.Q5_K, eight_experts=False),
-        ),
-    ),
-    Ftype(
-        "Q3_K_M",
-        12,
-        QType.Q3_K,
-        (
-            *_EIGHT,
-            Rule(_V, QType.Q5_K, first_2),
-            Rule(_V, QType.Q4_K),
-            Rule(_DOWN, QType.Q5_K, first_16th),
-            Rule(_DOWN, QType.Q4_K),
-            _OUT_EIGHT,
-            Rule(_OUT, QType.Q4_K),
-        ),
-    ),
+    Ftype("Q4_0", 2, QType.Q4_0, _Q4_0),
+    Ftype("IQ4_NL", 25, QType.IQ4_NL, _IQ4),
+    Ftype("IQ4_XS", 30, QType.IQ4_XS, _IQ4),
+    Ftype("MXFP4_MOE", 38, QType.MXFP4, _MXFP4_MOE, output=QType.Q8_0),
+    Ftype("Q3_K_L", 13, QType.Q3_K, _Q3_K_L),
+    Ftype("Q3_K_M", 12, QType.Q3_K, _Q3_K_M),
     Ftype("Q3_K_S", 11, QType.Q3_K, (*_EIGHT, _OUT_EIGHT)),
-    Ftype(
-        "Q2_K",
-        10,
-        QType.Q2_K,
-        (
-            *_EIGHT,
-            Rule(_V, QType.Q4_K, min_gqa=4),
-            Rule(_V, QType.Q3_K),
-            Rule(_DOWN, QType.Q3_K),
-            _OUT_EIGHT,
-            Rule(_OUT, QType.Q3_K),
-        ),
-    ),
-    Ftype(
-        "Q2_K_S",
-        21,
-        QType.Q2_K,
-        (*_EIGHT, Rule(_V, QType.Q4_K, min_gqa=4), Rule(_DOWN, QType.Q4_K, first_8th)),
-        needs_imatrix=frozenset({QType.Q2_K}),
-    ),
+    Ftype("Q2_K", 10, QType.Q2_K, _Q2_K),
+    Ftype("Q2_K_S", 21, QType.Q2_K, _Q2_K_S, needs_imatrix=frozenset({QType.Q2_K})),
 )
-"""All file types that can be made, the larger first."""
+"""All file types that can be made, from large to small."""
 
 FALLBACKS = {
     QType.IQ4_XS: QType.IQ4_NL,
