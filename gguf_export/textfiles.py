@@ -1,0 +1,70 @@
+"""The small files beside the weights (JSON, templates, the model card), as a stranger's folder may hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from quantize.exceptions import TokenizerError
+from quantize.untrusted import read_json, regular_size
+
+__all__ = ["Note", "discard", "optional_object", "optional_text"]
+
+Note = Callable[[str], None]
+"""Who is told, in one line, what was left out or replaced: the library itself never prints."""
+
+MAX_TEXT_BYTES = 16 * 2**20  # of a template or a model card
+
+
+def discard(_note: str) -> None:
+    """Tell nobody."""
+
+
+def optional_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in `path`, None where there is no such file.
+
+    Raises:
+        TokenizerError: the file cannot be read, or holds anything but a JSON object made of text that is text.
+    """
+    if not _is_there(path):
+        return None
+    found = read_json(path, TokenizerError)
+    try:
+        # JSON can spell half a surrogate pair, which neither UTF-8 nor GGUF can hold.
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise TokenizerError(f"{path}: holds half of a surrogate pair, which is no text; repair it") from None
+    except RecursionError:
+        raise TokenizerError(f"{path}: invalid JSON: nested too deeply") from None
+    return found
+
+
+def optional_text(path: Path) -> str | None:
+    """The text in `path`, None where there is no such file.
+
+    Raises:
+        TokenizerError: the file cannot be read, is larger than `MAX_TEXT_BYTES`, or is not UTF-8.
+    """
+    if not _is_there(path):
+        return None
+    size = regular_size(path, TokenizerError)
+    if size > MAX_TEXT_BYTES:
+        raise TokenizerError(
+            f"{path}: {size} bytes are too many for such a file, the limit is {MAX_TEXT_BYTES}"
+        )
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_TEXT_BYTES).decode("utf-8")
+    except OSError as failure:
+        raise TokenizerError(f"{path}: cannot be read: {failure.strerror}") from None
+    except UnicodeDecodeError as failure:
+        raise TokenizerError(f"{path}: is not UTF-8 text (byte {failure.start})") from None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists() or path.is_symlink()  # a link to nowhere is a fault to be told, not an absence
+    except OSError:
+        return True  # reading it will say why
