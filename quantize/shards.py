@@ -56,7 +56,7 @@ class Checkpoint:
         stored, remarks = index_shards(self.path)
         rows = embedding_rows(self.family, stored)
         vocab_size = self.config.get("vocab_size")
-        self._hparams, more = read_hparams(self.family, self.config, rows or 0)
+        self._hparams, more = read_hparams(self.family, self.config, rows or 1)
         dims = shape_dims(self.family, self.config, self._hparams)
         bindings, ignored = bind(self.family, dims, stored)
         self._bindings = {binding.spec.name: binding for binding in bindings}

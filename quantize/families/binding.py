@@ -85,6 +85,8 @@ def _bind(
     """The alternative of which most is there; its gaps are reported, not another alternative's."""
     shape = tuple(evaluate(axis, dims) for axis in tensor.shape.split())
     spec_name = tensor.name.format(bid=bid)
+    if 0 in shape:
+        raise CheckpointError(f"config.json: {spec_name} would be empty: {list(shape)}")
     n_expert = shape[0] if tensor.stacked else 1
     candidates = [(source, _names(source, bid, n_expert)) for source in tensor.sources]
     source, names = max(candidates, key=lambda one: sum(name in stored for name in one[1]) / len(one[1]))

@@ -74,6 +74,9 @@ def read_hparams(family: Family, config: Mapping[str, Any], n_vocab: int) -> tup
         )
     rope = config["rope_parameters"]
     scaling, remarks = rope_scaling(rope)
+    window = config.get("sliding_window")
+    if type(window) is int and window < sizes["n_ctx_train"]:
+        remarks.append(f"the sliding window of {window} tokens is left out, as llama.cpp leaves it out")
     found = Hparams(
         arch=family.arch,
         n_vocab=n_vocab,

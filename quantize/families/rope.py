@@ -97,17 +97,21 @@ def rope_freqs(hparams: Hparams) -> Array | None:
     if rope.kind != "llama3":
         return None
     f32 = np.float32
+    one, n_ctx = f32(1.0), f32(rope.n_ctx_orig)
     exponents = np.arange(0, hparams.head_dim, 2, dtype=f32) / f32(hparams.head_dim)
-    # the power in double precision and rounded once: what a correctly rounded single-precision pow gives
-    freqs = f32(1.0) / np.power(float(hparams.rope_freq_base), exponents.astype(np.float64)).astype(f32)
-    wavelens = f32(2 * math.pi) / freqs
-    low, high = f32(rope.low_freq_factor), f32(rope.high_freq_factor)
-    smooth = (f32(rope.n_ctx_orig) / wavelens - low) / f32(rope.high_freq_factor - rope.low_freq_factor)
-    blend = (f32(1.0) - smooth) / f32(rope.factor) + smooth
+    # the power in double precision and rounded once, which is what a good single-precision pow gives
+    base = float(f32(hparams.rope_freq_base))
+    freqs = one / np.power(base, exponents.astype(np.float64)).astype(f32)
+    # torch divides a number by a tensor as number * (1 / tensor)
+    wavelens = f32(2 * math.pi) * (one / freqs)
+    smooth = (n_ctx * (one / wavelens) - f32(rope.low_freq_factor)) / f32(
+        rope.high_freq_factor - rope.low_freq_factor
+    )
+    blend = (one - smooth) / f32(rope.factor) + smooth
     with np.errstate(divide="ignore"):  # outside of the band the blend may be zero, and is not used
-        blended = f32(1.0) / blend
-    stretched = np.where(wavelens > f32(rope.n_ctx_orig) / low, f32(rope.factor), blended)
-    factors: Array = np.where(wavelens < f32(rope.n_ctx_orig) / high, f32(1.0), stretched).astype(f32)
+        blended = one / blend
+    low, high = f32(rope.n_ctx_orig / rope.low_freq_factor), f32(rope.n_ctx_orig / rope.high_freq_factor)
+    factors: Array = np.where(wavelens < high, one, np.where(wavelens > low, f32(rope.factor), blended))
     return factors
 
 
