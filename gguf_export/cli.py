@@ -146,8 +146,12 @@ def export(
 
     checkpoint = open_checkpoint(model)
     if lmstudio:
-        folder = folder or names.LMSTUDIO_MODELS
-        publisher = publisher or names.find_publisher(checkpoint.path)
+        folder = folder or names.lmstudio_root()
+        publisher = publisher or names.find_publisher(checkpoint.config)
+        if publisher is None:
+            raise click.UsageError(
+                "--lmstudio needs --publisher NAME: config.json does not say who made the model"
+            )
     prepared = exporting.prepare(
         checkpoint,
         _recipes(ftypes, **recipe_options),
@@ -201,6 +205,8 @@ def _load_imatrix(path: Path | None, prior: float) -> Any:
 
 def _say_fallbacks(prepared: Export) -> None:
     """A fallback is never silent: each kind gets one line, with its count."""
+    for remark in prepared.remarks:
+        click.echo(remark, err=True)
     for file in prepared.files:
         plan = file.plan
         if plan.fallbacks:

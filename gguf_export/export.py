@@ -22,13 +22,13 @@ from gguf_export.metadata import KeyValue
 from gguf_export.writer import Sink, check_space, header
 from quantize import encode
 from quantize.blocks import block_format
-from quantize.exceptions import CheckpointError, OutputError
+from quantize.exceptions import CheckpointError, ImatrixError, OutputError
 from quantize.layout import Plan, PlannedTensor
 from quantize.progress import Progress, Report, silent
 from quantize.recipe import Recipe
 from quantize.recipe import plan as make_plan
 from quantize.shards import Checkpoint
-from quantize.tensors import Array, QType, Rows, TensorSpec
+from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
 
 SLAB_BYTES = 16 * 2**20
 """Source bytes of one slab, about: small enough for a few in flight, large enough that reading is sequential."""
@@ -55,6 +55,8 @@ class Export:
     checkpoint: Checkpoint
     files: tuple[OutputFile, ...]
     imatrix: Imatrix | None = None
+    remarks: tuple[str, ...] = ()
+    """What a careful reader wants to be told: fallbacks taken, settings that a GGUF cannot say."""
 
     def without_importance(self) -> list[str]:
         """Names of tensors that will be quantized although the importance matrix knows nothing of them."""
@@ -130,28 +132,43 @@ def prepare(
         MoeGgufError: a recipe, tokenizer, imatrix or setting that does not fit the model.
     """
     specs, hparams = checkpoint.specs(), checkpoint.hparams
+    remarks = list(checkpoint.remarks)
     if imatrix is not None:
-        imatrix.check(specs)
+        remarks += imatrix.check(specs)
     overrides = [metadata.parse_override(text) for text in override_kv]
     keys = metadata.model_keys(
-        checkpoint.path, checkpoint.config, hparams, n_params=metadata.count_params(specs), name=name
+        checkpoint.path,
+        checkpoint.config,
+        hparams,
+        n_params=metadata.count_params(specs),
+        name=name,
+        note=remarks.append,
     )
-    keys += vocab.vocab_keys(checkpoint.path, checkpoint.config, hparams.n_vocab, pre)
+    keys += vocab.vocab_keys(checkpoint.path, checkpoint.config, hparams.n_vocab, pre, note=remarks.append)
     files = []
     for recipe in recipes:
         plan = make_plan(specs, hparams, recipe, has_imatrix=imatrix is not None)
         file_keys = metadata.assemble(keys, recipe.ftype.id, imatrix, overrides)
-        file_name = names.output_name(keys, recipe.ftype.name, checkpoint.path)
+        file_name = names.output_name(keys, recipe.ftype.name)
         if publisher is None:
             path = folder / file_name
         else:
-            path = names.lmstudio_path(
-                folder, publisher, names.model_folder(keys, checkpoint.path), file_name
-            )
+            path = names.lmstudio_path(folder, publisher, names.model_folder(keys), file_name)
         files.append(OutputFile(path, plan, tuple(file_keys)))
+        _refuse_blind(plan, imatrix)
     if len({file.path for file in files}) < len(files):
         raise OutputError(f"{files[0].path}: two of the files would have the same name; give each type once")
-    return Export(checkpoint, tuple(files), imatrix)
+    return Export(checkpoint, tuple(files), imatrix, tuple(remarks))
+
+
+def _refuse_blind(plan: Plan, imatrix: Imatrix | None) -> None:
+    """Some types are of no use without importances: llama-quantize refuses them, too."""
+    for planned in plan.tensors:
+        if planned.requires_imatrix and (imatrix is None or imatrix.importance(planned.spec.name, 0) is None):
+            raise ImatrixError(
+                f"{planned.spec.name}: {plan.ftype.name} makes it {planned.qtype.name}, which needs importances, and "
+                "the importance matrix has none for it; give one that covers it, or another --tensor-type"
+            )
 
 
 def run(export: Export, *, jobs: int | None = None, force: bool = False, report: Report = silent) -> Exported:
@@ -283,5 +300,5 @@ def _compile_kernels(export: Export, report: Report) -> None:
     for file in export.files:
         for planned in file.plan.tensors:
             known = export.imatrix is not None and export.imatrix.importance(planned.spec.name, 0) is not None
-            wanted.add((planned.spec.qtype, planned.qtype, known))
-    encode.compile_kernels(sorted(wanted), report)
+            wanted.add((NUMPY_TYPES[planned.spec.qtype], planned.qtype, known))
+    encode.compile_kernels(sorted(wanted, key=str), report)
