@@ -1,0 +1,230 @@
+"""The command line as a user meets it: verbs, tables, and one clear line for everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from pico import pico_mixtral, read_checkpoint, write_checkpoint
+
+from gguf_export.cli import main
+from gguf_export.reader import GGUFFile
+
+
+def invoke(*words: Any) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pico_mixtral(tmp_path_factory.mktemp("models") / "Pico-4x1M-bf16", n_shards=3)
+
+
+@pytest.fixture
+def model(pico: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pico, tmp_path / pico.name))
+
+
+def test_help_answers_without_heavy_imports() -> None:
+    script = (
+        "import sys; from gguf_export.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('numba', 'torch', 'numpy', 'rich', 'gguf') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "export" in done.stdout
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_every_command_and_option_has_help() -> None:
+    for name, command in main.commands.items():
+        assert command.help, name
+        for option in command.params:
+            if option.param_type_name == "option":
+                assert option.help, f"{name} {option.name}"
+
+
+def test_export_writes_files_and_a_table(model: Path, tmp_path: Path) -> None:
+    done = invoke("export", model, "-t", "Q8_0", "-t", "f16", "-o", tmp_path / "out", "--jobs", 1)
+    assert done.exit_code == 0, done.output
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.gguf"))
+    assert names == ["Pico-4x1M-F16.gguf", "Pico-4x1M-Q8_0.gguf"]
+    assert all(name in done.stdout for name in names)
+    assert "read once" in done.stdout
+
+
+def test_quiet_prints_nothing(model: Path, tmp_path: Path) -> None:
+    done = invoke("export", model, "-t", "Q8_0", "-o", tmp_path / "out", "--quiet")
+    assert (done.exit_code, done.output) == (0, "")
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(model: Path, tmp_path: Path) -> None:
+    done = invoke("export", model, "-t", "Q8_0", "-o", tmp_path / "out", "--dry-run")
+    assert done.exit_code == 0
+    assert "blk.1.ffn_down_exps.weight" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_overrides_and_types_reach_the_file(model: Path, tmp_path: Path) -> None:
+    done = invoke(
+        "export", model, "-t", "Q8_0", "-o", tmp_path, "--name", "Other Name",
+        "--override-kv", "general.author=str:me", "--override-kv", "llama.expert_used_count=int:1",
+        "--tensor-type", "attn_v=f16", "--output-tensor-type", "bf16",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    file = GGUFFile(next(tmp_path.glob("*.gguf")))
+    assert file.keys["general.name"] == "Other Name"
+    assert file.keys["general.author"] == "me"
+    assert file.keys["llama.expert_used_count"] == 1
+    assert file.tensors["blk.0.attn_v.weight"].spec.qtype.name == "F16"
+    assert file.tensors["output.weight"].spec.qtype.name == "BF16"
+
+
+def test_width_fallback_is_said(model: Path, tmp_path: Path) -> None:
+    done = invoke("export", model, "-t", "Q4_K_M", "-o", tmp_path, "--dry-run")
+    assert "fall back" in done.stderr
+
+
+def test_lmstudio_layout(model: Path, tmp_path: Path) -> None:
+    done = invoke(
+        "export", model, "-t", "Q8_0", "-o", tmp_path / "models", "--lmstudio", "--publisher", "someone"
+    )
+    assert done.exit_code == 0, done.output
+    assert [path.relative_to(tmp_path / "models") for path in (tmp_path / "models").rglob("*.gguf")] == [
+        Path("someone", "Pico-4x1M-GGUF", "Pico-4x1M-Q8_0.gguf")
+    ]
+
+
+def test_inspect(model: Path, tmp_path: Path) -> None:
+    assert "4, 2 used" in invoke("inspect", model).stdout
+    assert invoke("export", model, "-t", "Q8_0", "-o", tmp_path).exit_code == 0
+    path = next(tmp_path.glob("*.gguf"))
+    assert "blk.0.attn_q.weight" in invoke("inspect", path, "--tensors").stdout
+    told = json.loads(invoke("inspect", path, "--json").stdout)
+    assert told["kind"] == "gguf"
+    assert told["hparams"]["n_expert"] == 4
+    assert told["keys"]["general.architecture"] == "llama"
+    assert sum(tensor["n_bytes"] for tensor in told["tensors"]) == told["n_bytes"]
+
+
+def config(model: Path, **changes: Any) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def weights(model: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    found = read_checkpoint(model)
+    change(found)
+    for old in model.glob("model*"):
+        old.unlink()
+    write_checkpoint(model, found, json.loads((model / "config.json").read_text()), n_shards=2)
+
+
+def index(model: Path, change: Callable[[dict[str, str]], object]) -> None:
+    path = model / "model.safetensors.index.json"
+    told = json.loads(path.read_text())
+    change(told["weight_map"])
+    path.write_text(json.dumps(told))
+
+
+def shard(model: Path, number: int = 0) -> Path:
+    return sorted(model.glob("*.safetensors"))[number]
+
+
+def truncate(model: Path) -> None:
+    path = shard(model, 1)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def lie_about_length(model: Path) -> None:
+    path = shard(model, 1)
+    path.write_bytes((2**40).to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+def only_pickle(model: Path) -> None:
+    for path in model.glob("*.safetensors*"):
+        path.unlink()
+    (model / "pytorch_model.bin").write_bytes(b"anything")
+
+
+W1 = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
+FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no config", lambda m: (m / "config.json").unlink(), "config.json"),
+    ("architecture", lambda m: config(m, architectures=["BertModel"]), "MixtralForCausalLM"),
+    ("missing shard", lambda m: shard(m, 1).unlink(), "model-00002"),
+    ("truncated shard", truncate, "model-00002"),
+    ("lying header", lie_about_length, "model-00002"),
+    ("index leaves the folder", lambda m: index(m, lambda w: w.update({W1: "../x.safetensors"})), "index"),
+    ("missing expert", lambda m: weights(m, lambda w: w.pop(W1)), "expert"),
+    ("wrong shape", lambda m: weights(m, lambda w: w.update({W1: w[W1][:5]})), "shape"),
+    ("unread tensor", lambda m: weights(m, lambda w: w.update(more=w[W1].copy())), "more"),
+    ("pickle", only_pickle, "safetensors"),
+    ("infinity", lambda m: weights(m, lambda w: w[W1].__setitem__((0, 0), 0x7F80)), "expert 2"),
+    ("vocabulary", lambda m: weights(m, lambda w: shorten(w, 300)), "tokens"),
+    ("no tokenizer", lambda m: (m / "tokenizer.model").unlink(), "tokenizer"),
+]
+
+
+def shorten(found: dict[str, Any], rows: int) -> None:
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        found[name] = found[name][:rows]
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS]
+)
+def test_bad_checkpoint_is_one_line(
+    model: Path, tmp_path: Path, fault: Callable[[Path], object], named: str
+) -> None:
+    fault(model)
+    done = invoke("export", model, "-t", "Q8_0", "-o", tmp_path / "out", "--quiet")
+    check_one_line(done, named)
+    assert not list((tmp_path / "out").glob("*.gguf"))
+
+
+def check_one_line(done: Result, named: str) -> None:
+    assert done.exit_code == 1, done.output
+    errors = [line for line in done.stderr.splitlines() if line.startswith("moe-gguf: error: ")]
+    assert len(errors) == 1
+    assert errors[0] == done.stderr.splitlines()[-1]
+    assert named in errors[0]
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["-t", "Q4_X"], "Q4_K_M"),
+        (["-t", "Q8_0", "--imatrix", "absent.gguf"], "absent.gguf"),
+        (["-t", "Q8_0", "--tensor-type", "attn_v"], "attn_v"),
+        (["-t", "Q8_0", "--tensor-type", "(=q8_0"], "("),
+        (["-t", "Q8_0", "--override-kv", "a=b"], "a=b"),
+        (["-t", "Q8_0", "--output-tensor-type", "q9"], "q9"),
+    ],
+)
+def test_bad_setting_is_one_line(pico: Path, tmp_path: Path, words: list[str], named: str) -> None:
+    check_one_line(invoke("export", pico, *words, "-o", tmp_path), named)
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_file_needs_force(model: Path, tmp_path: Path) -> None:
+    words = ("export", model, "-t", "Q8_0", "-o", tmp_path / "out", "--quiet")
+    assert invoke(*words).exit_code == 0
+    check_one_line(invoke(*words), "--force")
+    assert invoke(*words, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize("content", [None, b"", b"GGUF", b"nonsense"])
+def test_inspect_refuses_what_it_cannot_read(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "some.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    check_one_line(invoke("inspect", path), "some.gguf")
