@@ -83,6 +83,8 @@ class ProgressView:
         self._logged[moment.stage] = now
         left = f", {(moment.total - moment.done) / rate:.0f} s left" if rate and not finished else ""
         done, total = amount(moment.done, moment.unit), amount(moment.total, moment.unit)
+        if moment.unit != "B":
+            done = f"{moment.done:,}"
         print(
             f"{moment.stage}: {done} of {total}{', ' + rate_text if rate_text else ''}{left}", file=sys.stderr
         )
