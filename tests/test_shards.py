@@ -638,3 +638,29 @@ def test_every_tensor_is_what_llama_cpp_converts(tmp_path: Path, layout: str) ->
     for name, one in expected.items():
         assert sha256_as(checkpoint, specs[name], one["type"]) == one["sha256"], name
     assert checkpoint.bytes_read == checkpoint.n_bytes
+
+
+# --- scripts/make_synthetic.py ---------------------------------------------------------------------------------------
+
+
+def test_the_synthetic_checkpoint_is_one(tmp_path: Path) -> None:
+    import subprocess
+
+    import sentencepiece
+
+    script = Path(__file__).resolve().parents[1] / "scripts" / "make_synthetic.py"
+    sizes = ["--layers", "1", "--experts", "3", "--n-embd", "64", "--n-ff", "96", "--vocab", "1000"]
+    heads = ["--n-head", "4", "--n-head-kv", "2"]
+    for layout in ("split", "fused"):
+        command = [sys.executable, str(script), str(tmp_path / layout), *sizes, *heads, "--layout", layout]
+        subprocess.run(command, check=True, capture_output=True)
+    split, fused = open_checkpoint(tmp_path / "split"), open_checkpoint(tmp_path / "fused")
+    assert split.hparams == fused.hparams and split.remarks == fused.remarks == ()
+    for spec in split.specs():
+        for xid in range(spec.n_expert):
+            values = split.read(spec, xid)
+            np.testing.assert_array_equal(fused.read(spec, xid), values)
+            assert 0.01 < pico.to_f32(values).std() < 0.03
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "split" / "tokenizer.model"))
+    assert tokenizer.vocab_size() == 1000
+    assert tokenizer.decode(tokenizer.encode("the  river ü")) == "the  river ü"
