@@ -5,22 +5,61 @@ from __future__ import annotations
 import numpy as np
 
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ZERO, nearest_code
+from quantize.blocks.lanes import LANES, ONE, ZERO, nearest_code
 from quantize.tensors import Array
 
 
 @kernel
 def nearest(
-    n: int, nmax: np.float32, x: Array, scale: Array, minimum: Array, best_iscale: Array, best_min: Array, codes: Array
+    x: Array, nmax: np.float32, scales: Array, mins: Array, iscales: Array, lows: Array, codes: Array
 ) -> None:
-    """Codes 0..nmax of x [n * LANES] (uint8, same layout) on the grid scale * code - minimum, all [LANES].
+    """Codes 0..nmax of the tiles x on the grids scale * code - min.
 
-    Where the scale became 0, ggml leaves the codes of its search, which are the nearest on `best_iscale` and `best_min`.
+    Where a scale became 0, ggml leaves the codes of its search, which are the nearest on (x - low) * iscale.
+
+    Args:
+        x: [n_tiles, n_sub * n * LANES] float32.
+        nmax: the largest code.
+        scales, mins, iscales, lows: [n_tiles, n_sub, LANES] float32.
+        codes: as x, uint8, overwritten.
     """
-    for k in range(n):
-        for i in range(LANES):
-            v = x[k * LANES + i]
-            d = scale[i]
-            code = nearest_code((v + minimum[i]) / d, ZERO, nmax)
-            left = nearest_code(best_iscale[i] * (v - best_min[i]), ZERO, nmax)
-            codes[k * LANES + i] = np.uint8(left if d == ZERO else code)
+    n_tiles, n_sub, _ = scales.shape
+    n = x.shape[1] // (n_sub * LANES)
+    for t in range(n_tiles):
+        for j in range(n_sub):
+            scale, minimum, iscale, low = scales[t, j], mins[t, j], iscales[t, j], lows[t, j]
+            for k in range(j * n, (j + 1) * n):
+                tile, row = x[t][k * LANES : (k + 1) * LANES], codes[t][k * LANES : (k + 1) * LANES]
+                for i in range(LANES):
+                    v, d = tile[i], scale[i]
+                    code = nearest_code((v + minimum[i]) / d, ZERO, nmax)
+                    left = nearest_code(iscale[i] * (v - low[i]), ZERO, nmax)
+                    row[i] = np.uint8(left if d == ZERO else code)
+
+
+@kernel
+def nearest_signed(x: Array, nmax: np.float32, scales: Array, iscales: Array, codes: Array) -> None:
+    """Codes 0..2 * nmax - 1 of the tiles x on the grids scale * (code - nmax).
+
+    Where a scale became 0, ggml leaves the codes of its search, which are the nearest on x * iscale, or 0 if that
+    is 0 as well.
+
+    Args:
+        x: [n_tiles, n_sub * n * LANES] float32.
+        nmax: the lowest code stands for -nmax.
+        scales, iscales: [n_tiles, n_sub, LANES] float32.
+        codes: as x, uint8, overwritten.
+    """
+    n_tiles, n_sub, _ = scales.shape
+    n = x.shape[1] // (n_sub * LANES)
+    for t in range(n_tiles):
+        for j in range(n_sub):
+            scale, iscale = scales[t, j], iscales[t, j]
+            for k in range(j * n, (j + 1) * n):
+                tile, row = x[t, k * LANES : (k + 1) * LANES], codes[t, k * LANES : (k + 1) * LANES]
+                for i in range(LANES):
+                    v, d, s = tile[i], scale[i], iscale[i]
+                    code = nearest_code(v / d, -nmax, nmax - ONE) + nmax
+                    left = nearest_code(v * s, -nmax, nmax - ONE) + nmax
+                    left = ZERO if s == ZERO else left
+                    row[i] = np.uint8(np.int32(left if d == ZERO else code))

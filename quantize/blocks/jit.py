@@ -1,8 +1,10 @@
-"""How kernels are compiled: one place for the options that keep bytes equal to ggml's."""
+"""How kernels are compiled: one place for the options that keep bytes equal to ggml's, and for the cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -17,7 +19,30 @@ def kernel(function: F) -> F:
     test every divisor for zero, raise, and keep the loop from being vectorised. Compiled code is kept in numba's cache,
     beside the source or in the user's cache folder; where neither can be written, each process compiles anew.
     """
-    try:
-        return cast(F, numba.njit(nogil=True, error_model="numpy", cache=True)(function))
-    except RuntimeError:  # numba found no folder that it may write
-        return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
+    compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    if not numba.config.DISABLE_JIT:
+        try:
+            compiled.enable_caching()
+        except RuntimeError:  # numba found no folder that it may write
+            return cast(F, compiled)
+        _forget_when_callees_change(compiled)
+    return cast(F, compiled)
+
+
+def _forget_when_callees_change(compiled: Any) -> None:
+    """Tie the cached code to all sources of kernels.
+
+    numba compiles callees into their caller, but looks only at the caller's own file to tell whether a cached kernel is
+    still valid. The stamp is private to numba: should it be gone one day, only this precaution goes with it.
+    """
+    file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if hasattr(file, "_source_stamp"):
+        file._source_stamp = (file._source_stamp, _stamp_of_sources())
+
+
+@cache
+def _stamp_of_sources() -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of every file in which callees lie."""
+    folder = Path(__file__).parent
+    files = sorted([*folder.glob("*.py"), folder.parent / "rounding.py"])
+    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)

@@ -2,9 +2,10 @@
 
 A tile holds `LANES` consecutive blocks of a matrix, transposed: weight k of lane i is at `x[k * LANES + i]`. Kernels loop
 over the lanes innermost, so that LLVM makes one vector instruction of what ggml does for 16 (or 8, or 4) blocks in turn,
-and every lane keeps the reference's order of additions. Three habits keep those loops vectorised:
+and every lane keeps the reference's order of additions. Three habits keep those loops vectorised (look for zmm or ymm registers in `inspect_asm`):
 
-- tiles are flat arrays and `LANES` is a constant, so that offsets between rows are constants;
+- tiles are flat arrays and `LANES` is a constant, so that offsets between rows are constants; a loop over rows takes the
+  slice of them first, because only then LLVM sees that no index is negative and has to be wrapped round;
 - what is known of each lane lies in one flat array of rows (`state[ROW + i]`), because LLVM compares the bounds of
   every two arrays of which one is written before it dares, and gives up at eight comparisons;
 - a choice is a select (`a if c else b`) whose branches are already computed, and a store is unconditional.
@@ -14,6 +15,9 @@ Constants are np.float32 and np.int32, so that neither numba nor NumPy widens (t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
@@ -22,6 +26,9 @@ from quantize.tensors import Array
 
 LANES = 1 if numba.config.DISABLE_JIT else 64
 """Blocks of a tile. 64 lanes of 32 weights, their importances and codes are 24 KiB: they stay in the L1 cache."""
+
+CHUNK = 1 << 19
+"""Weights that go through the stages of an encoder (load, fit, round, pack) together."""
 
 ZERO, ONE, HALF = np.float32(0), np.float32(1), np.float32(0.5)
 MAGIC = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits
@@ -61,9 +68,13 @@ def to_half(v: np.float32) -> np.int32:
     if size >= 0x477FF000:  # 65520 and more: infinity
         return np.int32(sign | np.int32(0x7C00))
     if size < 0x38800000:  # below 2^-14: counted in units of 2^-24, the last bit of 0.5
-        return np.int32(sign | np.int32(np.float32(size.view(np.float32) + HALF).view(np.int32) - np.int32(0x3F000000)))
+        return np.int32(
+            sign | np.int32(np.float32(size.view(np.float32) + HALF).view(np.int32) - np.int32(0x3F000000))
+        )
     odd = np.int32(np.int32(size >> np.int32(13)) & np.int32(1))
-    return np.int32(sign | np.int32(np.int32(size - np.int32(0x38000000) + np.int32(0xFFF) + odd) >> np.int32(13)))
+    return np.int32(
+        sign | np.int32(np.int32(size - np.int32(0x38000000) + np.int32(0xFFF) + odd) >> np.int32(13))
+    )
 
 
 @kernel
@@ -76,7 +87,9 @@ def from_half(bits: np.int32) -> np.float32:
     if size < 0x0400:
         value = np.float32(np.float32(size) * np.float32(2.0**-24))
         return np.float32(-value) if sign else value
-    return np.uint32(sign | np.uint32(np.uint32(size << np.uint32(13)) + np.uint32(0x38000000))).view(np.float32)
+    return np.uint32(sign | np.uint32(np.uint32(size << np.uint32(13)) + np.uint32(0x38000000))).view(
+        np.float32
+    )
 
 
 @kernel
@@ -94,6 +107,37 @@ def raw_bytes(weights: Array) -> tuple[Array, bool]:
     So one compiled kernel serves both.
     """
     return weights.reshape(-1).view(np.uint8), weights.dtype == np.float32
+
+
+class Chunk(NamedTuple):
+    """Consecutive blocks of a matrix on their way through the stages."""
+
+    first: int  # the first block's number in the matrix
+    x: Array  # float32 [n_tiles, block_size * LANES]: their weights as tiles, the last filled up with zeros
+    blocks: Array  # uint8 [n_blocks, type_size]: where their bytes go
+
+
+def chunks(weights: Array, block_size: int, out: Array, type_size: int) -> Iterator[Chunk]:
+    """A matrix in parts of about `CHUNK` weights; `x` is overwritten from one to the next.
+
+    weights and out are those of `BlockFormat.encode`.
+    """
+    raw, wide = raw_bytes(weights)
+    blocks = out.reshape(-1, type_size)
+    n_tiles = min(max(1, CHUNK // (block_size * LANES)), -(-len(blocks) // LANES))
+    x = np.empty((n_tiles, block_size * LANES), np.float32)
+    for first in range(0, len(blocks), max(1, n_tiles * LANES)):
+        part = blocks[first : first + n_tiles * LANES]
+        tiles = x[: -(-len(part) // LANES)]
+        load_tiles(raw, wide, first, len(blocks), block_size, tiles)
+        yield Chunk(first, tiles, part)
+
+
+@kernel
+def load_tiles(raw: Array, wide: bool, first: int, n_blocks: int, block_size: int, x: Array) -> None:
+    """Fill tiles x [n_tiles, block_size * LANES] with consecutive blocks."""
+    for t in range(len(x)):
+        load(raw, wide, first + t * LANES, n_blocks, block_size, x[t])
 
 
 @kernel

@@ -57,6 +57,12 @@ def make_qkx(
 
 
 @kernel
+def rows(a: Array, k: int) -> Array:
+    """STEP rows of lanes from row k on. LLVM sees that an index into them cannot be negative, and need not wrap it."""
+    return a[k * LANES : (k + STEP) * LANES]
+
+
+@kernel
 def _extrema_and_sums(n: int, x: Array, w: Array, state: Array) -> None:
     for i in range(LANES):
         state[MIN + i] = x[i]
@@ -77,7 +83,9 @@ def _extrema_and_sums(n: int, x: Array, w: Array, state: Array) -> None:
 
 
 @kernel
-def _first_guess(n: int, nmax: np.float32, x: Array, w: Array, use_mad: bool, codes: Array, state: Array) -> None:
+def _first_guess(
+    n: int, nmax: np.float32, x: Array, w: Array, use_mad: bool, codes: Array, state: Array
+) -> None:
     """Begin with the grid from min to max; where they are equal, no candidate can be better than scale 0 and codes 0."""
     for i in range(LANES):
         low, high = state[MIN + i], state[MAX + i]
@@ -104,7 +112,9 @@ def _first_guess(n: int, nmax: np.float32, x: Array, w: Array, use_mad: bool, co
 def _candidate_codes(n: int, nmax: np.float32, x: Array, codes: Array, state: Array) -> None:
     for k in range(n):
         for i in range(LANES):
-            codes[k * LANES + i] = nearest_code(state[ISCALE + i] * (x[k * LANES + i] - state[MIN + i]), ZERO, nmax)
+            codes[k * LANES + i] = nearest_code(
+                state[ISCALE + i] * (x[k * LANES + i] - state[MIN + i]), ZERO, nmax
+            )
 
 
 @kernel
@@ -118,15 +128,16 @@ def _candidate_sums(
         state[SUM_L2 + i] = ZERO
         state[SUM_XL + i] = ZERO
     for k0 in range(0, n, STEP):
+        x8, w8, codes8 = rows(x, k0), rows(w, k0), rows(codes, k0)
         for i in range(LANES):
             iscale, low = state[ISCALE + i], state[MIN + i]
             sum_l, sum_l2, sum_xl = state[SUM_L + i], state[SUM_L2 + i], state[SUM_XL + i]
             for k in range(STEP):
-                o = (k0 + k) * LANES + i
-                v = x[o]
+                o = k * LANES + i
+                v = x8[o]
                 code = nearest_code(iscale * (v - low), ZERO, nmax)
-                codes[o] = code
-                wl = w[o] * code
+                codes8[o] = code
+                wl = w8[o] * code
                 sum_l += wl
                 sum_l2 += wl * code
                 sum_xl += wl * v
@@ -153,23 +164,25 @@ def _candidate_fit(state: Array) -> None:
 @kernel
 def _squared_errors(n: int, x: Array, w: Array, codes: Array, state: Array) -> None:
     for k0 in range(0, n, STEP):
+        x8, w8, codes8 = rows(x, k0), rows(w, k0), rows(codes, k0)
         for i in range(LANES):
             this_scale, this_min, error = state[THIS_SCALE + i], state[THIS_MIN + i], state[ERROR + i]
             for k in range(STEP):
-                o = (k0 + k) * LANES + i
-                diff = this_scale * codes[o] + this_min - x[o]
-                error += w[o] * (diff * diff)
+                o = k * LANES + i
+                diff = this_scale * codes8[o] + this_min - x8[o]
+                error += w8[o] * (diff * diff)
             state[ERROR + i] = error
 
 
 @kernel
 def _absolute_errors(n: int, x: Array, w: Array, codes: Array, state: Array) -> None:
     for k0 in range(0, n, STEP):
+        x8, w8, codes8 = rows(x, k0), rows(w, k0), rows(codes, k0)
         for i in range(LANES):
             this_scale, this_min, error = state[THIS_SCALE + i], state[THIS_MIN + i], state[ERROR + i]
             for k in range(STEP):
-                o = (k0 + k) * LANES + i
-                error += w[o] * abs(this_scale * codes[o] + this_min - x[o])
+                o = k * LANES + i
+                error += w8[o] * abs(this_scale * codes8[o] + this_min - x8[o])
             state[ERROR + i] = error
 
 

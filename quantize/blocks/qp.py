@@ -46,7 +46,9 @@ def make_qp(n: int, nmax: np.float32, x: Array, w: Array, codes: Array, scale: A
 
 
 @kernel
-def _try_grid(n: int, nmax: np.float32, offset: np.float32, first: bool, x: Array, w: Array, state: Array) -> None:
+def _try_grid(
+    n: int, nmax: np.float32, offset: np.float32, first: bool, x: Array, w: Array, state: Array
+) -> None:
     """Measure a grid, and keep it if it is the first or better."""
     for i in range(LANES):
         state[MSE + i] = ZERO

@@ -1,0 +1,104 @@
+"""What Q4_K and Q5_K share: eight sub-blocks of 32 weights, and 6-bit scales and mins in 12 bytes.
+
+    byte j     (j < 4)   sc[j] | (sc[j + 4] >> 4) << 6
+    byte j + 4 (j < 4)   m[j]  | (m[j + 4] >> 4) << 6
+    byte j + 8 (j < 4)   sc[j + 4] & 15 | (m[j + 4] & 15) << 4
+
+Source: ggml-quants.c, quantize_row_q4_K_ref, quantize_row_q4_K_impl (and q5_K), get_scale_min_k4.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from quantize.blocks.affine import (
+    Grids,
+    Search,
+    code_by_maximum,
+    code_by_search,
+    fit_plain,
+    fit_weighted,
+    mean_squares,
+)
+from quantize.blocks.jit import kernel
+from quantize.blocks.lanes import LANES, Chunk, from_half, to_half
+from quantize.tensors import Array
+
+QK_K, N_SUB, SUB = 256, 8, 32  # weights of a super-block, its sub-blocks, their weights
+SC_MAX = 63
+HEAD = 16  # bytes of d, dmin and the packed scales
+
+
+class Fit(NamedTuple):
+    """A fitted chunk: the grid of each sub-block, and the bytes that say so."""
+
+    grids: Grids
+    head: Array  # uint8 [n_tiles, HEAD, LANES]: float16 d, float16 dmin, scales[12]
+
+
+def fit(chunk: Chunk, search: Search, importance: Array | None, clip: bool) -> Fit:
+    """Fit a chunk; importance is laid out by `importance_lanes`; `clip` keeps coded scales within 6 bits.
+
+    Where they are not clipped (Q4_K with importances), those of negative scales, which `make_qp` wraps round, run into
+    their neighbours' bits as they do in ggml.
+    """
+    if importance is None:
+        grids = fit_plain(chunk.x, N_SUB, search, rms=True)
+        sc, d = code_by_maximum(grids.scales, SC_MAX)
+        m, dmin = code_by_maximum(grids.mins, SC_MAX)
+    else:
+        grids = fit_weighted(chunk.x, N_SUB, search, mean_squares(chunk.x, 2), importance, chunk.first)
+        sc, d = code_by_search(grids.scales, grids.sum_w, SC_MAX)
+        m, dmin = code_by_search(grids.mins, grids.sum_w, SC_MAX)
+    if clip:
+        np.minimum(sc, np.float32(SC_MAX), out=sc)
+        np.minimum(m, np.float32(SC_MAX), out=m)
+    head = np.empty((len(chunk.x), HEAD, LANES), np.uint8)
+    _pack_scales(d, dmin, sc, m, head)
+    _unpack_scales(d, dmin, head, grids.scales, grids.mins)
+    return Fit(grids, head)
+
+
+@kernel
+def _pack_scales(d: Array, dmin: Array, sc: Array, m: Array, head: Array) -> None:
+    for t in range(len(head)):
+        for i in range(LANES):
+            d_bits, dmin_bits = to_half(d[t, i]), to_half(dmin[t, i])
+            head[t, 0, i], head[t, 1, i] = np.uint8(d_bits & 255), np.uint8(d_bits >> 8)
+            head[t, 2, i], head[t, 3, i] = np.uint8(dmin_bits & 255), np.uint8(dmin_bits >> 8)
+            for j in range(4):
+                low_sc, high_sc = int(sc[t, j, i]), int(sc[t, j + 4, i])
+                low_m, high_m = int(m[t, j, i]), int(m[t, j + 4, i])
+                head[t, 4 + j, i] = np.uint8((low_sc | (high_sc >> 4) << 6) & 255)
+                head[t, 8 + j, i] = np.uint8((low_m | (high_m >> 4) << 6) & 255)
+                head[t, 12 + j, i] = np.uint8((high_sc & 15 | (high_m & 15) << 4) & 255)
+
+
+@kernel
+def _unpack_scales(d: Array, dmin: Array, head: Array, scales: Array, mins: Array) -> None:
+    """The scales and mins that a reader will see."""
+    for t in range(len(head)):
+        for j in range(N_SUB):
+            for i in range(LANES):
+                sc, m = coded_scale(j, head[t, 4:, i])
+                scales[t, j, i] = d[t, i] * np.float32(sc)
+                mins[t, j, i] = dmin[t, i] * np.float32(m)
+
+
+@kernel
+def coded_scale(j: int, packed: Array) -> tuple[int, int]:
+    """sc[j] and m[j] from the 12 bytes."""
+    if j < 4:
+        return packed[j] & 63, packed[j + 4] & 63
+    return packed[j + 4] & 15 | (packed[j - 4] >> 6) << 4, packed[j + 4] >> 4 | (packed[j] >> 6) << 4
+
+
+@kernel
+def decoded_scales(j: int, block: Array) -> tuple[np.float32, np.float32]:
+    """The scale and the min of sub-block j of a block's bytes."""
+    d = from_half(np.int32(np.int32(block[0]) | np.int32(block[1]) << 8))
+    dmin = from_half(np.int32(np.int32(block[2]) | np.int32(block[3]) << 8))
+    sc, m = coded_scale(j, block[4:HEAD])
+    return d * np.float32(sc), dmin * np.float32(m)
