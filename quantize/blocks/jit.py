@@ -11,6 +11,9 @@ import numba
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+JIT = not getattr(numba.config, "DISABLE_JIT", 0)
+"""Whether kernels are compiled; NUMBA_DISABLE_JIT=1 runs them as plain Python, slowly, to the same bytes."""
+
 
 def kernel(function: F) -> F:
     """Compile a function on first use, without the GIL.
@@ -20,7 +23,7 @@ def kernel(function: F) -> F:
     beside the source or in the user's cache folder; where neither can be written, each process compiles anew.
     """
     compiled = numba.njit(nogil=True, error_model="numpy")(function)
-    if not numba.config.DISABLE_JIT:
+    if JIT:
         try:
             compiled.enable_caching()
         except RuntimeError:  # numba found no folder that it may write
@@ -35,7 +38,7 @@ def _forget_when_callees_change(compiled: Any) -> None:
     numba compiles callees into their caller, but looks only at the caller's own file to tell whether a cached kernel is
     still valid. The stamp is private to numba: should it be gone one day, only this precaution goes with it.
     """
-    file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    file: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if hasattr(file, "_source_stamp"):
         file._source_stamp = (file._source_stamp, _stamp_of_sources())
 

@@ -1,11 +1,11 @@
 """Many blocks side by side: the tile in which kernels work, and ggml's arithmetic for one lane of it.
 
-A tile holds `LANES` consecutive blocks of a matrix, transposed: weight k of lane i is at `x[k * LANES + i]`. Kernels loop
-over the lanes innermost, so that LLVM makes one vector instruction of what ggml does for 16 (or 8, or 4) blocks in turn,
-and every lane keeps the reference's order of additions. Three habits keep those loops vectorised (look for zmm or ymm registers in `inspect_asm`):
+A tile holds `LANES` consecutive blocks of a matrix, transposed: weight k of lane i is at `x[k * LANES + i]`. Kernels
+loop over the lanes innermost, so that LLVM makes one vector instruction of what ggml does for 16 (or 8, or 4) blocks in
+turn, and every lane keeps the reference's order of additions. Three habits keep those loops vectorised:
 
-- tiles are flat arrays and `LANES` is a constant, so that offsets between rows are constants; a loop over rows takes the
-  slice of them first, because only then LLVM sees that no index is negative and has to be wrapped round;
+- tiles are flat arrays and `LANES` is a constant, so that offsets between rows are constants; a loop over rows takes
+  the slice of them first, because only then LLVM sees that no index is negative and has to be wrapped round;
 - what is known of each lane lies in one flat array of rows (`state[ROW + i]`), because LLVM compares the bounds of
   every two arrays of which one is written before it dares, and gives up at eight comparisons;
 - a choice is a select (`a if c else b`) whose branches are already computed, and a store is unconditional.
@@ -18,13 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-from quantize.blocks.jit import kernel
+from quantize.blocks.jit import JIT, kernel
 from quantize.tensors import Array
 
-LANES = 1 if numba.config.DISABLE_JIT else 64
+LANES = 64 if JIT else 1
 """Blocks of a tile. 64 lanes of 32 weights, their importances and codes are 24 KiB: they stay in the L1 cache."""
 
 CHUNK = 1 << 19
@@ -38,7 +37,7 @@ BYTE = np.int32(255)
 
 @kernel
 def nearest_int(v: np.float32) -> np.float32:
-    """ggml's `nearest_int`, as a float: half to even for |v| < 2^22, and the same wrapped values beyond (NaN gives 0)."""
+    """ggml's `nearest_int`, as a float: half to even for |v| < 2^22, the same wrapped values beyond, 0 for NaN."""
     field = np.int32(np.float32(v + MAGIC).view(np.int32) & MAGIC_FIELD)
     return np.float32(np.int32(field | MAGIC_EXPONENT).view(np.float32) - MAGIC)
 

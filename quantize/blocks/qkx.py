@@ -2,7 +2,7 @@
 
 The two are one algorithm; the letters are ggml's, so that both can be laid side by side. What differs is bookkeeping:
 ggml copies the codes of each better candidate, here a lane remembers the candidate's `iscale` and `min`, from which its
-codes follow (`best_iscale`, `best_min`); where a format rounds anew with the final scales they are hardly ever asked for.
+codes follow (`best_iscale`, `best_min`); where a format rounds anew with the final scales they are hardly ever needed.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _extrema_and_sums(n: int, x: Array, w: Array, state: Array) -> None:
 def _first_guess(
     n: int, nmax: np.float32, x: Array, w: Array, use_mad: bool, codes: Array, state: Array
 ) -> None:
-    """Begin with the grid from min to max; where they are equal, no candidate can be better than scale 0 and codes 0."""
+    """Begin with the grid from min to max; where they are equal, scale 0 and codes 0 are final."""
     for i in range(LANES):
         low, high = state[MIN + i], state[MAX + i]
         iscale = nmax / (high - low)
