@@ -98,7 +98,7 @@ class Checkpoint:
         1 for most tensors, head_dim for permuted ones; all rows where only a whole matrix can be read.
         """
         binding = self._bindings.get(spec.name)
-        if binding is None or _whole(binding):
+        if binding is None or len(spec.shape) == 1 or _whole(binding):
             return spec.n_row
         return spec.n_row // binding.n_heads if binding.n_heads else 1
 

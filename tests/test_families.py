@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pico
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quantize.exceptions import CheckpointError
 from quantize.families import FAMILIES, Family, family_of, supported_architectures
@@ -197,6 +199,8 @@ def test_turned_permuted_and_computed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(checkpoint.read(specs["blk.0.attn_q.weight"]), old[order])
     np.testing.assert_array_equal(checkpoint.read(specs["blk.0.attn_q.weight"], rows=(3, 6)), old[order][3:6])
     np.testing.assert_array_equal(checkpoint.read(specs["blk.0.attn_q.bias"]), old_bias[order][None])
+    assert checkpoint.row_step(specs["blk.0.attn_q.weight"]) == HD
+    assert checkpoint.row_step(specs["blk.0.attn_q.bias"]) == 1
     before = checkpoint.bytes_read
     computed = checkpoint.read(specs["half.weight"])
     np.testing.assert_array_equal(computed, np.full((1, 2), 0.5, np.float32))
@@ -527,3 +531,46 @@ def test_rope_freqs_is_a_tensor_of_llama3_alone(tmp_path: Path) -> None:
     found = checkpoint.read(spec)
     assert found.shape == (1, 8) and found[0, 0] == 1.0 and found[0, -1] == 8.0
     assert checkpoint.n_bytes == plain.n_bytes
+
+
+# --- configs of strangers --------------------------------------------------------------------------------------------
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = sorted(set(family_of({"architectures": ["MixtralForCausalLM"]}).defaults) | {"rope_theta", "head_dim"})
+ROPE_KEYS = (
+    "type",
+    "rope_type",
+    "factor",
+    "rope_theta",
+    "low_freq_factor",
+    "original_max_position_embeddings",
+)
+ROPES = st.dictionaries(
+    st.sampled_from(ROPE_KEYS), SCALARS | st.sampled_from(["llama3", "yarn", "linear", "su"]), max_size=4
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    name=st.sampled_from(supported_architectures()),
+    raw=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3),
+    rope=st.none()
+    | st.fixed_dictionaries({"rope_scaling": ROPES})
+    | st.fixed_dictionaries({"rope_parameters": VALUES}),
+)
+def test_any_config_ends_in_hparams_or_in_our_error(
+    name: str, raw: dict[str, Any], rope: dict[str, Any] | None
+) -> None:
+    family = family_of({"architectures": [name]})
+    try:
+        found, remarks = read_hparams(family, complete_config(family, raw | (rope or {})), 32000)
+        rope_freqs(found)
+    except CheckpointError as refused:
+        assert str(refused).isprintable() and len(str(refused)) < 500
+    else:
+        assert found.n_head * found.head_dim > 0 and all(remark.isprintable() for remark in remarks)
