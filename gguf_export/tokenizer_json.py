@@ -14,8 +14,8 @@ from typing import Any
 from gguf import TokenType
 
 from gguf_export import pretokenizers
-from gguf_export.special_tokens import TYPES, token_text
-from gguf_export.textfiles import Note, optional_text
+from gguf_export.special_tokens import TYPES, dicts, token_text
+from gguf_export.textfiles import Note, optional_object, optional_text
 from gguf_export.tokens import Slots, Token, added_token, added_tokens_decoder, guarded
 from quantize.exceptions import TokenizerError
 from quantize.untrusted import quoted
@@ -40,7 +40,11 @@ def is_sentencepiece_like(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def _load(source: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
-    """The tokenizer (tokenizers.Tokenizer) with the tokens that transformers adds by tokenizer_config.json."""
+    """The tokenizer (tokenizers.Tokenizer), with the tokens that tokenizer_config.json adds or makes special.
+
+    As transformers 5 does it: `added_tokens_decoder`, where there is one, overrules tokenizer.json; a token that is
+    named for a purpose is special if one of the two knows it as added; what is named but nowhere found is appended.
+    """
     from tokenizers import AddedToken, Tokenizer  # noqa: PLC0415
 
     kind = _model(tokenizer).get("type")
@@ -52,22 +56,52 @@ def _load(source: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any
     loaded = guarded(source, lambda: Tokenizer.from_file(str(source)), "is no tokenizer that can be read")
     loaded.no_truncation()
     loaded.no_padding()
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    decoder = added_tokens_decoder(settings).values()
+    by_kind, more = _named(settings)
+    entries = _added_entries(source, tokenizer, settings)
     loaded.add_tokens(
-        [AddedToken(e["content"], **{flag: bool(e[flag]) for flag in flags if flag in e}) for e in decoder]
+        [
+            AddedToken(text, **_flags(entry, special=text in by_kind))
+            for entry in entries
+            if (text := token_text(entry))
+        ]
     )
-    loaded.add_special_tokens([AddedToken(text, normalized=False) for text in _named(settings)])
+    there = {token.content for token in loaded.get_added_tokens_decoder().values()}
+    loaded.add_special_tokens([AddedToken(text) for text in (*by_kind, *more) if text not in there])
     return loaded
 
 
-def _named(settings: Mapping[str, Any]) -> list[str]:
-    """Tokens that tokenizer_config.json names, which makes them special."""
-    entries = [settings.get(f"{kind}_token") for kind in TYPES]
+def _added_entries(
+    source: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """What is known of the added tokens, by ascending id."""
+    if "added_tokens_decoder" in settings:
+        return list(added_tokens_decoder(settings).values())
+    path = source.with_name("added_tokens.json")
+    found = {xid: {"content": text} for text, xid in (optional_object(path) or {}).items()}
+    found |= {entry.get("id"): entry for entry in dicts(tokenizer.get("added_tokens"))}
+    if any(isinstance(xid, bool) or not isinstance(xid, int) for xid in found):
+        raise TokenizerError(f"{path}: an added token has no valid id; fetch the file again")
+    return [found[xid] for xid in sorted(found)]
+
+
+def _flags(entry: Mapping[str, Any], special: bool) -> dict[str, bool]:
+    flags = {
+        flag: entry[flag]
+        for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")
+        if isinstance(entry.get(flag), bool)
+    }
+    return {**flags, "special": True} if special else flags
+
+
+def _named(settings: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Tokens that tokenizer_config.json names: those of a kind (bos, eos, ...), and more that are special."""
+    by_kind = [text for kind in TYPES if (text := token_text(settings.get(f"{kind}_token")))]
+    more = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        more = settings.get(key)
-        entries += more if isinstance(more, list) else more.values() if isinstance(more, dict) else []
-    return [text for text in map(token_text, entries) if text]
+        listed = settings.get(key)
+        values = listed.values() if isinstance(listed, dict) else listed if isinstance(listed, list) else ()
+        more += [text for text in map(token_text, values) if text]
+    return by_kind, more
 
 
 def put_sentencepiece_like(
@@ -75,9 +109,10 @@ def put_sentencepiece_like(
 ) -> None:
     """A SentencePiece vocabulary in the form of tokenizer.json, which keeps no scores."""
     loaded = _load(source, tokenizer, settings)
-    special = {"<unk>", "<s>", "</s>", *_named(settings)}
+    by_kind, more = _named(settings)
+    special = {"<unk>", "<s>", "</s>", *by_kind, *more}
     n_base = loaded.get_vocab_size(with_added_tokens=False)
-    for text, xid in loaded.get_vocab(with_added_tokens=True).items():
+    for text, xid in _by_id(loaded):
         if re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
             kind = TokenType.BYTE
         elif text in special:
@@ -99,7 +134,7 @@ def put_byte_level(
     loaded = _load(source, tokenizer, settings)
     found = _pre_tokenizer(source, loaded, settings, pre, note)
     added = loaded.get_added_tokens_decoder()
-    for text, xid in loaded.get_vocab(with_added_tokens=True).items():
+    for text, xid in _by_id(loaded):
         if xid not in added:
             token = Token(text, TokenType.NORMAL)
         elif added[xid].normalized:
@@ -109,6 +144,12 @@ def put_byte_level(
             token = added_token(loaded.decode(ids, skip_special_tokens=False), added[xid].special)
         slots.put(xid, token, source)
     return found
+
+
+def _by_id(loaded: Any) -> list[tuple[str, int]]:
+    """All tokens and their ids, the highest id first: it decides whether they fit."""
+    vocab: dict[str, int] = loaded.get_vocab(with_added_tokens=True)
+    return sorted(vocab.items(), key=lambda item: -item[1])
 
 
 def _pre_tokenizer(

@@ -25,7 +25,7 @@ __all__ = ["vocab_keys"]
 MAX_MODEL_BYTES = 2**26  # of a tokenizer.model; the largest in the wild are near 5 MB
 
 _CODE_LLAMA, _GRANITE = 32016, 49152  # vocabulary sizes by which the converter knows them
-_INFILL = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
+_CODE_LLAMA_EOT = 32010
 
 
 def vocab_keys(
@@ -87,15 +87,16 @@ def vocab_keys(
         keys.append(KeyValue.array(f"{prefix}.merges", merges, strings))
     keys += special_keys(path, tokenizer, settings, n_vocab, note)
     if config.get("vocab_size") == _CODE_LLAMA:
-        keys = _set(keys, *(KeyValue.u32(f"{prefix}.{kind}_token_id", xid) for kind, xid in _INFILL.items()))
+        # its infill ids have no keys in the converter's writer, which leaves the end of turn
+        keys = _set(keys, KeyValue.u32(f"{prefix}.eot_token_id", _CODE_LLAMA_EOT))
     if config.get("vocab_size") == _GRANITE:
         keys = _set(keys, KeyValue.flag(f"{prefix}.add_bos_token", False))
     return keys
 
 
-def _set(keys: Sequence[KeyValue], *changes: KeyValue) -> list[KeyValue]:
-    """Replace keys where they stand; new ones come last."""
-    return list({kv.key: kv for kv in (*keys, *changes)}.values())
+def _set(keys: Sequence[KeyValue], change: KeyValue) -> list[KeyValue]:
+    """Replace a key where it stands; a new one comes last."""
+    return list({kv.key: kv for kv in (*keys, change)}.values())
 
 
 def _no_tokenizer(path: Path) -> str:
