@@ -14,9 +14,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import llama
 import numpy as np
 import pico
 import pytest
+from test_llama_cpp import check_agreement, export
 
 from quantize.shards import open_checkpoint
 from quantize.tensors import QType
@@ -128,3 +130,13 @@ def test_the_rest_is_the_base_model(frankenmoe: Path, donors: dict[str, Path]) -
     assert len(rest) == 3 + 6 * N_LAYER
     for spec in rest:
         np.testing.assert_array_equal(merged.read(spec), base.read(spec))
+
+
+def test_llama_cpp_answers_as_transformers_does(frankenmoe: Path, tmp_path: Path) -> None:
+    check_agreement(frankenmoe, tmp_path)
+
+
+def test_every_level_loads(frankenmoe: Path, tmp_path: Path) -> None:
+    for path in export(frankenmoe, tmp_path, "Q8_0", "Q5_K_M", "Q4_K_M").values():
+        with llama.serve(path) as server:
+            assert server.complete("the small town", n_predict=4)
