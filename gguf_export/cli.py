@@ -25,7 +25,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("moe-gguf: stopped; nothing unfinished was left behind", err=True)
+            click.echo("moe-gguf: stopped", err=True)
             sys.exit(130)
         except Exception as error:
             from quantize.exceptions import MoeGgufError
@@ -119,6 +119,7 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     "-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: all processors]"
 )
 @click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--restart", is_flag=True, help="Begin afresh, whatever a run that was stopped has left.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
 def export(
@@ -134,6 +135,7 @@ def export(
     publisher: str | None,
     jobs: int | None,
     force: bool,
+    restart: bool,
     dry_run: bool,
     quiet: bool,
     **recipe_options: Any,
@@ -167,9 +169,13 @@ def export(
         _print_plan(prepared)
         return
     with ProgressView(quiet=quiet) as view:
-        exported = exporting.run(prepared, jobs=jobs, force=force, report=view)
+        exported = exporting.run(prepared, jobs=jobs, force=force, restart=restart, report=view, note=_say)
     if not quiet:
         _print_exported(exported)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _recipes(ftypes: tuple[str, ...], **options: Any) -> list[Recipe]:

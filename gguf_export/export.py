@@ -1,9 +1,7 @@
 """One read of a checkpoint becomes one or several GGUF files.
 
-`prepare` decides everything before a weight is read; `run` executes it slab by slab; `export` is both. A slab is some
-rows of one expert of one tensor: it is read once, encoded for every file that wants it, and put at its offset. Slabs
-are independent, so they are worked on by several threads (the kernels release the GIL) and memory in flight is a few
-slabs whatever the size of the model.
+`prepare` decides everything before a weight is read; `run` executes it slab by slab, each read once and encoded for
+every file that lacks it, by several threads (the kernels release the GIL).
 """
 
 from __future__ import annotations
@@ -11,27 +9,28 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from calibration.imatrix import Imatrix
-from gguf_export import metadata, names, vocab
+from gguf_export import fingerprint, metadata, names, vocab
+from gguf_export.disk import allocated, check_space
+from gguf_export.header import header
+from gguf_export.journal import Journal
 from gguf_export.metadata import KeyValue
-from gguf_export.writer import Sink, check_space, header
+from gguf_export.slabs import SLAB_BYTES, NotFiniteError, Seconds, Worker, in_window, slabs_of, source_bytes
+from gguf_export.textfiles import Note, discard
+from gguf_export.writer import Sink
 from quantize import encode
 from quantize.blocks import block_format
-from quantize.exceptions import CheckpointError, ImatrixError, OutputError
-from quantize.layout import Plan, PlannedTensor
+from quantize.exceptions import ImatrixError, OutputError
+from quantize.layout import Plan
 from quantize.progress import Progress, Report, silent
 from quantize.recipe import Recipe
 from quantize.recipe import plan as make_plan
 from quantize.shards import Checkpoint
-from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
-
-SLAB_BYTES = 16 * 2**20
-"""Source bytes of one slab, about: small enough for a few in flight, large enough that reading is sequential."""
+from quantize.tensors import NUMPY_TYPES
 
 
 @dataclass(frozen=True)
@@ -71,22 +70,6 @@ class Export:
         return self.imatrix.missing(list(wanted.values()))
 
 
-@dataclass
-class Seconds:
-    """Where the time of an export went; `read`, `encode` and `write` are summed over the threads."""
-
-    wall: float = 0.0
-    read: float = 0.0
-    encode: float = 0.0
-    write: float = 0.0
-
-    def add(self, other: Seconds) -> None:
-        """Add the times of one slab."""
-        self.read += other.read
-        self.encode += other.encode
-        self.write += other.write
-
-
 @dataclass(frozen=True)
 class Exported:
     """What `run` did."""
@@ -94,15 +77,6 @@ class Exported:
     files: tuple[OutputFile, ...]
     bytes_read: int
     seconds: Seconds = field(compare=False)
-
-
-@dataclass(frozen=True)
-class Slab:
-    """The unit of work: some rows of one expert of one tensor."""
-
-    spec: TensorSpec
-    xid: int
-    rows: Rows
 
 
 def prepare(
@@ -171,127 +145,121 @@ def _refuse_blind(plan: Plan, imatrix: Imatrix | None) -> None:
             )
 
 
-def run(export: Export, *, jobs: int | None = None, force: bool = False, report: Report = silent) -> Exported:
-    """Write the files of a prepared export.
+def run(
+    export: Export,
+    *,
+    jobs: int | None = None,
+    force: bool = False,
+    restart: bool = False,
+    report: Report = silent,
+    note: Note = discard,
+) -> Exported:
+    """Write the files of a prepared export, or go on with writing them where an earlier run was stopped.
 
     Args:
         export: what `prepare` returned.
         jobs: threads that read, encode and write; by default one for each processor.
         force: replace files that exist.
-        report: called with the progress in bytes of the checkpoint.
+        restart: use nothing of an earlier run that was stopped.
+        report: called with the progress in bytes of the checkpoint, as far as it is still to be read.
+        note: told, in one line each, what is continued, what is begun afresh and why, what was kept.
 
     Raises:
-        OutputError: a file exists already, or the disk is full. Nothing is left under the final names of files that
-            are not whole.
+        OutputError: a file exists already, is being written by another run, or the disk is full. Nothing is left under
+            the final names of files that are not whole; what is done is kept for the next run.
         CheckpointError: a shard is damaged, or a weight is not a finite number.
     """
     started = time.monotonic()
     jobs = jobs or os.cpu_count() or 1
-    for file in export.files:
-        if file.path.exists() and not force:
-            raise OutputError(f"{file.path}: exists already; pass --force to replace it")
-        try:
-            file.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{file.path.parent}: cannot be made: {error.strerror}") from error
-    check_space((file.path.parent, file.n_bytes) for file in export.files)
-    _compile_kernels(export, report)
     read_before = export.checkpoint.bytes_read
     seconds = Seconds()
-    with ExitStack() as stack:
-        sinks = [stack.enter_context(Sink(file.path, file.keys, file.plan)) for file in export.files]
-        worker = _Worker(export, sinks)
-        total, done = export.checkpoint.n_bytes, 0
-        for slab, spent in _in_window(worker, list(_slabs(export.checkpoint)), jobs):
-            seconds.add(spent)
-            done += _source_bytes(slab)
-            report(Progress("encoding", done, max(done, total)))
-        for sink in sinks:
-            sink.commit()
+    with opened(export, force=force, restart=restart, report=report, note=note) as sinks:
+        worker = Worker(export.checkpoint, sinks, export.imatrix)
+        slabs = [slab for slab in slabs_of(export.checkpoint) if worker.lacking(slab)]
+        if slabs:
+            _compile_kernels(export, report)
+        done, total = 0, sum(map(source_bytes, slabs))
+        # Closed before the sinks are: an error or Ctrl-C must not close a file that is written to.
+        with closing(in_window(worker, slabs, jobs)) as finished:
+            for slab, spent in finished:
+                seconds.add(spent)
+                done += source_bytes(slab)
+                report(Progress("encoding", done, total))
     seconds.wall = time.monotonic() - started
     return Exported(export.files, export.checkpoint.bytes_read - read_before, seconds)
 
 
-class _Worker:
-    """Reads, encodes and shelves one slab; called from several threads."""
+@contextmanager
+def opened(
+    export: Export,
+    *,
+    force: bool = False,
+    restart: bool = False,
+    imatrix_hash: str | None = None,
+    report: Report = silent,
+    note: Note = discard,
+) -> Iterator[list[Sink]]:
+    """The outputs, locked and ready for slabs; they get their names when the block ends well.
 
-    def __init__(self, export: Export, sinks: Sequence[Sink]) -> None:
-        self._checkpoint = export.checkpoint
-        self._imatrix = export.imatrix
-        self._targets: dict[str, list[tuple[Sink, PlannedTensor]]] = {}
-        for file, sink in zip(export.files, sinks, strict=True):
-            for planned in file.plan.tensors:
-                self._targets.setdefault(planned.spec.name, []).append((sink, planned))
-
-    def __call__(self, slab: Slab) -> Seconds:
-        spec, spent = slab.spec, Seconds()
-        moment = time.perf_counter()
-        weights = self._checkpoint.read(spec, slab.xid, slab.rows)
-        spent.read = time.perf_counter() - moment
-        refuse_non_finite(spec, slab, weights)
-        importance = self._imatrix.importance(spec.name, slab.xid) if self._imatrix else None
-        encoded: dict[QType, Array] = {}
-        for sink, planned in self._targets[spec.name]:
-            moment = time.perf_counter()
-            if planned.qtype not in encoded:
-                encoded[planned.qtype] = encode.encode(weights, planned.qtype, importance)
-            blocks = encoded[planned.qtype]
-            spent.encode += time.perf_counter() - moment
-            moment = time.perf_counter()
-            sink.write(planned, (slab.xid * spec.n_row + slab.rows[0]) * planned.row_bytes, blocks)
-            spent.write += time.perf_counter() - moment
-        return spent
-
-
-def refuse_non_finite(spec: TensorSpec, slab: Slab, weights: Array) -> None:
-    """Stop at a NaN or infinity, as llama-quantize does.
+    Args:
+        export: what `prepare` returned.
+        force, restart, report, note: as in `run`.
+        imatrix_hash: of what the importances are made from, where they are made only while the files are.
 
     Raises:
-        CheckpointError: names the tensor, the expert and the place.
+        OutputError: as in `run`.
     """
-    found = encode.first_non_finite(weights)
-    if found is not None:
-        row, column = divmod(found, spec.n_per_row)
-        expert = f", expert {slab.xid}" if len(spec.shape) == 3 else ""
-        raise CheckpointError(
-            f"{spec.name}{expert}: row {slab.rows[0] + row}, column {column} is not a finite number; "
-            "the checkpoint is damaged or the merge failed: fetch it or make it again"
+    with ExitStack() as stack:
+        journals = _lock(stack, export, imatrix_hash or fingerprint.of_imatrix(export.imatrix))
+        sinks = []
+        for file, journal in zip(export.files, journals, strict=True):
+            if restart:
+                journal.forget()
+            if not journal.is_locked:
+                note(f"{file.path.parent}: locks are unknown here; do not run the same export twice at once")
+            sinks.append(Sink(file.path, file.keys, file.plan, journal, note=note, report=report))
+        for sink in sinks:
+            if sink.path.exists() and not sink.is_whole and not force:
+                raise OutputError(f"{sink.path}: exists already; pass --force to replace it")
+        check_space(
+            (sink.path.parent, 0 if sink.is_whole else max(0, sink.n_bytes - allocated(sink.partial)))
+            for sink in sinks
         )
-
-
-def _in_window(worker: _Worker, slabs: Sequence[Slab], jobs: int) -> Iterator[tuple[Slab, Seconds]]:
-    """Work on slabs with `jobs` threads; at most two slabs per thread are waiting or in work."""
-    pending: dict[Future[Seconds], Slab] = {}
-    with ThreadPoolExecutor(jobs) as pool:
+        for sink in sinks:
+            stack.enter_context(sink)
         try:
-            for slab in slabs:
-                if len(pending) >= 2 * jobs:
-                    yield from _collect(pending)
-                pending[pool.submit(worker, slab)] = slab
-            while pending:
-                yield from _collect(pending)
-        finally:
-            # Without this an error or Ctrl-C would wait for slabs whose result nobody wants.
-            pool.shutdown(wait=True, cancel_futures=True)
+            yield sinks
+        except NotFiniteError:
+            for sink in sinks:
+                sink.discard()
+            raise
+        # Everything is made durable before the first file gets its name: what is left then takes a moment.
+        for sink in sinks:
+            sink.finish()
+        for sink in sinks:
+            sink.commit()
+        for journal in journals:
+            journal.remove()
 
 
-def _collect(pending: dict[Future[Seconds], Slab]) -> Iterator[tuple[Slab, Seconds]]:
-    finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-    for future in finished:
-        yield pending.pop(future), future.result()
-
-
-def _slabs(checkpoint: Checkpoint) -> Iterator[Slab]:
-    for spec in checkpoint.specs():
-        group = checkpoint.row_step(spec)
-        step = max(1, SLAB_BYTES // (group * encode.row_bytes(spec.qtype, spec.n_per_row))) * group
-        for xid in range(spec.n_expert):
-            for first in range(0, spec.n_row, step):
-                yield Slab(spec, xid, (first, min(first + step, spec.n_row)))
-
-
-def _source_bytes(slab: Slab) -> int:
-    return encode.row_bytes(slab.spec.qtype, slab.spec.n_per_row) * (slab.rows[1] - slab.rows[0])
+def _lock(stack: ExitStack, export: Export, imatrix: str) -> list[Journal]:
+    """The journal of each file; they are locked in one order, so that of two runs one gets them all."""
+    checkpoint = fingerprint.of_checkpoint(export.checkpoint)
+    journals: dict[Path, Journal] = {}
+    for file in sorted(export.files, key=lambda file: file.path):
+        try:
+            file.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{file.path.parent}: cannot be made: {error.strerror}") from error
+        print_of_file = fingerprint.fingerprint(
+            header(file.keys, file.plan),
+            file.plan,
+            imatrix=imatrix,
+            checkpoint=checkpoint,
+            slab_bytes=SLAB_BYTES,
+        )
+        journals[file.path] = stack.enter_context(Journal(file.path, print_of_file))
+    return [journals[file.path] for file in export.files]
 
 
 def _compile_kernels(export: Export, report: Report) -> None:

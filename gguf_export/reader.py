@@ -17,7 +17,7 @@ import numpy as np
 from gguf import GGUFValueType
 from gguf.constants import GGML_QUANT_SIZES
 
-from gguf_export.writer import MAGIC, SCALARS
+from gguf_export.header import MAGIC, SCALARS
 from quantize.encode import decode
 from quantize.exceptions import GGUFError
 from quantize.hparams import Hparams, RopeScaling
@@ -76,7 +76,7 @@ class GGUFFile:
         found = np.empty((last - first, row_bytes), np.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(stored.offset + (xid * spec.n_row + first) * row_bytes)
-            wanted = memoryview(found).cast("B")
+            wanted = found.data.cast("B")
             while wanted:
                 n_read = file.readinto(wanted)
                 if not n_read:

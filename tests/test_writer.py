@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFValueType
 
+from gguf_export.disk import check_space
+from gguf_export.header import header
 from gguf_export.metadata import KeyValue
 from gguf_export.reader import GGUFFile
-from gguf_export.writer import Sink, check_space, header
+from gguf_export.writer import Sink
 from quantize.exceptions import GGUFError, OutputError
 from quantize.ftypes import ftype
 from quantize.hparams import Hparams
