@@ -1,0 +1,53 @@
+"""Q4_0: 4.5 bits per weight. Blocks of 32 weights; value = d * (code - 8).
+
+    float16 d | 16 bytes: code[k] | code[k + 16] << 4
+
+Source: ggml-quants.c, quantize_row_q4_0_ref, quantize_row_q4_0_impl, dequantize_row_q4_0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantize.blocks.base import BlockFormat
+from quantize.blocks.half import load_f16, store_f16
+from quantize.blocks.jit import kernel
+from quantize.blocks.lanes import LANES
+from quantize.blocks.legacy import QK, encode_signed
+from quantize.tensors import Array, QType
+
+TYPE_SIZE = 18
+NMAX = 8
+
+
+def encode(weights: Array, importance: Array | None, out: Array) -> None:
+    """See `BlockFormat.encode`."""
+    encode_signed(weights, importance, NMAX, pack, out, TYPE_SIZE)
+
+
+@kernel
+def pack(d: Array, codes: Array, blocks: Array) -> None:
+    """Tiles of d [n_tiles, LANES] and codes [n_tiles, QK * LANES] into blocks [n_blocks, TYPE_SIZE]."""
+    for b in range(len(blocks)):
+        tile, i, block = codes[b // LANES], b % LANES, blocks[b]
+        store_f16(d[b // LANES, i], block, 0)
+        for k in range(QK // 2):
+            block[2 + k] = tile[k * LANES + i] | tile[(k + 16) * LANES + i] << 4
+
+
+def decode(blocks: Array, out: Array) -> None:
+    """See `BlockFormat.decode`."""
+    _unpack(blocks.reshape(-1, TYPE_SIZE), out.reshape(-1, QK))
+
+
+@kernel
+def _unpack(blocks: Array, values: Array) -> None:
+    for b in range(len(blocks)):
+        block, x = blocks[b], values[b]
+        d = load_f16(block, 0)
+        for k in range(QK // 2):
+            x[k] = np.float32(np.int32(block[2 + k] & 15) - np.int32(8)) * d
+            x[k + 16] = np.float32(np.int32(block[2 + k] >> 4) - np.int32(8)) * d
+
+
+FORMAT = BlockFormat(QType.Q4_0, QK, TYPE_SIZE, encode, decode)
