@@ -29,9 +29,17 @@ class TextError(MoeGgufError):
     """A calibration text that cannot be used."""
 
 
+class ActivationError(MoeGgufError):
+    """A layer or expert whose output is not finite."""
+
+
 class GGUFError(MoeGgufError):
     """A GGUF file that cannot be read."""
 
 
 class OutputError(MoeGgufError):
     """An output that cannot be written: it exists, the disk is full, the folder is not writable."""
+
+
+class LogitsError(MoeGgufError):
+    """A file of logits that cannot be read or does not fit the model."""
