@@ -196,7 +196,7 @@ class _Chooser:
             meant = recipe.tensor_types[index][1]
         else:
             meant = recipe.ftype.qtype if recipe.pure else self._mixed(spec, kind)
-        return _fallback(spec, meant), meant
+        return fallback(spec, meant), meant
 
     def unmatched(self) -> tuple[str, ...]:
         """The patterns that have decided no type so far."""
@@ -300,8 +300,8 @@ def _fits(spec: TensorSpec, qtype: QType) -> bool:
     return bool(spec.n_per_row % GGML_QUANT_SIZES[qtype][0] == 0)
 
 
-def _fallback(spec: TensorSpec, qtype: QType) -> QType:
-    """What takes the place of a type whose blocks do not divide the rows (`tensor_type_fallback`)."""
+def fallback(spec: TensorSpec, qtype: QType) -> QType:
+    """The type itself, or what takes its place where its blocks do not divide the rows (`tensor_type_fallback`)."""
     if _fits(spec, qtype):
         return qtype
     smaller = FALLBACKS.get(qtype, qtype)
