@@ -1,0 +1,99 @@
+"""The rounding of activations in llama.cpp's CPU kernels, so that a figure is the one that a user of a file will see.
+
+A product of activations with quantized weights is done in integers: the activations are rounded to 8 bits first, in
+blocks of 256 (`Q8_K`, for the K types and the IQ types with super-blocks) or of 32 (`Q8_0`, `Q8_1`, for the others).
+With float weights of 16 bits they are rounded to the type of the weights. ggml/src/ggml-cpu/ggml-cpu.c lists the type for
+each weight type (`vec_dot_type`); the roundings are quantize_row_q8_K_ref (ggml-quants.c) and quantize_row_q8_0 of
+x86 (ggml-cpu/arch/x86/quants.c), whose repacked variants give the same values.
+
+Not imitated, because both models of a comparison suffer it alike: the float16 of keys, values and queries, and the
+order of additions. Nor the float16 in which Q8_1 keeps the sum of a block (Q4_1 and Q5_1): its error is a thousandth
+of the rounding itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from quantize.tensors import QType, TensorSpec
+
+__all__ = ["InputRounding", "round_q8_0", "round_q8_k"]
+
+LARGE, SMALL = 256, 32  # activations per block
+TINY = 1e-36  # below it 127 / x overflows; such blocks are zeros here
+
+BLOCK_OF_32 = frozenset(
+    {
+        QType.Q8_0,
+        QType.Q4_0,
+        QType.Q4_1,
+        QType.Q5_0,
+        QType.Q5_1,
+        QType.IQ4_NL,
+        QType.MXFP4,
+    }
+    | {QType[name] for name in ("NVFP4", "Q1_0", "Q2_0") if name in QType.__members__}  # newer than some gguf
+)
+
+
+def round_q8_k(x: Tensor) -> Tensor:
+    """x f32 [t, n], n a multiple of 256, as Q8_K holds it; a block of zeros stays."""
+    blocks = x.unflatten(-1, (-1, LARGE))
+    highest = blocks.abs().amax(dim=-1, keepdim=True)
+    iscale = 127.0 / highest
+    found = (blocks * iscale).round_().mul_(1.0 / iscale)
+    return found.masked_fill_(highest < TINY, 0.0).flatten(-2)
+
+
+def round_q8_0(x: Tensor) -> Tensor:
+    """x f32 [t, n], n a multiple of 32, as Q8_0 holds it: codes of 8 bits, a scale in float16."""
+    blocks = x.unflatten(-1, (-1, SMALL))
+    highest = blocks.abs().amax(dim=-1, keepdim=True)
+    found = (blocks * (127.0 / highest)).round_().mul_((highest / 127.0).half().float())
+    return found.masked_fill_(highest < TINY, 0.0).flatten(-2)
+
+
+def round_f16(x: Tensor) -> Tensor:
+    """x as float16 holds it."""
+    return x.half().float()
+
+
+def round_bf16(x: Tensor) -> Tensor:
+    """x as bfloat16 holds it."""
+    return x.bfloat16().float()
+
+
+def rounding_for(qtype: QType) -> Callable[[Tensor], Tensor] | None:
+    """What happens to the input of a product with weights of this type; None: nothing, as with F32."""
+    if qtype == QType.F32:
+        return None
+    if qtype == QType.F16:
+        return round_f16
+    if qtype == QType.BF16:
+        return round_bf16
+    return round_q8_0 if qtype in BLOCK_OF_32 else round_q8_k
+
+
+class InputRounding:
+    """`Stream.round_inputs`: the input of each product rounded as the type of the weights asks.
+
+    Matrices with a common input come one after the other, so the last one is kept. `stored` tells the type in which
+    a GGUF file would hold a tensor, where that is not the type in which the source does (the router of a checkpoint).
+    """
+
+    def __init__(self, stored: Callable[[TensorSpec], QType] = lambda spec: spec.qtype) -> None:
+        self._stored = stored
+        self._last: tuple[Tensor, Callable[[Tensor], Tensor], Tensor] | None = None
+
+    def __call__(self, spec: TensorSpec, x: Tensor) -> Tensor:
+        """The input x [t, n_per_row] of the matrix, rounded."""
+        rounding = rounding_for(self._stored(spec))
+        if rounding is None:
+            return x
+        if self._last is not None and self._last[0] is x and self._last[1] is rounding:
+            return self._last[2]
+        rounded = rounding(x.float()).to(x.dtype)
+        self._last = (x, rounding, rounded)
+        return rounded
