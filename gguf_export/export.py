@@ -177,7 +177,7 @@ def run(
         worker = Worker(export.checkpoint, sinks, export.imatrix)
         slabs = [slab for slab in slabs_of(export.checkpoint) if worker.lacking(slab)]
         if slabs:
-            _compile_kernels(export, report)
+            compile_kernels(export, report)
         done, total = 0, sum(map(source_bytes, slabs))
         # Closed before the sinks are: an error or Ctrl-C must not close a file that is written to.
         with closing(in_window(worker, slabs, jobs)) as finished:
@@ -262,7 +262,7 @@ def _lock(stack: ExitStack, export: Export, imatrix: str) -> list[Journal]:
     return [journals[file.path] for file in export.files]
 
 
-def _compile_kernels(export: Export, report: Report) -> None:
+def compile_kernels(export: Export, report: Report) -> None:
     """Compile before the first slab, so that the first run says what it is doing while it does."""
     wanted = set()
     for file in export.files:

@@ -26,6 +26,7 @@ __all__ = [
     "Worker",
     "in_window",
     "slabs_of",
+    "slabs_of_matrix",
     "source_bytes",
 ]
 
@@ -162,11 +163,16 @@ def _collect(pending: dict[Future[Seconds], Slab]) -> Iterator[tuple[Slab, Secon
 def slabs_of(checkpoint: Checkpoint) -> Iterator[Slab]:
     """All slabs of a checkpoint, in the order in which they are read."""
     for spec in checkpoint.specs():
-        group = checkpoint.row_step(spec)
-        step = max(1, SLAB_BYTES // (group * encode.row_bytes(spec.qtype, spec.n_per_row))) * group
         for xid in range(spec.n_expert):
-            for first in range(0, spec.n_row, step):
-                yield Slab(spec, xid, (first, min(first + step, spec.n_row)))
+            yield from slabs_of_matrix(checkpoint, spec, xid)
+
+
+def slabs_of_matrix(checkpoint: Checkpoint, spec: TensorSpec, xid: int) -> Iterator[Slab]:
+    """The slabs of one expert's matrix, from the first row on."""
+    group = checkpoint.row_step(spec)
+    step = max(1, SLAB_BYTES // (group * encode.row_bytes(spec.qtype, spec.n_per_row))) * group
+    for first in range(0, spec.n_row, step):
+        yield Slab(spec, xid, (first, min(first + step, spec.n_row)))
 
 
 def source_bytes(slab: Slab) -> int:

@@ -1,0 +1,137 @@
+"""Calibrate and export in the same pass: text runs through the model, and each matrix is encoded while it is in memory.
+
+The importances of a matrix are complete when the text has passed it, so it is encoded there and then, weighed with
+them, and the shards are read once for both. The files are those of an `imatrix` run followed by an `export`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from calibration.hidden import Storage
+from calibration.imatrix import Entry, Imatrix
+from calibration.model import Arithmetic, best_dtype
+from calibration.observers import Collected, collect_imatrix
+from calibration.text import Chunks
+from gguf_export.export import Export, Exported, compile_kernels, opened
+from gguf_export.slabs import Seconds, Worker, slabs_of_matrix
+from gguf_export.textfiles import Note, discard
+from quantize.progress import Report, silent
+from quantize.tensors import Array, TensorSpec
+
+__all__ = ["Calibrated", "expected_imatrix", "run_calibrated"]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What `run_calibrated` did."""
+
+    exported: Exported
+    collected: Collected
+
+
+def expected_imatrix(specs: Sequence[TensorSpec], chunks: Chunks, *, prior: float, file: str) -> Imatrix:
+    """The importance matrix that a pass will fill: its tensors, its text, no tokens yet.
+
+    `prepare` takes it, for the plan and the keys of a file depend on what is covered and not on the values.
+
+    Args:
+        specs: the tensors of the model.
+        chunks: the text.
+        prior: see `Imatrix`.
+        file: what the files shall say the importances come from.
+    """
+    covered = (spec for spec in specs if spec.name.startswith("blk.") and len(spec.shape) > 1)
+    entries = {
+        spec.name: Entry(
+            np.zeros((spec.n_expert, spec.n_per_row), np.float32), np.zeros(spec.n_expert, np.int64)
+        )
+        for spec in covered
+    }
+    return Imatrix(
+        entries=entries,
+        datasets=list(chunks.names),
+        chunk_count=chunks.n_chunk,
+        chunk_size=chunks.n_ctx,
+        prior=prior,
+        file=file,
+    )
+
+
+def run_calibrated(
+    export: Export,
+    chunks: Chunks,
+    *,
+    jobs: int | None = None,
+    force: bool = False,
+    restart: bool = False,
+    arithmetic: Arithmetic | None = None,
+    storage: Storage | None = None,
+    report: Report = silent,
+    note: Note = discard,
+) -> Calibrated:
+    """Write the files of an export that was prepared with `expected_imatrix`, calibrating on the way.
+
+    Args:
+        export: what `prepare` returned.
+        chunks: the text, the one that `expected_imatrix` was given.
+        jobs: threads that encode; by default one for each processor.
+        force, restart, note: see `export.run`. What an earlier run encoded is not encoded again; the text passes anew.
+        arithmetic, storage: see `calibration.forward.forward`.
+        report: told the tokens that are through.
+
+    Raises:
+        OutputError, CheckpointError: see `export.run`.
+        ActivationError, TokenizerError: see `calibration.forward.forward`.
+    """
+    started = time.monotonic()
+    if export.imatrix is None:
+        raise ValueError("the export was not prepared with expected_imatrix")
+    arithmetic = arithmetic or Arithmetic(dtype=best_dtype())
+    prior = export.imatrix.prior
+    seconds = Seconds()
+    read_before = export.checkpoint.bytes_read
+    source = _fingerprint(chunks, prior, arithmetic)
+    with (
+        opened(export, force=force, restart=restart, imatrix_hash=source, report=report, note=note) as sinks,
+        ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool,
+    ):
+        worker = Worker(export.checkpoint, sinks)
+        compile_kernels(export, report)
+
+        def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix) -> None:
+            importance = imatrix.importance(spec.name, xid)
+            shelved = [
+                pool.submit(worker.shelve, slab, weights[slice(*slab.rows)], importance)
+                for slab in slabs_of_matrix(export.checkpoint, spec, xid)
+            ]
+            for future in shelved:
+                seconds.add(future.result())
+
+        collected = collect_imatrix(
+            export.checkpoint,
+            chunks,
+            prior=prior,
+            on_weights=encode,
+            arithmetic=arithmetic,
+            storage=storage,
+            report=report,
+        )
+    seconds.wall = time.monotonic() - started
+    exported = Exported(export.files, export.checkpoint.bytes_read - read_before, seconds)
+    imatrix = replace(collected.imatrix, file=export.imatrix.file)
+    return Calibrated(exported, replace(collected, imatrix=imatrix))
+
+
+def _fingerprint(chunks: Chunks, prior: float, arithmetic: Arithmetic) -> str:
+    """Of all that decides the importances beside the checkpoint."""
+    told = hashlib.sha256(np.ascontiguousarray(chunks.inputs).tobytes())
+    told.update(f"{chunks.n_ctx} {prior} {arithmetic}".encode())
+    return told.hexdigest()
