@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from calibration.model import (
     swiglu,
     to_tensor,
 )
+from calibration.stored import StoredMatrix
 from calibration.tokenizer import Tokens
 from quantize.exceptions import ActivationError, CheckpointError, TokenizerError
 from quantize.hparams import Hparams
@@ -80,7 +82,8 @@ class Timings:
 
     n_token: int = 0
     total: float = 0.0
-    reading: float = 0.0
+    reading: float = 0.0  # from disk; what a round trip encodes, too
+    decoding: float = 0.0  # blocks, or narrow floats, to the arithmetic's type
     products: float = 0.0
     attention: float = 0.0
     observing: float = 0.0
@@ -105,11 +108,11 @@ class Timings:
 
 @dataclass
 class _Matrix:
-    """One matrix in memory: as it was read, and as the arithmetic wants it."""
+    """One matrix in memory: as the arithmetic wants it and, where somebody asks for it, as it was read."""
 
     spec: TensorSpec
     xid: int
-    raw: Array
+    raw: Array | None
     tensor: Tensor
     bias: Tensor | None = None
 
@@ -133,7 +136,7 @@ class _Lane:
     hidden: Tensor  # [T, D]
     normed: Tensor  # [T, D], the input of the feed-forward layer
     table: tuple[Tensor, Tensor]  # cosines and sines [P, d/2]
-    tied: _Matrix | None = None  # an embedding that is needed again as output
+    tied: StoredMatrix | None = None  # an embedding that is needed again as output
     taken: set[str] = field(default_factory=set)
 
     def add(self, tokens: Tensor, y: Tensor) -> None:
@@ -246,20 +249,29 @@ class _Walk:
         cos, sin = rope_table(hparams, self.n_ctx, factors)
         return cos.to(self.arithmetic.device), sin.to(self.arithmetic.device)
 
-    def matrix(
-        self, lane: _Lane, name: str, xid: int = 0, dtype: torch.dtype | None = None, *, as_read: bool = False
-    ) -> _Matrix:
-        """Read one matrix, in the arithmetic's type, in another, or as it was read."""
+    def stored(self, lane: _Lane, name: str, xid: int = 0) -> StoredMatrix:
+        """Read one matrix and keep it as it is stored."""
         spec = lane.specs.get(name)
         if spec is None:
             raise CheckpointError(f"tensor {name} is missing, the forward pass needs it")
-        with self.timings.measure("reading"):
-            raw = lane.stream.source.read(spec, xid)
-            wanted = None if as_read else (dtype or self.arithmetic.dtype)
-            tensor = to_tensor(raw, self.arithmetic.device, wanted)
         lane.taken.add(name)
+        with self.timings.measure("reading"):
+            return StoredMatrix(lane.stream.source, spec, xid)
+
+    def matrix(self, lane: _Lane, name: str, xid: int = 0, dtype: torch.dtype | None = None) -> _Matrix:
+        """Read one matrix, in the arithmetic's type or another."""
+        stored = self.stored(lane, name, xid)
+        with self.timings.measure("decoding"):
+            raw = stored.whole()
+            tensor = to_tensor(raw, self.arithmetic.device, dtype or self.arithmetic.dtype)
         bias = name.removesuffix(".weight") + ".bias"
-        return _Matrix(spec, xid, raw, tensor, self.vector(lane, bias) if bias in lane.specs else None)
+        return _Matrix(
+            stored.spec,
+            xid,
+            raw if self.is_passed_on(lane) else None,
+            tensor,
+            self.vector(lane, bias) if bias in lane.specs else None,
+        )
 
     def vector(self, lane: _Lane, name: str) -> Tensor:
         """A norm, a bias or a table of factors, f32 [n]; no importance belongs to it, so it is passed on at once."""
@@ -268,13 +280,18 @@ class _Walk:
         self.pass_on(lane, matrix)
         return vector
 
-    def pass_on(self, lane: _Lane, *matrices: _Matrix) -> None:
+    def is_passed_on(self, lane: _Lane) -> bool:
+        """Whether somebody wants the weights of this stream as they were read."""
+        return self.on_weights is not None and lane.index == 0
+
+    def pass_on(self, lane: _Lane, *matrices: _Matrix | StoredMatrix) -> None:
         """All inputs of these matrices have been seen."""
         for matrix in matrices:
-            if self.on_weights is not None and lane.index == 0:
+            if self.on_weights is not None and self.is_passed_on(lane):
+                raw = matrix.whole() if isinstance(matrix, StoredMatrix) else matrix.raw
                 with self.timings.measure("weights"):
-                    self.on_weights(matrix.spec, matrix.xid, matrix.raw)
-            self.n_passed += matrix.raw.size
+                    self.on_weights(matrix.spec, matrix.xid, cast(Array, raw))
+            self.n_passed += matrix.spec.n_row * matrix.spec.n_per_row
         n_token = self.timings.n_token
         self.report(Progress("calculating", n_token * self.n_passed // self.n_weight, n_token, unit="tokens"))
 
@@ -288,7 +305,9 @@ class _Walk:
             y = functional.linear(x.to(matrix.tensor.dtype), matrix.tensor)
         return y if matrix.bias is None else y + matrix.bias.to(y.dtype)
 
-    def show(self, lane: _Lane, matrices: Sequence[_Matrix], tokens: Tensor, x: Tensor) -> None:
+    def show(
+        self, lane: _Lane, matrices: Sequence[_Matrix | StoredMatrix], tokens: Tensor, x: Tensor
+    ) -> None:
         """Let the observers see the common input of some matrices."""
         with self.timings.measure("observing"):
             for observer in self.observers:
@@ -305,14 +324,15 @@ class _Walk:
     def embed(self, *, keep_tied: bool) -> None:
         """hidden = the embedding's row of each token."""
         for lane in self.lanes:
-            matrix = self.matrix(lane, "token_embd.weight", as_read=True)
+            matrix = self.stored(lane, "token_embd.weight")
             worst = int(self.tokens.max())
             if worst >= matrix.spec.n_row:
                 raise TokenizerError(
                     f"token {worst} has no row in token_embd.weight ({matrix.spec.n_row} rows)"
                 )
             for block in _blocks(self.places, TOKEN_BLOCK):
-                rows = matrix.tensor[self.tokens[block].to(matrix.tensor.device)]
+                with self.timings.measure("decoding"):
+                    rows = to_tensor(matrix.picked(self.tokens[block].numpy()))
                 lane.hidden[block] = rows.to(lane.hidden.device, lane.hidden.dtype)
             self.pass_on(lane, matrix)
             if keep_tied and "output.weight" not in lane.specs:
@@ -413,7 +433,7 @@ class _Walk:
         if on_logits is None and not observe:
             return
         norms = [self.vector(lane, "output_norm.weight") for lane in self.lanes]
-        heads = [lane.tied or self.matrix(lane, "output.weight", as_read=True) for lane in self.lanes]
+        heads = [lane.tied or self.stored(lane, "output.weight") for lane in self.lanes]
         for chunk, tokens in enumerate(_blocks(self.places, self.n_ctx)):
             logits = []
             for lane, norm, head in zip(self.lanes, norms, heads, strict=True):
@@ -429,13 +449,19 @@ class _Walk:
             if lane.tied is None:
                 self.pass_on(lane, head)
 
-    def logits(self, lane: _Lane, head: _Matrix, x: Tensor) -> Tensor:
-        """x [t, D] -> f32 [t, V]; the matrix is widened some rows at a time."""
+    def logits(self, lane: _Lane, head: StoredMatrix, x: Tensor) -> Tensor:
+        """x [t, D] -> f32 [t, V]; the matrix is decoded some rows at a time, because those of all streams stay."""
         if lane.stream.round_inputs is not None:
             x = lane.stream.round_inputs(head.spec, x)
-        with self.timings.measure("products"):
-            parts = [functional.linear(x, rows.float()) for rows in _blocks(head.tensor, VOCAB_BLOCK)]
-            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        n_row = head.spec.n_row
+        found = torch.empty(len(x), n_row, device=x.device)
+        for first in range(0, n_row, VOCAB_BLOCK):
+            last = min(first + VOCAB_BLOCK, n_row)
+            with self.timings.measure("decoding"):
+                rows = to_tensor(head.rows(first, last), self.arithmetic.device, torch.float32)
+            with self.timings.measure("products"):
+                found[:, first:last] = functional.linear(x, rows)
+        return found
 
     def finish(self) -> None:
         """Pass on what this pass had no use for, so that a reader of weights has seen them all."""
@@ -444,7 +470,7 @@ class _Walk:
             for spec in lane.specs.values():
                 if spec.name not in lane.taken:
                     for xid in range(spec.n_expert):
-                        self.pass_on(lane, self.matrix(lane, spec.name, xid, as_read=True))
+                        self.pass_on(lane, self.stored(lane, spec.name, xid))
         self.report(Progress("calculating", self.timings.n_token, self.timings.n_token, unit="tokens"))
 
 

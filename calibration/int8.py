@@ -2,8 +2,8 @@
 
 A product of activations with quantized weights is done in integers: the activations are rounded to 8 bits first, in
 blocks of 256 (`Q8_K`, for the K types and the IQ types with super-blocks) or of 32 (`Q8_0`, `Q8_1`, for the others).
-With float weights of 16 bits they are rounded to the type of the weights. ggml/src/ggml-cpu/ggml-cpu.c lists the type for
-each weight type (`vec_dot_type`); the roundings are quantize_row_q8_K_ref (ggml-quants.c) and quantize_row_q8_0 of
+With float weights of 16 bits they are rounded to the type of the weights. ggml/src/ggml-cpu/ggml-cpu.c lists the type
+for each weight type (`vec_dot_type`); the roundings are quantize_row_q8_K_ref (ggml-quants.c) and quantize_row_q8_0 of
 x86 (ggml-cpu/arch/x86/quants.c), whose repacked variants give the same values.
 
 Not imitated, because both models of a comparison suffer it alike: the float16 of keys, values and queries, and the
@@ -40,18 +40,18 @@ BLOCK_OF_32 = frozenset(
 
 def round_q8_k(x: Tensor) -> Tensor:
     """x f32 [t, n], n a multiple of 256, as Q8_K holds it; a block of zeros stays."""
-    blocks = x.unflatten(-1, (-1, LARGE))
+    blocks = x.reshape(*x.shape[:-1], -1, LARGE)
     highest = blocks.abs().amax(dim=-1, keepdim=True)
     iscale = 127.0 / highest
-    found = (blocks * iscale).round_().mul_(1.0 / iscale)
+    found: Tensor = (blocks * iscale).round_().mul_(1.0 / iscale)
     return found.masked_fill_(highest < TINY, 0.0).flatten(-2)
 
 
 def round_q8_0(x: Tensor) -> Tensor:
     """x f32 [t, n], n a multiple of 32, as Q8_0 holds it: codes of 8 bits, a scale in float16."""
-    blocks = x.unflatten(-1, (-1, SMALL))
+    blocks = x.reshape(*x.shape[:-1], -1, SMALL)
     highest = blocks.abs().amax(dim=-1, keepdim=True)
-    found = (blocks * (127.0 / highest)).round_().mul_((highest / 127.0).half().float())
+    found: Tensor = (blocks * (127.0 / highest)).round_().mul_((highest / 127.0).half().float())
     return found.masked_fill_(highest < TINY, 0.0).flatten(-2)
 
 

@@ -119,7 +119,8 @@ def _n_row(logits: Tensor) -> int:
 
 
 def _blocks(logits: Tensor) -> tuple[Tensor, ...]:
-    return logits.split(_n_row(logits))
+    n_row = _n_row(logits)
+    return tuple(logits[start : start + n_row] for start in range(0, len(logits), n_row))
 
 
 def summarize(scores: Scores) -> Statistics:
@@ -164,7 +165,7 @@ def share_of(share: float, n: int) -> Estimate:
 
 
 def mean(values: F32 | F64) -> Estimate:
-    """`mean_and_uncertainty`: squares are taken in the type of the values, sums in float64; no error below 11 values."""
+    """`mean_and_uncertainty`: squares in the type of the values, sums in float64; no error below 11 values."""
     n = values.size
     average = float(values.sum(dtype=np.float64)) / n
     spread = float((values * values).sum(dtype=np.float64)) / n - average * average

@@ -9,6 +9,7 @@ ln p = scale * code + min_log_prob, in float32. The file holds no ln p below tha
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,8 @@ class LogitsFile:
                 head = file.read(HEADER)
                 if len(head) < HEADER or not head.startswith(MAGIC):
                     raise LogitsError(f"{path}: not a file of llama-perplexity --save-all-logits")
-                self.n_ctx, self.n_vocab, self.n_chunk = np.frombuffer(
-                    head, "<i4", offset=len(MAGIC)
-                ).tolist()
+                counts: tuple[int, int, int] = struct.unpack_from("<3i", head, len(MAGIC))
+                self.n_ctx, self.n_vocab, self.n_chunk = counts
                 self._check(path.stat().st_size)
                 tokens = np.frombuffer(file.read(4 * self.n_chunk * self.n_ctx), "<i4")
         except OSError as error:
