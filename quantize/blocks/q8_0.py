@@ -52,8 +52,9 @@ def _encode_rows(weights: Array, out: Array) -> None:
     n_block = weights.size // BLOCK
     for start in range(0, n_block, TILE):
         n = min(TILE, n_block - start)
-        for i in range(n * BLOCK):
-            x[i] = as_f32(weights[start * BLOCK + i])
+        part = weights[start * BLOCK : (start + n) * BLOCK]
+        for i in range(part.size):
+            x[i] = as_f32(part[i])
         _fit(x, d[:n])
         _pack(x, d[:n], out[start * BYTES : (start + n) * BYTES])
 

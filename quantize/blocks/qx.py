@@ -49,7 +49,7 @@ def make_qx(n: int, nmax: np.float32, x: Array, w: Array, wx: Array, state: Arra
         if step == 0:
             continue
         _candidate_sums(n, nmax, np.float32(0.1) * np.float32(step), x, w, wx, state)
-        _keep_better(state)
+        keep_better(state)
     for i in range(LANES):
         scale, best_iscale = state[SCALE + i], state[BEST_ISCALE + i]
         zero = abs(state[LARGEST + i]) < EPS
@@ -94,7 +94,8 @@ def _add_candidate_sums(
 
 
 @kernel
-def _keep_better(state: Array) -> None:
+def keep_better(state: Array) -> None:
+    """Take over the candidate in the lanes in which it is better than all before."""
     for i in range(LANES):
         sum_lx, sum_l2, iscale = state[SUM_LX + i], state[SUM_L2 + i], state[ISCALE + i]
         best, best_scale, best_iscale = state[BEST + i], state[SCALE + i], state[BEST_ISCALE + i]
