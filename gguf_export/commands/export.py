@@ -1,0 +1,246 @@
+"""`moe-gguf export`: a checkpoint becomes GGUF files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gguf_export.commands.options import (
+    FILE,
+    JOBS,
+    MODEL,
+    QUIET,
+    forward_options,
+    read_chunks,
+    read_forward,
+    read_recipes,
+    recipe_options,
+    say,
+    text_options,
+)
+
+if TYPE_CHECKING:
+    from calibration.imatrix import Imatrix
+    from gguf_export.export import Export, Exported
+
+
+@click.command()
+@MODEL
+@click.option(
+    "-t",
+    "--type",
+    "ftypes",
+    multiple=True,
+    required=True,
+    metavar="TYPE",
+    help="File type, such as Q4_K_M; give it several times for several files from one read.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=FILE,
+    metavar="DIR",
+    help="Folder for the files.  [default: the current one; with --lmstudio, LM Studio's]",
+)
+@click.option(
+    "--imatrix",
+    "imatrix_path",
+    type=FILE,
+    metavar="FILE",
+    help="Importance matrix: llama.cpp's GGUF form or the legacy .dat.",
+)
+@text_options
+@click.option(
+    "--save-imatrix", type=FILE, metavar="FILE", help="Keep the importance matrix that the text gave."
+)
+@click.option(
+    "--prior",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="N",
+    help="Shrink an expert's importances toward its layer's mean with the weight of N tokens; "
+    "0 is llama.cpp's behaviour.",
+)
+@forward_options
+@recipe_options
+@click.option("--name", help="general.name, and the base of the file names.")
+@click.option(
+    "--override-kv",
+    multiple=True,
+    metavar="KEY=TYPE:VALUE",
+    help="Metadata to set; TYPE is int, float, bool or str.",
+)
+@click.option("--pre", metavar="NAME", help="Pre-tokenizer (tokenizer.ggml.pre), where it is not recognised.")
+@click.option("--lmstudio", is_flag=True, help="Write DIR/publisher/model/file.gguf, where LM Studio looks.")
+@click.option(
+    "--publisher", metavar="NAME", help="The publisher for --lmstudio.  [default: from config.json]"
+)
+@JOBS
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--restart", is_flag=True, help="Begin afresh, whatever a run that was stopped has left.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@QUIET
+def export(
+    model: Path,
+    ftypes: tuple[str, ...],
+    folder: Path | None,
+    imatrix_path: Path | None,
+    save_imatrix: Path | None,
+    prior: float,
+    name: str | None,
+    override_kv: tuple[str, ...],
+    pre: str | None,
+    lmstudio: bool,
+    publisher: str | None,
+    jobs: int | None,
+    force: bool,
+    restart: bool,
+    dry_run: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Quantize the checkpoint in folder MODEL to one GGUF file for each TYPE.
+
+    With --text the model reads the text first, layer by layer, and each expert is weighed with what it saw, all from
+    one read of the shards. A run that was stopped goes on when the same command is given again.
+    """
+    from gguf_export import export as exporting
+    from gguf_export import names
+    from gguf_export.console import ProgressView
+    from quantize.shards import open_checkpoint
+
+    checkpoint = open_checkpoint(model)
+    if lmstudio:
+        folder = folder or names.lmstudio_root()
+        publisher = publisher or names.find_publisher(checkpoint.config)
+        if publisher is None:
+            raise click.UsageError(
+                "--lmstudio needs --publisher NAME: config.json does not say who made the model"
+            )
+    chunks = read_chunks(model, options)
+    if chunks is not None and imatrix_path:
+        raise click.UsageError("give --imatrix or text to calibrate with, not both")
+    if chunks is None and save_imatrix:
+        raise click.UsageError("--save-imatrix needs --text")
+    imatrix: Imatrix | None = None
+    if imatrix_path:
+        from calibration.imatrix import load_imatrix
+
+        imatrix = load_imatrix(imatrix_path, prior=prior)
+    elif chunks is not None:
+        from gguf_export.calibrated import expected_imatrix
+
+        file = str(save_imatrix or "calibrated while exporting")
+        imatrix = expected_imatrix(checkpoint.specs(), chunks, prior=prior, file=file)
+    prepared = exporting.prepare(
+        checkpoint,
+        read_recipes(ftypes, options),
+        folder or Path(),
+        imatrix=imatrix,
+        name=name,
+        override_kv=override_kv,
+        pre=pre,
+        publisher=publisher if lmstudio else None,
+    )
+    _say_fallbacks(prepared)
+    if imatrix_path:
+        _say_starved(prepared)
+    if dry_run:
+        _print_plan(prepared)
+        return
+    with ProgressView(quiet=quiet) as view:
+        if chunks is None:
+            exported = exporting.run(prepared, jobs=jobs, force=force, restart=restart, report=view, note=say)
+        else:
+            from gguf_export.calibrated import run_calibrated
+
+            arithmetic, storage = read_forward(options)
+            done = run_calibrated(
+                prepared,
+                chunks,
+                jobs=jobs,
+                force=force,
+                restart=restart,
+                arithmetic=arithmetic,
+                storage=storage,
+                report=view,
+                note=say,
+            )
+            exported = done.exported
+    if chunks is not None and save_imatrix:
+        from calibration.imatrix import save_imatrix as save
+
+        save(save_imatrix, done.collected.imatrix)
+    if quiet:
+        return
+    if chunks is not None:
+        from gguf_export.commands.imatrix import print_load
+
+        print_load(done.collected)
+    _print_exported(exported)
+
+
+def _say_fallbacks(prepared: Export) -> None:
+    """A fallback is never silent: each kind gets one line, with its count."""
+    for remark in prepared.remarks:
+        say(remark)
+    for file in prepared.files:
+        plan = file.plan
+        if plan.fallbacks:
+            names = ", ".join(planned.spec.name for planned in plan.fallbacks[:2])
+            say(
+                f"{file.path.name}: {len(plan.fallbacks)} tensors have rows that their type does not divide and "
+                f"fall back to another one ({names}{', ...' if len(plan.fallbacks) > 2 else ''})"
+            )
+        for pattern in plan.unmatched:
+            click.echo(f"{file.path.name}: --tensor-type {pattern} matches no tensor")
+    missing = prepared.without_importance()
+    if missing:
+        say(
+            f"the importance matrix has nothing for {len(missing)} tensors, quantized without: "
+            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
+        )
+
+
+def _say_starved(prepared: Export) -> None:
+    starved = prepared.imatrix.starved() if prepared.imatrix else []
+    if starved:
+        places = ", ".join(f"{found.name} expert {found.xid}" for found in starved[:4])
+        say(
+            f"the importance matrix saw no token for {len(starved)} experts, which are weighted evenly: "
+            f"{places}{', ...' if len(starved) > 4 else ''}"
+        )
+
+
+def _print_plan(prepared: Export) -> None:
+    from gguf_export.console import print_table, size
+
+    for file in prepared.files:
+        rows = [
+            (
+                planned.spec.name,
+                " x ".join(map(str, planned.spec.shape)),
+                planned.qtype.name,
+                size(planned.n_bytes),
+                str(planned.offset),
+            )
+            for planned in file.plan.tensors
+        ]
+        print_table(str(file.path), ("tensor", ">shape", "type", ">size", ">offset"), rows)
+        click.echo(f"{size(file.n_bytes)}, {file.plan.bpw:.2f} bits per weight\n")
+
+
+def _print_exported(exported: Exported) -> None:
+    from gguf_export.console import print_table, size
+
+    seconds = exported.seconds.wall
+    rows = [
+        (str(file.path), file.plan.ftype.name, size(file.n_bytes), f"{file.plan.bpw:.2f}")
+        for file in exported.files
+    ]
+    print_table("", ("file", "type", ">size", ">bpw"), rows)
+    rate = size(exported.bytes_read / seconds) if seconds else "-"
+    click.echo(f"{size(exported.bytes_read)} read once, {seconds:.1f} seconds, {rate}/s")

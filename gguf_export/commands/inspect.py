@@ -1,0 +1,38 @@
+"""`moe-gguf inspect`: what is in a checkpoint or a GGUF file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from gguf_export.commands.options import FILE
+
+
+@click.command()
+@click.argument("path", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON for programs.")
+@click.option("--tensors", is_flag=True, help="One line for each tensor, too.")
+def inspect(path: Path, as_json: bool, tensors: bool) -> None:
+    """Say what PATH is: a checkpoint folder or a GGUF file; its architecture, experts, types, sizes."""
+    from gguf_export.inspect import describe
+
+    found = describe(path)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=1))
+        return
+    from gguf_export.console import print_table, size
+
+    print_table(str(path), ("", ""), found.facts())
+    print_table(
+        "",
+        ("type", ">tensors", ">weights", ">size"),
+        [(row.qtype, str(row.n_tensors), f"{row.n_elements:,}", size(row.n_bytes)) for row in found.types],
+    )
+    if tensors:
+        print_table(
+            "",
+            ("tensor", ">shape", "type", ">size"),
+            [(t.name, " x ".join(map(str, t.shape)), t.qtype, size(t.n_bytes)) for t in found.tensors],
+        )

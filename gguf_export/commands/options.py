@@ -1,0 +1,149 @@
+"""Options that several verbs share, and what they mean to the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from calibration.hidden import Storage
+    from calibration.model import Arithmetic
+    from calibration.text import Chunks
+    from quantize.recipe import Recipe
+
+Command = Callable[..., None]
+
+FILE = click.Path(path_type=Path)
+MODEL = click.argument("model", type=FILE)
+QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
+JOBS = click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: all processors]"
+)
+
+
+def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, shown in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+recipe_options = together(
+    click.option(
+        "--tensor-type",
+        "tensor_types",
+        multiple=True,
+        metavar="PATTERN=TYPE",
+        help="Type of the tensors whose name the regular expression finds; the first that matches counts.",
+    ),
+    click.option(
+        "--tensor-type-file",
+        type=FILE,
+        metavar="FILE",
+        help="A file of PATTERN=TYPE entries, as llama-quantize reads it.",
+    ),
+    click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight."),
+    click.option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight."),
+    click.option("--pure", is_flag=True, help="One type for all quantized tensors, no mixture."),
+)
+"""The switches of llama-quantize that change tensor types, in its spelling; see `read_recipes`."""
+
+text_options = together(
+    click.option(
+        "--text", "texts", multiple=True, type=FILE, metavar="FILE", help="Calibration text; may be repeated."
+    ),
+    click.option(
+        "--prompts",
+        multiple=True,
+        type=FILE,
+        metavar="FILE",
+        help="mergekit_moe_config.yml: its positive prompts are text that reaches each expert.",
+    ),
+    click.option(
+        "--chunks", "n_chunk", type=click.IntRange(min=1), metavar="N", help="Use the first N chunks only."
+    ),
+    click.option(
+        "--ctx",
+        "n_ctx",
+        type=click.IntRange(min=2),
+        default=512,
+        show_default=True,
+        help="Tokens of a chunk.",
+    ),
+    click.option("--parse-special", is_flag=True, help="Special tokens in the text count as such."),
+)
+"""The text that runs through the model; see `read_chunks`."""
+
+forward_options = together(
+    click.option(
+        "--scratch", type=FILE, metavar="DIR", help="Keep the hidden states of long texts in files there."
+    ),
+    click.option(
+        "--device", default="cpu", show_default=True, help="Where torch does the arithmetic, such as cuda."
+    ),
+)
+"""How the forward pass is run; see `read_forward`."""
+
+
+def say(line: str) -> None:
+    """One line for the person at the terminal, beside what goes to standard output."""
+    click.echo(line, err=True)
+
+
+def read_recipes(ftypes: Sequence[str], options: dict[str, Any]) -> list[Recipe]:
+    """One recipe for each file type, from `recipe_options`, which are taken out of `options`."""
+    from quantize.ftypes import ftype
+    from quantize.recipe import Recipe, parse_qtype, parse_tensor_type, read_tensor_types
+
+    tensor_types = [parse_tensor_type(text) for text in options.pop("tensor_types")]
+    file = options.pop("tensor_type_file")
+    if file:
+        tensor_types += read_tensor_types(file)
+
+    output, embedding, pure = (
+        options.pop(option) for option in ("output_tensor_type", "token_embedding_type", "pure")
+    )
+    return [
+        Recipe(
+            ftype(name),
+            tensor_types=tuple(tensor_types),
+            output_tensor_type=parse_qtype(output) if output else None,
+            token_embedding_type=parse_qtype(embedding) if embedding else None,
+            pure=pure,
+        )
+        for name in ftypes
+    ]
+
+
+def read_chunks(model: Path, options: dict[str, Any]) -> Chunks | None:
+    """The text of `text_options`, which are taken out of `options`; None where none is given."""
+    texts, prompts = options.pop("texts"), options.pop("prompts")
+    n_chunk, n_ctx, parse_special = (options.pop(name) for name in ("n_chunk", "n_ctx", "parse_special"))
+    if not texts and not prompts:
+        return None
+    from calibration.text import make_chunks, read_prompts, read_text
+    from calibration.tokenizer import open_tokenizer
+
+    return make_chunks(
+        [read_text(path) for path in texts] + [read_prompts(path) for path in prompts],
+        open_tokenizer(model),
+        n_ctx=n_ctx,
+        n_chunk=n_chunk,
+        parse_special=parse_special,
+    )
+
+
+def read_forward(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
+    """The settings of `forward_options`, which are taken out of `options`."""
+    from calibration.hidden import Storage
+    from calibration.model import Arithmetic, best_dtype
+
+    device = options.pop("device")
+    return Arithmetic(device, best_dtype(device)), Storage(scratch=options.pop("scratch"))
