@@ -1,8 +1,9 @@
 """What each type does to each expert's output, judged on text that the importances have not seen.
 
-One pass over the weights: both parts of the text run through the model together; the first gives the importances, of the
-second some activations are kept. When all inputs of a matrix have passed, and while its weights are still in memory,
-it is encoded and decoded as every type that was asked for, and the kept activations are multiplied with the difference.
+One pass over the weights: both parts of the text run through the model together; the first gives the importances, of
+the second some activations are kept. When all inputs of a matrix have passed, and while its weights are still in
+memory, it is encoded and decoded as every type that was asked for, and the kept activations are multiplied with the
+difference.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Errors:
 
 
 class WeightSums:
-    """Squared errors and squared weights of a matrix by column, summed in float64 from as many rows at a time as fit."""
+    """Squared errors and squared weights of a matrix by column, summed in float64, some rows at a time."""
 
     def __init__(self, n_per_row: int) -> None:
         self._error = np.zeros(n_per_row)
@@ -78,12 +78,9 @@ class OutputSums:
 
     def add(self, output: Array, error: Array) -> None:
         """Take some output columns: y = x Wᵀ and e = x (W - V)ᵀ, [n_judged, n] each, float32."""
-        for sums, a, b in (
-            (self._output, output, output),
-            (self._error, error, error),
-            (self._both, output, error),
-        ):
-            sums += np.multiply(a, b).sum(axis=1, dtype=np.float64)
+        self._output += _row_sums(output, output)
+        self._error += _row_sums(error, error)
+        self._both += _row_sums(output, error)
 
     def merge(self, other: OutputSums) -> None:
         """Take the sums of further output columns of the same rows."""
@@ -103,6 +100,12 @@ class OutputSums:
         if not live.any():
             return None
         return float(np.clip((self._output - self._both)[live] / lengths[live], -1, 1).mean())
+
+
+def _row_sums(a: Array, b: Array) -> Array:
+    """Sum of a * b over each row [t, n] -> float64 [t]."""
+    sums: Array = np.multiply(a, b).sum(axis=1, dtype=np.float64)
+    return sums
 
 
 def _ratio(part: float, whole: float) -> float | None:
@@ -129,7 +132,9 @@ class MatrixErrors:
     n_elements: int
     n_bytes: int  # as `qtype`
     n_tokens: int  # that reached the matrix in the text that importances were fitted on
-    n_effective: float  # effective number of those tokens (Kish): (Σ r)² / Σ r², r = |x|² of each token's input
+    n_effective: (
+        float  # effective number of those tokens (Kish): (Σ r)² / Σ r², r = |x|² of each token's input
+    )
     n_held_out: int  # tokens that reached it in the held-out text
     n_judged: int  # of those, how many the output error was measured on
     errors: Errors

@@ -1,0 +1,289 @@
+"""The page of `moe-gguf errors`: where the tokens went, and what each type costs each expert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gguf_export.error_tables import projection_table, totals_table, worst_table
+from gguf_export.figures import NOTHING, count, percent, significant
+from gguf_export.html import (
+    Cell,
+    Html,
+    Scale,
+    Section,
+    heatmap,
+    join,
+    legend,
+    page,
+    panels,
+    table,
+    terms,
+    tiles,
+)
+from gguf_export.plot import Axis, Point, Series, plot
+from quantize.errors import ErrorReport, MatrixErrors, totals, worst
+
+__all__ = ["error_page"]
+
+MEANINGS = (
+    (
+        "output error",
+        "Normalised mean squared error of a matrix's output: the energy of the difference between the outputs of the "
+        "quantized and the original matrix, as a share of the energy of the original's output. It is measured on "
+        "activations of the unquantized model, matrix by matrix, so that no error is inherited from another matrix.",
+    ),
+    (
+        "held-out text",
+        "Text that the importances were not fitted on. All output errors are judged on it.",
+    ),
+    (
+        "cosine",
+        "Mean over the held-out tokens of the cosine between the outputs of the original and the quantized matrix; "
+        "1 is no error.",
+    ),
+    (
+        "weight error",
+        "Root-mean-square error of the weights themselves, as a share of their root mean square.",
+    ),
+    (
+        "importances",
+        "The mean square of each input column over the calibration tokens that reach the matrix (llama.cpp's imatrix). "
+        "“Without importances” is the same type, fitted without them.",
+    ),
+    (
+        "tokens routed",
+        "The calibration tokens that the router sent to an expert, as a share of all. A starved expert got none: "
+        "nothing is known of its inputs.",
+    ),
+    (
+        "effective tokens",
+        "How many equally strong tokens would tell as much about the importances (Kish's effective sample size of the "
+        "squared lengths of the inputs). Far fewer than routed: a few extreme tokens decide.",
+    ),
+    (
+        "bpw",
+        "Bits per weight of the matrices measured here; embeddings and the output matrix are not among them.",
+    ),
+)
+
+
+def error_page(report: ErrorReport) -> str:
+    """The whole page."""
+    sections = [Section("Totals by type", _totals(report))]
+    if report.n_expert:
+        sections.append(_routing(report))
+    for qtype in report.qtypes:
+        sections.append(_type_section(report, qtype))
+    sections += [
+        Section("What the numbers mean", terms(MEANINGS)),
+        Section("How it was measured", terms([("model", report.model), *report.facts])),
+    ]
+    experts = (
+        f"{report.n_expert} experts in each layer, {report.n_expert_used} of them for each token"
+        if report.n_expert
+        else "no experts"
+    )
+    lead = (
+        f"{report.n_layer} layers, {experts}. Every matrix was quantized alone, and its output compared with the "
+        f"original's on {count(report.n_held_out)} tokens of text that the importances were not fitted on."
+    )
+    sections.insert(0, Section("", tiles(_glance(report))))
+    title = f"{report.model}: what each type costs each {'expert' if report.n_expert else 'matrix'}"
+    return page(title, lead, sections, "Made by moe-gguf errors.")
+
+
+def _glance(report: ErrorReport) -> Iterable[tuple[str, str, str]]:
+    for qtype in report.qtypes:
+        found = totals(qtype, report.of(qtype))
+        yield f"{qtype}, {found.bpw:.2f} bpw", percent(found.median_nmse), "median output error"
+    first = report.of(report.qtypes[0])
+    for row in worst(first, 1):
+        yield f"lost most as {row.qtype}", percent(row.errors.nmse), row.place
+    helped = totals("", first)
+    if helped.n_compared:
+        yield (
+            f"importances helped {first[0].qtype}",
+            percent(helped.n_helped / helped.n_compared, 2),
+            f"of {count(helped.n_compared)} matrices: a lower output error than without",
+        )
+    if report.n_expert:
+        n_starved = len(report.starved)
+        remark = ", ".join(f"layer {bid} expert {xid}" for bid, xid in report.starved[:6])
+        yield (
+            "starved experts",
+            count(n_starved) if n_starved else "none",
+            remark + (" …" if n_starved > 6 else ""),
+        )
+
+
+def _totals(report: ErrorReport) -> Html:
+    columns, lines = totals_table(report)
+    return join([table(columns, lines), panels([_size_plot(report), _layer_plot(report)])])
+
+
+def _size_plot(report: ErrorReport) -> Html:
+    """Median output error and its range over the middle 80 % of the matrices, by size."""
+    points = []
+    for qtype in report.qtypes:
+        rows = report.of(qtype)
+        found = sorted(row.errors.nmse for row in rows if row.errors.nmse is not None)
+        if found:
+            low, middle, high = (found[int(share * (len(found) - 1) + 0.5)] for share in (0.1, 0.5, 0.9))
+            points.append(Point(totals("", rows).bpw, middle, low, high, qtype))
+    if len(points) < 2:
+        return Html("")
+    return plot(
+        "Median output error by size, with the middle 80 % of the matrices",
+        [Series("", sorted(points, key=lambda point: point.x))],
+        Axis("bits per weight", show=lambda value: f"{value:g}"),
+        Axis("output error", log=True, show=lambda value: percent(value, 1)),
+    )
+
+
+def _layer_plot(report: ErrorReport) -> Html:
+    """Median output error of each layer, by type."""
+    lines = []
+    for qtype in report.qtypes:
+        by_layer = (
+            (bid, [row for row in report.of(qtype) if row.bid == bid]) for bid in range(report.n_layer)
+        )
+        medians = [(bid, totals("", rows).median_nmse) for bid, rows in by_layer]
+        lines.append(Series(qtype, [Point(bid, value) for bid, value in medians if value is not None]))
+    if report.n_layer < 2:
+        return Html("")
+    return plot(
+        "Median output error by layer",
+        lines,
+        Axis("layer", show=lambda value: f"{value:g}"),
+        Axis("output error", log=True, show=lambda value: percent(value, 1)),
+    )
+
+
+def _layers(report: ErrorReport) -> list[str]:
+    return [str(bid) for bid in range(report.n_layer)]
+
+
+def _routing(report: ErrorReport) -> Section:
+    """Layer by expert: the share of tokens."""
+    tokens = {
+        (row.bid, row.xid): row
+        for row in report.of(report.qtypes[0])
+        if row.xid is not None and row.bid is not None
+    }
+
+    def cell(bid: int, xid: int) -> Cell | None:
+        row = tokens.get((bid, xid))
+        if row is None:
+            return None
+        share = row.n_tokens / max(1, report.n_fit)
+        told = f"layer {bid}, expert {xid}: {count(row.n_tokens)} tokens, {percent(share)}"
+        return Cell(share, f"{100 * share:.0f}", told, warn=row.starved)
+
+    scale = Scale.over([row.n_tokens / max(1, report.n_fit) for row in tokens.values()], low=0.0)
+    layers, experts = range(report.n_layer), range(report.n_expert)
+    drawn = heatmap(
+        "Tokens routed, in percent of all",
+        "expert",
+        [str(xid) for xid in experts],
+        "layer",
+        _layers(report),
+        [[cell(bid, xid) for bid in layers] for xid in experts],
+        scale,
+        "load",
+    )
+    warnings = ["starved: no token"] if report.starved else []
+    even = percent(report.n_expert_used / report.n_expert)
+    lead = (
+        f"{count(report.n_fit)} tokens of calibration text, {report.n_expert_used} of {report.n_expert} experts for "
+        f"each: {even} would be an even share. An expert that sees few tokens is quantized on thin evidence."
+    )
+    key = legend("tokens routed", scale, lambda value: percent(value, 2), "load", *warnings)
+    return Section(
+        "Where the tokens went",
+        join([key, panels([drawn], report.n_layer, "n-load"), _starved(report)]),
+        lead,
+    )
+
+
+def _starved(report: ErrorReport) -> Html:
+    """Experts of which too little is known, by name."""
+    lacks = (
+        (report.starved, "no calibration token: quantized without knowing its inputs"),
+        (report.unjudged, "no held-out token: output error not known"),
+    )
+    lines = [
+        (f"layer {bid}, expert {xid}", "; ".join(told for places, told in lacks if (bid, xid) in places))
+        for bid, xid in sorted({place for places, _ in lacks for place in places})
+    ]
+    return table(("expert", "what is not known"), lines) if lines else Html("")
+
+
+def _type_section(report: ErrorReport, qtype: str) -> Section:
+    """Heatmaps of the output error, the totals of each projection and the worst ten."""
+    rows = report.of(qtype)
+    scale = Scale.over((row.errors.nmse for row in rows), log=True)
+    drawn = [*_expert_maps(report, rows, scale), *_dense_map(report, rows, scale)]
+    unjudged = ["no token, so no output error"] if report.unjudged else []
+    pieces = [
+        legend("output error", scale, percent, "error", *unjudged),
+        panels(drawn, report.n_layer, f"n-{qtype}"),
+        table(*projection_table(rows), "By projection"),
+        table(*worst_table(rows), "The worst ten"),
+    ]
+    fallbacks = [row for row in rows if row.fallback]
+    lead = ""
+    if fallbacks:
+        lead = (
+            f"{len(fallbacks)} matrices have rows that {qtype} does not divide; llama.cpp's fallback "
+            f"({', '.join(sorted({row.fallback or '' for row in fallbacks}))}) was measured for them."
+        )
+    return Section(f"Output error as {qtype}", join(pieces), lead)
+
+
+def _expert_maps(report: ErrorReport, rows: Sequence[MatrixErrors], scale: Scale) -> Iterable[Html]:
+    """One heatmap for each projection of the experts: layer by expert."""
+    for projection in dict.fromkeys(row.projection for row in rows if row.xid is not None):
+        found = {(row.bid, row.xid): row for row in rows if row.projection == projection}
+        yield heatmap(
+            f"{projection}, output error in percent",
+            "expert",
+            [str(xid) for xid in range(report.n_expert)],
+            "layer",
+            _layers(report),
+            [
+                [_cell(found.get((bid, xid))) for bid in range(report.n_layer)]
+                for xid in range(report.n_expert)
+            ],
+            scale,
+            "error",
+        )
+
+
+def _dense_map(report: ErrorReport, rows: Sequence[MatrixErrors], scale: Scale) -> Iterable[Html]:
+    """One heatmap for what all tokens pass: layer by projection."""
+    projections = list(dict.fromkeys(row.projection for row in rows if row.xid is None))
+    found = {(row.bid, row.projection): row for row in rows if row.xid is None}
+    if projections:
+        yield heatmap(
+            "attention" if report.n_expert else "output error in percent",
+            "projection",
+            [projection.removeprefix("attn_") for projection in projections],
+            "layer",
+            _layers(report),
+            [[_cell(found.get((bid, name))) for bid in range(report.n_layer)] for name in projections],
+            scale,
+            "error",
+        )
+
+
+def _cell(row: MatrixErrors | None) -> Cell | None:
+    if row is None:
+        return None
+    nmse = row.errors.nmse
+    if nmse is None:
+        return Cell(None, NOTHING, f"{row.place}: no held-out token", warn=True)
+    told = f"{row.place}: {percent(nmse)}"
+    if row.plain and row.plain.nmse is not None:
+        told += f", without importances {percent(row.plain.nmse)}"
+    short = significant(100 * nmse, 2)
+    return Cell(nmse, short.removeprefix("0") or "0", f"{told}; {count(row.n_tokens)} tokens")

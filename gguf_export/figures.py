@@ -1,0 +1,30 @@
+"""Numbers as a person reads them, the same on the terminal and on a page."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["NOTHING", "count", "percent", "significant"]
+
+NOTHING = "-"
+"""Stands where there is no number."""
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """So many significant digits and no exponent: 0.00123, 4.50, 12,300."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(places, 12)}f}"
+
+
+def percent(value: float | None, digits: int = 3) -> str:
+    """A share, 1 being all: 0.202 %."""
+    return NOTHING if value is None else f"{significant(100 * value, digits)} %"
+
+
+def count(value: float | None) -> str:
+    """A whole number with separators."""
+    return NOTHING if value is None else f"{value:,.0f}"

@@ -1,0 +1,78 @@
+"""The error report as a page, a CSV table or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from gguf_export.error_page import error_page
+from quantize.errors import ErrorReport
+from quantize.exceptions import OutputError
+
+__all__ = ["FORMATS", "errors_csv", "errors_json", "write_errors"]
+
+MEASURES = ("rms", "relative", "weighted", "nmse", "cosine")
+
+
+def errors_csv(report: ErrorReport) -> str:
+    """One line for each matrix and type, numbers with nine digits, nothing where there is no number.
+
+    Columns: where the matrix is, what it takes, the tokens that it saw, the measures of `quantize.errors.Errors`, and
+    under `plain_` the same measures of the type without importances.
+    """
+    where = ("tensor", "layer", "projection", "expert", "qtype", "fallback")
+    counts = ("n_elements", "n_bytes", "n_tokens", "n_effective", "n_held_out", "n_judged")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*where, *counts, *MEASURES, *(f"plain_{measure}" for measure in MEASURES)])
+    for row in report.rows:
+        values = [row.name, row.bid, row.projection, row.xid, row.qtype, row.fallback]
+        values += [getattr(row, name) for name in counts]
+        for errors in (row.errors, row.plain):
+            values += [None if errors is None else getattr(errors, measure) for measure in MEASURES]
+        writer.writerow(["" if v is None else f"{v:.9g}" if isinstance(v, float) else v for v in values])
+    return out.getvalue()
+
+
+def errors_json(report: ErrorReport) -> str:
+    """The whole report; null where there is no number."""
+    return json.dumps(asdict(report) | {"facts": dict(report.facts)}, indent=1, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[ErrorReport], str]] = {
+    ".csv": errors_csv,
+    ".json": errors_json,
+    ".html": error_page,
+}
+"""What a file's suffix means."""
+
+
+def write_errors(path: Path, report: ErrorReport) -> None:
+    """Write the report in the form that the file's suffix names; the file appears when it is whole.
+
+    Raises:
+        OutputError: the suffix says nothing, or the file cannot be written.
+    """
+    check_suffixes([path])
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(FORMATS[path.suffix.lower()](report), encoding="utf-8", newline="\n")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def check_suffixes(paths: Sequence[Path]) -> None:
+    """Refuse output files whose suffix says no format, before hours of work.
+
+    Raises:
+        OutputError: there is one.
+    """
+    for path in paths:
+        if path.suffix.lower() not in FORMATS:
+            raise OutputError(f"{path}: a report can be written as {', '.join(FORMATS)}; name the file so")
