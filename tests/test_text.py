@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from pico import TEXT, pico_dense
+from pico import TEXT, pico_dense, write_tokenizer
 
 from calibration.text import Text, make_chunks, read_prompts, read_text
 from calibration.tokenizer import SpmTokenizer, open_tokenizer
@@ -44,7 +44,8 @@ SPECIAL_LOOKING = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model whose tokenizer has one added token of each kind."""
-    folder = pico_dense(tmp_path_factory.mktemp("model") / "pico", n_vocab=324)
+    folder = pico_dense(tmp_path_factory.mktemp("model") / "pico", n_vocab=324, tokenizer=False)
+    write_tokenizer(folder, 320)
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     config["added_tokens_decoder"] = {
         "0": {"content": "<unk>", "special": True},
