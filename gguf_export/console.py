@@ -69,7 +69,7 @@ class ProgressView:
         now = time.monotonic()
         started = self._started.setdefault(moment.stage, now)
         rate = moment.done / (now - started) if now > started else 0.0
-        rate_text = f"{amount(rate, moment.unit)}/s" if rate else ""
+        rate_text = f"{amount(rate, moment.unit)}/s" if rate >= 1 else ""
         if self._bars:
             if moment.stage not in self._tasks:
                 self._tasks[moment.stage] = self._bars.add_task(moment.stage, total=moment.total, rate="")
