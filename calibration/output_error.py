@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calibration.forward import Observer, Stream, forward
+from calibration.forward import Stream, forward
+from calibration.held_out import N_JUDGED, Beginning, Sampler, Seen
 from calibration.hidden import Storage
-from calibration.model import Arithmetic, Routing, best_dtype
+from calibration.model import Arithmetic, best_dtype
 from calibration.observers import ImatrixObserver
 from calibration.text import Chunks
 from quantize.blocks import block_format
@@ -35,34 +36,9 @@ from quantize.progress import Report, silent
 from quantize.recipe import fallback
 from quantize.tensors import NUMPY_TYPES, Array, QType, TensorSource, TensorSpec
 
-__all__ = ["N_JUDGED", "hold_out", "measure_errors"]
+__all__ = ["is_judged", "measure_errors"]
 
-N_JUDGED = 1024
-"""Rows of held-out activations that are kept for each matrix; their outputs have n_row times as many numbers."""
-
-HOLD_OUT_EVERY = 5
 SLAB_WEIGHTS = 1 << 21  # weights of a matrix that one thread works on at a time
-
-
-def hold_out(chunks: Chunks, every: int = HOLD_OUT_EVERY) -> tuple[Chunks, Chunks]:
-    """Part a text: every fifth chunk (of less, the last) is held out, so that both parts hold all its passages.
-
-    Returns the chunks to fit on and those to judge on.
-
-    Raises:
-        TextError: there are not two chunks.
-    """
-    if chunks.n_chunk < 2:
-        raise TextError(
-            f"{' + '.join(chunks.names)}: one chunk of {chunks.n_ctx} tokens is too little, a part of the text must "
-            "be held out; give more text, or another one to judge on"
-        )
-    judged = np.arange(chunks.n_chunk) % every == every - 1
-    judged[-1] |= not judged.any()
-    return (
-        Chunks(chunks.names, chunks.tokens[~judged], chunks.bos_id),
-        Chunks(chunks.names, chunks.tokens[judged], chunks.bos_id),
-    )
 
 
 def measure_errors(
@@ -108,14 +84,14 @@ def measure_errors(
         raise TextError(f"chunks of {fit.n_ctx} and of {held_out.n_ctx} tokens cannot run side by side")
     arithmetic = arithmetic or Arithmetic(dtype=best_dtype())
     importances = ImatrixObserver(fit, prior=prior)
-    sampler = _Sampler(fit.n_token, held_out.n_token, n_judged, arithmetic)
+    sampler = Sampler(is_judged, fit.n_token, held_out.n_token, n_judged, arithmetic)
     qtypes = tuple(dict.fromkeys(qtypes))
     rows: list[MatrixErrors] = []
     _compile_kernels(source, qtypes, baseline, report)
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
 
         def judge(spec: TensorSpec, xid: int, weights: Array) -> None:
-            if not _is_judged(spec):
+            if not is_judged(spec):
                 return
             _refuse_non_finite(spec, xid, weights)
             seen = sampler.take(spec, xid)
@@ -127,7 +103,7 @@ def measure_errors(
             np.concatenate([fit.inputs, held_out.inputs]),
             arithmetic=arithmetic,
             storage=storage,
-            observers=[_Beginning(importances, fit.n_token), sampler],
+            observers=[Beginning(importances, fit.n_token), sampler],
             on_weights=judge,
             hold_down=prior > 0,
             report=report,
@@ -147,7 +123,7 @@ def measure_errors(
     )
 
 
-def _is_judged(spec: TensorSpec) -> bool:
+def is_judged(spec: TensorSpec) -> bool:
     """The matrices of a layer that llama-quantize quantizes: not norms, biases and routers."""
     return (
         re.fullmatch(r"blk\.\d+\.(attn|ffn)_\w+\.weight", spec.name) is not None
@@ -169,98 +145,11 @@ def _compile_kernels(source: TensorSource, qtypes: Sequence[QType], baseline: bo
     wanted = {
         (NUMPY_TYPES.get(spec.qtype, np.dtype(np.float32)), fallback(spec, qtype), known)
         for spec in source.specs()
-        if _is_judged(spec)
+        if is_judged(spec)
         for qtype in qtypes
         for known in ((True, False) if baseline else (True,))
     }
     compile_kernels(sorted(wanted, key=str), report)
-
-
-class _Beginning(Observer):
-    """Lets another observer see the first tokens only."""
-
-    def __init__(self, inner: Observer, n_token: int) -> None:
-        self._inner = inner
-        self._n_token = n_token
-
-    def inputs(self, stream: int, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
-        first = tokens < self._n_token
-        if first.any():
-            self._inner.inputs(stream, specs, xid, tokens[first], x[first.to(x.device)])
-
-    def routed(self, stream: int, bid: int, tokens: Tensor, routing: Routing) -> None:
-        first = tokens < self._n_token
-        if first.any():
-            here = first.to(routing.ids.device)
-            parts = Routing(routing.ids[here], routing.weights[here], routing.probs[here])
-            self._inner.routed(stream, bid, tokens[first], parts)
-
-
-@dataclass
-class _Seen:
-    """The inputs of one matrix (or of several that share them): what was counted, and what was kept."""
-
-    kept: Tensor  # [at most n_judged, n_per_row]
-    n_tokens: int = 0
-    n_held_out: int = 0
-    n_kept: int = 0
-    strength: float = 0.0  # Σ |x|² over the fitted tokens
-    strength2: float = 0.0  # Σ |x|⁴
-
-    @property
-    def n_effective(self) -> float:
-        """Kish's effective number of tokens behind the importances: as many of equal |x|² would tell as much."""
-        return self.strength**2 / self.strength2 if self.strength2 > 0 else 0.0
-
-
-class _Sampler(Observer):
-    """Keeps, for each matrix, some rows of its held-out inputs, spread evenly over those that reach it."""
-
-    def __init__(self, n_fit: int, n_held_out: int, limit: int, arithmetic: Arithmetic) -> None:
-        self._n_fit = n_fit
-        self._n_held_out = n_held_out
-        self._limit = limit
-        self._arithmetic = arithmetic
-        self._seen: dict[tuple[str, int], _Seen] = {}
-        self._bid = -1
-        self._n_routed: list[int] = []  # held-out tokens that go to each expert of layer `_bid`
-
-    def routed(self, stream: int, bid: int, tokens: Tensor, routing: Routing) -> None:
-        n_expert = routing.probs.shape[-1]
-        ids = routing.ids[(tokens >= self._n_fit).to(routing.ids.device)].reshape(-1)
-        counts = torch.bincount(ids.cpu(), minlength=n_expert).tolist()
-        if bid != self._bid:
-            self._bid, self._n_routed = bid, [0] * n_expert
-        self._n_routed = [a + b for a, b in zip(self._n_routed, counts, strict=True)]
-
-    def inputs(self, stream: int, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
-        wanted = [spec for spec in specs if _is_judged(spec)]
-        if not wanted:
-            return
-        n_coming = self._n_routed[xid] if len(wanted[0].shape) > 2 else self._n_held_out
-        seen = self._seen.get((wanted[0].name, xid))
-        if seen is None:
-            shape = (min(n_coming, self._limit), wanted[0].n_per_row)
-            kept = torch.empty(shape, dtype=self._arithmetic.dtype, device=self._arithmetic.device)
-            seen = _Seen(kept)
-            self._seen |= {(spec.name, xid): seen for spec in wanted}
-        n_fit = int((tokens < self._n_fit).sum())  # they come first
-        strength = x[:n_fit].double().square().sum(dim=1)
-        seen.n_tokens += n_fit
-        seen.strength += float(strength.sum())
-        seen.strength2 += float(strength.square().sum())
-        held_out = x[n_fit:]
-        ranks = torch.arange(seen.n_held_out, seen.n_held_out + len(held_out))
-        seen.n_held_out += len(held_out)
-        if n_coming > self._limit:
-            ranks = ranks[(ranks + 1) * self._limit // n_coming > ranks * self._limit // n_coming]
-        chosen = held_out[(ranks - (seen.n_held_out - len(held_out))).to(x.device)]
-        seen.kept[seen.n_kept : seen.n_kept + len(chosen)] = chosen
-        seen.n_kept += len(chosen)
-
-    def take(self, spec: TensorSpec, xid: int) -> _Seen:
-        """What was seen of a matrix; it is forgotten here."""
-        return self._seen.pop((spec.name, xid), None) or _Seen(torch.empty(0, spec.n_per_row))
 
 
 @dataclass(frozen=True)
@@ -276,7 +165,7 @@ def _judge(
     spec: TensorSpec,
     xid: int,
     weights: Array,
-    seen: _Seen,
+    seen: Seen,
     importance: Array | None,
     prior: float,
     qtypes: Sequence[QType],
