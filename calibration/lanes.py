@@ -1,0 +1,170 @@
+"""One stream on its way through the layers: its weights as they are needed, and its hidden states."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from calibration.model import Arithmetic, rms_norm, rope_table, to_tensor
+from calibration.stored import StoredMatrix
+from calibration.streams import Stream, Timings
+from quantize.exceptions import CheckpointError
+from quantize.hparams import Hparams
+from quantize.tensors import Array, TensorSource, TensorSpec
+
+__all__ = ["Lane", "Matrix", "Routes", "refuse_unknown"]
+
+VOCAB_BLOCK = 8192  # rows of the output matrix that are widened to float32 at once
+ARCHITECTURES = ("llama",)
+KNOWN = re.compile(
+    r"(token_embd|output|output_norm|rope_freqs|rope_factors_short|rope_factors_long)\.weight"
+    r"|blk\.\d+\.((attn_norm|ffn_norm|ffn_gate_inp|ffn_(gate|up|down)_exps)\.weight"
+    r"|(attn_(q|k|v|output)|ffn_(gate|up|down))\.(weight|bias))"
+)
+
+
+@dataclass
+class Matrix:
+    """One matrix in memory: as the arithmetic wants it and, where somebody asks for it, as it was read."""
+
+    spec: TensorSpec
+    xid: int
+    raw: Array | None
+    tensor: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass
+class Routes:
+    """Of all tokens: the experts they go to, int64 [T, K], and the weights of these, f32 [T, K]."""
+
+    ids: Tensor
+    weights: Tensor
+
+
+@dataclass
+class Lane:
+    """The state of one stream; `pass_on(spec, xid, raw)` is called when the last input of a matrix was seen."""
+
+    index: int
+    stream: Stream
+    n_ctx: int
+    hidden: Tensor  # [T, D]
+    normed: Tensor  # [T, D], the input of the feed-forward layer
+    arithmetic: Arithmetic
+    timings: Timings
+    wants_raw: bool
+    pass_on: Callable[[TensorSpec, int, Array | None], None]
+    table: tuple[Tensor, Tensor] = field(init=False)  # cosines and sines [P, d/2]
+    tied: StoredMatrix | None = None  # an embedding that is needed again as output
+    taken: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.specs = {spec.name: spec for spec in self.stream.source.specs()}
+        self.table = self._rope()
+
+    @property
+    def hparams(self) -> Hparams:
+        """Dimensions of the model."""
+        return self.stream.source.hparams
+
+    # -- weights
+
+    def stored(self, name: str, xid: int = 0) -> StoredMatrix:
+        """Read one matrix and keep it as it is stored."""
+        spec = self.specs.get(name)
+        if spec is None:
+            raise CheckpointError(f"tensor {name} is missing, the forward pass needs it")
+        self.taken.add(name)
+        with self.timings.measure("reading"):
+            return StoredMatrix(self.stream.source, spec, xid)
+
+    def matrix(self, name: str, xid: int = 0, dtype: torch.dtype | None = None) -> Matrix:
+        """Read one matrix, in the arithmetic's type or another."""
+        stored = self.stored(name, xid)
+        with self.timings.measure("decoding"):
+            raw = stored.whole()
+            tensor = to_tensor(raw, self.arithmetic.device, dtype or self.arithmetic.dtype)
+        name = name.removesuffix(".weight") + ".bias"
+        bias = self.vector(name) if name in self.specs else None
+        return Matrix(stored.spec, xid, raw if self.wants_raw else None, tensor, bias)
+
+    def vector(self, name: str) -> Tensor:
+        """A norm, a bias or a table of factors, f32 [n]; no importance belongs to it, so it is passed on at once."""
+        matrix = self.matrix(name, dtype=torch.float32)
+        vector = matrix.tensor.reshape(-1).clone()
+        self.release(matrix)
+        return vector
+
+    def release(self, *matrices: Matrix | StoredMatrix) -> None:
+        """All inputs of these matrices have been seen."""
+        for one in matrices:
+            raw = one.raw if isinstance(one, Matrix) else one.whole() if self.wants_raw else None
+            self.pass_on(one.spec, one.xid, raw)
+
+    def _rope(self) -> tuple[Tensor, Tensor]:
+        """The rotary table, with the divisors of the frequencies that a file may bring along."""
+        short = self.n_ctx <= (self.hparams.rope_scaling.n_ctx_orig or self.hparams.n_ctx_train)
+        factors = None
+        for name in ("rope_freqs.weight", f"rope_factors_{'short' if short else 'long'}.weight"):
+            if name in self.specs:
+                factors = self.vector(name).cpu()
+        cos, sin = rope_table(self.hparams, self.n_ctx, factors)
+        return cos.to(self.arithmetic.device), sin.to(self.arithmetic.device)
+
+    # -- arithmetic
+
+    def product(self, matrix: Matrix, x: Tensor) -> Tensor:
+        """x [t, n_in] times the matrix [n_out, n_in], plus its bias -> [t, n_out]."""
+        if self.stream.round_inputs is not None:
+            x = self.stream.round_inputs(matrix.spec, x)
+        with self.timings.measure("products"):
+            y = functional.linear(x.to(matrix.tensor.dtype), matrix.tensor)
+        return y if matrix.bias is None else y + matrix.bias.to(y.dtype)
+
+    def hidden_norm(self, tokens: Tensor, norm: Tensor) -> Tensor:
+        """norm(hidden) of some tokens in a row, f32 [t, D]."""
+        h = self.hidden[tokens[0] : tokens[-1] + 1].to(self.arithmetic.device)
+        return rms_norm(h, norm, self.hparams.rms_norm_eps)
+
+    def add(self, tokens: Tensor, y: Tensor) -> None:
+        """hidden[tokens] += y, in float32 whatever the hidden states are kept in."""
+        summed = self.hidden[tokens].to(y.device) + y.float()
+        self.hidden[tokens] = summed.to(self.hidden.device, self.hidden.dtype)
+
+    def logits(self, head: StoredMatrix, x: Tensor) -> Tensor:
+        """x [t, D] -> f32 [t, V]; the matrix is decoded some rows at a time, because those of all streams stay."""
+        if self.stream.round_inputs is not None:
+            x = self.stream.round_inputs(head.spec, x)
+        n_row = head.spec.n_row
+        found = torch.empty(len(x), n_row, device=x.device)
+        for first in range(0, n_row, VOCAB_BLOCK):
+            last = min(first + VOCAB_BLOCK, n_row)
+            with self.timings.measure("decoding"):
+                rows = to_tensor(head.rows(first, last), self.arithmetic.device, torch.float32)
+            with self.timings.measure("products"):
+                found[:, first:last] = functional.linear(x, rows)
+        return found
+
+
+def refuse_unknown(sources: Sequence[TensorSource]) -> None:
+    """A tensor that is not known here would change the result, so its presence is an error."""
+    shapes = [{spec.name: spec.shape for spec in source.specs()} for source in sources]
+    for source, names in zip(sources, shapes, strict=True):
+        arch = source.hparams.arch
+        if arch not in ARCHITECTURES:
+            raise CheckpointError(
+                f"the forward pass does not know arch {arch!r}; known: {', '.join(ARCHITECTURES)}"
+            )
+        for name, shape in names.items():
+            if not KNOWN.fullmatch(name):
+                raise CheckpointError(f"the forward pass does not know tensor {name}")
+            if shapes[0].get(name) != shape:
+                raise CheckpointError(
+                    f"{name} has shape {shape} in one model and {shapes[0].get(name)} in the other"
+                )

@@ -1,0 +1,223 @@
+"""The order of the forward pass: which stream does what, when, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from calibration.hidden import Shelf, Storage
+from calibration.lanes import Lane, Matrix, Routes, refuse_unknown
+from calibration.model import Arithmetic, attend, rotate, route, swiglu, to_tensor
+from calibration.stored import StoredMatrix
+from calibration.streams import Observer, OnLogits, OnWeights, Stream, Timings
+from calibration.tokenizer import Tokens
+from quantize.exceptions import ActivationError, TokenizerError
+from quantize.progress import Progress, Report
+from quantize.tensors import Array, TensorSpec
+
+__all__ = ["Walk"]
+
+TOKEN_BLOCK = 2048  # tokens that go through a matrix at once
+
+
+class Walk:
+    """One walk of all streams through all layers; `forward` calls its steps in order."""
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        tokens: Tokens,
+        arithmetic: Arithmetic,
+        storage: Storage,
+        shelf: Shelf,
+        observers: Sequence[Observer],
+        on_weights: OnWeights | None,
+        report: Report,
+    ) -> None:
+        refuse_unknown([stream.source for stream in streams])
+        self.device = arithmetic.device
+        self.observers = observers
+        self.on_weights = on_weights
+        self.report = report
+        self.n_ctx = tokens.shape[1]
+        self.tokens = torch.from_numpy(tokens).long().reshape(-1)
+        self.places = torch.arange(len(self.tokens))
+        self.timings = Timings(n_token=len(self.tokens))
+        self.n_layer = streams[0].source.hparams.n_layer
+        self.n_passed = 0  # weights
+        self.n_weight = sum(spec.n_elements for stream in streams for spec in stream.source.specs())
+        self.lanes = []
+        for index, stream in enumerate(streams):
+            shape = (len(self.tokens), stream.source.hparams.n_embd)
+            self.lanes.append(
+                Lane(
+                    index,
+                    stream,
+                    self.n_ctx,
+                    hidden=shelf.empty(*shape, storage.dtype),
+                    normed=shelf.empty(*shape, arithmetic.dtype),
+                    arithmetic=arithmetic,
+                    timings=self.timings,
+                    wants_raw=on_weights is not None and index == 0,
+                    pass_on=self.pass_on,
+                )
+            )
+
+    def pass_on(self, spec: TensorSpec, xid: int, raw: Array | None) -> None:
+        """The last input of a matrix was seen; `raw` are its weights where somebody wants them."""
+        if self.on_weights is not None and raw is not None:
+            with self.timings.measure("weights"):
+                self.on_weights(spec, xid, raw)
+        self.n_passed += spec.n_row * spec.n_per_row
+        n_token = self.timings.n_token
+        self.report(Progress("calculating", n_token * self.n_passed // self.n_weight, n_token, unit="tokens"))
+
+    def show(self, lane: Lane, matrices: Sequence[Matrix | StoredMatrix], tokens: Tensor, x: Tensor) -> None:
+        """Let the observers see the common input of some matrices."""
+        with self.timings.measure("observing"):
+            for observer in self.observers:
+                observer.inputs(lane.index, [one.spec for one in matrices], matrices[0].xid, tokens, x)
+
+    def embed(self, *, keep_tied: bool) -> None:
+        """hidden = the embedding's row of each token."""
+        for lane in self.lanes:
+            matrix = lane.stored("token_embd.weight")
+            worst = int(self.tokens.max())
+            if worst >= matrix.spec.n_row:
+                raise TokenizerError(
+                    f"token {worst} has no row in token_embd.weight ({matrix.spec.n_row} rows)"
+                )
+            for block in _blocks(self.places, TOKEN_BLOCK):
+                with self.timings.measure("decoding"):
+                    rows = to_tensor(matrix.picked(self.tokens[block].numpy()))
+                lane.hidden[block] = rows.to(lane.hidden.device, lane.hidden.dtype)
+            lane.release(matrix)
+            if keep_tied and "output.weight" not in lane.specs:
+                lane.tied = matrix
+
+    def attention(self, lane: Lane, bid: int) -> None:
+        """hidden += attention(norm(hidden)), some chunks at a time."""
+        hparams, (cos, sin) = lane.hparams, lane.table
+        norm = lane.vector(f"blk.{bid}.attn_norm.weight")
+        q, k, v, o = (lane.matrix(f"blk.{bid}.attn_{name}.weight") for name in ("q", "k", "v", "output"))
+        for tokens in _blocks(self.places, max(1, TOKEN_BLOCK // self.n_ctx) * self.n_ctx):
+            x = lane.hidden_norm(tokens, norm)
+            self.show(lane, (q, k, v), tokens, x)
+            shape = (len(tokens) // self.n_ctx, self.n_ctx, -1, hparams.head_dim)  # [C, P, H or G, d]
+            qx, kx, vx = (lane.product(matrix, x).view(shape) for matrix in (q, k, v))
+            with self.timings.measure("attention"):
+                qx, kx = (rotate(heads, cos, sin, neox=hparams.rope_neox) for heads in (qx, kx))
+                mixed = attend(qx, kx, vx).reshape(len(tokens), -1)  # [t, H d]
+            self.show(lane, (o,), tokens, mixed)
+            y = lane.product(o, mixed)
+            _refuse_infinite(y, f"the attention of layer {bid}")
+            lane.add(tokens, y)
+        lane.release(q, k, v, o)
+
+    def feed_forward(self, bid: int, *, follow_first: bool, hold_down: bool) -> None:
+        """hidden += feed-forward(norm(hidden)): the router and one expert after the other, or the one dense layer."""
+        routes: list[Routes | None] = []
+        for lane in self.lanes:
+            leader = routes[0] if follow_first and routes else None
+            routes.append(self.norm_and_route(lane, bid, leader))
+        held = []
+        for xid in range(self.lanes[0].hparams.n_expert if routes[0] else 1):
+            for lane, route_of in zip(self.lanes, routes, strict=True):
+                down = self.expert(lane, bid, xid, route_of)
+                if hold_down and lane.index == 0:
+                    held.append(replace(down, tensor=torch.empty(0)))  # as it was read is enough
+                else:
+                    lane.release(down)
+        self.lanes[0].release(*held)
+
+    def norm_and_route(self, lane: Lane, bid: int, leader: Routes | None) -> Routes | None:
+        """Fill lane.normed; returns where the tokens go, or None where the layer is dense."""
+        norm = lane.vector(f"blk.{bid}.ffn_norm.weight")
+        name = f"blk.{bid}.ffn_gate_inp.weight"
+        router = lane.matrix(name, dtype=torch.float32) if name in lane.specs else None
+        parts = []
+        for tokens in _blocks(self.places, TOKEN_BLOCK):
+            x = lane.hidden_norm(tokens, norm)
+            lane.normed[tokens] = x.to(lane.normed.device, lane.normed.dtype)
+            if router is None:
+                continue
+            self.show(lane, (router,), tokens, x)
+            ids = None if leader is None else leader.ids[tokens].to(x.device)
+            with self.timings.measure("products"):
+                part = route(x, router.tensor, lane.hparams.n_expert_used, ids)
+            for observer in self.observers:
+                observer.routed(lane.index, bid, tokens, part)
+            parts.append(part)
+        if router is None:
+            return None
+        lane.release(router)
+        return Routes(
+            torch.cat([part.ids for part in parts]).cpu(), torch.cat([part.weights for part in parts]).cpu()
+        )
+
+    def expert(self, lane: Lane, bid: int, xid: int, routes: Routes | None) -> Matrix:
+        """One expert over the tokens routed to it; returns its down projection, which is not yet passed on."""
+        kind = "_exps" if routes else ""
+        place = f"expert {xid} of layer {bid}" if routes else f"the feed-forward of layer {bid}"
+        names = (f"blk.{bid}.ffn_{name}{kind}.weight" for name in ("gate", "up", "down"))
+        gate, up, down = (lane.matrix(name, xid) for name in names)
+        tokens, weights = self.places, None
+        if routes is not None:
+            tokens, slots = (routes.ids == xid).nonzero(as_tuple=True)
+            weights = routes.weights[tokens, slots, None]  # [t, 1]
+        for start in range(0, len(tokens), TOKEN_BLOCK):
+            block = tokens[start : start + TOKEN_BLOCK]
+            x = lane.normed[block].to(self.device)
+            self.show(lane, (gate, up), block, x)
+            inner = swiglu(lane.product(gate, x), lane.product(up, x))  # [t, F]
+            self.show(lane, (down,), block, inner)
+            y = lane.product(down, inner)  # [t, D]
+            _refuse_infinite(y, place)
+            if weights is not None:
+                y = y.float() * weights[start : start + TOKEN_BLOCK].to(y.device)
+            lane.add(block, y)
+        lane.release(gate, up)
+        return down
+
+    def output(self, on_logits: OnLogits | None, first: int, *, observe: bool) -> None:
+        """The final norm and, if they are wanted, the logits, always in float32."""
+        if on_logits is None and not observe:
+            return
+        norms = [lane.vector("output_norm.weight") for lane in self.lanes]
+        heads = [lane.tied or lane.stored("output.weight") for lane in self.lanes]
+        for chunk, tokens in enumerate(_blocks(self.places, self.n_ctx)):
+            logits = []
+            for lane, norm, head in zip(self.lanes, norms, heads, strict=True):
+                x = lane.hidden_norm(tokens, norm)
+                if observe and lane.tied is None:
+                    self.show(lane, (head,), tokens, x)
+                if on_logits is not None:
+                    logits.append(lane.logits(head, x[first:]))
+            if on_logits is not None:
+                with self.timings.measure("comparing"):
+                    on_logits(chunk, logits)
+        for lane, head in zip(self.lanes, heads, strict=True):
+            if lane.tied is None:
+                lane.release(head)
+
+    def finish(self) -> None:
+        """Pass on what this pass had no use for, so that a reader of weights has seen them all."""
+        lane = self.lanes[0]
+        if self.on_weights is not None:
+            for spec in lane.specs.values():
+                if spec.name not in lane.taken:
+                    for xid in range(spec.n_expert):
+                        lane.release(lane.stored(spec.name, xid))
+        self.report(Progress("calculating", self.timings.n_token, self.timings.n_token, unit="tokens"))
+
+
+def _blocks(rows: Tensor, size: int) -> Iterator[Tensor]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _refuse_infinite(y: Tensor, place: str) -> None:
+    if not torch.isfinite(y.sum(dtype=torch.float32)):
+        raise ActivationError(f"{place}: a value is not finite (NaN or infinity); are its weights damaged?")
