@@ -16,8 +16,9 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFWriter
 
+from quantize.container import StoredTensor, read_container
 from quantize.exceptions import ImatrixError, OutputError
 from quantize.tensors import QType, TensorSpec
 
@@ -203,18 +204,8 @@ def load_imatrix(path: str | Path, *, prior: float = 0.0) -> Imatrix:
 
 def _load_gguf(path: str | Path) -> Imatrix:
     """Mirror of common/imatrix-loader.cpp:common_imatrix_load."""
-    try:
-        with np.errstate(all="ignore"):  # the reader multiplies sizes before it checks them
-            reader = GGUFReader(path)
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-        keys = {key: reader.fields[key].contents() for key in reader.fields if key.startswith("imatrix.")}
-    except OSError:
-        raise
-    except Exception as error:  # the reader trusts the file and fails in its own words, whatever they are
-        raise ImatrixError(
-            f"{path}: damaged GGUF file ({' '.join(str(error).split()) or type(error).__name__})"
-        ) from error
-
+    container = read_container(Path(path), ImatrixError)
+    keys, tensors = container.keys, container.tensors
     if not tensors:
         raise ImatrixError(f"{path}: holds no data")
     needed = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
@@ -231,20 +222,26 @@ def _load_gguf(path: str | Path) -> Imatrix:
             continue  # neither suffix: llama.cpp passes over it too
         if sums is None or counts is None:
             raise ImatrixError(f"{path}: {base} has only one of {SUMS} and {COUNTS}")
-        if sums.tensor_type != QType.F32 or counts.tensor_type != QType.F32:
+        if sums.spec.qtype != QType.F32 or counts.spec.qtype != QType.F32:
             raise ImatrixError(f"{path}: sums and counts of {base} must be F32")
-        n_mat = int(counts.n_elements)
-        if n_mat == 0 or sums.n_elements == 0 or sums.n_elements % n_mat:
-            raise ImatrixError(f"{path}: {base} has {sums.n_elements} sums for {n_mat} counts")
-        if not np.isfinite(counts.data).all() or (counts.data < 0).any():
+        n_mat = counts.spec.n_elements
+        if sums.spec.n_elements % n_mat:
+            raise ImatrixError(f"{path}: {base} has {sums.spec.n_elements} sums for {n_mat} counts")
+        tokens = _values(path, counts)
+        if not np.isfinite(tokens).all() or (tokens < 0).any() or (tokens >= 2**62).any():
             raise ImatrixError(f"{path}: {base} has a count that is no number of tokens")
-        entries[base] = Entry(
-            np.array(sums.data, np.float32).reshape(n_mat, -1),  # a copy: the reader's is a view of the file
-            np.rint(counts.data).astype(np.int64).reshape(-1),
-        )
+        entries[base] = Entry(_values(path, sums).reshape(n_mat, -1), np.rint(tokens).astype(np.int64))
     if not entries:
         raise ImatrixError(f"{path}: holds no importances")
     return Imatrix(entries, [str(name) for name in datasets], chunk_count, chunk_size)
+
+
+def _values(path: str | Path, stored: StoredTensor) -> Vector:
+    """All values of an F32 tensor, which `read_container` found to lie within the file."""
+    found = np.fromfile(path, "<f4", stored.spec.n_elements, offset=stored.offset)
+    if len(found) < stored.spec.n_elements:
+        raise ImatrixError(f"{path}: became shorter while it was read")
+    return found.astype(np.float32, copy=False)
 
 
 def _load_legacy(file: IO[bytes], n_bytes: int, label: str) -> Imatrix:

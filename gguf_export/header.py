@@ -12,26 +12,12 @@ from typing import Any
 from gguf import GGUFValueType
 
 from gguf_export.metadata import KeyValue
+from quantize.container import MAGIC, SCALARS
 from quantize.layout import ALIGNMENT, Plan
 
-__all__ = ["MAGIC", "SCALARS", "VERSION", "header"]
+__all__ = ["VERSION", "header"]
 
-MAGIC = b"GGUF"
 VERSION = 3
-
-SCALARS = {
-    GGUFValueType.UINT8: "<B",
-    GGUFValueType.INT8: "<b",
-    GGUFValueType.UINT16: "<H",
-    GGUFValueType.INT16: "<h",
-    GGUFValueType.UINT32: "<I",
-    GGUFValueType.INT32: "<i",
-    GGUFValueType.FLOAT32: "<f",
-    GGUFValueType.BOOL: "<?",
-    GGUFValueType.UINT64: "<Q",
-    GGUFValueType.INT64: "<q",
-    GGUFValueType.FLOAT64: "<d",
-}
 
 
 def header(keys: Sequence[KeyValue], plan: Plan) -> bytes:

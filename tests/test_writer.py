@@ -143,5 +143,5 @@ def test_not_a_gguf_file(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04" + bytes(100))
     with pytest.raises(GGUFError, match="not a GGUF file"):
         GGUFFile(path)
-    with pytest.raises(GGUFError, match="cannot be read"):
+    with pytest.raises(GGUFError, match="file is missing"):
         GGUFFile(tmp_path / "absent.gguf")
