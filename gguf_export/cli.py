@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from gguf_export.commands.errors import errors
 from gguf_export.commands.export import export
 from gguf_export.commands.imatrix import imatrix
 from gguf_export.commands.inspect import inspect
@@ -39,5 +40,5 @@ def main() -> None:
     """Quantized GGUF files from bf16 Mixture-of-Experts checkpoints, in one streaming pass."""
 
 
-for verb in (export, imatrix, inspect):
+for verb in (errors, export, imatrix, inspect):
     main.add_command(verb)

@@ -13,7 +13,7 @@ from gguf_export.error_page import error_page
 from quantize.errors import ErrorReport
 from quantize.exceptions import OutputError
 
-__all__ = ["FORMATS", "errors_csv", "errors_json", "write_errors"]
+__all__ = ["FORMATS", "check_outputs", "errors_csv", "errors_json", "write_errors"]
 
 MEASURES = ("rms", "relative", "weighted", "nmse", "cosine")
 
@@ -57,7 +57,7 @@ def write_errors(path: Path, report: ErrorReport) -> None:
     Raises:
         OutputError: the suffix says nothing, or the file cannot be written.
     """
-    check_suffixes([path])
+    check_outputs([path], force=True)
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(FORMATS[path.suffix.lower()](report), encoding="utf-8", newline="\n")
@@ -67,8 +67,8 @@ def write_errors(path: Path, report: ErrorReport) -> None:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def check_suffixes(paths: Sequence[Path]) -> None:
-    """Refuse output files whose suffix says no format, before hours of work.
+def check_outputs(paths: Sequence[Path], *, force: bool = False) -> None:
+    """Refuse output files before hours of work: a suffix that says no format, a file that exists, no folder.
 
     Raises:
         OutputError: there is one.
@@ -76,3 +76,7 @@ def check_suffixes(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.suffix.lower() not in FORMATS:
             raise OutputError(f"{path}: a report can be written as {', '.join(FORMATS)}; name the file so")
+        if path.exists() and not force:
+            raise OutputError(f"{path}: exists already; pass --force to replace it")
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"{path}: there is no such folder; make it first")
