@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ZERO, as_byte, nearest_int, rounded_to_half
+from quantize.blocks.lanes import LANES, ZERO, aligned_floats, as_byte, nearest_int, rounded_to_half, row
 from quantize.blocks.qkx import BEST_ISCALE, BEST_MIN, MIN, SCALE, SUM_W, make_qkx
 from quantize.blocks.qkx import N_STATE as N_QKX_STATE
 from quantize.blocks.qp import N_STATE as N_QP_STATE
@@ -90,9 +90,8 @@ def _fit(
     n_tiles, n_sub, _ = scales.shape
     n = x.shape[1] // (n_sub * LANES)
     n_per_row = importance.shape[1] - LANES + 1  # blocks of a row
-    w = np.empty(n * LANES, np.float32)
-    trial = np.empty(n * LANES, np.float32)
-    state = np.empty(N_QKX_STATE * LANES, np.float32)
+    w, trial = aligned_floats(n * LANES), aligned_floats(n * LANES)
+    state = aligned_floats(N_QKX_STATE * LANES)
     for t in range(n_tiles):
         for j in range(n_sub):
             part = x[t][j * n * LANES : (j + 1) * n * LANES]
@@ -113,22 +112,22 @@ def _fit(
 @kernel
 def _plain_weights(n: int, x: Array, rms: bool, w: Array) -> None:
     sums = np.zeros(LANES, np.float32)
-    if rms:
-        for k in range(n):
-            for i in range(LANES):
-                sums[i] += x[k * LANES + i] * x[k * LANES + i]
-    for k in range(n):
+    for k in range(n if rms else 0):
+        xs = row(x, k)
         for i in range(LANES):
-            w[k * LANES + i] = np.sqrt(sums[i] / np.float32(n)) + abs(x[k * LANES + i])
+            sums[i] += xs[i] * xs[i]
+    for k in range(n):
+        xs, ws = row(x, k), row(w, k)
+        for i in range(LANES):
+            ws[i] = np.sqrt(sums[i] / np.float32(n)) + abs(xs[i])
 
 
 @kernel
 def _importance_weights(n: int, x: Array, importance: Array, column: int, sigma2: Array, w: Array) -> None:
     for k in range(n):
-        row = importance[k, column : column + LANES]
+        xs, ws, qw = row(x, k), row(w, k), importance[k][column : column + LANES]
         for i in range(LANES):
-            v = x[k * LANES + i]
-            w[k * LANES + i] = row[i] * np.sqrt(sigma2[i] + v * v)
+            ws[i] = qw[i] * np.sqrt(sigma2[i] + xs[i] * xs[i])
 
 
 def mean_squares(x: Array, times: int) -> Array:
@@ -142,12 +141,13 @@ def mean_squares(x: Array, times: int) -> Array:
 def _mean_squares(x: Array, times: np.float32, found: Array) -> None:
     n = x.shape[1] // LANES
     for t in range(len(x)):
-        tile, sums = x[t], found[t]
+        sums = found[t]
         for i in range(LANES):
             sums[i] = ZERO
         for k in range(n):
+            xs = row(x[t], k)
             for i in range(LANES):
-                sums[i] += tile[k * LANES + i] * tile[k * LANES + i]
+                sums[i] += xs[i] * xs[i]
         for i in range(LANES):
             sums[i] = times * sums[i] / np.float32(n)
 
@@ -186,7 +186,7 @@ def code_by_search(values: Array, sum_w: Array, qmax: int) -> tuple[Array, Array
 
 @kernel
 def _code_by_search(values: Array, sum_w: Array, qmax: np.float32, codes: Array, factors: Array) -> None:
-    state = np.empty(N_QP_STATE * LANES, np.float32)
+    state = aligned_floats(N_QP_STATE * LANES)
     n_tiles, n_sub, _ = values.shape
     for t in range(n_tiles):
         scale = factors[t]

@@ -32,6 +32,11 @@ def kernel(function: F) -> F:
     return cast(F, compiled)
 
 
+def inlined(function: F) -> F:
+    """A part of kernels: compiled into each caller whatever its size, since a loop around a call is no vector loop."""
+    return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))
+
+
 def _forget_when_callees_change(compiled: Any) -> None:
     """Tie the cached code to all sources of kernels.
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quantize.blocks.jit import JIT, kernel
+from quantize.blocks.jit import JIT, inlined, kernel
 from quantize.tensors import Array
 
 LANES = 64 if JIT else 1
@@ -35,22 +35,24 @@ MAGIC_FIELD, MAGIC_EXPONENT = np.int32(0x007FFFFF), np.int32(0x4B000000)
 BYTE = np.int32(255)
 
 
-@kernel
+@inlined
 def nearest_int(v: np.float32) -> np.float32:
     """ggml's `nearest_int`, as a float: half to even for |v| < 2^22, the same wrapped values beyond, 0 for NaN."""
     field = np.int32(np.float32(v + MAGIC).view(np.int32) & MAGIC_FIELD)
     return np.float32(np.int32(field | MAGIC_EXPONENT).view(np.float32) - MAGIC)
 
 
-@kernel
+@inlined
 def nearest_code(v: np.float32, low: np.float32, high: np.float32) -> np.float32:
-    """`nearest_int` clipped to low..high."""
-    code = nearest_int(v)
-    code = code if code > low else low
-    return code if code < high else high
+    """`nearest_int` clipped to low..high; clipped as integers, which keeps the float units free for the sums."""
+    least, most = np.float32(low + MAGIC).view(np.int32), np.float32(high + MAGIC).view(np.int32)
+    bits = np.int32(np.int32(np.float32(v + MAGIC).view(np.int32) & MAGIC_FIELD) | MAGIC_EXPONENT)
+    bits = bits if bits > least else least
+    bits = bits if bits < most else most
+    return np.float32(np.int32(bits).view(np.float32) - MAGIC)
 
 
-@kernel
+@inlined
 def as_byte(v: np.float32) -> np.float32:
     """An integer as C stores it in a uint8_t: modulo 256."""
     return np.float32(np.int32(np.int32(v) & BYTE))
@@ -100,6 +102,20 @@ def rounded_to_half(v: np.float32) -> np.float32:
 # ---- from a matrix into lanes --------------------------------------------------------------------------------------
 
 
+@kernel
+def aligned_floats(n: int) -> Array:
+    """Room for n float32 that begins with a cache line, so that no 64-byte vector lies across two."""
+    raw = np.empty(n + 16, np.float32)
+    start = (-raw.ctypes.data % 64) // 4
+    return raw[start : start + n]
+
+
+@inlined
+def row(a: Array, k: int) -> Array:
+    """Row k of a tile."""
+    return a[k * LANES : (k + 1) * LANES]
+
+
 def raw_bytes(weights: Array) -> tuple[Array, bool]:
     """A contiguous matrix as kernels take it: flat bytes, and whether they are float32 (else bits of bfloat16).
 
@@ -124,7 +140,7 @@ def chunks(weights: Array, block_size: int, out: Array, type_size: int) -> Itera
     raw, wide = raw_bytes(weights)
     blocks = out.reshape(-1, type_size)
     n_tiles = min(max(1, CHUNK // (block_size * LANES)), -(-len(blocks) // LANES))
-    x = np.empty((n_tiles, block_size * LANES), np.float32)
+    x = aligned_floats(n_tiles * block_size * LANES).reshape(n_tiles, block_size * LANES)
     for first in range(0, len(blocks), max(1, n_tiles * LANES)):
         part = blocks[first : first + n_tiles * LANES]
         tiles = x[: -(-len(part) // LANES)]
@@ -155,10 +171,12 @@ def load(raw: Array, wide: bool, first: int, n_blocks: int, block_size: int, x: 
 @kernel
 def _load(bits: Array, shift: np.uint32, start: int, n: int, block_size: int, x: Array) -> None:
     for k0 in range(0, block_size, 32):  # 32 rows of the tile at a time: they stay in the L1 cache
+        tile = x[k0 * LANES : (k0 + 32) * LANES]
         for i in range(n):
             o = start + i * block_size + k0
+            block = bits[o : o + 32]
             for k in range(32):
-                x[(k0 + k) * LANES + i] = np.uint32(np.uint32(bits[o + k]) << shift).view(np.float32)
+                tile[k * LANES + i] = np.uint32(np.uint32(block[k]) << shift).view(np.float32)
 
 
 @kernel
@@ -174,7 +192,9 @@ def row_square_sums(raw: Array, wide: bool, sums: Array) -> None:
 def _row_square_sums(bits: Array, shift: np.uint32, sums: Array) -> None:
     n_rows = sums.size
     n_per_row = bits.size // max(1, n_rows)
-    together = 16  # rows side by side, since each sum alone would wait for its last addition
+    together = (
+        4  # rows side by side: a sum alone waits for its last addition, many rows collide in the L1 cache
+    )
     acc = np.empty(together, np.float32)
     for row in range(0, n_rows, together):
         acc[:] = ZERO

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ONE, ZERO, nearest_code
+from quantize.blocks.jit import inlined, kernel
+from quantize.blocks.lanes import LANES, ONE, ZERO, nearest_code, row
 from quantize.tensors import Array
 
-STEP = 8  # weights of a lane per turn of the lane loop: sums stay in registers meanwhile, and LLVM unrolls it
+INFINITY, NEGATIVE_ZERO = np.float32(np.inf), np.float32(-0.0)
 
 # rows of the state of a search, [N_STATE * LANES]
-SUM_W, SUM_X, MAX, MIN, ISCALE = 0 * LANES, 1 * LANES, 2 * LANES, 3 * LANES, 4 * LANES
-SUM_L, SUM_L2, SUM_XL = 5 * LANES, 6 * LANES, 7 * LANES
-THIS_SCALE, THIS_MIN, ERROR = 8 * LANES, 9 * LANES, 10 * LANES
-SCALE, BEST_ERROR, BEST_ISCALE, BEST_MIN = 11 * LANES, 12 * LANES, 13 * LANES, 14 * LANES
-N_STATE = 15
-
-INFINITY = np.float32(np.inf)
+SUM_W, SUM_X, MAX, MIN, ISCALE, THIS_SCALE, THIS_MIN, ERROR = (r * LANES for r in range(8))
+SCALE, BEST_ERROR, BEST_ISCALE, BEST_MIN = (r * LANES for r in range(8, 12))
+N_STATE = 12
 
 
 @kernel
@@ -38,7 +34,7 @@ def make_qkx(
     codes: Array,
     state: Array,
 ) -> None:
-    """Search in all lanes of x [n * LANES] with weights w; `codes` [n * LANES] float32 is scratch.
+    """Search in all lanes of x [n * LANES], n 16 or 32, with weights w; `codes` [n * LANES] float32 is scratch.
 
     Leaves in `state` [N_STATE * LANES]: SUM_W; SCALE; MIN (ggml's `the_min` is -MIN, and may be -0); BEST_ISCALE and
     BEST_MIN, for which codes are nearest_code(BEST_ISCALE * (x - BEST_MIN), 0, nmax).
@@ -47,39 +43,28 @@ def make_qkx(
     _first_guess(n, nmax, x, w, use_mad, codes, state)
     for step in range(nstep + 1):
         grid = np.float32(np.float32(rmin + np.float32(rdelta * np.float32(step))) + nmax)
-        _candidate_sums(n, nmax, grid, x, w, codes, state)
-        _candidate_fit(state)
-        if use_mad:
-            _absolute_errors(n, x, w, codes, state)
+        if n == 32:
+            _candidate_32(nmax, grid, x, w, codes, state)
         else:
-            _squared_errors(n, x, w, codes, state)
-        _keep_better(state)
-
-
-@kernel
-def rows(a: Array, k: int) -> Array:
-    """STEP rows of lanes from row k on. LLVM sees that an index into them cannot be negative, and need not wrap it."""
-    return a[k * LANES : (k + STEP) * LANES]
+            _candidate_16(nmax, grid, x, w, codes, state)
+        _judge(n, use_mad, x, w, codes, state)
 
 
 @kernel
 def _extrema_and_sums(n: int, x: Array, w: Array, state: Array) -> None:
     for i in range(LANES):
-        state[MIN + i] = x[i]
-        state[MAX + i] = x[i]
-        state[SUM_W + i] = w[i]
-        state[SUM_X + i] = w[i] * x[i]
-    for k in range(1, n):
+        state[MIN + i] = INFINITY
+        state[MAX + i] = -INFINITY
+        state[SUM_W + i] = NEGATIVE_ZERO  # a sum that begins with the first summand, be it -0
+        state[SUM_X + i] = NEGATIVE_ZERO
+    for k in range(n):
+        xs, ws = row(x, k), row(w, k)
         for i in range(LANES):
-            v, wk = x[k * LANES + i], w[k * LANES + i]
             low, high = state[MIN + i], state[MAX + i]
-            state[MIN + i] = v if v < low else low
-            state[MAX + i] = v if v > high else high
-            state[SUM_W + i] += wk
-            state[SUM_X + i] += wk * v
-    for i in range(LANES):
-        low = state[MIN + i]
-        state[MIN + i] = ZERO if low > ZERO else low
+            state[MIN + i] = xs[i] if xs[i] < low else low
+            state[MAX + i] = xs[i] if xs[i] > high else high
+            state[SUM_W + i] += ws[i]
+            state[SUM_X + i] += ws[i] * xs[i]
 
 
 @kernel
@@ -88,111 +73,155 @@ def _first_guess(
 ) -> None:
     """Begin with the grid from min to max; where they are equal, scale 0 and codes 0 are final."""
     for i in range(LANES):
-        low, high = state[MIN + i], state[MAX + i]
-        iscale = nmax / (high - low)
+        low = state[MIN + i]
+        low = ZERO if low > ZERO else low
+        iscale = nmax / (state[MAX + i] - low)
+        state[MIN + i] = low
         state[ISCALE + i] = iscale
         state[THIS_SCALE + i] = ONE / iscale
         state[THIS_MIN + i] = low
         state[ERROR + i] = ZERO
-    _candidate_codes(n, nmax, x, codes, state)
-    if use_mad:
-        _absolute_errors(n, x, w, codes, state)
-    else:
-        _squared_errors(n, x, w, codes, state)
+    for k in range(n):
+        xs, trial = row(x, k), row(codes, k)
+        for i in range(LANES):
+            trial[i] = nearest_code(state[ISCALE + i] * (xs[i] - state[MIN + i]), ZERO, nmax)
+    _judge(n, use_mad, x, w, codes, state)
     for i in range(LANES):
-        low = state[MIN + i]
+        low = state[THIS_MIN + i]
         constant = state[MAX + i] <= low
-        state[SCALE + i] = ZERO if constant else state[THIS_SCALE + i]
         state[BEST_ERROR + i] = -INFINITY if constant else state[ERROR + i]
+        state[SCALE + i] = ZERO if constant else state[THIS_SCALE + i]
+        state[MIN + i] = low
         state[BEST_ISCALE + i] = ZERO if constant else state[ISCALE + i]
         state[BEST_MIN + i] = ZERO if constant else low
 
 
 @kernel
-def _candidate_codes(n: int, nmax: np.float32, x: Array, codes: Array, state: Array) -> None:
-    for k in range(n):
-        for i in range(LANES):
-            codes[k * LANES + i] = nearest_code(
-                state[ISCALE + i] * (x[k * LANES + i] - state[MIN + i]), ZERO, nmax
-            )
+def _candidate_16(nmax: np.float32, grid: np.float32, x: Array, w: Array, codes: Array, state: Array) -> None:
+    """Codes of a candidate in sub-blocks of 16 weights, and the scale and min that are best for them."""
+    for i in range(LANES):
+        low = state[MIN + i]
+        iscale = grid / (state[MAX + i] - low)
+        sums = _add_8(i, nmax, iscale, low, x, w, codes, ZERO, ZERO, ZERO)
+        sums = _add_8(8 * LANES + i, nmax, iscale, low, x, w, codes, *sums)
+        _fit(i, iscale, *sums, state)
 
 
 @kernel
-def _candidate_sums(
-    n: int, nmax: np.float32, grid: np.float32, x: Array, w: Array, codes: Array, state: Array
+def _candidate_32(nmax: np.float32, grid: np.float32, x: Array, w: Array, codes: Array, state: Array) -> None:
+    """The same in sub-blocks of 32 weights. Calls in a row, since LLVM would not unroll so long a loop in the loop."""
+    for i in range(LANES):
+        low = state[MIN + i]
+        iscale = grid / (state[MAX + i] - low)
+        sums = _add_8(i, nmax, iscale, low, x, w, codes, ZERO, ZERO, ZERO)
+        sums = _add_8(8 * LANES + i, nmax, iscale, low, x, w, codes, *sums)
+        sums = _add_8(16 * LANES + i, nmax, iscale, low, x, w, codes, *sums)
+        sums = _add_8(24 * LANES + i, nmax, iscale, low, x, w, codes, *sums)
+        _fit(i, iscale, *sums, state)
+
+
+@inlined
+def _add_8(
+    o: int,
+    nmax: np.float32,
+    iscale: np.float32,
+    low: np.float32,
+    x: Array,
+    w: Array,
+    codes: Array,
+    sum_l: np.float32,
+    sum_l2: np.float32,
+    sum_xl: np.float32,
+) -> tuple[np.float32, np.float32, np.float32]:
+    """Code eight weights of the lane, the first at o, and add them to the sums."""
+    for k in range(8):
+        v = x[k * LANES + o]
+        code = nearest_code(iscale * (v - low), ZERO, nmax)
+        codes[k * LANES + o] = code
+        wl = w[k * LANES + o] * code
+        sum_l += wl
+        sum_l2 += wl * code
+        sum_xl += wl * v
+    return sum_l, sum_l2, sum_xl
+
+
+@inlined
+def _fit(
+    i: int, iscale: np.float32, sum_l: np.float32, sum_l2: np.float32, sum_xl: np.float32, state: Array
 ) -> None:
-    """Codes of the candidate, and their sums."""
+    """The scale and the min that are best for the candidate's codes, by least squares; the min is not above 0."""
+    sum_w, sum_x = state[SUM_W + i], state[SUM_X + i]
+    d = sum_w * sum_l2 - sum_l * sum_l
+    this_min = (sum_l2 * sum_x - sum_l * sum_xl) / d
+    above = this_min > ZERO
+    dividend = sum_xl if above else sum_w * sum_xl - sum_x * sum_l
+    divisor = sum_l2 if above else d
+    state[ISCALE + i] = iscale
+    state[THIS_SCALE + i] = dividend / divisor
+    state[THIS_MIN + i] = ZERO if above else this_min
+    state[ERROR + i] = ZERO if d > ZERO else INFINITY  # a sum that begins at infinity is never better
+
+
+@kernel
+def _judge(n: int, use_mad: bool, x: Array, w: Array, codes: Array, state: Array) -> None:
+    if n == 32:
+        _judge_32(x, w, codes, state)
+    elif use_mad:
+        _judge_16_mad(x, w, codes, state)
+    else:
+        _judge_16(x, w, codes, state)
+
+
+@kernel
+def _judge_16(x: Array, w: Array, codes: Array, state: Array) -> None:
+    """The candidate's squared error; it is kept if it is better."""
     for i in range(LANES):
-        state[ISCALE + i] = grid / (state[MAX + i] - state[MIN + i])
-        state[SUM_L + i] = ZERO
-        state[SUM_L2 + i] = ZERO
-        state[SUM_XL + i] = ZERO
-    for k0 in range(0, n, STEP):
-        x8, w8, codes8 = rows(x, k0), rows(w, k0), rows(codes, k0)
-        for i in range(LANES):
-            iscale, low = state[ISCALE + i], state[MIN + i]
-            sum_l, sum_l2, sum_xl = state[SUM_L + i], state[SUM_L2 + i], state[SUM_XL + i]
-            for k in range(STEP):
-                o = k * LANES + i
-                v = x8[o]
-                code = nearest_code(iscale * (v - low), ZERO, nmax)
-                codes8[o] = code
-                wl = w8[o] * code
-                sum_l += wl
-                sum_l2 += wl * code
-                sum_xl += wl * v
-            state[SUM_L + i] = sum_l
-            state[SUM_L2 + i] = sum_l2
-            state[SUM_XL + i] = sum_xl
+        scale, low = state[THIS_SCALE + i], state[THIS_MIN + i]
+        error = _squared_error_8(i, scale, low, x, w, codes, state[ERROR + i])
+        error = _squared_error_8(8 * LANES + i, scale, low, x, w, codes, error)
+        _keep_better(i, error, state)
 
 
 @kernel
-def _candidate_fit(state: Array) -> None:
-    """The scale and the min that are best for the candidate's codes, by least squares."""
+def _judge_32(x: Array, w: Array, codes: Array, state: Array) -> None:
     for i in range(LANES):
-        sum_w, sum_x = state[SUM_W + i], state[SUM_X + i]
-        sum_l, sum_l2, sum_xl = state[SUM_L + i], state[SUM_L2 + i], state[SUM_XL + i]
-        d = sum_w * sum_l2 - sum_l * sum_l
-        this_scale = (sum_w * sum_xl - sum_x * sum_l) / d
-        this_min = (sum_l2 * sum_x - sum_l * sum_xl) / d
-        through_zero = sum_xl / sum_l2
-        state[THIS_SCALE + i] = through_zero if this_min > ZERO else this_scale
-        state[THIS_MIN + i] = ZERO if this_min > ZERO else this_min
-        state[ERROR + i] = ZERO if d > ZERO else INFINITY  # a sum that begins at infinity is never better
+        scale, low = state[THIS_SCALE + i], state[THIS_MIN + i]
+        error = _squared_error_8(i, scale, low, x, w, codes, state[ERROR + i])
+        error = _squared_error_8(8 * LANES + i, scale, low, x, w, codes, error)
+        error = _squared_error_8(16 * LANES + i, scale, low, x, w, codes, error)
+        error = _squared_error_8(24 * LANES + i, scale, low, x, w, codes, error)
+        _keep_better(i, error, state)
 
 
 @kernel
-def _squared_errors(n: int, x: Array, w: Array, codes: Array, state: Array) -> None:
-    for k0 in range(0, n, STEP):
-        x8, w8, codes8 = rows(x, k0), rows(w, k0), rows(codes, k0)
-        for i in range(LANES):
-            this_scale, this_min, error = state[THIS_SCALE + i], state[THIS_MIN + i], state[ERROR + i]
-            for k in range(STEP):
-                o = k * LANES + i
-                diff = this_scale * codes8[o] + this_min - x8[o]
-                error += w8[o] * (diff * diff)
-            state[ERROR + i] = error
-
-
-@kernel
-def _absolute_errors(n: int, x: Array, w: Array, codes: Array, state: Array) -> None:
-    for k0 in range(0, n, STEP):
-        x8, w8, codes8 = rows(x, k0), rows(w, k0), rows(codes, k0)
-        for i in range(LANES):
-            this_scale, this_min, error = state[THIS_SCALE + i], state[THIS_MIN + i], state[ERROR + i]
-            for k in range(STEP):
-                o = k * LANES + i
-                error += w8[o] * abs(this_scale * codes8[o] + this_min - x8[o])
-            state[ERROR + i] = error
-
-
-@kernel
-def _keep_better(state: Array) -> None:
+def _judge_16_mad(x: Array, w: Array, codes: Array, state: Array) -> None:
+    """The same with the sum of absolute errors."""
     for i in range(LANES):
-        error, best, low = state[ERROR + i], state[BEST_ERROR + i], state[MIN + i]
-        better = error < best
-        state[BEST_ERROR + i] = error if better else best
-        state[SCALE + i] = state[THIS_SCALE + i] if better else state[SCALE + i]
-        state[MIN + i] = state[THIS_MIN + i] if better else low
-        state[BEST_ISCALE + i] = state[ISCALE + i] if better else state[BEST_ISCALE + i]
-        state[BEST_MIN + i] = low if better else state[BEST_MIN + i]
+        scale, low = state[THIS_SCALE + i], state[THIS_MIN + i]
+        error = state[ERROR + i]
+        for k in range(16):
+            o = k * LANES + i
+            error += w[o] * abs(scale * codes[o] + low - x[o])
+        _keep_better(i, error, state)
+
+
+@inlined
+def _squared_error_8(
+    o: int, scale: np.float32, low: np.float32, x: Array, w: Array, codes: Array, error: np.float32
+) -> np.float32:
+    for k in range(8):
+        diff = scale * codes[k * LANES + o] + low - x[k * LANES + o]
+        error += w[k * LANES + o] * (diff * diff)
+    return error
+
+
+@inlined
+def _keep_better(i: int, error: np.float32, state: Array) -> None:
+    best, low = state[BEST_ERROR + i], state[MIN + i]
+    better = error < best
+    state[ERROR + i] = error
+    state[BEST_ERROR + i] = error if better else best
+    state[SCALE + i] = state[THIS_SCALE + i] if better else state[SCALE + i]
+    state[MIN + i] = state[THIS_MIN + i] if better else low
+    state[BEST_ISCALE + i] = state[ISCALE + i] if better else state[BEST_ISCALE + i]
+    state[BEST_MIN + i] = low if better else state[BEST_MIN + i]
