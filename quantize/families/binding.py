@@ -11,7 +11,7 @@ from quantize.shard_index import StoredTensor
 from quantize.tensors import QType, TensorSpec
 from quantize.untrusted import quoted
 
-__all__ = ["QTYPES", "Binding", "bind", "embedding_rows"]
+__all__ = ["QTYPES", "Binding", "bind", "embedding_rows", "layers_of"]
 
 QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32}
 
@@ -41,7 +41,7 @@ def bind(
     """
     bindings: list[Binding] = []
     for tensor in family.tensors:
-        for bid in _layers(family, tensor, dims):
+        for bid in layers_of(family, tensor, dims):
             bound = _bind(tensor, bid, dims, stored)
             if bound is not None:
                 bindings.append(bound)
@@ -67,7 +67,8 @@ def embedding_rows(family: Family, stored: Mapping[str, StoredTensor]) -> int | 
     return None
 
 
-def _layers(family: Family, tensor: Tensor, dims: Mapping[str, int]) -> Iterator[int]:
+def layers_of(family: Family, tensor: Tensor, dims: Mapping[str, int]) -> Iterator[int]:
+    """The layers in which a tensor of a family is; one that is none, -1, for a tensor of the whole model."""
     if tensor.where == "model":
         yield -1
         return
