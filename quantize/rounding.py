@@ -38,28 +38,23 @@ def nearest(
 
 
 @kernel
-def nearest_signed(x: Array, nmax: np.float32, scales: Array, iscales: Array, codes: Array) -> None:
+def nearest_signed(x: Array, nmax: np.float32, scales: Array, codes: Array) -> None:
     """Codes 0..2 * nmax - 1 of the tiles x on the grids scale * (code - nmax).
-
-    Where a scale became 0, ggml leaves the codes of its search, which are the nearest on x * iscale, or 0 if that
-    is 0 as well.
 
     Args:
         x: [n_tiles, n_sub * n * LANES] float32.
         nmax: the lowest code stands for -nmax.
-        scales, iscales: [n_tiles, n_sub, LANES] float32.
-        codes: as x, uint8, overwritten.
+        scales: [n_tiles, n_sub, LANES] float32.
+        codes: as x, uint8; overwritten, but left as they are (those of the search, in ggml) where a scale is 0.
     """
     n_tiles, n_sub, _ = scales.shape
     n = x.shape[1] // (n_sub * LANES)
     for t in range(n_tiles):
         for j in range(n_sub):
-            scale, iscale = scales[t, j], iscales[t, j]
+            scale = scales[t, j]
             for k in range(j * n, (j + 1) * n):
-                tile, row = x[t, k * LANES : (k + 1) * LANES], codes[t, k * LANES : (k + 1) * LANES]
+                tile, row = x[t][k * LANES : (k + 1) * LANES], codes[t][k * LANES : (k + 1) * LANES]
                 for i in range(LANES):
-                    v, d, s = tile[i], scale[i], iscale[i]
-                    code = nearest_code(v / d, -nmax, nmax - ONE) + nmax
-                    left = nearest_code(v * s, -nmax, nmax - ONE) + nmax
-                    left = ZERO if s == ZERO else left
-                    row[i] = np.uint8(np.int32(left if d == ZERO else code))
+                    d, old = scale[i], np.int32(row[i])
+                    code = np.int32(nearest_code(tile[i] / d, -nmax, nmax - ONE) + nmax)
+                    row[i] = np.uint8(old if d == ZERO else code)

@@ -1,4 +1,4 @@
-"""The formats that search for a scale with signed codes: Q4_0, Q5_0, Q6_K."""
+"""The formats that search for a scale with signed codes: Q3_K, Q4_0, Q5_0, Q6_K."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from quantize.tensors import QType
 
-QTYPES = [QType.Q4_0, QType.Q5_0, QType.Q6_K]
+QTYPES = [QType.Q3_K, QType.Q4_0, QType.Q5_0, QType.Q6_K]
 CHECKS = [
     block_checks.check_bytes,
     block_checks.check_trained_weights,

@@ -22,8 +22,7 @@ from quantize.blocks.lanes import (
     row_square_sums,
 )
 from quantize.blocks.qx import find_largest
-from quantize.blocks.signed import fit
-from quantize.rounding import nearest_signed
+from quantize.blocks.signed import fit, search_codes
 from quantize.tensors import Array
 
 QK = 32
@@ -62,7 +61,7 @@ def encode_signed(
         else:
             grids = fit(chunk.x, 1, nmax, lanes, chunk.first, sigma2_of(chunk, sigma2))
             d = grids.scales[:, 0]
-            nearest_signed(chunk.x, np.float32(nmax), np.zeros_like(grids.scales), grids.iscales, codes)
+            search_codes(chunk.x, np.float32(nmax), grids.iscales, codes)
         pack(d, codes, chunk.blocks)
 
 

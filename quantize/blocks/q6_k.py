@@ -20,7 +20,7 @@ from quantize.blocks.half import load_f16, store_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import LANES, ONE, ZERO, chunks, importance_lanes, nearest_int, rounded_to_half
 from quantize.blocks.qx import EPS
-from quantize.blocks.signed import fit
+from quantize.blocks.signed import fit, search_codes
 from quantize.rounding import nearest_signed
 from quantize.tensors import Array, QType
 
@@ -39,7 +39,8 @@ def encode(weights: Array, importance: Array | None, out: Array) -> None:
         sc = np.empty((len(chunk.x), N_SUB, LANES), np.int8)
         _code_scales(grids.scales, grids.iscales, d, sc)
         codes = np.empty(chunk.x.shape, np.uint8)
-        nearest_signed(chunk.x, np.float32(NMAX), grids.scales, grids.iscales, codes)
+        search_codes(chunk.x, np.float32(NMAX), grids.iscales, codes)
+        nearest_signed(chunk.x, np.float32(NMAX), grids.scales, codes)
         pack(d, sc, codes, chunk.blocks)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ZERO
+from quantize.blocks.lanes import LANES, ONE, ZERO, nearest_code
 from quantize.blocks.qx import BEST_ISCALE, N_STATE, SCALE, find_largest, make_qx
 from quantize.tensors import Array
 
@@ -21,7 +21,7 @@ class SignedGrids(NamedTuple):
     """The grids of some tiles, each float32 [n_tiles, n_sub, LANES]; value = scale * code."""
 
     scales: Array
-    iscales: Array  # the search's codes are the nearest to x * iscale, or all of the lowest where it is 0
+    iscales: Array  # for `search_codes`
     sum_w: Array
 
 
@@ -120,3 +120,18 @@ def _sum(n: int, w: Array, sums: Array) -> None:
     for k in range(n):
         for i in range(LANES):
             sums[i] += w[k * LANES + i]
+
+
+@kernel
+def search_codes(x: Array, nmax: np.float32, iscales: Array, codes: Array) -> None:
+    """The codes of the search, uint8 0..2 * nmax - 1 as x: the nearest to x * iscale, but 0 where that is 0."""
+    n_tiles, n_sub, _ = iscales.shape
+    n = x.shape[1] // (n_sub * LANES)
+    for t in range(n_tiles):
+        for j in range(n_sub):
+            iscale = iscales[t, j]
+            for k in range(j * n, (j + 1) * n):
+                tile, row = x[t][k * LANES : (k + 1) * LANES], codes[t][k * LANES : (k + 1) * LANES]
+                for i in range(LANES):
+                    code = nearest_code(tile[i] * iscale[i], -nmax, nmax - ONE) + nmax
+                    row[i] = np.uint8(np.int32(ZERO if iscale[i] == ZERO else code))
