@@ -1,11 +1,11 @@
-"""The ways to choose codes on a grid that is already fitted. So far one: the nearest code, as llama.cpp does."""
+"""The ways to choose codes on a grid that is already fitted. So far one: the nearest, as llama.cpp does."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ONE, ZERO, nearest_code
+from quantize.blocks.lanes import LANES, ONE, ZERO, nearest_code, row
 from quantize.tensors import Array
 
 
@@ -29,12 +29,12 @@ def nearest(
         for j in range(n_sub):
             scale, minimum, iscale, low = scales[t, j], mins[t, j], iscales[t, j], lows[t, j]
             for k in range(j * n, (j + 1) * n):
-                tile, row = x[t][k * LANES : (k + 1) * LANES], codes[t][k * LANES : (k + 1) * LANES]
+                xs, found = row(x[t], k), row(codes[t], k)
                 for i in range(LANES):
-                    v, d = tile[i], scale[i]
+                    v, d = xs[i], scale[i]
                     code = nearest_code((v + minimum[i]) / d, ZERO, nmax)
                     left = nearest_code(iscale[i] * (v - low[i]), ZERO, nmax)
-                    row[i] = np.uint8(left if d == ZERO else code)
+                    found[i] = np.uint8(left if d == ZERO else code)
 
 
 @kernel
@@ -58,3 +58,17 @@ def nearest_signed(x: Array, nmax: np.float32, scales: Array, codes: Array) -> N
                     d, old = scale[i], np.int32(row[i])
                     code = np.int32(nearest_code(tile[i] / d, -nmax, nmax - ONE) + nmax)
                     row[i] = np.uint8(old if d == ZERO else code)
+
+
+@kernel
+def nearest_searched(x: Array, nmax: np.float32, iscales: Array, lows: Array, codes: Array) -> None:
+    """The codes of a search whose result is not coded any further: the nearest to (x - low) * iscale.
+
+    Arguments as in `nearest`, with one sub-block per lane: iscales, lows [n_tiles, 1, LANES].
+    """
+    for t in range(len(x)):
+        iscale, low = iscales[t, 0], lows[t, 0]
+        for k in range(x.shape[1] // LANES):
+            xs, found = row(x[t], k), row(codes[t], k)
+            for i in range(LANES):
+                found[i] = np.uint8(nearest_code(iscale[i] * (xs[i] - low[i]), ZERO, nmax))

@@ -1,0 +1,63 @@
+"""Q5_1: 6 bits per weight. Blocks of 32 weights; value = d * code + m.
+
+    float16 d | float16 m | 4 bytes: bit l is bit 4 of code[l] | 16 bytes: code[l] & 15 | (code[16 + l] & 15) << 4
+
+Source: ggml-quants.c, quantize_row_q5_1_ref, quantize_row_q5_1_impl, dequantize_row_q5_1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantize.blocks.base import BlockFormat
+from quantize.blocks.jit import kernel
+from quantize.blocks.lanes import LANES, from_half, to_half
+from quantize.blocks.legacy import QK
+from quantize.blocks.legacy_affine import coded_chunks
+from quantize.tensors import Array, QType
+
+TYPE_SIZE = 24
+NMAX = 31
+
+
+def encode(weights: Array, importance: Array | None, out: Array) -> None:
+    """See `BlockFormat.encode`."""
+    for coded in coded_chunks(weights, importance, out, TYPE_SIZE, NMAX):
+        pack(*coded)
+
+
+@kernel
+def pack(d: Array, m: Array, codes: Array, blocks: Array) -> None:
+    """Tiles of d and m [n_tiles, LANES] and codes [n_tiles, QK * LANES] into blocks [n_blocks, TYPE_SIZE]."""
+    for b in range(len(blocks)):
+        t, i = b // LANES, b % LANES
+        block, tile = blocks[b], codes[t]
+        d_bits, m_bits = to_half(d[t, i]), to_half(m[t, i])
+        block[0], block[1] = np.uint8(d_bits & 255), np.uint8(d_bits >> 8)
+        block[2], block[3] = np.uint8(m_bits & 255), np.uint8(m_bits >> 8)
+        high = np.uint32(0)
+        for k in range(QK // 2):
+            first, second = tile[k * LANES + i], tile[(k + QK // 2) * LANES + i]
+            block[8 + k] = first & 15 | (second & 15) << 4
+            high |= np.uint32(np.uint32(first >> 4) << np.uint32(k))
+            high |= np.uint32(np.uint32(second >> 4) << np.uint32(k + QK // 2))
+        for byte in range(4):
+            block[4 + byte] = np.uint8(high >> np.uint32(8 * byte) & np.uint32(255))
+
+
+@kernel
+def decode(blocks: Array, out: Array) -> None:
+    """See `BlockFormat.decode`."""
+    raw, values = blocks.reshape(-1, TYPE_SIZE), out.reshape(-1, QK)
+    for b in range(len(raw)):
+        block, x = raw[b], values[b]
+        d = from_half(np.int32(np.int32(block[0]) | np.int32(block[1]) << 8))
+        m = from_half(np.int32(np.int32(block[2]) | np.int32(block[3]) << 8))
+        for k in range(QK // 2):
+            first = block[8 + k] & 15 | (block[4 + k // 8] >> (k % 8) & 1) << 4
+            second = block[8 + k] >> 4 | (block[6 + k // 8] >> (k % 8) & 1) << 4
+            x[k] = d * np.float32(first) + m
+            x[k + QK // 2] = d * np.float32(second) + m
+
+
+FORMAT = BlockFormat(QType.Q5_1, QK, TYPE_SIZE, encode, decode)
