@@ -151,8 +151,10 @@ def _front_matter(path: Path, note: Note) -> dict[str, Any]:
     # YAML 1.1 takes the language code `no` for false, and refuses tabs
     front = "".join(f"{line}\n" for line in lines[1:end]).replace("- no\n", '- "no"\n').replace("\t", "  ")
     try:
+        if len(front) > _MAX_FRONT_MATTER:
+            raise ValueError
         found = yaml.load(front, Loader=_PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as reason:
+    except Exception as reason:  # PyYAML fails on hostile scalars with whatever its constructors raise
         note(f"{path}: front matter is not YAML ({type(reason).__name__}); general.* is written without it")
         return {}
     if found is not None and not isinstance(found, dict):

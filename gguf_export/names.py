@@ -8,8 +8,9 @@ nothing of them reaches a path unfiltered.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gguf_export.metadata import KeyValue
 from gguf_export.modelid import is_type
@@ -76,7 +77,7 @@ def lmstudio_root() -> Path:
     return Path.home() / ".lmstudio" / "models"
 
 
-def find_publisher(config: dict[str, object]) -> str | None:
+def find_publisher(config: Mapping[str, Any]) -> str | None:
     """Who published the model by its id, `_name_or_path` of config.json; None where that is no `publisher/model`."""
     publisher, slash, model = str(config.get("_name_or_path", "")).partition("/")
     return publisher if slash and publisher.strip(".~ ") and model and "/" not in model else None

@@ -54,8 +54,8 @@ def special_keys(
 ) -> list[KeyValue]:
     """Ids of special tokens, whether to add them, chat templates, flags of the normalizer, in llama.cpp's order.
 
-    One difference: a token that tokenizer_config.json writes as an object (`{"content": "<s>"}`) is the same to us as
-    its text; the converter then takes the post-processor's `<s>` for a stranger and writes add_bos_token = false.
+    One difference: a token that tokenizer_config.json writes as an object (`{"content": "</s>"}`) is to us the same as
+    its text, where the converter takes the two for different tokens and may write an end of turn that nobody defined.
 
     Args:
         path: the model's folder.

@@ -116,21 +116,12 @@ def _put_sentencepiece(slots: Slots, source: Path, settings: Mapping[str, Any]) 
     model = SentencePieceProcessor()
     data = source.read_bytes()
     guarded(source, lambda: model.LoadFromSerializedProto(data), "is no SentencePiece model")
-    n_pieces = model.GetPieceSize()
-    slots.fits(n_pieces, source)
-    for xid in range(n_pieces):
-        kind = (
-            TokenType.UNKNOWN
-            if model.IsUnknown(xid)
-            else TokenType.CONTROL
-            if model.IsControl(xid)
-            else TokenType.UNUSED
-            if model.IsUnused(xid)
-            else TokenType.BYTE
-            if model.IsByte(xid)
-            else TokenType.NORMAL
-        )
-        slots.put(xid, Token(model.IdToPiece(xid), kind, model.GetScore(xid)), source)
+    slots.fits(model.GetPieceSize(), source)
+    pieces = guarded(
+        source, lambda: [_piece(model, xid) for xid in range(model.GetPieceSize())], "has a piece that is no text"
+    )
+    for xid, piece in enumerate(pieces):
+        slots.put(xid, piece, source)
     added = source.with_name("added_tokens.json")
     for text, xid in (optional_object(added) or {}).items():
         slots.put(xid, Token(text, TokenType.USER_DEFINED), added)
@@ -140,3 +131,16 @@ def _put_sentencepiece(slots: Slots, source: Path, settings: Mapping[str, Any]) 
             added_token(entry["content"], entry.get("special")),
             source.with_name("tokenizer_config.json"),
         )
+
+
+def _piece(model: Any, xid: int) -> Token:
+    kind = TokenType.NORMAL  # pieces that the user defined, too, as in the converter
+    if model.IsUnknown(xid):
+        kind = TokenType.UNKNOWN
+    elif model.IsControl(xid):
+        kind = TokenType.CONTROL
+    elif model.IsUnused(xid):
+        kind = TokenType.UNUSED
+    elif model.IsByte(xid):
+        kind = TokenType.BYTE
+    return Token(model.IdToPiece(xid), kind, model.GetScore(xid))

@@ -1,0 +1,23 @@
+"""How a key-value pair stands in golden/keys.json: [key, type, element type, value], long arrays as hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gguf import GGUFValueType
+
+LONG = 16
+
+
+def record(key: str, kind: GGUFValueType, sub_types: Sequence[GGUFValueType], value: Any) -> list[Any]:
+    sub_type = GGUFValueType(sub_types[0]) if kind == GGUFValueType.ARRAY else None
+    if GGUFValueType.FLOAT32 in (kind, sub_type):
+        value = np.asarray(value, np.float32).tolist()
+    if isinstance(value, list) and len(value) > LONG:
+        digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
+        value = {"length": len(value), "sha256": digest, "last": value[-4:]}
+    return [key, kind.name, sub_type.name if sub_type is not None else None, value]
