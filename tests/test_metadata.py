@@ -28,9 +28,6 @@ from quantize.shards import open_checkpoint
 from quantize.tensors import QType, TensorSpec
 
 KEYS = json.loads((GOLDEN / "keys.json").read_text(encoding="utf-8"))
-BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
-needs_bench = pytest.mark.skipif(not BENCH.is_dir(), reason="../shared/bench is not beside this clone")
-
 LATE = ("general.quantization_version", "general.file_type")
 
 
@@ -57,15 +54,14 @@ def test_keys_are_the_converters(name: str, tmp_path: Path) -> None:
 # -- llama-quantize's own files ----------------------------------------------------------------------------------------
 
 
-@needs_bench
 @pytest.mark.parametrize(("name", "ftype_id"), [("Q4_K_M", 15), ("Q4_K_M-im", 15), ("BF16", 32)])
-def test_files_keys_are_llama_quantizes(name: str, ftype_id: int) -> None:
+def test_files_keys_are_llama_quantizes(bench: Path, name: str, ftype_id: int) -> None:
     """All keys, types, values and their order; the reference shows of long arrays length and ends."""
-    reference = json.loads((BENCH / "reference" / "llama-quantize-metadata.json").read_text(encoding="utf-8"))
-    folder = BENCH / "harmony-nano"
+    reference = json.loads((bench / "reference" / "llama-quantize-metadata.json").read_text(encoding="utf-8"))
+    folder = bench / "harmony-nano"
     imatrix = None
     if name.endswith("-im"):
-        imatrix = load_imatrix(BENCH / "reference" / "llama-imatrix.gguf")
+        imatrix = load_imatrix(bench / "reference" / "llama-imatrix.gguf")
         # llama-quantize writes the path that it was given, and was started in the folder of the file
         imatrix.file = "llama-imatrix.gguf"
     checkpoint = open_checkpoint(folder)

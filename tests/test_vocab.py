@@ -127,6 +127,41 @@ def test_more_tokens_than_rows(pieces: Path, bytes_only: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["spm-added-v1.2", "byte-level"])
+def test_llama_cpp_loads_the_list(name: str, tmp_path: Path) -> None:
+    """The real loader counts the tokens, wants each once, and splits text as the original tokenizer does."""
+    pytest.importorskip("xllamacpp")
+    from llama import serve
+    from pico import TEXT
+
+    from gguf_export.export import prepare, run
+    from quantize.ftypes import ftype
+    from quantize.recipe import Recipe
+    from quantize.shards import open_checkpoint
+
+    CASES[name](tmp_path / name)
+    checkpoint = open_checkpoint(tmp_path / name)
+    pre = PRE if is_byte_level(name) else None
+    export = prepare(checkpoint, [Recipe(ftype("BF16"))], tmp_path / "out", pre=pre)
+    run(export, jobs=1)
+    text = "naïve 🚀 x  y\n\t" + TEXT
+    with serve(export.files[0].path) as llama:
+        assert llama.n_vocab == checkpoint.hparams.n_vocab
+        ids = llama.tokenize(text)
+        added = llama.tokenize("<|im_end|>", add_special=False)
+    if is_byte_level(name):
+        from tokenizers import Tokenizer
+
+        assert ids == Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")).encode(text).ids
+        assert added == [321]
+    else:
+        from sentencepiece import SentencePieceProcessor
+
+        pieces = SentencePieceProcessor(model_proto=PIECES.read_bytes())
+        assert ids == [1, *pieces.encode(text)]
+        assert added == [330]
+
+
 # -- which tokenizer it is ---------------------------------------------------------------------------------------------
 
 
