@@ -18,7 +18,7 @@ from torch import Tensor
 from calibration.forward import Observer, Stream, Timings, forward
 from calibration.hidden import Storage
 from calibration.int8 import InputRounding
-from calibration.kld import BaseProbs, Scores, Statistics, base_probs, log_probs, score, summarize
+from calibration.kld import Scores, Statistics, base_probs, log_probs, score, summarize
 from calibration.logits_file import LogitsFile
 from calibration.model import Arithmetic, Routing
 from calibration.perplexity import Estimate, first_scored, perplexity
@@ -29,7 +29,7 @@ from quantize.progress import Report, silent
 from quantize.recipe import stored_type
 from quantize.tensors import TensorSource
 
-__all__ = ["Activations", "Comparison", "Model", "OnText", "RouterAgreement", "compare"]
+__all__ = ["Activations", "Comparison", "Model", "OnText", "RouterAgreement", "compare", "refuse_other_model"]
 
 Activations = Literal["exact", "int8"]
 
@@ -225,21 +225,19 @@ class _Comparer:
     def __call__(self, chunk: int, logits: Sequence[Tensor]) -> None:
         first = first_scored(self.chunks.n_ctx)
         scored = [one[:-1] for one in logits]  # the last position has no target
-        if self.file is None:
-            base = base_probs(log_probs(scored.pop(0)))
-        else:
-            base = self.from_file(chunk, scored[0].device)
-        targets = torch.from_numpy(self.chunks.tokens[chunk, first + 1 :].astype(np.int64)).to(
-            base.log.device
+        base = base_probs(
+            log_probs(scored.pop(0)) if self.file is None else self.read(chunk, scored[0].device)
         )
+        targets = torch.from_numpy(self.chunks.tokens[chunk, first + 1 :]).long().to(base.log.device)
         for index, one in enumerate(scored):
             if index == len(self.scores):
                 self.scores.append([])
             self.scores[index].append(score(one, base, targets))
 
-    def from_file(self, chunk: int, device: torch.device) -> BaseProbs:
+    def read(self, chunk: int, device: torch.device) -> Tensor:
+        """ln p of the base's file, f32 [n, V]."""
         assert self.file is not None
-        return base_probs(torch.from_numpy(self.file.log_probs(chunk)).to(device))
+        return torch.from_numpy(self.file.log_probs(chunk)).to(device)
 
 
 class _RouterComparer(Observer):

@@ -6,13 +6,14 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
 from quantize.blocks import MODULES
 from quantize.encode import decode
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSource, TensorSpec
 
-__all__ = ["BlockSource", "StoredMatrix", "decode_stored"]
+__all__ = ["BlockSource", "StoredMatrix", "can_decode", "decode_stored"]
 
 
 @runtime_checkable
@@ -35,6 +36,18 @@ def decode_stored(blocks: Array, qtype: QType, n_per_row: int) -> Array:
         return decode(blocks, qtype, n_per_row)
     weights: Array = dequantize(blocks, qtype)
     return weights
+
+
+def can_decode(qtype: QType) -> bool | None:
+    """Whether a type is decoded here: by our kernels (True), slowly by the gguf library (False), or not (None)."""
+    if qtype in NUMPY_TYPES or qtype in MODULES:
+        return True
+    block_size, type_size = GGML_QUANT_SIZES[qtype]
+    try:
+        found = dequantize(np.zeros((1, type_size), np.uint8), qtype)
+    except NotImplementedError:
+        return None
+    return False if found.shape == (1, block_size) else None
 
 
 class StoredMatrix:

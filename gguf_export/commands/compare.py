@@ -1,0 +1,196 @@
+"""`moe-gguf compare`: what each quant level costs in perplexity and KL divergence, measured on the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gguf_export.commands.options import (
+    FILE,
+    QUIET,
+    forward_options,
+    read_recipes,
+    recipe_options,
+    say,
+    together,
+)
+
+if TYPE_CHECKING:
+    from calibration.compare import Comparison
+    from calibration.hidden import Storage
+    from calibration.model import Arithmetic
+    from gguf_export.compare import NamedText, Prepared
+
+output_options = together(
+    click.option("--json", "json_path", type=FILE, metavar="FILE", help="Write all figures as JSON."),
+    click.option("--csv", "csv_path", type=FILE, metavar="FILE", help="Write a line per model and text."),
+    click.option(
+        "--markdown", "markdown_path", type=FILE, metavar="FILE", help="Write a table for a model card."
+    ),
+    click.option("--html", "html_path", type=FILE, metavar="FILE", help="Write a page with plots."),
+    click.option("--timings", is_flag=True, help="Say what the time was spent on."),
+)
+"""What is made of the figures; see `_write`."""
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=FILE, metavar="[MODEL] [GGUF]...")
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Text to judge by; may be repeated, each text gets its own figures.",
+)
+@click.option(
+    "--base",
+    type=FILE,
+    metavar="FILE",
+    help="Compare with this GGUF file, or with llama-perplexity's file of logits, instead of MODEL.",
+)
+@click.option(
+    "-t",
+    "--type",
+    "ftypes",
+    multiple=True,
+    metavar="TYPE",
+    help="Judge a file type without writing the file, such as Q4_K_M; may be repeated.",
+)
+@click.option(
+    "--imatrix",
+    "imatrix_path",
+    type=FILE,
+    metavar="FILE",
+    help="Importance matrix for -t: llama.cpp's GGUF form or the legacy .dat.",
+)
+@recipe_options
+@click.option(
+    "--chunks",
+    "n_chunk",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of each text the first N chunks only.",
+)
+@click.option(
+    "--ctx", "n_ctx", type=click.IntRange(min=4), default=512, show_default=True, help="Tokens of a chunk."
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["exact", "int8"]),
+    default="exact",
+    show_default=True,
+    help="Judge the weights alone, or round activations as llama.cpp's CPU kernels do.",
+)
+@forward_options
+@output_options
+@QUIET
+def compare(
+    paths: tuple[Path, ...],
+    texts: tuple[str, ...],
+    base: Path | None,
+    ftypes: tuple[str, ...],
+    imatrix_path: Path | None,
+    n_chunk: int | None,
+    n_ctx: int,
+    activations: Any,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Compare GGUF files with the checkpoint in folder MODEL: perplexity, KL divergence, same top token.
+
+    The figures are llama-perplexity's, with their standard errors, and the share of tokens that still go to the same
+    experts. All files are read once, together, layer by layer.
+    """
+    from calibration.imatrix import load_imatrix
+    from gguf_export import compare as comparing
+    from gguf_export.console import ProgressView
+
+    outputs = {name: options.pop(f"{name}_path") for name in ("json", "csv", "markdown", "html")}
+    _refuse_outputs([path for path in outputs.values() if path is not None])
+    timings = options.pop("timings")
+    prepared = comparing.prepare(
+        paths,
+        [_named(text) for text in texts],
+        base=base,
+        recipes=read_recipes(ftypes, options),
+        imatrix=load_imatrix(imatrix_path) if imatrix_path else None,
+        n_ctx=n_ctx,
+        n_chunk=n_chunk,
+        note=say,
+    )
+    arithmetic, storage = _exactly(options)
+    with ProgressView(quiet=quiet) as view:
+        found = comparing.run(
+            prepared, activations=activations, arithmetic=arithmetic, storage=storage, report=view
+        )
+    _write(found, outputs)
+    if not quiet:
+        _print_tables(found)
+        for path in outputs.values():
+            if path is not None:
+                click.echo(f"written: {path}")
+    if timings:
+        _print_timings(found, prepared)
+
+
+def _named(text: str) -> NamedText:
+    """NAME=FILE, or a file that goes by its stem."""
+    from gguf_export.compare import NamedText
+
+    name, sign, path = text.partition("=")
+    if not sign or not name or Path(text).exists():
+        return NamedText(Path(text).stem, Path(text))
+    return NamedText(name, Path(path))
+
+
+def _exactly(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
+    """float32 whatever the processor likes best: the differences are small."""
+    from calibration.hidden import Storage
+    from calibration.model import Arithmetic
+
+    return Arithmetic(options["device"]), Storage(scratch=options["scratch"])
+
+
+def _refuse_outputs(paths: list[Path]) -> None:
+    """Before hours of work."""
+    from quantize.exceptions import OutputError
+
+    for path in paths:
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"{path}: there is no such folder; make it first")
+
+
+def _write(found: Comparison, outputs: dict[str, Path | None]) -> None:
+    from gguf_export.compare_page import compare_page
+    from gguf_export.compare_tables import compare_csv, compare_json, compare_markdown
+    from quantize.exceptions import OutputError
+
+    forms = {"json": compare_json, "csv": compare_csv, "markdown": compare_markdown, "html": compare_page}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        try:
+            path.write_text(forms[name](found), encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _print_tables(found: Comparison) -> None:
+    from gguf_export.compare_tables import protocol, text_table
+    from gguf_export.console import print_table
+
+    for index in range(len(found.texts)):
+        print_table(found.text_name(index), *text_table(found, index, full=False))
+    for line in protocol(found):
+        click.echo(line)
+
+
+def _print_timings(found: Comparison, prepared: Prepared) -> None:
+    from gguf_export.compare_tables import timing_table
+    from gguf_export.console import print_table, size
+
+    print_table("timings", *timing_table(found.timings))
+    n_source = len(prepared.models) + (0 if hasattr(prepared.base, "tokens") else 1)
+    click.echo(f"{n_source} models, {size(prepared.bytes_read)} of weights read")

@@ -1,0 +1,211 @@
+"""Quantized files beside their base: which models there are, by which text they are judged, and the one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from calibration.compare import Activations, Comparison, Model, compare, refuse_other_model
+from calibration.hidden import Storage
+from calibration.imatrix import Imatrix
+from calibration.logits_file import LogitsFile, is_logits_file
+from calibration.model import Arithmetic
+from calibration.roundtrip import RoundTrip, SharedSource
+from calibration.stored import can_decode
+from calibration.text import N_CTX, Chunks, make_chunks, read_text
+from gguf_export.reader import GGUFFile
+from gguf_export.textfiles import Note, discard
+from gguf_export.vocabulary import bos_of, refuse_other_vocabulary, tokenizer_of, vocabulary_of
+from quantize.exceptions import GGUFError, LogitsError, MoeGgufError, TextError
+from quantize.progress import Report, silent
+from quantize.recipe import Recipe
+from quantize.recipe import plan as make_plan
+from quantize.shards import Checkpoint, open_checkpoint
+
+__all__ = ["NamedText", "Prepared", "prepare", "run"]
+
+ROUND_TRIP = "(round trip)"
+"""Stands behind the name of a type that was judged without writing a file."""
+
+
+@dataclass(frozen=True)
+class NamedText:
+    """A file of text and the name under which it is reported."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that was asked for, opened and found to fit together; no weight is read yet."""
+
+    base: Model | LogitsFile
+    models: tuple[Model, ...]
+    texts: tuple[Chunks, ...]
+    sources: tuple[Checkpoint | GGUFFile, ...]
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of weights read so far from all files."""
+        return sum(source.bytes_read for source in self.sources)
+
+
+def prepare(
+    paths: Sequence[Path],
+    texts: Sequence[NamedText] = (),
+    *,
+    base: Path | None = None,
+    recipes: Sequence[Recipe] = (),
+    imatrix: Imatrix | None = None,
+    n_ctx: int = N_CTX,
+    n_chunk: int | None = None,
+    note: Note = discard,
+) -> Prepared:
+    """Open the models and cut the texts.
+
+    Args:
+        paths: GGUF files to be judged, and the folder of their checkpoint, which is the base where no other is given.
+        texts: at least one, unless the base is a file of logits, which brings its own.
+        base: a GGUF file, or a file that llama-perplexity --save-all-logits wrote. The checkpoint's folder then only
+            serves `recipes` and the tokenizer.
+        recipes: file types to be judged without writing them, from the checkpoint.
+        imatrix: importances for `recipes`.
+        n_ctx: tokens of a chunk.
+        n_chunk: of each text the first so many chunks.
+        note: told, in one line each, what a careful reader wants to know.
+
+    Raises:
+        MoeGgufError: a file is damaged, of an unknown type or of another model; a tokenizer differs; a text is short.
+    """
+    checkpoint = _only_checkpoint(paths)
+    files = [open_file(path, note) for path in paths if not path.is_dir()]
+    if recipes and checkpoint is None:
+        raise MoeGgufError("to judge a type without a file (-t), give the folder of the checkpoint")
+    if not files and not recipes:
+        raise MoeGgufError("nothing to compare: give GGUF files, or types with -t")
+    logits = LogitsFile(base) if base is not None and is_logits_file(base) else None
+    base_file = open_file(base, note) if base is not None and logits is None else None
+    shared = None if checkpoint is None else SharedSource(checkpoint, len(recipes) + (base is None))
+    found_base = logits or _base_model(base_file, checkpoint, shared)
+    models = [_file_model(file) for file in files]
+    if checkpoint is not None and shared is not None:
+        models += [_round_trip(checkpoint, shared, recipe, imatrix) for recipe in recipes]
+    for model in models:
+        if isinstance(found_base, Model):
+            refuse_other_model(found_base, model)
+    sources = tuple(source for source in (checkpoint, base_file, *files) if source is not None)
+    _refuse_other_vocabularies(sources)
+    chunks = (
+        _cut(texts, sources[0], n_ctx, n_chunk)
+        if logits is None
+        else [_own_text(logits, sources[0], texts, n_chunk)]
+    )
+    return Prepared(found_base, tuple(models), tuple(chunks), sources)
+
+
+def run(
+    prepared: Prepared,
+    *,
+    activations: Activations = "exact",
+    arithmetic: Arithmetic | None = None,
+    storage: Storage | None = None,
+    report: Report = silent,
+) -> Comparison:
+    """The pass itself: see `calibration.compare.compare`."""
+    return compare(
+        prepared.base,
+        prepared.models,
+        prepared.texts,
+        activations=activations,
+        arithmetic=arithmetic,
+        storage=storage,
+        report=report,
+    )
+
+
+def open_file(path: Path, note: Note) -> GGUFFile:
+    """A GGUF file, whole and of types that can be decoded.
+
+    Raises:
+        GGUFError: it is not.
+    """
+    file = GGUFFile(path)
+    n_parts = file.keys.get("split.count", 0)
+    if isinstance(n_parts, int) and n_parts > 1:
+        raise GGUFError(f"{path}: one of {n_parts} parts; join them with llama-gguf-split --merge")
+    slow = set()
+    for spec in file.specs():
+        known = can_decode(spec.qtype)
+        if known is None:
+            raise GGUFError(f"{path}: {spec.name}: tensor type {spec.qtype.name} cannot be decoded here")
+        if not known:
+            slow.add(spec.qtype.name)
+    if slow:
+        note(f"{path}: {', '.join(sorted(slow))} is decoded by the gguf library, slowly")
+    return file
+
+
+def _only_checkpoint(paths: Sequence[Path]) -> Checkpoint | None:
+    folders = [path for path in paths if path.is_dir()]
+    if len(folders) > 1:
+        raise MoeGgufError(f"{folders[1]}: one checkpoint is enough, {folders[0]} is the first")
+    return open_checkpoint(folders[0]) if folders else None
+
+
+def _base_model(file: GGUFFile | None, checkpoint: Checkpoint | None, shared: SharedSource | None) -> Model:
+    if file is not None:
+        return _file_model(file)
+    if checkpoint is None or shared is None:
+        raise MoeGgufError(
+            "nothing to compare with: give the folder of the checkpoint, or --base with a GGUF file or with a file of "
+            "llama-perplexity --save-all-logits"
+        )
+    n_elements = sum(spec.n_elements for spec in checkpoint.specs())
+    return Model(str(checkpoint.path), shared, checkpoint.n_bytes, 8 * checkpoint.n_bytes / n_elements)
+
+
+def _file_model(file: GGUFFile) -> Model:
+    n_elements = sum(spec.n_elements for spec in file.specs())
+    n_bytes = sum(stored.n_bytes for stored in file.tensors.values())
+    return Model(str(file.path), file, file.n_bytes, 8 * n_bytes / n_elements)
+
+
+def _round_trip(
+    checkpoint: Checkpoint, shared: SharedSource, recipe: Recipe, imatrix: Imatrix | None
+) -> Model:
+    specs = checkpoint.specs()
+    if imatrix is not None:
+        imatrix.check(specs)
+    plan = make_plan(specs, checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
+    return Model(
+        f"{recipe.ftype.name} {ROUND_TRIP}", RoundTrip(shared, plan, imatrix), plan.n_bytes, plan.bpw
+    )
+
+
+def _refuse_other_vocabularies(sources: Sequence[Checkpoint | GGUFFile]) -> None:
+    first, *others = [vocabulary_of(source) for source in sources]
+    for other in others:
+        refuse_other_vocabulary(first, other)
+
+
+def _own_text(
+    logits: LogitsFile, cutter: Checkpoint | GGUFFile, texts: Sequence[NamedText], n_chunk: int | None
+) -> Chunks:
+    if texts:
+        raise LogitsError(f"{logits.path}: brings its own text; leave --text out")
+    return Chunks((logits.path.stem,), logits.tokens[:n_chunk], bos_of(cutter))
+
+
+def _cut(
+    texts: Sequence[NamedText], cutter: Checkpoint | GGUFFile, n_ctx: int, n_chunk: int | None
+) -> list[Chunks]:
+    if not texts:
+        raise TextError("there is no text to judge by; give one with --text FILE")
+    tokenizer = tokenizer_of(cutter)
+    found = []
+    for text in texts:
+        chunks = make_chunks([read_text(text.path)], tokenizer, n_ctx=n_ctx, n_chunk=n_chunk)
+        found.append(replace(chunks, names=(text.name,)))
+    return found
