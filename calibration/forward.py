@@ -48,8 +48,9 @@ def forward(
         observe_output: show the inputs of the output matrix too (a tied token_embd never is).
         on_weights: is given every matrix of the first stream once, as it was read, as soon as all its inputs have been
             shown to the observers; whatever is called may keep the array.
-        hold_down: keep the down projections of a layer until all its experts have passed, because their mean over the
-            layer is wanted; costs their bytes (E x n_ff x n_embd x 2 in bfloat16).
+        hold_down: pass on no weights of an expert before the inputs of all experts of the layer have been seen, because
+            their mean is wanted. The inputs of gate and up are then shown as soon as the tokens are routed, and down
+            projections are kept until the layer is done; that costs their bytes (E x n_ff x n_embd x 2 in bfloat16).
         on_logits: is given a chunk's index and the logits f32 [P - first_logit, V] of each stream.
         first_logit: the first position of a chunk whose logits are computed.
         follow_first: all streams send tokens to the experts that the first stream chose, with their own weights.

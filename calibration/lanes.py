@@ -75,11 +75,16 @@ class Lane:
 
     # -- weights
 
-    def stored(self, name: str, xid: int = 0) -> StoredMatrix:
-        """Read one matrix and keep it as it is stored."""
+    def spec(self, name: str) -> TensorSpec:
+        """What is to be read; a tensor that is missing is an error."""
         spec = self.specs.get(name)
         if spec is None:
             raise CheckpointError(f"tensor {name} is missing, the forward pass needs it")
+        return spec
+
+    def stored(self, name: str, xid: int = 0) -> StoredMatrix:
+        """Read one matrix and keep it as it is stored."""
+        spec = self.spec(name)
         self.taken.add(name)
         with self.timings.measure("reading"):
             return StoredMatrix(self.stream.source, spec, xid)

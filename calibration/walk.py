@@ -11,7 +11,6 @@ from torch import Tensor
 from calibration.hidden import Shelf, Storage
 from calibration.lanes import Lane, Matrix, Routes, refuse_unknown
 from calibration.model import Arithmetic, attend, rotate, route, swiglu, to_tensor
-from calibration.stored import StoredMatrix
 from calibration.streams import Observer, OnLogits, OnWeights, Stream, Timings
 from calibration.tokenizer import Tokens
 from quantize.exceptions import ActivationError, TokenizerError
@@ -75,11 +74,11 @@ class Walk:
         n_token = self.timings.n_token
         self.report(Progress("calculating", n_token * self.n_passed // self.n_weight, n_token, unit="tokens"))
 
-    def show(self, lane: Lane, matrices: Sequence[Matrix | StoredMatrix], tokens: Tensor, x: Tensor) -> None:
+    def show(self, lane: Lane, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
         """Let the observers see the common input of some matrices."""
         with self.timings.measure("observing"):
             for observer in self.observers:
-                observer.inputs(lane.index, [one.spec for one in matrices], matrices[0].xid, tokens, x)
+                observer.inputs(lane.index, specs, xid, tokens, x)
 
     def embed(self, *, keep_tied: bool) -> None:
         """hidden = the embedding's row of each token."""
@@ -105,13 +104,13 @@ class Walk:
         q, k, v, o = (lane.matrix(f"blk.{bid}.attn_{name}.weight") for name in ("q", "k", "v", "output"))
         for tokens in _blocks(self.places, max(1, TOKEN_BLOCK // self.n_ctx) * self.n_ctx):
             x = lane.hidden_norm(tokens, norm)
-            self.show(lane, (q, k, v), tokens, x)
+            self.show(lane, (q.spec, k.spec, v.spec), 0, tokens, x)
             shape = (len(tokens) // self.n_ctx, self.n_ctx, -1, hparams.head_dim)  # [C, P, H or G, d]
             qx, kx, vx = (lane.product(matrix, x).view(shape) for matrix in (q, k, v))
             with self.timings.measure("attention"):
                 qx, kx = (rotate(heads, cos, sin, neox=hparams.rope_neox) for heads in (qx, kx))
                 mixed = attend(qx, kx, vx).reshape(len(tokens), -1)  # [t, H d]
-            self.show(lane, (o,), tokens, mixed)
+            self.show(lane, (o.spec,), 0, tokens, mixed)
             y = lane.product(o, mixed)
             _refuse_infinite(y, f"the attention of layer {bid}")
             lane.add(tokens, y)
@@ -124,9 +123,14 @@ class Walk:
             leader = routes[0] if follow_first and routes else None
             routes.append(self.norm_and_route(lane, bid, leader))
         held = []
-        for xid in range(self.lanes[0].hparams.n_expert if routes[0] else 1):
-            for lane, route_of in zip(self.lanes, routes, strict=True):
-                down = self.expert(lane, bid, xid, route_of)
+        n_expert = self.lanes[0].hparams.n_expert if routes[0] else 1
+        if hold_down:
+            for lane, one in zip(self.lanes, routes, strict=True):
+                for xid in range(n_expert):
+                    self.show_early(lane, bid, xid, one)
+        for xid in range(n_expert):
+            for lane, one in zip(self.lanes, routes, strict=True):
+                down = self.expert(lane, bid, xid, one, shown=hold_down)
                 if hold_down and lane.index == 0:
                     held.append(replace(down, tensor=torch.empty(0)))  # as it was read is enough
                 else:
@@ -144,7 +148,7 @@ class Walk:
             lane.normed[tokens] = x.to(lane.normed.device, lane.normed.dtype)
             if router is None:
                 continue
-            self.show(lane, (router,), tokens, x)
+            self.show(lane, (router.spec,), 0, tokens, x)
             ids = None if leader is None else leader.ids[tokens].to(x.device)
             with self.timings.measure("products"):
                 part = route(x, router.tensor, lane.hparams.n_expert_used, ids)
@@ -158,22 +162,35 @@ class Walk:
             torch.cat([part.ids for part in parts]).cpu(), torch.cat([part.weights for part in parts]).cpu()
         )
 
-    def expert(self, lane: Lane, bid: int, xid: int, routes: Routes | None) -> Matrix:
+    def routed(self, xid: int, routes: Routes | None) -> tuple[Tensor, Tensor | None]:
+        """The tokens [t] of one expert and their weights [t, 1]; all of them, unweighted, in a dense layer."""
+        if routes is None:
+            return self.places, None
+        tokens, slots = (routes.ids == xid).nonzero(as_tuple=True)
+        return tokens, routes.weights[tokens, slots, None]
+
+    def show_early(self, lane: Lane, bid: int, xid: int, routes: Routes | None) -> None:
+        """Show the inputs of gate and up before any expert works: they are known when the tokens are routed."""
+        kind = "_exps" if routes else ""
+        specs = [lane.spec(f"blk.{bid}.ffn_{name}{kind}.weight") for name in ("gate", "up")]
+        tokens, _ = self.routed(xid, routes)
+        for block in _blocks(tokens, TOKEN_BLOCK):
+            self.show(lane, specs, xid, block, lane.normed[block].to(self.device))
+
+    def expert(self, lane: Lane, bid: int, xid: int, routes: Routes | None, *, shown: bool) -> Matrix:
         """One expert over the tokens routed to it; returns its down projection, which is not yet passed on."""
         kind = "_exps" if routes else ""
         place = f"expert {xid} of layer {bid}" if routes else f"the feed-forward of layer {bid}"
         names = (f"blk.{bid}.ffn_{name}{kind}.weight" for name in ("gate", "up", "down"))
         gate, up, down = (lane.matrix(name, xid) for name in names)
-        tokens, weights = self.places, None
-        if routes is not None:
-            tokens, slots = (routes.ids == xid).nonzero(as_tuple=True)
-            weights = routes.weights[tokens, slots, None]  # [t, 1]
+        tokens, weights = self.routed(xid, routes)
         for start in range(0, len(tokens), TOKEN_BLOCK):
             block = tokens[start : start + TOKEN_BLOCK]
             x = lane.normed[block].to(self.device)
-            self.show(lane, (gate, up), block, x)
+            if not shown:
+                self.show(lane, (gate.spec, up.spec), xid, block, x)
             inner = swiglu(lane.product(gate, x), lane.product(up, x))  # [t, F]
-            self.show(lane, (down,), block, inner)
+            self.show(lane, (down.spec,), xid, block, inner)
             y = lane.product(down, inner)  # [t, D]
             _refuse_infinite(y, place)
             if weights is not None:
@@ -193,7 +210,7 @@ class Walk:
             for lane, norm, head in zip(self.lanes, norms, heads, strict=True):
                 x = lane.hidden_norm(tokens, norm)
                 if observe and lane.tied is None:
-                    self.show(lane, (head,), tokens, x)
+                    self.show(lane, (head.spec,), 0, tokens, x)
                 if on_logits is not None:
                     logits.append(lane.logits(head, x[first:]))
             if on_logits is not None:
