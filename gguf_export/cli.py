@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from gguf_export.commands.compare import compare
 from gguf_export.commands.errors import errors
 from gguf_export.commands.export import export
 from gguf_export.commands.imatrix import imatrix
@@ -40,5 +41,5 @@ def main() -> None:
     """Quantized GGUF files from bf16 Mixture-of-Experts checkpoints, in one streaming pass."""
 
 
-for verb in (errors, export, imatrix, inspect):
+for verb in (compare, errors, export, imatrix, inspect):
     main.add_command(verb)
