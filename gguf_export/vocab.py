@@ -118,7 +118,9 @@ def _put_sentencepiece(slots: Slots, source: Path, settings: Mapping[str, Any]) 
     guarded(source, lambda: model.LoadFromSerializedProto(data), "is no SentencePiece model")
     slots.fits(model.GetPieceSize(), source)
     pieces = guarded(
-        source, lambda: [_piece(model, xid) for xid in range(model.GetPieceSize())], "has a piece that is no text"
+        source,
+        lambda: [_piece(model, xid) for xid in range(model.GetPieceSize())],
+        "has a piece that is no text",
     )
     for xid, piece in enumerate(pieces):
         slots.put(xid, piece, source)
