@@ -22,8 +22,9 @@ from quantize.blocks.affine import (
     fit_weighted,
     mean_squares,
 )
+from quantize.blocks.half import load_f16, store_f16
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, Chunk, from_half, to_half
+from quantize.blocks.lanes import LANES, Chunk
 from quantize.tensors import Array
 
 QK_K, N_SUB, SUB = 256, 8, 32  # weights of a super-block, its sub-blocks, their weights
@@ -65,9 +66,8 @@ def fit(chunk: Chunk, search: Search, importance: Array | None, clip: bool) -> F
 def _pack_scales(d: Array, dmin: Array, sc: Array, m: Array, head: Array) -> None:
     for t in range(len(head)):
         for i in range(LANES):
-            d_bits, dmin_bits = to_half(d[t, i]), to_half(dmin[t, i])
-            head[t, 0, i], head[t, 1, i] = np.uint8(d_bits & 255), np.uint8(d_bits >> 8)
-            head[t, 2, i], head[t, 3, i] = np.uint8(dmin_bits & 255), np.uint8(dmin_bits >> 8)
+            store_f16(d[t, i], head[t, :, i], 0)
+            store_f16(dmin[t, i], head[t, :, i], 2)
             for j in range(4):
                 low_sc, high_sc = int(sc[t, j, i]), int(sc[t, j + 4, i])
                 low_m, high_m = int(m[t, j, i]), int(m[t, j + 4, i])
@@ -98,7 +98,6 @@ def coded_scale(j: int, packed: Array) -> tuple[int, int]:
 @kernel
 def decoded_scales(j: int, block: Array) -> tuple[np.float32, np.float32]:
     """The scale and the min of sub-block j of a block's bytes."""
-    d = from_half(np.int32(np.int32(block[0]) | np.int32(block[1]) << 8))
-    dmin = from_half(np.int32(np.int32(block[2]) | np.int32(block[3]) << 8))
+    d, dmin = load_f16(block, 0), load_f16(block, 2)
     sc, m = coded_scale(j, block[4:HEAD])
     return d * np.float32(sc), dmin * np.float32(m)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from quantize.blocks.half import f16_bits_to_f32, f32_to_f16_bits
 from quantize.blocks.jit import JIT, inlined, kernel
 from quantize.tensors import Array
 
@@ -59,44 +60,9 @@ def as_byte(v: np.float32) -> np.float32:
 
 
 @kernel
-def to_half(v: np.float32) -> np.int32:
-    """The bits of float16, rounded half to even, subnormals kept (ggml's `GGML_FP32_TO_FP16`, NumPy's cast)."""
-    bits = np.float32(v).view(np.int32)
-    sign = np.int32(np.int32(bits >> np.int32(16)) & np.int32(0x8000))
-    size = np.int32(bits & np.int32(0x7FFFFFFF))
-    if size > 0x7F800000:
-        return np.int32(sign | np.int32(0x7E00))
-    if size >= 0x477FF000:  # 65520 and more: infinity
-        return np.int32(sign | np.int32(0x7C00))
-    if size < 0x38800000:  # below 2^-14: counted in units of 2^-24, the last bit of 0.5
-        return np.int32(
-            sign | np.int32(np.float32(size.view(np.float32) + HALF).view(np.int32) - np.int32(0x3F000000))
-        )
-    odd = np.int32(np.int32(size >> np.int32(13)) & np.int32(1))
-    return np.int32(
-        sign | np.int32(np.int32(size - np.int32(0x38000000) + np.int32(0xFFF) + odd) >> np.int32(13))
-    )
-
-
-@kernel
-def from_half(bits: np.int32) -> np.float32:
-    """The value of float16 bits."""
-    sign = np.uint32(np.uint32(np.uint32(bits) & np.uint32(0x8000)) << np.uint32(16))
-    size = np.uint32(np.uint32(bits) & np.uint32(0x7FFF))
-    if size >= 0x7C00:  # infinity, NaN
-        return np.uint32(sign | np.uint32(size << np.uint32(13)) | np.uint32(0x7F800000)).view(np.float32)
-    if size < 0x0400:
-        value = np.float32(np.float32(size) * np.float32(2.0**-24))
-        return np.float32(-value) if sign else value
-    return np.uint32(sign | np.uint32(np.uint32(size << np.uint32(13)) + np.uint32(0x38000000))).view(
-        np.float32
-    )
-
-
-@kernel
 def rounded_to_half(v: np.float32) -> np.float32:
     """The value that float16 keeps of v."""
-    return from_half(to_half(v))
+    return f16_bits_to_f32(f32_to_f16_bits(v))
 
 
 # ---- from a matrix into lanes --------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from quantize.blocks.base import BlockFormat
+from quantize.blocks.half import load_f16, store_f16
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, from_half, to_half
+from quantize.blocks.lanes import LANES
 from quantize.blocks.legacy import QK
 from quantize.blocks.legacy_affine import coded_chunks
 from quantize.tensors import Array, QType
@@ -32,9 +33,8 @@ def pack(d: Array, m: Array, codes: Array, blocks: Array) -> None:
     for b in range(len(blocks)):
         t, i = b // LANES, b % LANES
         block, tile = blocks[b], codes[t]
-        d_bits, m_bits = to_half(d[t, i]), to_half(m[t, i])
-        block[0], block[1] = np.uint8(d_bits & 255), np.uint8(d_bits >> 8)
-        block[2], block[3] = np.uint8(m_bits & 255), np.uint8(m_bits >> 8)
+        store_f16(d[t, i], block, 0)
+        store_f16(m[t, i], block, 2)
         for k in range(QK // 2):
             block[4 + k] = tile[k * LANES + i] | tile[(k + QK // 2) * LANES + i] << 4
 
@@ -45,8 +45,7 @@ def decode(blocks: Array, out: Array) -> None:
     raw, values = blocks.reshape(-1, TYPE_SIZE), out.reshape(-1, QK)
     for b in range(len(raw)):
         block, x = raw[b], values[b]
-        d = from_half(np.int32(np.int32(block[0]) | np.int32(block[1]) << 8))
-        m = from_half(np.int32(np.int32(block[2]) | np.int32(block[3]) << 8))
+        d, m = load_f16(block, 0), load_f16(block, 2)
         for k in range(QK // 2):
             x[k] = d * np.float32(block[4 + k] & 15) + m
             x[k + QK // 2] = d * np.float32(block[4 + k] >> 4) + m
