@@ -1,0 +1,28 @@
+"""The formats with a scale and a min: Q4_K, Q5_K, Q2_K, Q4_1, Q5_1, each through the checks of all formats."""
+
+import block_checks
+import pytest
+
+from quantize.tensors import QType
+
+QTYPES = (QType.Q4_K, QType.Q5_K, QType.Q2_K, QType.Q4_1, QType.Q5_1)
+
+CHECKS = (
+    block_checks.check_bytes,
+    block_checks.check_trained_weights,
+    block_checks.check_shapes,
+    block_checks.check_sources,
+    block_checks.check_decode,
+    block_checks.check_golden,
+    block_checks.check_properties,
+)
+
+
+@pytest.mark.parametrize("qtype", QTYPES, ids=lambda qtype: qtype.name)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__[6:])
+def test_format(check, qtype):
+    check(qtype)
+
+
+def test_plain_python():
+    block_checks.check_without_jit(*QTYPES)
