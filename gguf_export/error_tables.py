@@ -49,7 +49,7 @@ def worst_table(rows: Sequence[MatrixErrors], n: int = 10) -> tuple[Columns, Lin
         "matrix",
         *((">tokens routed", ">effective") if experts else ()),
         ">output error",
-        ">without",
+        ">without importances",
         ">cosine",
     )
     return columns, [
