@@ -79,12 +79,12 @@ def error_page(report: ErrorReport) -> str:
         Section("How it was measured", terms([("model", report.model), *report.facts])),
     ]
     experts = (
-        f"{report.n_expert} experts in each layer, {report.n_expert_used} of them for each token"
+        f", {report.n_expert} experts in each, {report.n_expert_used} of them for each token"
         if report.n_expert
-        else "no experts"
+        else ""
     )
     lead = (
-        f"{report.n_layer} layers, {experts}. Every matrix was quantized alone, and its output compared with the "
+        f"{report.n_layer} layers{experts}. Every matrix was quantized alone, and its output compared with the "
         f"original's on {count(report.n_held_out)} tokens of text that the importances were not fitted on."
     )
     sections.insert(0, Section("", tiles(_glance(report))))

@@ -11,13 +11,14 @@ NOTHING = "-"
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """So many significant digits and no exponent: 0.00123, 4.50, 12,300."""
+    """So many significant digits: 0.00123, 4.50, 12,300; with an exponent only where zeros would be hard to count."""
     if value is None or not math.isfinite(value):
         return NOTHING
     if value == 0:
         return "0"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{min(places, 12)}f}"
+    short = f"{value:.{digits - 1}e}"
+    places = max(0, digits - 1 - int(short.partition("e")[2]))
+    return short if places > 10 else f"{value:,.{places}f}"
 
 
 def percent(value: float | None, digits: int = 3) -> str:
