@@ -51,7 +51,7 @@ class GGUFFile:
     def read_blocks(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
         """The stored bytes of rows of one expert: uint8 [n_rows, bytes per row]."""
         stored = self.tensors[spec.name]
-        row_bytes = stored.n_bytes // (spec.n_expert * spec.n_row)
+        row_bytes = stored.n_bytes * spec.n_per_row // spec.n_elements
         first, last = rows
         found = np.empty((last - first, row_bytes), np.uint8)
         left = found.data.cast("B")

@@ -6,9 +6,10 @@ Slabs are independent of each other, so they may come in any order, from any thr
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import TypeVar
 
 from calibration.imatrix import Imatrix
 from gguf_export.writer import Sink
@@ -29,6 +30,8 @@ __all__ = [
     "slabs_of_matrix",
     "source_bytes",
 ]
+
+T = TypeVar("T")
 
 SLAB_BYTES = 16 * 2**20
 """Source bytes of one slab, about: small enough for a few in flight, large enough that reading is sequential."""
@@ -137,10 +140,10 @@ def refuse_non_finite(spec: TensorSpec, slab: Slab, weights: Array) -> None:
 
 
 def in_window(
-    worker: Worker, slabs: Sequence[Slab], jobs: int
-) -> Generator[tuple[Slab, Seconds], None, None]:
+    worker: Callable[[Slab], T], slabs: Sequence[Slab], jobs: int
+) -> Generator[tuple[Slab, T], None, None]:
     """Work on slabs with `jobs` threads; at most two slabs per thread are waiting or in work."""
-    pending: dict[Future[Seconds], Slab] = {}
+    pending: dict[Future[T], Slab] = {}
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for slab in slabs:
@@ -154,7 +157,7 @@ def in_window(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _collect(pending: dict[Future[Seconds], Slab]) -> Iterator[tuple[Slab, Seconds]]:
+def _collect(pending: dict[Future[T], Slab]) -> Iterator[tuple[Slab, T]]:
     finished, _ = wait(pending, return_when=FIRST_COMPLETED)
     for future in finished:
         yield pending.pop(future), future.result()

@@ -1,0 +1,321 @@
+"""A GGUF file held against the checkpoint that it was made from: which tensor, which expert, is not what it should be.
+
+Every expert of every tensor is decoded and compared with its weights. Three measures tell faults apart:
+
+* the squared error of an expert, relative to its weights: each type stays below a limit, and foreign weights do not;
+* some rows of each expert against those of all experts: experts of a frankenMoE are often fine-tunes of one model, so
+  near to each other that a permuted one passes the first measure, and still each is nearest to itself;
+* the largest error within a block, relative to its largest weight: a block that was damaged stands out.
+
+Byte for byte, an encoding can be compared where the importances are known with which it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.quants import dequantize
+
+from calibration.imatrix import Imatrix
+from gguf_export import origins
+from gguf_export.findings import Finding, error, info
+from gguf_export.reader import GGUFFile
+from gguf_export.slabs import Slab, in_window, slabs_of
+from quantize import encode
+from quantize.blocks import MODULES
+from quantize.progress import Progress, Report, silent
+from quantize.shards import Checkpoint
+from quantize.tensors import NUMPY_TYPES, Array, QType, TensorSpec
+
+__all__ = ["Comparison", "compare", "limit"]
+
+LIMITS: dict[QType, tuple[float, float, float]] = {
+    QType.Q8_0: (0.001, 0.02, 0.02),
+    QType.Q6_K: (0.04, 0.08, 0.8),
+    QType.Q5_K: (0.05, 0.15, 0.9),
+    QType.Q5_0: (0.06, 0.35, 0.9),
+    QType.Q5_1: (0.04, 0.7, 0.9),
+    QType.Q4_K: (0.15, 0.25, 0.9),
+    QType.Q4_0: (0.06, 0.3, 0.9),
+    QType.Q4_1: (0.13, 0.4, 0.9),
+    QType.IQ4_NL: (0.2, 0.3, 0.9),
+    QType.IQ4_XS: (0.2, 0.25, 0.9),
+    QType.MXFP4: (0.07, 0.35, 0.35),
+    QType.Q3_K: (0.12, 0.45, 0.9),
+    QType.Q2_K: (0.36, 0.9, 1.3),
+}
+"""What a type explains: the relative squared error of a matrix, and the largest error of a weight relative to the
+largest weight of its block, without and with importances (which may sacrifice a weight for its neighbours).
+
+About twice what was found for normal, heavy-tailed, sparse, one-signed and badly scaled weights with even and with
+log-normal importances.
+"""
+
+OTHERS = (0.7, 1.0, 1.5)  # of types of fewer bits, which can be decoded and not written here
+FLOATS = 1e-5  # relative squared error of types that are not quantized
+TINY = 1e-4  # an error that the steps of a half explain in blocks of very small weights
+FEW = 0.001  # of the blocks: damage is local, and what is not local is the way in which somebody encodes
+MOST = 0.25  # of the blocks: where more are wrong, it is not damage
+
+FETCH = "the file is damaged: fetch it again, or export it again"
+AGAIN = "convert the checkpoint again"
+
+
+@dataclass
+class Judgement:
+    """How some rows of an expert compare, or all of them."""
+
+    error: float = 0.0  # sum of squared differences
+    energy: float = 0.0  # sum of squared weights
+    n_blocks: int = 0
+    n_wild: int = 0  # blocks with an error that the type does not explain
+    wild_row: int = -1
+    n_changed: int = 0  # blocks whose bytes are not those of the encoding
+    changed_row: int = -1
+
+    def add(self, other: Judgement) -> None:
+        """Put the rows of another slab beside these."""
+        self.error += other.error
+        self.energy += other.energy
+        self.n_blocks += other.n_blocks
+        self.wild_row = _first(self.wild_row, other.wild_row)
+        self.changed_row = _first(self.changed_row, other.changed_row)
+        self.n_wild += other.n_wild
+        self.n_changed += other.n_changed
+
+    @property
+    def relative(self) -> float:
+        """Squared error relative to the weights; infinite where there should be none and there are some."""
+        return self.error / self.energy if self.energy else float("inf") if self.error else 0.0
+
+
+def limit(qtype: QType) -> float:
+    """The relative squared error of a matrix that a type explains."""
+    return FLOATS if qtype in NUMPY_TYPES else LIMITS.get(qtype, OTHERS)[0]
+
+
+def _first(one: int, other: int) -> int:
+    return min((row for row in (one, other) if row >= 0), default=-1)
+
+
+def compare(
+    file: GGUFFile,
+    checkpoint: Checkpoint,
+    *,
+    exact: bool = False,
+    imatrix: Imatrix | None = None,
+    jobs: int = 1,
+    report: Report = silent,
+) -> list[Finding]:
+    """Hold all tensors of a file against a checkpoint.
+
+    Args:
+        file: the file.
+        checkpoint: what it was made from.
+        exact: the encoding must be the one that llama.cpp and this project make with `imatrix`, to the byte. Tensors
+            that are not quantized are always compared to the byte.
+        imatrix: the importances with which the file was made.
+        jobs: threads.
+        report: called with the progress in tensors.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read any more.
+        GGUFError: neither can the file.
+        ImatrixError: the importance matrix is one of another model.
+    """
+    specs = {spec.name: spec for spec in checkpoint.specs()}
+    findings = list(_same_tensors(file, specs))
+    if imatrix is not None:
+        imatrix.check(list(specs.values()))
+    comparison = Comparison(file, checkpoint, exact, imatrix)
+    slabs = [slab for slab in slabs_of(checkpoint) if comparison.is_comparable(slab.spec)]
+    judged: dict[str, dict[int, Judgement]] = {}
+    done, left = 0, {spec.name: 0 for spec in specs.values()}
+    for slab in slabs:
+        left[slab.spec.name] += 1
+    n_tensors = sum(1 for n in left.values() if n)
+    for slab, judgement in in_window(comparison.judge, slabs, jobs):
+        name = slab.spec.name
+        judged.setdefault(name, {}).setdefault(slab.xid, Judgement()).add(judgement)
+        left[name] -= 1
+        if not left[name]:
+            findings += _verdicts(comparison, slab.spec, judged.pop(name))
+            done += 1
+            report(Progress("comparing with the checkpoint", done, n_tensors, "tensors"))
+    return findings
+
+
+def _same_tensors(file: GGUFFile, specs: dict[str, TensorSpec]) -> Iterator[Finding]:
+    for name, spec in specs.items():
+        stored = file.tensors.get(name)
+        if stored is None:
+            yield error(name, "is in the checkpoint and not in the file", AGAIN)
+        elif stored.spec.n_elements != spec.n_elements or stored.spec.shape[-1] != spec.shape[-1]:
+            yield error(
+                name,
+                f"has shape {list(stored.spec.shape)}, in the checkpoint {list(spec.shape)}",
+                "the file was made from another checkpoint",
+            )
+        elif _decoder(stored.spec.qtype) is None:
+            yield info(name, f"{stored.spec.qtype.name} cannot be decoded here: it is not compared")
+    for name in file.tensors:
+        if name not in specs:
+            yield error(name, "is in the file and not in the checkpoint", AGAIN)
+
+
+def _decoder(qtype: QType) -> str | None:
+    if qtype in MODULES:
+        return "ours"
+    return "gguf" if qtype.name.startswith(("IQ", "TQ", "NVFP4")) else None
+
+
+class Comparison:
+    """Judges slabs; called from several threads."""
+
+    def __init__(self, file: GGUFFile, checkpoint: Checkpoint, exact: bool, imatrix: Imatrix | None) -> None:
+        self.file, self.checkpoint, self.exact, self._imatrix = file, checkpoint, exact, imatrix
+        self._has_importances = imatrix is not None or "quantize.imatrix.file" in file.keys
+
+    def is_comparable(self, spec: TensorSpec) -> bool:
+        """Whether the file has such a tensor, and it can be decoded here."""
+        stored = self.file.tensors.get(spec.name)
+        return (
+            stored is not None
+            and stored.spec.n_elements == spec.n_elements
+            and stored.spec.shape[-1] == spec.shape[-1]
+            and _decoder(stored.spec.qtype) is not None
+        )
+
+    def qtype(self, spec: TensorSpec) -> QType:
+        """The type in which the file stores a tensor."""
+        return self.file.tensors[spec.name].spec.qtype
+
+    def limit(self, spec: TensorSpec) -> float:
+        """The relative squared error that this type explains."""
+        return limit(self.qtype(spec))
+
+    def blocks(self, spec: TensorSpec, xid: int, rows: tuple[int, int]) -> Array:
+        """Bytes of the file, uint8 [rows, row bytes]; `spec` is the checkpoint's."""
+        return self.file.read_blocks(TensorSpec(spec.name, spec.shape, self.qtype(spec)), xid, rows)
+
+    def decoded(self, spec: TensorSpec, xid: int, rows: tuple[int, int]) -> Array:
+        """Weights of the file, float32 [rows, n_per_row]."""
+        return _decode(self.blocks(spec, xid, rows), self.qtype(spec), spec.n_per_row)
+
+    def weights(self, spec: TensorSpec, xid: int, rows: tuple[int, int]) -> Array:
+        """Weights of the checkpoint, float32 [rows, n_per_row]."""
+        return _as_f32(self.checkpoint.read(spec, xid, rows))
+
+    def judge(self, slab: Slab) -> Judgement:
+        """Compare one slab."""
+        spec, qtype = slab.spec, self.qtype(slab.spec)
+        block_size, type_size = GGML_QUANT_SIZES[qtype]
+        blocks = self.blocks(spec, slab.xid, slab.rows)
+        weights = self.checkpoint.read(spec, slab.xid, slab.rows)
+        found = Judgement(n_blocks=blocks.size // type_size)
+        if qtype in NUMPY_TYPES or (self.exact and qtype in MODULES):
+            importance = self._imatrix.importance(spec.name, slab.xid) if self._imatrix else None
+            expected = encode.encode(weights, qtype, importance)
+            changed = (blocks != expected).reshape(-1, type_size).any(axis=1)
+            found.n_changed, found.changed_row = _count(changed, slab)
+            if not found.n_changed:
+                return found
+        want = _as_f32(weights)
+        with np.errstate(all="ignore"):  # what is damaged may be infinite
+            apart = _decode(blocks, qtype, spec.n_per_row) - want
+            found.error = float(np.square(apart, dtype=np.float64).sum())
+            found.energy = float(np.square(want, dtype=np.float64).sum())
+            if qtype not in NUMPY_TYPES:
+                size = block_size
+                largest = np.abs(want).reshape(-1, size).max(axis=1)
+                worst = np.abs(apart).reshape(-1, size).max(axis=1)
+                explained = LIMITS.get(qtype, OTHERS)[2 if self._has_importances else 1]
+                wild = ~(worst <= explained * largest + TINY)
+                found.n_wild, found.wild_row = _count(wild, slab)
+        return found
+
+
+def _count(flags: Array, slab: Slab) -> tuple[int, int]:
+    """How many blocks of a slab are flagged, and the row of the first, -1 where none is."""
+    n = int(flags.sum())
+    n_rows = slab.rows[1] - slab.rows[0]
+    return n, slab.rows[0] + int(flags.argmax()) * n_rows // len(flags) if n else -1
+
+
+def _decode(blocks: Array, qtype: QType, n_per_row: int) -> Array:
+    if _decoder(qtype) == "ours":
+        return encode.decode(blocks, qtype, n_per_row)
+    found: Array = dequantize(blocks, qtype)
+    return found
+
+
+def _as_f32(weights: Array) -> Array:
+    """Weights as a checkpoint hands them out, as float32."""
+    found: Array = encode.encode(weights, QType.F32).view(np.float32)
+    return found
+
+
+def _verdicts(comparison: Comparison, spec: TensorSpec, judged: dict[int, Judgement]) -> Iterator[Finding]:
+    """What is wrong with a tensor; experts with the same fault share a finding."""
+    nearest = origins.nearest_experts(comparison, spec)
+    found: dict[tuple[str, str], list[int]] = {}
+    for xid, one in sorted(judged.items()):
+        if nearest[xid] != xid:
+            fault = f"the weights of expert {nearest[xid]} are in its place", AGAIN
+        elif one.relative > limit(comparison.qtype(spec)):
+            fault = _gross_fault(comparison, spec, xid, one)
+        elif one.n_changed or one.n_wild:
+            fault = _small_fault(comparison, spec, one)
+        else:
+            continue
+        found.setdefault(fault, []).append(xid)
+    for (text, remedy), xids in found.items():
+        if text:
+            yield error(spec.name, f"{_experts(spec, xids)}{text}", remedy)
+
+
+def _gross_fault(comparison: Comparison, spec: TensorSpec, xid: int, one: Judgement) -> tuple[str, str]:
+    """What is wrong with weights that are not near to what they should be, and the remedy."""
+    qtype = comparison.qtype(spec)
+    n_bad = one.n_changed if qtype in NUMPY_TYPES else one.n_wild
+    if 0 < n_bad <= MOST * one.n_blocks:
+        return _damage(qtype, one)
+    origin = origins.origin(comparison, spec, xid)
+    if origin is not None:
+        return origin, AGAIN
+    return (
+        f"differs from the checkpoint: relative error {one.relative:.2g}, {qtype.name} explains "
+        f"{limit(qtype):.2g} at most",
+        "the file is damaged, or was made from another checkpoint",
+    )
+
+
+def _small_fault(comparison: Comparison, spec: TensorSpec, one: Judgement) -> tuple[str, str]:
+    """What is wrong with weights that are right but for a few, or but for their encoding; empty where nothing is."""
+    qtype = comparison.qtype(spec)
+    n_few = max(4, FEW * one.n_blocks)
+    if qtype in NUMPY_TYPES or 0 < one.n_changed <= n_few or (not one.n_changed and one.n_wild <= n_few):
+        return _damage(qtype, one)
+    if not one.n_changed:
+        return "", ""  # many errors that are large for the type: it was made so
+    return (
+        f"{one.n_changed} of {one.n_blocks} blocks are encoded in another way, the first in row {one.changed_row}",
+        "it was made with other importances (--imatrix names those of the file) or by another program",
+    )
+
+
+def _damage(qtype: QType, one: Judgement) -> tuple[str, str]:
+    what = "weights" if qtype in NUMPY_TYPES else "blocks"
+    n, row = (one.n_changed, one.changed_row) if one.n_changed else (one.n_wild, one.wild_row)
+    return f"{n} of {one.n_blocks} {what} are not what the checkpoint gives, the first in row {row}", FETCH
+
+
+def _experts(spec: TensorSpec, xids: list[int]) -> str:
+    if len(spec.shape) != 3:
+        return ""
+    if len(xids) == spec.n_expert:
+        return "all experts: "
+    return f"expert{'s' if len(xids) > 1 else ''} {', '.join(map(str, xids))}: "
