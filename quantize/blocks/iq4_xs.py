@@ -16,6 +16,7 @@ from quantize.blocks.half import load_f16, store_f16
 from quantize.blocks.iq4 import VALUES, fit, round_to_table
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import LANES, ONE, ZERO, chunks, importance_lanes, nearest_code
+from quantize.blocks.signed import largest_scale
 from quantize.tensors import Array, QType
 
 QK_K, N_SUB, SUB = 256, 8, 32
@@ -42,20 +43,20 @@ def _code_scales(scales: Array, d: Array, sc: Array) -> None:
 
     Leaves in their place the inverses to round with, which follow from the unrounded d, not the one a reader sees.
     """
+    largest = np.empty(LANES, np.float32)
     for t in range(len(d)):
+        factor = d[t]
+        largest_scale(scales[t], largest)
         for i in range(LANES):
-            largest = ZERO
-            for j in range(N_SUB):
-                v = scales[t, j, i]
-                largest = v if abs(v) > abs(largest) else largest
-            factor = -largest / np.float32(32)
-            inverse = ONE / factor if factor != ZERO else ZERO
-            d[t, i] = factor
-            for j in range(N_SUB):
-                code = nearest_code(inverse * scales[t, j, i], np.float32(-32), np.float32(31))
-                scale = factor * code
-                scales[t, j, i] = ONE / scale if scale != ZERO else ZERO
-                sc[t, j, i] = np.uint8(np.int32(code) + np.int32(32))
+            factor[i] = -largest[i] / np.float32(32)
+        for j in range(N_SUB):
+            row, found = scales[t, j], sc[t, j]
+            for i in range(LANES):
+                inverse = ONE / factor[i] if factor[i] != ZERO else ZERO
+                code = nearest_code(inverse * row[i], np.float32(-32), np.float32(31))
+                scale = factor[i] * code
+                row[i] = ONE / scale if scale != ZERO else ZERO
+                found[i] = np.uint8(np.int32(code) + np.int32(32))
 
 
 @kernel

@@ -31,7 +31,7 @@ from quantize.blocks.lanes import (
 from quantize.blocks.q3 import N_STATE as N_Q3_STATE
 from quantize.blocks.q3 import make_q3
 from quantize.blocks.qx import BEST_ISCALE, EPS, LARGEST, N_STATE, SCALE, find_largest, make_qx
-from quantize.blocks.signed import fit, search_codes
+from quantize.blocks.signed import fit, largest_scale, search_codes
 from quantize.rounding import nearest_signed
 from quantize.tensors import Array, QType
 
@@ -88,20 +88,22 @@ def _fit_plain(x: Array, scales: Array, codes: Array) -> None:
 
 @kernel
 def _code_by_maximum(scales: Array, d: Array, sc: Array) -> None:
-    """Code the scales so that the one of largest magnitude becomes -32."""
+    """Code the scales so that the one of largest magnitude becomes -32, by way of an int8_t as ggml does."""
+    largest = np.empty(LANES, np.float32)
     for t in range(len(d)):
+        factor = d[t]
+        largest_scale(scales[t], largest)
         for i in range(LANES):
-            largest = ZERO
-            for j in range(N_SUB):
-                v = scales[t, j, i]
-                largest = v if abs(v) > abs(largest) else largest
-            iscale = -SC_MAX / largest
-            d[t, i] = ONE / iscale if largest != ZERO else ZERO
-            for j in range(N_SUB):
-                # ggml's integer passes through an int8_t before it is clipped
-                code = np.int32(np.int8(np.int32(nearest_int(iscale * scales[t, j, i])) & np.int32(255)))
-                code = min(max(code, np.int32(-32)), np.int32(31)) + np.int32(32)
-                sc[t, j, i] = np.uint8(code if largest != ZERO else np.int32(0))
+            inverse = ONE / (-SC_MAX / largest[i])
+            factor[i] = inverse if largest[i] != ZERO else ZERO
+        for j in range(N_SUB):
+            row, found = scales[t, j], sc[t, j]
+            for i in range(LANES):
+                code = nearest_int(-SC_MAX / largest[i] * row[i])
+                code = (code + np.float32(128)) % np.float32(256) - np.float32(128)
+                code = code if code > -SC_MAX else -SC_MAX
+                code = (code if code < SC_MAX - ONE else SC_MAX - ONE) + SC_MAX
+                found[i] = np.uint8(np.int32(code if largest[i] != ZERO else ZERO))
 
 
 @kernel
@@ -150,15 +152,14 @@ def pack(d: Array, sc: Array, codes: Array, blocks: Array) -> None:
         tile = codes[t]
         for k in range(32):
             high = 0
-            for c in range(8):
-                high |= (tile[(32 * c + k) * LANES + i] >> 2) << c
-            block[k] = high
-        for half in range(2):
-            for k in range(32):
+            for half in range(2):
                 low = 0
                 for c in range(4):
-                    low |= (tile[(128 * half + 32 * c + k) * LANES + i] & 3) << (2 * c)
+                    code = tile[(128 * half + 32 * c + k) * LANES + i]
+                    low |= (code & 3) << (2 * c)
+                    high |= (code >> 2) << (4 * half + c)
                 block[QS + 32 * half + k] = low
+            block[k] = high
         for j in range(8):
             block[SCALES + j] = sc[t, j, i] & 15 | (sc[t, j + 8, i] & 15) << 4
         for j in range(4):

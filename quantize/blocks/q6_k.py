@@ -20,7 +20,7 @@ from quantize.blocks.half import load_f16, store_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import LANES, ONE, ZERO, chunks, importance_lanes, nearest_int, rounded_to_half
 from quantize.blocks.qx import EPS
-from quantize.blocks.signed import fit, search_codes
+from quantize.blocks.signed import fit, largest_scale, search_codes
 from quantize.rounding import nearest_signed
 from quantize.tensors import Array, QType
 
@@ -52,12 +52,7 @@ def _code_scales(scales: Array, iscales: Array, d: Array, sc: Array) -> None:
     """
     largest = np.empty(LANES, np.float32)
     for t in range(len(d)):
-        for i in range(LANES):
-            largest[i] = ZERO
-        for j in range(N_SUB):
-            for i in range(LANES):
-                v, top = scales[t, j, i], largest[i]
-                largest[i] = v if abs(v) > abs(top) else top
+        largest_scale(scales[t], largest)
         for i in range(LANES):
             iscale = np.float32(-128) / largest[i]
             d[t, i] = ZERO if abs(largest[i]) < EPS else rounded_to_half(ONE / iscale)

@@ -135,3 +135,15 @@ def search_codes(x: Array, nmax: np.float32, iscales: Array, codes: Array) -> No
                 for i in range(LANES):
                     code = nearest_code(tile[i] * iscale[i], -nmax, nmax - ONE) + nmax
                     row[i] = np.uint8(np.int32(ZERO if iscale[i] == ZERO else code))
+
+
+@kernel
+def largest_scale(scales: Array, largest: Array) -> None:
+    """Of scales [n_sub, LANES] the one of largest magnitude in each lane, the first of several: [LANES]."""
+    for i in range(LANES):
+        largest[i] = ZERO
+    for j in range(len(scales)):
+        row = scales[j]
+        for i in range(LANES):
+            v, top = row[i], largest[i]
+            largest[i] = v if abs(v) > abs(top) else top
