@@ -42,8 +42,8 @@ def round_q8_k(x: Tensor) -> Tensor:
     """x f32 [t, n], n a multiple of 256, as Q8_K holds it; a block of zeros stays."""
     blocks = x.reshape(*x.shape[:-1], -1, LARGE)
     highest = blocks.abs().amax(dim=-1, keepdim=True)
-    iscale = 127.0 / highest
-    found: Tensor = (blocks * iscale).round_().mul_(1.0 / iscale)
+    iscale = _over(127.0, highest)
+    found: Tensor = (blocks * iscale).round_().mul_(_over(1.0, iscale))
     return found.masked_fill_(highest < TINY, 0.0).flatten(-2)
 
 
@@ -51,8 +51,13 @@ def round_q8_0(x: Tensor) -> Tensor:
     """x f32 [t, n], n a multiple of 32, as Q8_0 holds it: codes of 8 bits, a scale in float16."""
     blocks = x.reshape(*x.shape[:-1], -1, SMALL)
     highest = blocks.abs().amax(dim=-1, keepdim=True)
-    found: Tensor = (blocks * (127.0 / highest)).round_().mul_((highest / 127.0).half().float())
+    found: Tensor = (blocks * _over(127.0, highest)).round_().mul_((highest / 127.0).half().float())
     return found.masked_fill_(highest < TINY, 0.0).flatten(-2)
+
+
+def _over(number: float, x: Tensor) -> Tensor:
+    """number / x with one rounding; torch's `number / x` multiplies by the reciprocal."""
+    return x.new_tensor(number).div(x)
 
 
 def round_f16(x: Tensor) -> Tensor:
