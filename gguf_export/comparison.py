@@ -13,7 +13,7 @@ Byte for byte, an encoding can be compared where the importances are known with 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
@@ -21,7 +21,8 @@ from gguf.quants import dequantize
 
 from calibration.imatrix import Imatrix
 from gguf_export import origins
-from gguf_export.findings import Finding, error, info
+from gguf_export.findings import Finding, error, info, warning
+from gguf_export.judgement import MOST, TINY, Judgement, Spots, limit, wild_limit
 from gguf_export.reader import GGUFFile
 from gguf_export.slabs import Slab, in_window, slabs_of
 from quantize import encode
@@ -30,75 +31,10 @@ from quantize.progress import Progress, Report, silent
 from quantize.shards import Checkpoint
 from quantize.tensors import NUMPY_TYPES, Array, QType, TensorSpec
 
-__all__ = ["Comparison", "compare", "limit"]
-
-LIMITS: dict[QType, tuple[float, float, float]] = {
-    QType.Q8_0: (0.001, 0.02, 0.02),
-    QType.Q6_K: (0.04, 0.08, 0.8),
-    QType.Q5_K: (0.05, 0.15, 0.9),
-    QType.Q5_0: (0.06, 0.35, 0.9),
-    QType.Q5_1: (0.04, 0.7, 0.9),
-    QType.Q4_K: (0.15, 0.25, 0.9),
-    QType.Q4_0: (0.06, 0.3, 0.9),
-    QType.Q4_1: (0.13, 0.4, 0.9),
-    QType.IQ4_NL: (0.2, 0.3, 0.9),
-    QType.IQ4_XS: (0.2, 0.25, 0.9),
-    QType.MXFP4: (0.07, 0.35, 0.35),
-    QType.Q3_K: (0.12, 0.45, 0.9),
-    QType.Q2_K: (0.36, 0.9, 1.3),
-}
-"""What a type explains: the relative squared error of a matrix, and the largest error of a weight relative to the
-largest weight of its block, without and with importances (which may sacrifice a weight for its neighbours).
-
-About twice what was found for normal, heavy-tailed, sparse, one-signed and badly scaled weights with even and with
-log-normal importances.
-"""
-
-OTHERS = (0.7, 1.0, 1.5)  # of types of fewer bits, which can be decoded and not written here
-FLOATS = 1e-5  # relative squared error of types that are not quantized
-TINY = 1e-4  # an error that the steps of a half explain in blocks of very small weights
-FEW = 0.001  # of the blocks: damage is local, and what is not local is the way in which somebody encodes
-MOST = 0.25  # of the blocks: where more are wrong, it is not damage
+__all__ = ["Comparison", "compare"]
 
 FETCH = "the file is damaged: fetch it again, or export it again"
 AGAIN = "convert the checkpoint again"
-
-
-@dataclass
-class Judgement:
-    """How some rows of an expert compare, or all of them."""
-
-    error: float = 0.0  # sum of squared differences
-    energy: float = 0.0  # sum of squared weights
-    n_blocks: int = 0
-    n_wild: int = 0  # blocks with an error that the type does not explain
-    wild_row: int = -1
-    n_changed: int = 0  # blocks whose bytes are not those of the encoding
-    changed_row: int = -1
-
-    def add(self, other: Judgement) -> None:
-        """Put the rows of another slab beside these."""
-        self.error += other.error
-        self.energy += other.energy
-        self.n_blocks += other.n_blocks
-        self.wild_row = _first(self.wild_row, other.wild_row)
-        self.changed_row = _first(self.changed_row, other.changed_row)
-        self.n_wild += other.n_wild
-        self.n_changed += other.n_changed
-
-    @property
-    def relative(self) -> float:
-        """Squared error relative to the weights; infinite where there should be none and there are some."""
-        return self.error / self.energy if self.energy else float("inf") if self.error else 0.0
-
-
-def limit(qtype: QType) -> float:
-    """The relative squared error of a matrix that a type explains."""
-    return FLOATS if qtype in NUMPY_TYPES else LIMITS.get(qtype, OTHERS)[0]
-
-
-def _first(one: int, other: int) -> int:
-    return min((row for row in (one, other) if row >= 0), default=-1)
 
 
 def compare(
@@ -220,8 +156,8 @@ class Comparison:
             importance = self._imatrix.importance(spec.name, slab.xid) if self._imatrix else None
             expected = encode.encode(weights, qtype, importance)
             changed = (blocks != expected).reshape(-1, type_size).any(axis=1)
-            found.n_changed, found.changed_row = _count(changed, slab)
-            if not found.n_changed:
+            found.changed = Spots.of(changed, slab.rows)
+            if not found.changed.n:
                 return found
         want = _as_f32(weights)
         with np.errstate(all="ignore"):  # what is damaged may be infinite
@@ -232,17 +168,10 @@ class Comparison:
                 size = block_size
                 largest = np.abs(want).reshape(-1, size).max(axis=1)
                 worst = np.abs(apart).reshape(-1, size).max(axis=1)
-                explained = LIMITS.get(qtype, OTHERS)[2 if self._has_importances else 1]
+                explained = wild_limit(qtype, self._has_importances)
                 wild = ~(worst <= explained * largest + TINY)
-                found.n_wild, found.wild_row = _count(wild, slab)
+                found.wild = Spots.of(wild, slab.rows)
         return found
-
-
-def _count(flags: Array, slab: Slab) -> tuple[int, int]:
-    """How many blocks of a slab are flagged, and the row of the first, -1 where none is."""
-    n = int(flags.sum())
-    n_rows = slab.rows[1] - slab.rows[0]
-    return n, slab.rows[0] + int(flags.argmax()) * n_rows // len(flags) if n else -1
 
 
 def _decode(blocks: Array, qtype: QType, n_per_row: int) -> Array:
@@ -261,56 +190,65 @@ def _as_f32(weights: Array) -> Array:
 def _verdicts(comparison: Comparison, spec: TensorSpec, judged: dict[int, Judgement]) -> Iterator[Finding]:
     """What is wrong with a tensor; experts with the same fault share a finding."""
     nearest = origins.nearest_experts(comparison, spec)
-    found: dict[tuple[str, str], list[int]] = {}
+    found: dict[Finding, list[int]] = {}
     for xid, one in sorted(judged.items()):
         if nearest[xid] != xid:
-            fault = f"the weights of expert {nearest[xid]} are in its place", AGAIN
+            fault = error(spec.name, f"the weights of expert {nearest[xid]} are in its place", AGAIN)
         elif one.relative > limit(comparison.qtype(spec)):
             fault = _gross_fault(comparison, spec, xid, one)
-        elif one.n_changed or one.n_wild:
+        elif one.changed.n or one.wild.n:
             fault = _small_fault(comparison, spec, one)
         else:
             continue
         found.setdefault(fault, []).append(xid)
-    for (text, remedy), xids in found.items():
-        if text:
-            yield error(spec.name, f"{_experts(spec, xids)}{text}", remedy)
+    for fault, xids in found.items():
+        yield replace(fault, message=_experts(spec, xids) + fault.message)
 
 
-def _gross_fault(comparison: Comparison, spec: TensorSpec, xid: int, one: Judgement) -> tuple[str, str]:
-    """What is wrong with weights that are not near to what they should be, and the remedy."""
+def _gross_fault(comparison: Comparison, spec: TensorSpec, xid: int, one: Judgement) -> Finding:
+    """What is wrong with weights that are not near to what they should be."""
     qtype = comparison.qtype(spec)
-    n_bad = one.n_changed if qtype in NUMPY_TYPES else one.n_wild
-    if 0 < n_bad <= MOST * one.n_blocks:
-        return _damage(qtype, one)
+    bad = one.changed if qtype in NUMPY_TYPES else one.wild
+    if 0 < bad.n <= MOST * one.n_blocks:
+        return _damage(spec, qtype, one)
     origin = origins.origin(comparison, spec, xid)
     if origin is not None:
-        return origin, AGAIN
-    return (
+        return error(spec.name, origin, AGAIN)
+    return error(
+        spec.name,
         f"differs from the checkpoint: relative error {one.relative:.2g}, {qtype.name} explains "
         f"{limit(qtype):.2g} at most",
         "the file is damaged, or was made from another checkpoint",
     )
 
 
-def _small_fault(comparison: Comparison, spec: TensorSpec, one: Judgement) -> tuple[str, str]:
-    """What is wrong with weights that are right but for a few, or but for their encoding; empty where nothing is."""
+def _small_fault(comparison: Comparison, spec: TensorSpec, one: Judgement) -> Finding:
+    """What is wrong with weights that are right but for a few, or but for their encoding."""
     qtype = comparison.qtype(spec)
-    n_few = max(4, FEW * one.n_blocks)
-    if qtype in NUMPY_TYPES or 0 < one.n_changed <= n_few or (not one.n_changed and one.n_wild <= n_few):
-        return _damage(qtype, one)
-    if not one.n_changed:
-        return "", ""  # many errors that are large for the type: it was made so
-    return (
-        f"{one.n_changed} of {one.n_blocks} blocks are encoded in another way, the first in row {one.changed_row}",
-        "it was made with other importances (--imatrix names those of the file) or by another program",
+    bad = one.changed if one.changed.n else one.wild
+    if qtype in NUMPY_TYPES or bad.are_local(one.n_blocks):
+        return _damage(spec, qtype, one)
+    if one.changed.n:
+        return error(
+            spec.name,
+            f"{bad.n} of {one.n_blocks} blocks are encoded in another way, the first in row {bad.first}",
+            "it was made with other importances (--imatrix names those of the file) or by another program",
+        )
+    return warning(
+        spec.name,
+        f"{bad.n} of {one.n_blocks} blocks have larger errors than {qtype.name} explains, the first in row {bad.first}",
+        "it was encoded in an unusual way, or damaged",
     )
 
 
-def _damage(qtype: QType, one: Judgement) -> tuple[str, str]:
+def _damage(spec: TensorSpec, qtype: QType, one: Judgement) -> Finding:
     what = "weights" if qtype in NUMPY_TYPES else "blocks"
-    n, row = (one.n_changed, one.changed_row) if one.n_changed else (one.n_wild, one.wild_row)
-    return f"{n} of {one.n_blocks} {what} are not what the checkpoint gives, the first in row {row}", FETCH
+    bad = one.changed if one.changed.n else one.wild
+    return error(
+        spec.name,
+        f"{bad.n} of {one.n_blocks} {what} are not what the checkpoint gives, the first in row {bad.first}",
+        FETCH,
+    )
 
 
 def _experts(spec: TensorSpec, xids: list[int]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Finding", "Severity", "as_json", "error", "info", "warning", "worst"]
+__all__ = ["SEVERITIES", "Finding", "Severity", "as_json", "error", "info", "warning", "worst"]
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
