@@ -7,6 +7,7 @@ python scripts/complete.py FILE.gguf [FILE.gguf ...] [--prompt TEXT] [--tokens N
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import xllamacpp
@@ -35,10 +36,11 @@ def main() -> None:
     parser.add_argument("--prompt", default="And it came to pass in those days, that")
     parser.add_argument("--tokens", type=int, default=48)
     arguments = parser.parse_args()
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
     for file in arguments.files:
         text = complete(file, arguments.prompt, arguments.tokens)
         print(f"\n{file.name} ({file.stat().st_size / 2**20:.1f} MiB)")
-        print(f"  {arguments.prompt}\033[1m{text.rstrip()}\033[0m".replace("\n", "\n  "))
+        print(f"  {arguments.prompt}{bold}{text.rstrip()}{plain}".replace("\n", "\n  "), flush=True)
 
 
 if __name__ == "__main__":
