@@ -11,10 +11,12 @@ from typing import Any
 import click
 
 from gguf_export.commands.compare import compare
+from gguf_export.commands.doctor import doctor
 from gguf_export.commands.errors import errors
 from gguf_export.commands.export import export
 from gguf_export.commands.imatrix import imatrix
 from gguf_export.commands.inspect import inspect
+from gguf_export.commands.verify import verify
 
 
 class _Group(click.Group):
@@ -41,5 +43,5 @@ def main() -> None:
     """Quantized GGUF files from bf16 Mixture-of-Experts checkpoints, in one streaming pass."""
 
 
-for verb in (compare, errors, export, imatrix, inspect):
+for verb in (compare, doctor, errors, export, imatrix, inspect, verify):
     main.add_command(verb)

@@ -1,0 +1,55 @@
+"""`moe-gguf doctor`: what is wrong with a checkpoint, before hours of work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gguf_export.commands.options import MODEL, QUIET
+
+if TYPE_CHECKING:
+    from gguf_export.findings import Finding
+
+
+@click.command()
+@MODEL
+@click.option("--full", is_flag=True, help="Read all weights, not a sample.")
+@click.option("--pre", metavar="NAME", help="Pre-tokenizer, where it is not recognised.")
+@click.option("--json", "as_json", is_flag=True, help="The findings, as JSON for programs.")
+@QUIET
+def doctor(model: Path, full: bool, pre: str | None, as_json: bool, quiet: bool) -> None:
+    """Say what is wrong with the checkpoint in folder MODEL, before hours of work.
+
+    The exit status is 1 where an error is found; warnings leave it 0.
+    """
+    from gguf_export.console import ProgressView
+    from gguf_export.doctor import examine
+
+    with ProgressView(quiet=quiet) as view:
+        findings = examine(model, full=full, pre=pre, report=view)
+    finish(findings, as_json)
+
+
+def finish(findings: Sequence[Finding], as_json: bool) -> None:
+    """Print findings, the worst first, and exit so that a script knows."""
+    from gguf_export import findings as found
+
+    ordered = sorted(findings, key=lambda finding: found.SEVERITIES.index(finding.severity))
+    if as_json:
+        click.echo(json.dumps(found.as_json(ordered), indent=1))
+    else:
+        for finding in ordered:
+            click.echo(str(finding))
+        n_errors, n_warnings = (
+            sum(finding.severity == severity for finding in ordered) for severity in ("error", "warning")
+        )
+        click.echo(
+            f"{n_errors} errors, {n_warnings} warnings" if n_errors + n_warnings else "nothing is wrong"
+        )
+    if found.worst(ordered) == "error":
+        sys.exit(1)

@@ -1,0 +1,73 @@
+"""`moe-gguf verify`: whether a GGUF file is sound, and what it was made from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from gguf_export.commands.doctor import finish
+from gguf_export.commands.options import FILE, JOBS, QUIET
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@click.option(
+    "--against",
+    type=FILE,
+    metavar="MODEL",
+    help="The checkpoint that FILE was made from: every expert of every tensor is compared with it.",
+)
+@click.option(
+    "--imatrix",
+    "imatrix_name",
+    metavar="FILE|none",
+    help="With --against: the importance matrix that was used, or none; the encoding must be equal to the byte.",
+)
+@click.option(
+    "--prior", type=click.FloatRange(min=0), default=0.0, metavar="N", help="With --imatrix: as in export."
+)
+@click.option("--sha256", "sums", is_flag=True, help="Check FILE by SHA256SUMS beside it, or add it there.")
+@JOBS
+@click.option("--json", "as_json", is_flag=True, help="The findings, as JSON for programs.")
+@QUIET
+def verify(
+    file: Path,
+    against: Path | None,
+    imatrix_name: str | None,
+    prior: float,
+    sums: bool,
+    jobs: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Say whether a GGUF FILE is sound, whoever made it.
+
+    The exit status is 1 where an error is found; warnings leave it 0.
+    """
+    from gguf_export import checksums
+    from gguf_export import verify as verifying
+    from gguf_export.console import ProgressView
+    from quantize.shards import open_checkpoint
+
+    if imatrix_name is not None and against is None:
+        raise click.UsageError("--imatrix compares with a checkpoint: give --against MODEL, too")
+    checkpoint = open_checkpoint(against) if against else None
+    imatrix = None
+    if imatrix_name not in (None, "none"):
+        from calibration.imatrix import load_imatrix
+
+        imatrix = load_imatrix(str(imatrix_name), prior=prior)
+    with ProgressView(quiet=quiet) as view:
+        findings = verifying.verify(
+            file,
+            against=checkpoint,
+            exact=imatrix_name is not None,
+            imatrix=imatrix,
+            jobs=jobs or os.cpu_count() or 1,
+            report=view,
+        )
+        if sums:
+            findings.append(checksums.check_sum(file, view))
+    finish(findings, as_json)
