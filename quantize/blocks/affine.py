@@ -12,7 +12,17 @@ from typing import NamedTuple
 import numpy as np
 
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ZERO, aligned_floats, as_byte, nearest_int, rounded_to_half, row
+from quantize.blocks.lanes import (
+    LANES,
+    ZERO,
+    aligned_floats,
+    as_byte,
+    clipped_code,
+    nearest_code,
+    nearest_int,
+    rounded_to_half,
+    row,
+)
 from quantize.blocks.qkx import BEST_ISCALE, BEST_MIN, MIN, SCALE, SUM_W, make_qkx
 from quantize.blocks.qkx import N_STATE as N_QKX_STATE
 from quantize.blocks.qp import N_STATE as N_QP_STATE
@@ -30,6 +40,7 @@ class Search(NamedTuple):
     rdelta: np.float32
     nstep: int
     use_mad: bool = False
+    clip_first: bool = False
 
 
 class Grids(NamedTuple):
@@ -38,7 +49,7 @@ class Grids(NamedTuple):
     scales: Array
     mins: Array
     sum_w: Array
-    iscales: Array  # the search's codes are the nearest to (x - low) * iscale
+    iscales: Array  # the search's codes are those of (x - low) * iscale, by `make_qkx`'s rule
     lows: Array
 
 
@@ -49,7 +60,7 @@ def plain_search(nmax: int, rmin: float, rdelta: float, nstep: int, use_mad: boo
 
 def weighted_search(nmax: int) -> Search:
     """The search with importances, the same in all formats."""
-    return plain_search(nmax, -0.9, 0.05, 36)
+    return plain_search(nmax, -0.9, 0.05, 36)._replace(clip_first=True)
 
 
 def fit_plain(x: Array, n_sub: int, search: Search, rms: bool) -> Grids:
@@ -81,6 +92,7 @@ def _fit(
     rdelta: np.float32,
     nstep: int,
     use_mad: bool,
+    clip_first: bool,
     scales: Array,
     mins: Array,
     sum_w: Array,
@@ -100,13 +112,42 @@ def _fit(
                 _importance_weights(n, part, importance[j * n : (j + 1) * n], column, sigma2[t], w)
             else:
                 _plain_weights(n, part, rms, w)
-            make_qkx(n, nmax, part, w, rmin, rdelta, nstep, use_mad, trial, state)
+            make_qkx(n, nmax, part, w, rmin, rdelta, nstep, use_mad, clip_first, trial, state)
             for i in range(LANES):
                 scales[t, j, i] = state[SCALE + i]
                 mins[t, j, i] = -state[MIN + i]
                 sum_w[t, j, i] = state[SUM_W + i]
                 iscales[t, j, i] = state[BEST_ISCALE + i]
                 lows[t, j, i] = state[BEST_MIN + i]
+
+
+def search_codes(x: Array, search: Search, grids: Grids) -> Array:
+    """The codes of the search, uint8 like x: they remain where no grid is coded, or where its scale became 0."""
+    codes = np.empty(x.shape, np.uint8)
+    _search_codes(x, search.nmax, search.clip_first, grids.iscales, grids.lows, codes)
+    return codes
+
+
+def codes_to_round(x: Array, search: Search, grids: Grids) -> Array:
+    """Where `rounding.nearest` may write its codes: those of the search if some of them can remain, else anything."""
+    return np.empty(x.shape, np.uint8) if grids.scales.all() else search_codes(x, search, grids)
+
+
+@kernel
+def _search_codes(
+    x: Array, nmax: np.float32, clip_first: bool, iscales: Array, lows: Array, codes: Array
+) -> None:
+    n_tiles, n_sub, _ = iscales.shape
+    n = x.shape[1] // (n_sub * LANES)
+    for t in range(n_tiles):
+        for j in range(n_sub):
+            iscale, low = iscales[t, j], lows[t, j]
+            for k in range(j * n, (j + 1) * n):
+                xs, found = row(x[t], k), row(codes[t], k)
+                for i in range(LANES):
+                    wish = iscale[i] * (xs[i] - low[i])
+                    rounded, clipped = nearest_code(wish, ZERO, nmax), clipped_code(wish, nmax)
+                    found[i] = np.uint8(clipped if clip_first else rounded)
 
 
 @kernel

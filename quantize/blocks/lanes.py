@@ -54,6 +54,16 @@ def nearest_code(v: np.float32, low: np.float32, high: np.float32) -> np.float32
 
 
 @inlined
+def clipped_code(v: np.float32, high: np.float32) -> np.float32:
+    """v clipped to 0..high, then rounded half to even; the same as `nearest_code` wherever that does not wrap."""
+    code = v + MAGIC
+    code = code if code > MAGIC else MAGIC  # NaN too
+    bits, most = np.float32(code).view(np.int32), np.float32(high + MAGIC).view(np.int32)
+    bits = bits if bits < most else most
+    return np.float32(np.int32(bits).view(np.float32) - MAGIC)
+
+
+@inlined
 def as_byte(v: np.float32) -> np.float32:
     """An integer as C stores it in a uint8_t: modulo 256."""
     return np.float32(np.int32(np.int32(v) & BYTE))

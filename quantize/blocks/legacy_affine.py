@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quantize.blocks.affine import fit_weighted, weighted_search
+from quantize.blocks.affine import fit_weighted, search_codes, weighted_search
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import HALF, LANES, ONE, ZERO, chunks, importance_lanes, row
 from quantize.blocks.legacy import QK, block_sigma2, sigma2_of
-from quantize.rounding import nearest_searched
 from quantize.tensors import Array
 
 WRAP = np.float32(256)
@@ -38,13 +37,13 @@ def coded_chunks(
     sigma2 = None if importance is None else block_sigma2(weights)
     search = weighted_search(nmax)
     for chunk in chunks(weights, QK, out, type_size):
-        codes = np.empty(chunk.x.shape, np.uint8)
         if lanes is None or sigma2 is None:
+            codes = np.empty(chunk.x.shape, np.uint8)
             d, m = np.empty((2, len(codes), LANES), np.float32)
             _fit_and_round(chunk.x, search.nmax, d, m, codes)
         else:
             grids = fit_weighted(chunk.x, 1, search, sigma2_of(chunk, sigma2), lanes, chunk.first)
-            nearest_searched(chunk.x, search.nmax, grids.iscales, grids.lows, codes)
+            codes = search_codes(chunk.x, search, grids)
             d, m = grids.scales[:, 0], -grids.mins[:, 0]
         yield Coded(d, m, codes, chunk.blocks)
 

@@ -17,6 +17,7 @@ from quantize.blocks.affine import (
     Grids,
     code_by_maximum,
     code_by_search,
+    codes_to_round,
     fit_plain,
     fit_weighted,
     mean_squares,
@@ -51,8 +52,8 @@ def encode(weights: Array, importance: Array | None, out: Array) -> None:
     lanes = None if importance is None else importance_lanes(importance, QK_K)
     for chunk in chunks(weights, QK_K, out, TYPE_SIZE):
         grids, d, dmin, packed = fit(chunk, lanes)
-        codes = np.empty(chunk.x.shape, np.uint8)
-        nearest(chunk.x, PLAIN.nmax, grids.scales, grids.mins, grids.iscales, grids.lows, codes)
+        codes = codes_to_round(chunk.x, PLAIN if lanes is None else WEIGHTED, grids)
+        nearest(chunk.x, PLAIN.nmax, grids.scales, grids.mins, codes)
         pack(d, dmin, packed, codes, chunk.blocks)
 
 

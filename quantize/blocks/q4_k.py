@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.blocks.affine import plain_search, weighted_search
+from quantize.blocks.affine import codes_to_round, plain_search, weighted_search
 from quantize.blocks.base import BlockFormat
 from quantize.blocks.jit import kernel
 from quantize.blocks.k4_scales import HEAD, N_SUB, QK_K, SUB, decoded_scales, fit
@@ -29,8 +29,8 @@ def encode(weights: Array, importance: Array | None, out: Array) -> None:
     search = plain_search(NMAX, -1.0, 0.1, 20) if importance is None else weighted_search(NMAX)
     for chunk in chunks(weights, QK_K, out, TYPE_SIZE):
         grids, head = fit(chunk, search, lanes, clip=importance is None)
-        codes = np.empty(chunk.x.shape, np.uint8)
-        nearest(chunk.x, search.nmax, grids.scales, grids.mins, grids.iscales, grids.lows, codes)
+        codes = codes_to_round(chunk.x, search, grids)
+        nearest(chunk.x, search.nmax, grids.scales, grids.mins, codes)
         pack(head, codes, chunk.blocks)
 
 

@@ -3,6 +3,10 @@
 The two are one algorithm; the letters are ggml's, so that both can be laid side by side. What differs is bookkeeping:
 ggml copies the codes of each better candidate, here a lane remembers the candidate's `iscale` and `min`, from which its
 codes follow (`best_iscale`, `best_min`); where a format rounds anew with the final scales they are hardly ever needed.
+
+make_qkx3, the search with importances, clips candidates before it rounds them since llama.cpp's builds of October 2026;
+make_qkx2, and make_qkx3 before, round first, and `nearest_int` wraps numbers of 2^22 and more round. The difference is
+in fits that are absurd anyway, where the importances leave two or three weights of a block that hardly differ.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from quantize.blocks.jit import inlined, kernel
-from quantize.blocks.lanes import LANES, ONE, ZERO, nearest_code, row
+from quantize.blocks.lanes import LANES, ONE, ZERO, clipped_code, nearest_code, row
 from quantize.tensors import Array
 
 INFINITY, NEGATIVE_ZERO = np.float32(np.inf), np.float32(-0.0)
@@ -31,22 +35,24 @@ def make_qkx(
     rdelta: np.float32,
     nstep: int,
     use_mad: bool,
+    clip_first: bool,
     codes: Array,
     state: Array,
 ) -> None:
     """Search in all lanes of x [n * LANES], n 16 or 32, with weights w; `codes` [n * LANES] float32 is scratch.
 
     Leaves in `state` [N_STATE * LANES]: SUM_W; SCALE; MIN (ggml's `the_min` is -MIN, and may be -0); BEST_ISCALE and
-    BEST_MIN, for which codes are nearest_code(BEST_ISCALE * (x - BEST_MIN), 0, nmax).
+    BEST_MIN, for which codes are those of BEST_ISCALE * (x - BEST_MIN), by `clipped_code` if `clip_first` (make_qkx3),
+    else by `nearest_code` (make_qkx2).
     """
     _extrema_and_sums(n, x, w, state)
     _first_guess(n, nmax, x, w, use_mad, codes, state)
     for step in range(nstep + 1):
         grid = np.float32(np.float32(rmin + np.float32(rdelta * np.float32(step))) + nmax)
-        if n == 32:
-            _candidate_32(nmax, grid, x, w, codes, state)
+        if clip_first:
+            _clipped_candidate(n, nmax, grid, x, w, codes, state)
         else:
-            _candidate_16(nmax, grid, x, w, codes, state)
+            _candidate(n, nmax, grid, x, w, codes, state)
         _judge(n, use_mad, x, w, codes, state)
 
 
@@ -92,31 +98,58 @@ def _first_guess(
         state[BEST_ERROR + i] = -INFINITY if constant else state[ERROR + i]
         state[SCALE + i] = ZERO if constant else state[THIS_SCALE + i]
         state[MIN + i] = low
-        state[BEST_ISCALE + i] = ZERO if constant else state[ISCALE + i]
+        iscale = state[ISCALE + i]
+        state[BEST_ISCALE + i] = (
+            ZERO if constant | (iscale == INFINITY) else iscale
+        )  # nearest_int makes 0 of infinity
         state[BEST_MIN + i] = ZERO if constant else low
 
 
 @kernel
-def _candidate_16(nmax: np.float32, grid: np.float32, x: Array, w: Array, codes: Array, state: Array) -> None:
-    """Codes of a candidate in sub-blocks of 16 weights, and the scale and min that are best for them."""
-    for i in range(LANES):
-        low = state[MIN + i]
-        iscale = grid / (state[MAX + i] - low)
-        sums = _add_8(i, nmax, iscale, low, x, w, codes, ZERO, ZERO, ZERO)
-        sums = _add_8(8 * LANES + i, nmax, iscale, low, x, w, codes, *sums)
-        _fit(i, iscale, *sums, state)
+def _candidate(
+    n: int, nmax: np.float32, grid: np.float32, x: Array, w: Array, codes: Array, state: Array
+) -> None:
+    """Codes of a candidate, and the scale and min that are best for them."""
+    if n == 32:
+        _candidate_32(nmax, grid, False, x, w, codes, state)
+    else:
+        _candidate_16(nmax, grid, False, x, w, codes, state)
 
 
 @kernel
-def _candidate_32(nmax: np.float32, grid: np.float32, x: Array, w: Array, codes: Array, state: Array) -> None:
-    """The same in sub-blocks of 32 weights. Calls in a row, since LLVM would not unroll so long a loop in the loop."""
+def _clipped_candidate(
+    n: int, nmax: np.float32, grid: np.float32, x: Array, w: Array, codes: Array, state: Array
+) -> None:
+    if n == 32:
+        _candidate_32(nmax, grid, True, x, w, codes, state)
+    else:
+        _candidate_16(nmax, grid, True, x, w, codes, state)
+
+
+@inlined
+def _candidate_16(
+    nmax: np.float32, grid: np.float32, clip_first: bool, x: Array, w: Array, codes: Array, state: Array
+) -> None:
     for i in range(LANES):
         low = state[MIN + i]
         iscale = grid / (state[MAX + i] - low)
-        sums = _add_8(i, nmax, iscale, low, x, w, codes, ZERO, ZERO, ZERO)
-        sums = _add_8(8 * LANES + i, nmax, iscale, low, x, w, codes, *sums)
-        sums = _add_8(16 * LANES + i, nmax, iscale, low, x, w, codes, *sums)
-        sums = _add_8(24 * LANES + i, nmax, iscale, low, x, w, codes, *sums)
+        sums = _add_8(i, nmax, iscale, low, clip_first, x, w, codes, ZERO, ZERO, ZERO)
+        sums = _add_8(8 * LANES + i, nmax, iscale, low, clip_first, x, w, codes, *sums)
+        _fit(i, iscale, *sums, state)
+
+
+@inlined
+def _candidate_32(
+    nmax: np.float32, grid: np.float32, clip_first: bool, x: Array, w: Array, codes: Array, state: Array
+) -> None:
+    # calls in a row, since LLVM does not unroll so long a loop, and a loop in a loop over lanes is no vector loop
+    for i in range(LANES):
+        low = state[MIN + i]
+        iscale = grid / (state[MAX + i] - low)
+        sums = _add_8(i, nmax, iscale, low, clip_first, x, w, codes, ZERO, ZERO, ZERO)
+        sums = _add_8(8 * LANES + i, nmax, iscale, low, clip_first, x, w, codes, *sums)
+        sums = _add_8(16 * LANES + i, nmax, iscale, low, clip_first, x, w, codes, *sums)
+        sums = _add_8(24 * LANES + i, nmax, iscale, low, clip_first, x, w, codes, *sums)
         _fit(i, iscale, *sums, state)
 
 
@@ -126,6 +159,7 @@ def _add_8(
     nmax: np.float32,
     iscale: np.float32,
     low: np.float32,
+    clip_first: bool,
     x: Array,
     w: Array,
     codes: Array,
@@ -136,7 +170,8 @@ def _add_8(
     """Code eight weights of the lane, the first at o, and add them to the sums."""
     for k in range(8):
         v = x[k * LANES + o]
-        code = nearest_code(iscale * (v - low), ZERO, nmax)
+        wish = iscale * (v - low)
+        code = clipped_code(wish, nmax) if clip_first else nearest_code(wish, ZERO, nmax)
         codes[k * LANES + o] = code
         wl = w[k * LANES + o] * code
         sum_l += wl
