@@ -56,7 +56,7 @@ def optional_text(path: Path) -> str | None:
         )
     try:
         with path.open("rb") as file:
-            return file.read(MAX_TEXT_BYTES).decode("utf-8")
+            return file.read(size).decode("utf-8")
     except OSError as failure:
         raise TokenizerError(f"{path}: cannot be read: {failure.strerror}") from None
     except UnicodeDecodeError as failure:

@@ -47,7 +47,7 @@ def read_json(
         raise error(f"{path}: {size} bytes are too many for a JSON file, the limit is {MAX_JSON_BYTES}")
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_JSON_BYTES)
+            content = file.read(size)  # never more: as much as is asked for is allocated at once
     except OSError as failure:
         raise error(f"{path}: cannot be read: {failure.strerror}") from None
     return parse_json(content, str(path), error, unique)
