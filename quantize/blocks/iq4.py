@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ONE, ZERO
+from quantize.blocks.lanes import LANES, ONE, ZERO, aligned_floats
 from quantize.blocks.qx import (
     BEST,
     BEST_ISCALE,
@@ -72,9 +72,9 @@ def fit(x: Array, importance: Array | None, first: int) -> Array:
 def _fit(x: Array, importance: Array, first: int, scales: Array) -> None:
     n_tiles, n_sub, _ = scales.shape
     n_per_row = importance.shape[1] - LANES + 1  # blocks of a row
-    w = np.empty(N * LANES, np.float32)
+    w = aligned_floats(N * LANES)
     sigma2 = np.empty(LANES, np.float32)
-    state = np.empty(N_STATE * LANES, np.float32)
+    state = aligned_floats(N_STATE * LANES)
     for t in range(n_tiles):
         if importance.size:
             _twice_mean_squares(x[t], sigma2)

@@ -1,6 +1,8 @@
 """The search for the scale of a sub-block by coordinate descent, value = scale * code: ggml's make_q3_quants (do_rmse).
 
-Q3_K without importances uses it, with codes -4..3.
+Q3_K without importances uses it, with codes -4..3 and the weights x*x. Passes over a sub-block's codes go on until one
+changes none, five at most. Most sub-blocks are done from the start: they are told apart without division, and only the
+others (about a quarter of them) are put side by side and take part in the passes.
 """
 
 from __future__ import annotations
@@ -8,46 +10,69 @@ from __future__ import annotations
 import numpy as np
 
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, MAGIC, ONE, ZERO, nearest_code
-from quantize.blocks.qx import EPS, ISCALE, LARGEST, SCALE, SUM_L2, SUM_LX
+from quantize.blocks.lanes import LANES, MAGIC, ONE, ZERO, aligned_floats, nearest_code
+from quantize.blocks.qx import EPS, ISCALE, LARGEST, SUM_L2, SUM_LX, find_largest
 from quantize.blocks.qx import N_STATE as N_QX_STATE
 from quantize.tensors import Array
 
+N_KEPT = max(LARGEST, SUM_LX, SUM_L2) // LANES + 1  # rows of a state that outlive the search
 CHANGED = N_QX_STATE * LANES
 N_STATE = N_QX_STATE + 1
-N, STEP, PASSES = 16, 2, 5
+N, STEP, WIDE_STEP, PASSES = 16, 2, 8, 5
 LOW, HIGH = np.float32(-4), np.float32(3)
+NO_DOUBT, CLIPPED, SAFE = np.float32(0.49), np.float32(1e6), np.float32(1e-30)
 
 
 @kernel
-def make_q3(x: Array, w: Array, wx: Array, codes: Array, state: Array) -> None:
-    """Search in all lanes of x [N * LANES] with weights w and wx = w * x.
+def make_q3(x: Array, scales: Array, codes: Array) -> None:
+    """Fit the sub-blocks of a tile x [n_sub * N * LANES].
 
-    Takes LARGEST from `state` [N_STATE * LANES]; leaves SCALE there, and codes 0..7, float32 [N * LANES]: ggml's
-    codes are all 0 where it sees only zeros.
+    Gives scales, float32 [n_sub, LANES], and codes 0..7, uint8 as x; where ggml sees only zeros, both are 0.
     """
-    _first_codes(x, w, wx, codes, state)
-    for _ in range(PASSES):
+    size = N * LANES
+    found, kept = aligned_floats(x.size), aligned_floats(len(scales) * N_KEPT * LANES)
+    w, wx, state = aligned_floats(size), aligned_floats(size), aligned_floats(N_STATE * LANES)
+    open_x, open_codes, open_state = (
+        aligned_floats(size),
+        aligned_floats(size),
+        aligned_floats(N_STATE * LANES),
+    )
+    of = np.empty(LANES, np.int64)  # where each lane of those comes from
+    n_open = 0
+    for j in range(len(scales)):
+        part, row = slice(j * size, (j + 1) * size), kept[j * N_KEPT * LANES : (j + 1) * N_KEPT * LANES]
+        _weigh(x[part], w, wx)
+        find_largest(N, x[part], state)
+        _first_codes(x[part], w, wx, found[part], state)
+        _doubt(x[part], w, wx, found[part], state)
+        row[:] = state[: N_KEPT * LANES]
         for i in range(LANES):
-            state[CHANGED + i] = ZERO
-        for k in range(0, N, STEP):
-            part = slice(k * LANES, (k + STEP) * LANES)
-            _improve(x[part], w[part], wx[part], codes[part], state)
-        changed = ZERO
-        for i in range(LANES):
-            changed += state[CHANGED + i]
-        if changed == ZERO:  # a lane without change would not change in further passes either
-            break
-    for i in range(LANES):
-        sum_lx, sum_l2 = state[SUM_LX + i], state[SUM_L2 + i]
-        ratio = sum_lx / sum_l2
-        found = (sum_l2 > ZERO) & (abs(state[LARGEST + i]) >= EPS)
-        state[SCALE + i] = ratio if found else ZERO
-    for k in range(N):
-        row = codes[k * LANES : (k + 1) * LANES]
-        for i in range(LANES):
-            code = row[i] - LOW
-            row[i] = ZERO if abs(state[LARGEST + i]) < EPS else code
+            if state[CHANGED + i] != ZERO:
+                of[n_open] = j * LANES + i
+                _copy_lane(x[part], i, open_x, n_open)
+                _copy_lane(found[part], i, open_codes, n_open)
+                open_state[SUM_LX + n_open] = state[SUM_LX + i]
+                open_state[SUM_L2 + n_open] = state[SUM_L2 + i]
+                n_open += 1
+            if n_open == LANES:
+                _improve(open_x, w, wx, open_codes, open_state)
+                _return_lanes(n_open, of, open_codes, open_state, found, kept)
+                n_open = 0
+    _improve(open_x, w, wx, open_codes, open_state)
+    _return_lanes(n_open, of, open_codes, open_state, found, kept)
+    for j in range(len(scales)):
+        row = kept[j * N_KEPT * LANES : (j + 1) * N_KEPT * LANES]
+        _finish(row, scales[j])
+        for k in range(j * N, (j + 1) * N):
+            _store_codes(found[k * LANES : (k + 1) * LANES], row, codes[k * LANES : (k + 1) * LANES])
+
+
+@kernel
+def _weigh(x: Array, w: Array, wx: Array) -> None:
+    for k in range(N * LANES):
+        w[k] = x[k] * x[k]
+    for k in range(N * LANES):
+        wx[k] = w[k] * x[k]
 
 
 @kernel
@@ -56,8 +81,8 @@ def _first_codes(x: Array, w: Array, wx: Array, codes: Array, state: Array) -> N
         state[ISCALE + i] = LOW / state[LARGEST + i]
         state[SUM_LX + i] = ZERO
         state[SUM_L2 + i] = ZERO
-    for k in range(0, N, STEP):
-        part = slice(k * LANES, (k + STEP) * LANES)
+    for k in range(0, N, WIDE_STEP):
+        part = slice(k * LANES, (k + WIDE_STEP) * LANES)
         _add_first_codes(x[part], w[part], wx[part], codes[part], state)
 
 
@@ -65,7 +90,7 @@ def _first_codes(x: Array, w: Array, wx: Array, codes: Array, state: Array) -> N
 def _add_first_codes(x: Array, w: Array, wx: Array, codes: Array, state: Array) -> None:
     for i in range(LANES):
         iscale, sum_lx, sum_l2 = state[ISCALE + i], state[SUM_LX + i], state[SUM_L2 + i]
-        for k in range(STEP):
+        for k in range(WIDE_STEP):
             o = k * LANES + i
             code = (iscale * x[o] + MAGIC) - MAGIC  # nearest_int: it is about 4 at most
             code = code if code > LOW else LOW
@@ -78,7 +103,72 @@ def _add_first_codes(x: Array, w: Array, wx: Array, codes: Array, state: Array) 
 
 
 @kernel
+def _doubt(x: Array, w: Array, wx: Array, codes: Array, state: Array) -> None:
+    """CHANGED where a first pass might change a code.
+
+    It does not if for all weights slx is not positive (as in half of all sub-blocks, those whose largest weight is), or
+    x * sl2 / slx, whose nearest integer would be the new code, is safely within half of the old one, or beyond it where
+    the code is the last (but not so far that nearest_int wraps round). NaN is in doubt, and so are sums near the
+    subnormal floats, for which rounding is coarse.
+    """
+    for i in range(LANES):
+        state[CHANGED + i] = ZERO
+    for k in range(0, N, WIDE_STEP):
+        part = slice(k * LANES, (k + WIDE_STEP) * LANES)
+        _add_doubt(x[part], w[part], wx[part], codes[part], state)
+
+
+@kernel
+def _add_doubt(x: Array, w: Array, wx: Array, codes: Array, state: Array) -> None:
+    for i in range(LANES):
+        sum_lx, sum_l2, changed = state[SUM_LX + i], state[SUM_L2 + i], state[CHANGED + i]
+        for k in range(WIDE_STEP):
+            o = k * LANES + i
+            code = codes[o]
+            slx = sum_lx - wx[o] * code
+            sl2 = sum_l2 - w[o] * code * code
+            off = x[o] * sl2 - code * slx
+            above = NO_DOUBT if code < HIGH else CLIPPED
+            below = NO_DOUBT if code > LOW else CLIPPED
+            sure = (off < above * slx) & (-off < below * slx) & (slx > SAFE) | (slx <= ZERO)
+            changed = changed if sure else ONE
+        state[CHANGED + i] = ZERO if abs(state[LARGEST + i]) < EPS else changed
+
+
+@kernel
+def _copy_lane(source: Array, i: int, target: Array, n: int) -> None:
+    for k in range(N):
+        target[k * LANES + n] = source[k * LANES + i]
+
+
+@kernel
+def _return_lanes(n: int, of: Array, open_codes: Array, open_state: Array, codes: Array, kept: Array) -> None:
+    for i in range(n):
+        j, lane = of[i] // LANES, of[i] % LANES
+        _copy_lane(open_codes, i, codes[j * N * LANES : (j + 1) * N * LANES], lane)
+        row = kept[j * N_KEPT * LANES : (j + 1) * N_KEPT * LANES]
+        row[SUM_LX + lane] = open_state[SUM_LX + i]
+        row[SUM_L2 + lane] = open_state[SUM_L2 + i]
+
+
+@kernel
 def _improve(x: Array, w: Array, wx: Array, codes: Array, state: Array) -> None:
+    _weigh(x, w, wx)
+    for _ in range(PASSES):
+        for i in range(LANES):
+            state[CHANGED + i] = ZERO
+        for k in range(0, N, STEP):
+            part = slice(k * LANES, (k + STEP) * LANES)
+            _add_improved(x[part], w[part], wx[part], codes[part], state)
+        changed = ZERO
+        for i in range(LANES):
+            changed += state[CHANGED + i]
+        if changed == ZERO:  # a lane without change would not change in further passes either
+            break
+
+
+@kernel
+def _add_improved(x: Array, w: Array, wx: Array, codes: Array, state: Array) -> None:
     """Part of a pass: give each weight in turn the code that is best while all others stay."""
     for i in range(LANES):
         sum_lx, sum_l2, changed = state[SUM_LX + i], state[SUM_L2 + i], state[CHANGED + i]
@@ -99,3 +189,18 @@ def _improve(x: Array, w: Array, wx: Array, codes: Array, state: Array) -> None:
         state[SUM_LX + i] = sum_lx
         state[SUM_L2 + i] = sum_l2
         state[CHANGED + i] = changed
+
+
+@kernel
+def _finish(kept: Array, scale: Array) -> None:
+    for i in range(LANES):
+        sum_lx, sum_l2 = kept[SUM_LX + i], kept[SUM_L2 + i]
+        ratio = sum_lx / sum_l2
+        scale[i] = ratio if (sum_l2 > ZERO) & (abs(kept[LARGEST + i]) >= EPS) else ZERO
+
+
+@kernel
+def _store_codes(found: Array, kept: Array, codes: Array) -> None:
+    for i in range(LANES):
+        code = np.int32(found[i] - LOW)
+        codes[i] = np.uint8(np.int32(0) if abs(kept[LARGEST + i]) < EPS else code)

@@ -22,13 +22,13 @@ from quantize.blocks.lanes import (
     LANES,
     ONE,
     ZERO,
+    aligned_floats,
     chunks,
     importance_lanes,
     nearest_code,
     nearest_int,
     rounded_to_half,
 )
-from quantize.blocks.q3 import N_STATE as N_Q3_STATE
 from quantize.blocks.q3 import make_q3
 from quantize.blocks.qx import BEST_ISCALE, EPS, LARGEST, N_STATE, SCALE, find_largest, make_qx
 from quantize.blocks.signed import fit, largest_scale, search_codes
@@ -65,25 +65,9 @@ def encode(weights: Array, importance: Array | None, out: Array) -> None:
 
 @kernel
 def _fit_plain(x: Array, scales: Array, codes: Array) -> None:
-    """The scale of each sub-block, with the weights x*x, and the codes of the search."""
-    w = np.empty(SUB * LANES, np.float32)
-    wx = np.empty(SUB * LANES, np.float32)
-    found = np.empty(SUB * LANES, np.float32)
-    state = np.empty(N_Q3_STATE * LANES, np.float32)
+    """The scale of each sub-block, and the codes of the search."""
     for t in range(len(x)):
-        for j in range(N_SUB):
-            part, row = slice(j * SUB * LANES, (j + 1) * SUB * LANES), scales[t, j]
-            values, kept = x[t][part], codes[t][part]
-            for k in range(SUB * LANES):
-                w[k] = values[k] * values[k]
-            for k in range(SUB * LANES):
-                wx[k] = w[k] * values[k]
-            find_largest(SUB, values, state)
-            make_q3(values, w, wx, found, state)
-            for i in range(LANES):
-                row[i] = state[SCALE + i]
-            for k in range(SUB * LANES):
-                kept[k] = np.uint8(np.int32(found[k]))
+        make_q3(x[t], scales[t], codes[t])
 
 
 @kernel
@@ -109,9 +93,9 @@ def _code_by_maximum(scales: Array, d: Array, sc: Array) -> None:
 @kernel
 def _code_by_search(scales: Array, sum_w: Array, d: Array, sc: Array) -> None:
     """Code the scales by `make_qx`, their errors weighed by the sums of the sub-blocks' weights."""
-    finite = np.empty(N_SUB * LANES, np.float32)
-    wx = np.empty(N_SUB * LANES, np.float32)
-    state = np.empty(N_STATE * LANES, np.float32)
+    finite = aligned_floats(N_SUB * LANES)
+    wx = aligned_floats(N_SUB * LANES)
+    state = aligned_floats(N_STATE * LANES)
     for t in range(len(d)):
         x, w, found = scales[t].reshape(-1), sum_w[t].reshape(-1), sc[t].reshape(-1)
         for k in range(N_SUB * LANES):

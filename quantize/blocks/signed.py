@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ONE, ZERO, nearest_code
+from quantize.blocks.lanes import LANES, ONE, ZERO, aligned_floats, nearest_code
 from quantize.blocks.qx import BEST_ISCALE, N_STATE, SCALE, find_largest, make_qx
 from quantize.tensors import Array
 
@@ -63,9 +63,9 @@ def _fit(
     n_tiles, n_sub, _ = scales.shape
     n = x.shape[1] // (n_sub * LANES)
     n_per_row = importance.shape[1] - LANES + 1  # blocks of a row
-    w = np.empty(n * LANES, np.float32)
-    wx = np.empty(n * LANES, np.float32)
-    state = np.empty(N_STATE * LANES, np.float32)
+    w = aligned_floats(n * LANES)
+    wx = aligned_floats(n * LANES)
+    state = aligned_floats(N_STATE * LANES)
     for t in range(n_tiles):
         for j in range(n_sub):
             part = x[t, j * n * LANES : (j + 1) * n * LANES]
