@@ -28,7 +28,7 @@ from gguf_export.plot import Axis, Point, Series, plot
 __all__ = ["compare_page"]
 
 BINS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # bounds of KLD in nats
-BIN_NAMES = ("< 10⁻⁵", "< 10⁻⁴", "< 10⁻³", "< 0.01", "< 0.1", "< 1", "≥ 1")
+BIN_NAMES = ("<1e-5", "<1e-4", "<.001", "<.01", "<.1", "<1", "≥1")
 
 MEANINGS = (
     (
@@ -37,8 +37,8 @@ MEANINGS = (
         "by chance, so it says little of small differences.",
     ),
     (
-        "ln PPL(Q)/PPL(base)",
-        "The change of perplexity with its paired error: both models read the same text.",
+        "ln PPL ratio",
+        "The change of ln PPL from the base's, with its paired error: both models read the same text.",
     ),
     (
         "KLD",
@@ -107,7 +107,7 @@ def _size_plots(comparison: Comparison) -> Iterable[Html]:
         points = []
         for label, model, results in zip(names, comparison.models, comparison.results, strict=True):
             s = results[index].statistics
-            value = s.kld if of == "kld" else s.ppl
+            value = s.kld if of == "kld" else s.ppl_ratio
             named = label if not several and len(names) <= 8 else ""
             points.append(
                 Point(
@@ -129,10 +129,10 @@ def _size_plots(comparison: Comparison) -> Iterable[Html]:
         Axis("mean KLD", log=True, show=lambda value: significant(value, 2)),
     )
     yield plot(
-        "Perplexity by size, ± one standard error",
+        "Perplexity as a multiple of the base's, ± one paired standard error",
         [series(index, "ppl") for index in everywhere],
         size,
-        Axis("PPL", log=several, show=lambda value: significant(value, 3)),
+        Axis("PPL / PPL of the base", show=lambda value: f"{value:g}"),
     )
 
 

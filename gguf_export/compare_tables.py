@@ -105,33 +105,35 @@ def text_table(comparison: Comparison, text: int, *, full: bool = True) -> Table
         "model": lambda label, model, result: label,
         ">size": lambda label, model, result: gib(model.n_bytes),
         ">bpw": lambda label, model, result: f"{model.bpw:.2f}",
+        ">mean KLD": lambda label, model, result: with_error(result.statistics.kld),
+        ">99.9 %": lambda label, model, result: nats(result.statistics.kld_quantiles[0.999]),
+        ">same top %": lambda label, model, result: with_error(result.statistics.same_top, 100),
         ">PPL": lambda label, model, result: ppl(result.statistics.ppl),
         ">ln PPL ratio": lambda label, model, result: with_error(result.statistics.ln_ratio),
-        ">mean KLD": lambda label, model, result: with_error(result.statistics.kld),
-        ">median": lambda label, model, result: nats(result.statistics.kld_median),
-        ">99 %": lambda label, model, result: nats(result.statistics.kld_quantiles[0.99]),
-        ">99.9 % KLD": lambda label, model, result: nats(result.statistics.kld_quantiles[0.999]),
-        ">max": lambda label, model, result: nats(result.statistics.kld_max),
-        ">same top %": lambda label, model, result: with_error(result.statistics.same_top, 100),
         ">RMS Δp %": lambda label, model, result: with_error(result.statistics.rms_dp, 100),
         ">same experts %": lambda label, model, result: same_experts(result),
+        ">median KLD": lambda label, model, result: nats(result.statistics.kld_median),
+        ">99 %": lambda label, model, result: nats(result.statistics.kld_quantiles[0.99]),
+        ">max": lambda label, model, result: nats(result.statistics.kld_max),
     }
     if not full:
-        for name in (">median", ">99 %", ">max", ">RMS Δp %"):
+        for name in (">RMS Δp %", ">median KLD", ">99 %", ">max"):
             del columns[name]
     if all(same_experts(results[text]) == NOTHING for results in comparison.results):
         del columns[">same experts %"]
-    rows = [_base_row(comparison, text, len(columns))]
+    size, bpw = base_size(comparison)
+    own = {"model": f"{base_name(comparison)} (base)", ">size": size, ">bpw": bpw}
+    own[">PPL"] = ppl(comparison.base_ppl[text])
+    rows = [tuple(own.get(column, NOTHING) for column in columns)]
     for label, model, results in zip(labels(comparison), comparison.models, comparison.results, strict=True):
         rows.append(tuple(show(label, model, results[text]) for show in columns.values()))
     return tuple(columns), rows
 
 
-def _base_row(comparison: Comparison, text: int, n_column: int) -> tuple[str, ...]:
+def base_size(comparison: Comparison) -> tuple[str, str]:
+    """Size and bits per weight of the base, where it is a model."""
     base = comparison.base
-    size = (NOTHING, NOTHING) if isinstance(base, LogitsFile) else (gib(base.n_bytes), f"{base.bpw:.2f}")
-    rest = (NOTHING,) * (n_column - 4)
-    return (f"{base_name(comparison)} (base)", *size, ppl(comparison.base_ppl[text]), *rest)
+    return (NOTHING, NOTHING) if isinstance(base, LogitsFile) else (gib(base.n_bytes), f"{base.bpw:.2f}")
 
 
 def same_experts(result: OnText) -> str:
@@ -163,8 +165,7 @@ def compare_markdown(comparison: Comparison) -> str:
         of = f", {_cell(comparison.text_name(index))}" if several else ""
         columns += [f"PPL{of}", f"mean KLD{of}", f"99.9 % KLD{of}", f"same top %{of}"]
     lines = [_line(columns), _line(["---"] + ["---:"] * (len(columns) - 1))]
-    rows = [_base_row(comparison, 0, 4)[:3]]
-    cells = [list(rows[0])]
+    cells = [[f"{base_name(comparison)} (base)", *base_size(comparison)]]
     for index in range(len(comparison.texts)):
         cells[0] += [ppl(comparison.base_ppl[index]), "", "", ""]
     for label, model, results in zip(labels(comparison), comparison.models, comparison.results, strict=True):

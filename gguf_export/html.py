@@ -185,10 +185,12 @@ def heatmap(
         for label, row in zip(rows, cells, strict=True)
     ]
     many = " many" if len(columns) > MANY_COLUMNS else ""
+    room = max([4.5, *(0.9 + 0.42 * len(label) for label in rows)])  # rem, for the names of the rows
+    sizes = f"--columns:{len(columns)};--label:{room:.1f}rem"
     tall = " tall" if len(rows) > 16 else ""
     corner = f"{text(row_label)}&nbsp;↓ {text(column_label)}&nbsp;→"
     return Html(
-        f'<div class="scroll" tabindex="0"><table class="heat {ramp}{many}{tall}" style="--columns:{len(columns)}">'
+        f'<div class="scroll" tabindex="0"><table class="heat {ramp}{many}{tall}" style="{sizes}">'
         f"<caption>{text(caption)}</caption>"
         f'<thead><tr><td class="corner">{corner}</td>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(lines)

@@ -105,12 +105,12 @@ caption{text-align:left;font-weight:600;padding:.3rem 0}
 .panels{display:flex;flex-wrap:wrap;gap:1rem 2rem;align-items:flex-start}
 .panels>.scroll{flex:1 1 19rem}
 .wide>.scroll{flex-basis:28rem}
-.heat{width:100%;max-width:calc(4.5rem + var(--columns)*3.6rem);table-layout:fixed;font-size:.8rem}
-.heat.many{max-width:calc(4.5rem + var(--columns)*1.6rem)}
+.heat{width:100%;max-width:calc(var(--label) + var(--columns)*3.6rem);table-layout:fixed;font-size:.8rem}
+.heat.many{max-width:calc(var(--label) + var(--columns)*1.6rem)}
 .heat th{font-weight:400;color:var(--soft);padding:0 .2rem;white-space:nowrap}
 .heat tbody th{text-align:right;padding-right:.5rem}
 .heat thead th{position:relative;height:1.4rem;overflow:visible;font-size:.75rem}
-.heat .corner{width:4.5rem;font-size:.68rem;line-height:1.1;color:var(--soft);text-align:left}
+.heat .corner{width:var(--label);font-size:.68rem;line-height:1.1;color:var(--soft);text-align:left}
 .heat tbody td{height:1.75rem;padding:0;text-align:center;border:1px solid var(--paper);overflow:hidden}
 .heat.many tbody td{height:1.35rem;font-size:0;border-width:.5px}
 .heat.tall tbody td{height:.9rem}
@@ -123,7 +123,7 @@ color:var(--soft)}
 .switch{margin:0 .4rem .6rem 0;vertical-align:middle}
 .switch+label{font-size:.85rem;color:var(--soft)}
 .switch:checked~.panels .scroll{flex-basis:100%}
-.switch:checked~.panels .heat{max-width:none;width:calc(4.5rem + var(--columns)*3rem)}
+.switch:checked~.panels .heat{max-width:none;width:calc(var(--label) + var(--columns)*3rem)}
 .switch:checked~.panels .heat tbody td{font-size:.7rem;height:1.35rem}
 .unseen{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 figure{margin:1rem 0;flex:1 1 21rem;max-width:33rem}
@@ -135,7 +135,7 @@ svg .grid{stroke:var(--line);stroke-width:1}
 .keys{display:flex;flex-wrap:wrap;gap:.1rem 1rem;font-size:.85rem;list-style:none;padding:0;margin:.3rem 0}
 .keys svg{display:inline-block;width:1.2rem;height:.8rem;vertical-align:-.05rem}
 @media (max-width:40rem){.terms{grid-template-columns:1fr;gap:0}.terms dd{margin-bottom:.7rem}
-.heat .corner{width:3.6rem}.list{font-size:.85rem}.list th,.list td{padding:.3rem .45rem}}
+.heat .corner{width:calc(var(--label) - .9rem)}.list{font-size:.85rem}.list th,.list td{padding:.3rem .45rem}}
 @media print{body{max-width:none;padding:0;font-size:10pt}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .switch,.switch+label{display:none}figure,.scroll,.tiles{break-inside:avoid-page}h2,h3,.legend{break-after:avoid-page}
 .scroll{overflow:visible}}

@@ -1,0 +1,403 @@
+"""Models compared in one pass: against llama-perplexity, against plain formulas, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from pico import pico_mixtral
+from test_kld import write_logits
+
+from calibration.compare import Comparison, Model, compare
+from calibration.forward import Observer, Stream, forward
+from calibration.kld import base_probs, log_probs, score
+from calibration.model import Routing
+from calibration.perplexity import measure_perplexity
+from calibration.roundtrip import RoundTrip, SharedSource
+from calibration.stored import can_decode, decode_stored
+from calibration.text import Chunks
+from gguf_export import compare as comparing
+from gguf_export.cli import main
+from gguf_export.compare import NamedText
+from gguf_export.compare_page import compare_page
+from gguf_export.compare_tables import compare_csv, compare_json, compare_markdown, labels, text_table
+from gguf_export.export import prepare, run
+from gguf_export.reader import GGUFFile
+from quantize.exceptions import GGUFError
+from quantize.ftypes import ftype
+from quantize.recipe import Recipe
+from quantize.recipe import plan as make_plan
+from quantize.shards import Checkpoint, open_checkpoint
+from quantize.tensors import QType
+
+N_CTX = 32
+TEXT = "a river runs through the small town and the small town knows the river well. "
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("compare")
+    pico_mixtral(made / "pico", n_embd=256, n_ff=256, n_layer=2, n_head=4)
+    (made / "text.txt").write_text(TEXT * 12, encoding="utf-8")
+    (made / "other.txt").write_text("everybody knows numbers. " * 30, encoding="utf-8")
+    return made
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Checkpoint:
+    return open_checkpoint(folder / "pico")
+
+
+@pytest.fixture(scope="module")
+def files(folder: Path, checkpoint: Checkpoint) -> list[Path]:
+    export = prepare(checkpoint, [Recipe(ftype(name)) for name in ("Q8_0", "Q4_0", "BF16")], folder)
+    return [file.path for file in run(export, jobs=1).files]
+
+
+@pytest.fixture(scope="module")
+def texts(folder: Path) -> list[NamedText]:
+    return [NamedText("prose", folder / "text.txt"), NamedText("o|ther <b>", folder / "other.txt")]
+
+
+@pytest.fixture(scope="module")
+def compared(folder: Path, files: list[Path], texts: list[NamedText]) -> Comparison:
+    prepared = comparing.prepare(
+        [folder / "pico", *files], texts, n_ctx=N_CTX, recipes=[Recipe(ftype("Q4_0"))]
+    )
+    found = comparing.run(prepared)
+    for source in prepared.sources:  # each byte once, whatever the length of the text
+        known = (
+            source.n_bytes
+            if isinstance(source, Checkpoint)
+            else sum(t.n_bytes for t in source.tensors.values())
+        )
+        assert source.bytes_read == known
+    return found
+
+
+def _logits(*models: object, tokens: np.ndarray) -> list[torch.Tensor]:
+    found: list[list[torch.Tensor]] = [[] for _ in models]
+
+    def keep(chunk: int, logits: Sequence[torch.Tensor]) -> None:
+        for kept, one in zip(found, logits, strict=True):
+            kept.append(one.clone())
+
+    forward([Stream(model) for model in models], tokens, on_logits=keep, first_logit=N_CTX // 2)  # type: ignore[arg-type]
+    return [torch.stack(one) for one in found]
+
+
+def test_figures_are_those_of_the_logits(
+    compared: Comparison, files: list[Path], checkpoint: Checkpoint
+) -> None:
+    chunks = compared.texts[0]
+    base, q = _logits(checkpoint, GGUFFile(files[1]), tokens=chunks.inputs)
+    n_vocab = base.shape[-1]
+    targets = torch.from_numpy(chunks.tokens[:, N_CTX // 2 + 1 :].astype(np.int64)).reshape(-1)
+    base, q = (one[:, :-1].reshape(-1, n_vocab) for one in (base, q))
+    wanted = score(q, base_probs(log_probs(base)), targets)
+    found = compared.results[1][0]
+    assert found.statistics.n == targets.numel() == chunks.n_chunk * (N_CTX - 1 - N_CTX // 2)
+    np.testing.assert_allclose(found.scores.kld, wanted.kld, rtol=1e-4, atol=1e-6)
+    assert found.statistics.kld.value > 1e-4
+    assert compared.base_ppl[0].value == pytest.approx(measure_perplexity(checkpoint, chunks).value, rel=1e-5)
+    ppl = measure_perplexity(GGUFFile(files[1]), chunks)
+    assert found.statistics.ppl.value == pytest.approx(ppl.value, rel=1e-5)
+
+
+def test_the_order_is_that_of_the_bits(compared: Comparison) -> None:
+    for text in range(2):
+        q8, q4, bf16 = (results[text].statistics for results in compared.results[:3])
+        assert q4.kld.value > 10 * q8.kld.value > 0
+        assert q4.same_top.value <= q8.same_top.value <= bf16.same_top.value == 1
+        assert abs(bf16.kld.value) < 1e-6
+
+
+def test_a_round_trip_is_its_file(compared: Comparison) -> None:
+    file, trip = compared.results[1], compared.results[3]
+    assert compared.models[1].bpw == pytest.approx(compared.models[3].bpw)
+    for text in range(2):
+        assert (file[text].scores.kld == trip[text].scores.kld).all()
+        assert file[text].statistics == trip[text].statistics
+
+
+def test_texts_in_one_pass_are_texts_apart(
+    compared: Comparison, folder: Path, files: list[Path], texts: list[NamedText]
+) -> None:
+    for index, text in enumerate(texts):
+        apart = comparing.run(comparing.prepare([folder / "pico", files[1]], [text], n_ctx=N_CTX))
+        one, other = apart.results[0][0], compared.results[1][index]
+        np.testing.assert_allclose(one.scores.kld, other.scores.kld, rtol=1e-3, atol=1e-6)
+        assert one.router is not None and other.router is not None
+        np.testing.assert_allclose(one.router.same, other.router.same, atol=0.01)
+
+
+def test_router_agreement_is_counted(compared: Comparison, files: list[Path], checkpoint: Checkpoint) -> None:
+    class Keep(Observer):
+        def __init__(self) -> None:
+            self.routings: dict[tuple[int, int], Routing] = {}
+
+        def routed(self, stream: int, bid: int, tokens: torch.Tensor, routing: Routing) -> None:
+            self.routings[stream, bid] = routing
+
+    keep = Keep()
+    chunks = compared.texts[0]
+    forward([Stream(checkpoint), Stream(GGUFFile(files[1]))], chunks.inputs, observers=[keep])
+    found = compared.results[1][0].router
+    assert found is not None and found.n_token == chunks.n_token
+    for bid in range(2):
+        base, q = keep.routings[0, bid], keep.routings[1, bid]
+        same = [set(a) == set(b) for a, b in zip(base.ids.tolist(), q.ids.tolist(), strict=True)]
+        assert found.same[bid] == pytest.approx(np.mean(same), abs=0.02)
+        kld = (base.probs * (base.probs / q.probs).log()).sum(-1).mean()
+        assert found.kld[bid] == pytest.approx(float(kld), rel=1e-2, abs=1e-6)
+    assert 0.5 < found.same.min() < 1
+    exact = compared.results[2][0].router
+    assert exact is not None and (exact.same == 1).all()
+
+
+def test_rounded_activations_cost_a_little(
+    compared: Comparison, folder: Path, files: list[Path], texts: list[NamedText]
+) -> None:
+    prepared = comparing.prepare([folder / "pico", files[0]], texts[:1], n_ctx=N_CTX)
+    rounded = comparing.run(prepared, activations="int8").results[0][0].statistics
+    exact = compared.results[0][0].statistics
+    assert (
+        rounded.kld_median > 1.5 * exact.kld_median
+    )  # of a few tokens the mean is but that of one expert lost
+
+
+def test_a_gguf_is_a_base_without_its_checkpoint(
+    compared: Comparison, files: list[Path], texts: list[NamedText]
+) -> None:
+    prepared = comparing.prepare([files[1]], texts, base=files[2], n_ctx=N_CTX)
+    found = comparing.run(prepared)
+    assert (found.texts[0].tokens == compared.texts[0].tokens).all()
+    assert found.results[0][1].statistics.kld.value == pytest.approx(
+        compared.results[1][1].statistics.kld.value, rel=1e-3
+    )
+
+
+def test_a_file_of_logits_is_a_base(
+    compared: Comparison, files: list[Path], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    chunks = compared.texts[0]
+    (base,) = _logits(checkpoint, tokens=chunks.inputs)
+    path = tmp_path / "base.kld"
+    write_logits(path, base[:, :-1].numpy(), chunks.tokens)
+    found = comparing.run(comparing.prepare([files[1]], base=path))
+    one, other = found.results[0][0], compared.results[1][0]
+    np.testing.assert_allclose(one.scores.kld, other.scores.kld, atol=2e-3)
+    assert one.statistics.kld.value == pytest.approx(other.statistics.kld.value, rel=0.02)
+    assert one.router is None
+    assert ">same experts %" not in text_table(found, 0)[0]
+    assert "Router" not in compare_page(found)
+
+
+def test_a_shared_source_reads_each_matrix_once(checkpoint: Checkpoint) -> None:
+    class Counted:
+        hparams = checkpoint.hparams
+        reads: list[tuple[str, int]] = []  # noqa: RUF012
+
+        def specs(self) -> object:
+            return checkpoint.specs()
+
+        def read(self, spec: object, xid: int = 0, rows: object = None) -> object:
+            self.reads.append((spec.name, xid))  # type: ignore[attr-defined]
+            return checkpoint.read(spec, xid)  # type: ignore[arg-type]
+
+    source = Counted()
+    shared = SharedSource(source, 3)  # type: ignore[arg-type]
+    plan = make_plan(checkpoint.specs(), checkpoint.hparams, Recipe(ftype("Q8_0")), False)
+    models = [Model("a", RoundTrip(shared, plan), 1, 1), Model("b", RoundTrip(shared, plan), 1, 1)]
+    tokens = np.arange(2 * N_CTX, dtype=np.int32).reshape(2, N_CTX)
+    compare(Model("base", shared, 1, 1), models, [Chunks(("t",), tokens, 1)])
+    assert len(source.reads) == len(set(source.reads)) == sum(spec.n_expert for spec in checkpoint.specs())
+    assert not shared._kept
+
+
+def test_labels_are_what_tells_files_apart(compared: Comparison) -> None:
+    assert labels(compared) == ["Q8_0", "Q4_0", "BF16", "Q4_0 (round trip)"]
+
+
+def test_the_reports_hold_the_figures(compared: Comparison) -> None:
+    lines = list(csv.DictReader(io.StringIO(compare_csv(compared))))
+    assert len(lines) == 8
+    kld = compared.results[1][0].statistics.kld.value
+    assert float(lines[2]["kld"]) == pytest.approx(kld, rel=1e-6)
+    assert (lines[2]["model"], lines[2]["text"]) == ("Q4_0", "prose")
+    found = json.loads(compare_json(compared))
+    assert found["models"][1]["texts"]["prose"]["kld"] == pytest.approx(kld)
+    assert len(found["models"][1]["texts"]["prose"]["router_same_by_layer"]) == 2
+    table = compare_markdown(compared).splitlines()
+    cells = {line.replace("\\|", "").count("|") for line in table if line.startswith("|")}
+    assert cells == {12}
+    columns, rows = text_table(compared, 0)
+    assert {len(row) for row in rows} == {len(columns)}
+    assert len(rows) == 5
+
+
+def test_the_page_escapes_names(compared: Comparison) -> None:
+    page = compare_page(compared)
+    assert "<b>" not in page.replace("<b>0", "").split("</head>")[1].split("<footer>")[0].replace(
+        "<dd><b>", ""
+    )
+    assert "o|ther &lt;b&gt;" in page
+    assert page.count("<svg") >= 2
+    assert "Router agreement" in page
+
+
+def test_types_of_others_are_decoded_too() -> None:
+    from gguf.quants import dequantize
+
+    assert can_decode(QType.Q4_K) is True
+    assert can_decode(QType.IQ2_XXS) is False
+    assert can_decode(QType.I32) is None
+    blocks = np.random.default_rng(0).integers(0, 256, (3, 66), np.uint8)
+    blocks[:, :2] = np.array([0x3C00], "<u2").view(np.uint8)
+    found = decode_stored(blocks, QType.IQ2_XXS, 256)
+    assert (found == dequantize(blocks, QType.IQ2_XXS)).all()
+
+
+# -- the command line, and what it refuses
+
+
+def _cli(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, ["compare", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_command_line(folder: Path, files: list[Path], tmp_path: Path) -> None:
+    outputs = [f"--{kind}={tmp_path / kind}" for kind in ("json", "csv", "markdown", "html")]
+    code, out, err = _cli(
+        folder / "pico", *files[:2], "--text", f"prose={folder / 'text.txt'}", "--text", folder / "other.txt",
+        "--ctx", N_CTX, "--chunks", 2, "--timings", *outputs,
+    )  # fmt: skip
+    assert code == 0, err
+    for word in ("prose", "other", "Q8_0", "Q4_0", "same experts", "2 chunks of 32 tokens", "decoding"):
+        assert word in out
+    assert all((tmp_path / kind).stat().st_size > 100 for kind in ("json", "csv", "markdown", "html"))
+    quiet = _cli(
+        folder / "pico", files[0], "--text", folder / "text.txt", "--ctx", N_CTX, "--chunks", 1, "-q"
+    )
+    assert quiet == (0, "", "")
+
+
+def _refused(*arguments: object) -> str:
+    code, out, err = _cli(*arguments)
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1, err
+    return err
+
+
+def test_bad_input_is_refused_in_one_line(
+    folder: Path, files: list[Path], tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    model, text = folder / "pico", ("--text", folder / "text.txt", "--ctx", N_CTX)
+    assert "other.gguf: another model" in _refused(model, _other_model(tmp_path), *text)
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(files[0].read_bytes()[:-4096])
+    assert "truncated" in _refused(model, cut, *text)
+    assert "tokenizer is not that of" in _refused(model, _other_tokenizer(tmp_path), *text)
+    (tmp_path / "short.txt").write_text("short", encoding="utf-8")
+    assert "too few" in _refused(model, files[0], "--text", tmp_path / "short.txt")
+    assert "no text to judge by" in _refused(model, files[0])
+    assert "nothing to compare with" in _refused(files[0], *text)
+    assert "nothing to compare:" in _refused(model, *text)
+    assert "folder of the checkpoint" in _refused(files[0], "--base", files[1], "-t", "Q4_0", *text)
+    assert "one checkpoint is enough" in _refused(model, model, files[0], *text)
+    assert "no such folder" in _refused(model, files[0], *text, "--html", tmp_path / "absent" / "x.html")
+    assert "cannot be decoded" in _refused(model, _other_type(files[0], tmp_path), *text)
+    logits = tmp_path / "base.kld"
+    write_logits(logits, np.eye(15, 300, dtype=np.float32)[None], np.zeros((1, N_CTX), np.int32))
+    assert "has 300 tokens" in _refused(files[0], "--base", logits)
+    assert "brings its own text" in _refused(files[0], "--base", logits, *text)
+    logits.write_bytes(logits.read_bytes()[:-2])
+    assert "truncated" in _refused(files[0], "--base", logits)
+
+
+def _other_model(folder: Path) -> Path:
+    pico_mixtral(folder / "wide", n_embd=256, n_ff=512, n_head=4)
+    export = prepare(open_checkpoint(folder / "wide"), [Recipe(ftype("Q8_0"))], folder)
+    path = run(export, jobs=1).files[0].path
+    return path.rename(folder / "other.gguf")
+
+
+def _other_tokenizer(folder: Path) -> Path:
+    made = pico_mixtral(folder / "same", n_embd=256, n_ff=256, n_layer=2, n_head=4, tokenizer=False)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(folder.parent / name if (folder.parent / name).exists() else folder / "wide" / name, made)
+    added = {"añejo": 319}
+    (made / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+    export = prepare(open_checkpoint(made), [Recipe(ftype("Q8_0"))], folder)
+    return run(export, jobs=1).files[0].path
+
+
+def _other_type(file: Path, folder: Path) -> Path:
+    """The same file, but the type of one tensor is I32, of the same size as F32."""
+    data = file.read_bytes()
+    name = b"output_norm.weight"
+    at = data.index(name) + len(name) + 4 + 8
+    assert data[at : at + 4] == bytes(4)
+    path = folder / "type.gguf"
+    path.write_bytes(data[:at] + (26).to_bytes(4, "little") + data[at + 4 :])
+    return path
+
+
+def test_a_model_without_a_tensor_is_another(checkpoint: Checkpoint) -> None:
+    class Less:
+        hparams = checkpoint.hparams
+
+        def specs(self) -> object:
+            return checkpoint.specs()[1:]
+
+    from calibration.compare import refuse_other_model
+
+    with pytest.raises(GGUFError, match=r"less: another model than whole: tensor .* is only there"):
+        refuse_other_model(Model("whole", checkpoint, 1, 1), Model("less", Less(), 1, 1))  # type: ignore[arg-type]
+
+
+# -- llama-perplexity itself
+
+# llama-perplexity -m BF16.gguf -f code.txt --chunks 6 --save-all-logits base.kld, then for each type
+# llama-perplexity -m TYPE.gguf --kl-divergence-base base.kld --kl-divergence, on files of convert_hf_to_gguf.py and
+# llama-quantize (llama.cpp 0c1e570, x86-64): PPL, mean KLD and its error, same top in percent, RMS of the change of p.
+LLAMA_PERPLEXITY = {
+    "Q8_0": (33.646003, 0.000166, 0.000004, 98.954, 0.283),
+    "Q4_K_M": (33.527948, 0.005585, 0.000187, 94.052, 1.704),
+    "Q4_0": (34.043801, 0.007684, 0.000222, 92.810, 2.027),
+}
+BASE_PPL = 33.6305
+
+
+def test_the_figures_are_those_of_llama_perplexity(bench: Path) -> None:
+    prepared = comparing.prepare(
+        [bench / "harmony-nano"],
+        [NamedText("code", bench / "texts" / "code.txt")],
+        recipes=[Recipe(ftype(name)) for name in LLAMA_PERPLEXITY],
+        n_chunk=6,
+    )
+    found = comparing.run(prepared, activations="int8")
+    exact = comparing.run(prepared)
+    assert found.base_ppl[0].value == pytest.approx(BASE_PPL, rel=1e-3)
+    for results, without, wanted in zip(found.results, exact.results, LLAMA_PERPLEXITY.values(), strict=True):
+        ppl, kld, error, same_top, rms_dp = wanted
+        s = results[0].statistics
+        assert s.ppl.value == pytest.approx(
+            ppl, rel=3e-3
+        )  # in 6 chunks the few tokens that change experts show
+        assert s.kld.value == pytest.approx(kld, rel=0.05, abs=0.00002)
+        assert s.kld.error == pytest.approx(error, rel=0.2, abs=0.000005)
+        assert 100 * s.same_top.value == pytest.approx(same_top, abs=0.3)
+        assert 100 * s.rms_dp.value == pytest.approx(rms_dp, rel=0.05)
+        # what the rounding of activations costs is there whatever the type of the weights
+        assert 0.00005 < s.kld.value - without[0].statistics.kld.value < 0.0008
