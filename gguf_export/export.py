@@ -218,9 +218,8 @@ def opened(
             if not journal.is_locked:
                 note(f"{file.path.parent}: locks are unknown here; do not run the same export twice at once")
             sinks.append(Sink(file.path, file.keys, file.plan, journal, note=note, report=report))
-        for sink in sinks:
-            if sink.path.exists() and not sink.is_whole and not force:
-                raise OutputError(f"{sink.path}: exists already; pass --force to replace it")
+        if not force:
+            _refuse_existing(sinks, journals)
         check_space(
             (sink.path.parent, 0 if sink.is_whole else max(0, sink.n_bytes - allocated(sink.partial)))
             for sink in sinks
@@ -240,6 +239,16 @@ def opened(
             sink.commit()
         for journal in journals:
             journal.remove()
+
+
+def _refuse_existing(sinks: Sequence[Sink], journals: Sequence[Journal]) -> None:
+    if all(sink.path.exists() for sink in sinks):  # a run may have been stopped while it removed its journals
+        for sink, journal in zip(sinks, journals, strict=True):
+            if sink.is_whole and not all(one.is_whole for one in sinks):
+                journal.forget()
+    for sink in sinks:
+        if sink.path.exists() and not sink.is_whole:
+            raise OutputError(f"{sink.path}: exists already; pass --force to replace it")
 
 
 def _lock(stack: ExitStack, export: Export, imatrix: str) -> list[Journal]:

@@ -174,8 +174,12 @@ def mutated(draw: st.DrawFn, valid: bytes) -> bytes:
     return bytes(content)
 
 
-def fuzz(target: Target, folder: Path, n: int, seed_: int | None = None, watch_memory: bool = True) -> None:
+def fuzz(
+    target: Target, folder: Path, n: int, seed_: int | None = None, watch_memory: bool = True
+) -> tuple[int, int]:
     """Give `n` inputs to a reader; `folder` is one that `prepare_seeds` made.
+
+    Returns how many were read, and how many refused.
 
     Raises:
         AssertionError: a reader took too long or too much; what else it raises that is not ours passes through.
@@ -183,6 +187,8 @@ def fuzz(target: Target, folder: Path, n: int, seed_: int | None = None, watch_m
     path = folder / target.file
     valid = path.read_bytes()
     target.read(folder)  # compiles and imports, and shows that the seed is healthy
+
+    outcomes = [0, 0]
 
     def once(content: bytes) -> None:
         path.write_bytes(content)
@@ -192,7 +198,9 @@ def fuzz(target: Target, folder: Path, n: int, seed_: int | None = None, watch_m
         started = time.thread_time()
         try:
             target.read(folder)
+            outcomes[0] += 1
         except MoeGgufError as error:
+            outcomes[1] += 1
             assert "\n" not in str(error), "an error has one line"
             assert str(error), "an error says something"
         seconds = time.thread_time() - started
@@ -219,3 +227,4 @@ def fuzz(target: Target, folder: Path, n: int, seed_: int | None = None, watch_m
         if watch_memory:
             tracemalloc.stop()
         path.write_bytes(valid)
+    return outcomes[0], outcomes[1]
