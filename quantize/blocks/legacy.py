@@ -82,5 +82,7 @@ def _fit_and_round(x: Array, nmax: np.float32, d: Array, codes: Array) -> None:
             tile, row = x[t][k * LANES : (k + 1) * LANES], codes[t][k * LANES : (k + 1) * LANES]
             for i in range(LANES):
                 v = tile[i] * state[i] + above
-                code = np.int32(v if v < np.float32(64) else ZERO)
+                code = np.int32(
+                    v if (v > ZERO) & (v < np.float32(64)) else ZERO
+                )  # d may have no finite inverse
                 row[i] = np.uint8(code if code < top else top)

@@ -32,12 +32,14 @@ def make_q3(x: Array, scales: Array, codes: Array) -> None:
     size = N * LANES
     found, kept = aligned_floats(x.size), aligned_floats(len(scales) * N_KEPT * LANES)
     w, wx, state = aligned_floats(size), aligned_floats(size), aligned_floats(N_STATE * LANES)
+    # the sub-blocks that are not done, side by side, and from which lane each comes
     open_x, open_codes, open_state = (
         aligned_floats(size),
         aligned_floats(size),
         aligned_floats(N_STATE * LANES),
     )
-    of = np.empty(LANES, np.int64)  # where each lane of those comes from
+    of = np.empty(LANES, np.int64)
+    open_x[:] = open_codes[:] = open_state[:] = ZERO
     n_open = 0
     for j in range(len(scales)):
         part, row = slice(j * size, (j + 1) * size), kept[j * N_KEPT * LANES : (j + 1) * N_KEPT * LANES]
@@ -58,8 +60,9 @@ def make_q3(x: Array, scales: Array, codes: Array) -> None:
                 _improve(open_x, w, wx, open_codes, open_state)
                 _return_lanes(n_open, of, open_codes, open_state, found, kept)
                 n_open = 0
-    _improve(open_x, w, wx, open_codes, open_state)
-    _return_lanes(n_open, of, open_codes, open_state, found, kept)
+    if n_open:  # the lanes beyond hold zeros or what was there before: their results are not used
+        _improve(open_x, w, wx, open_codes, open_state)
+        _return_lanes(n_open, of, open_codes, open_state, found, kept)
     for j in range(len(scales)):
         row = kept[j * N_KEPT * LANES : (j + 1) * N_KEPT * LANES]
         _finish(row, scales[j])
