@@ -57,6 +57,8 @@ def samples(n_rows: int = 5, n_per_row: int = N_PER_ROW) -> dict[str, Array]:
         "far_negative": normal - 1,
         "zero": np.zeros(shape),
         "negative_zero": np.full(shape, -0.0),
+        "zeros_of_both_signs": rng.choice(np.array([0.0, -0.0, 0.0, -0.0, 0.5]), shape)
+        * (rng.random((n_rows, 1)) < 0.7),
         "constant": np.full(shape, 0.37),
         "constant_negative": np.full(shape, -0.37),
         "steps": steps,

@@ -29,47 +29,35 @@ class Coded(NamedTuple):
     blocks: Array  # uint8 [n_blocks, type_size]: where they go
 
 
-def coded_chunks(
-    weights: Array, importance: Array | None, out: Array, type_size: int, nmax: int
-) -> Iterator[Coded]:
-    """Fit and round a matrix, chunk by chunk; weights, importance and out are those of `BlockFormat.encode`."""
-    lanes = None if importance is None else importance_lanes(importance, QK)
-    sigma2 = None if importance is None else block_sigma2(weights)
-    search = weighted_search(nmax)
+def coded_chunks(weights: Array, importance: Array, out: Array, type_size: int, nmax: int) -> Iterator[Coded]:
+    """Fit with importances and round, chunk by chunk; weights, importance and out as in `BlockFormat.encode`."""
+    lanes, sigma2, search = importance_lanes(importance, QK), block_sigma2(weights), weighted_search(nmax)
     for chunk in chunks(weights, QK, out, type_size):
-        if lanes is None or sigma2 is None:
-            codes = np.empty(chunk.x.shape, np.uint8)
-            d, m = np.empty((2, len(codes), LANES), np.float32)
-            _fit_and_round(chunk.x, search.nmax, d, m, codes)
-        else:
-            grids = fit_weighted(chunk.x, 1, search, sigma2_of(chunk, sigma2), lanes, chunk.first)
-            codes = search_codes(chunk.x, search, grids)
-            d, m = grids.scales[:, 0], -grids.mins[:, 0]
-        yield Coded(d, m, codes, chunk.blocks)
+        grids = fit_weighted(chunk.x, 1, search, sigma2_of(chunk, sigma2), lanes, chunk.first)
+        codes = search_codes(chunk.x, search, grids)
+        yield Coded(grids.scales[:, 0], -grids.mins[:, 0], codes, chunk.blocks)
 
 
 @kernel
-def _fit_and_round(x: Array, nmax: np.float32, d: Array, m: Array, codes: Array) -> None:
-    """The grid from min to max, and the codes by adding a half and cutting off."""
-    high, inverse = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    for t in range(len(x)):
-        tile, low = x[t], m[t]
-        for i in range(LANES):
-            low[i] = tile[i]
-            high[i] = tile[i]
-        for k in range(1, QK):
-            xs = row(tile, k)
-            for i in range(LANES):
-                low[i] = xs[i] if xs[i] < low[i] else low[i]
-                high[i] = xs[i] if xs[i] > high[i] else high[i]
-        for i in range(LANES):
-            scale = (high[i] - low[i]) / nmax
-            d[t, i] = scale
-            inverse[i] = ONE / scale if scale != ZERO else ZERO
+def fit_and_round(x: Array, nmax: np.float32, d: Array, m: Array, codes: Array) -> None:
+    """Fit a tile x [QK * LANES] without importances, from the least to the greatest weight, and cut off the codes.
+
+    d, m [LANES] float32 and codes [QK * LANES] uint8 are overwritten.
+    """
+    inverse = np.empty(LANES, np.float32)
+    for i in range(LANES):
+        low, high = x[i], x[i]
         for k in range(QK):
-            xs, found = row(tile, k), row(codes[t], k)
-            for i in range(LANES):
-                v = (xs[i] - low[i]) * inverse[i] + HALF
-                v = v if v < WRAP else ZERO  # infinity and NaN become 0 on the way through ggml's integers
-                v = v if v < nmax else nmax
-                found[i] = np.uint8(v)
+            v = x[k * LANES + i]
+            low = v if v < low else low
+            high = v if v > high else high
+        m[i] = low
+        d[i] = (high - low) / nmax
+    for i in range(LANES):
+        inverse[i] = ONE / d[i] if d[i] != ZERO else ZERO
+    for k in range(QK):
+        xs, found = row(x, k), row(codes, k)
+        for i in range(LANES):
+            v = (xs[i] - m[i]) * inverse[i] + HALF
+            v = v if v < WRAP else ZERO  # infinity and NaN become 0 on the way through ggml's integers
+            found[i] = np.uint8(v if v < nmax else nmax)

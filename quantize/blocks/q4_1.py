@@ -12,9 +12,9 @@ import numpy as np
 from quantize.blocks.base import BlockFormat
 from quantize.blocks.half import load_f16, store_f16
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES
+from quantize.blocks.lanes import LANES, aligned_floats, load, raw_bytes
 from quantize.blocks.legacy import QK
-from quantize.blocks.legacy_affine import coded_chunks
+from quantize.blocks.legacy_affine import coded_chunks, fit_and_round
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 20
@@ -23,8 +23,22 @@ NMAX = 15
 
 def encode(weights: Array, importance: Array | None, out: Array) -> None:
     """See `BlockFormat.encode`."""
+    if importance is None:
+        raw, wide = raw_bytes(weights)
+        _encode_plain(raw, wide, out.reshape(-1, TYPE_SIZE))
+        return
     for coded in coded_chunks(weights, importance, out, TYPE_SIZE, NMAX):
         pack(*coded)
+
+
+@kernel
+def _encode_plain(raw: Array, wide: bool, blocks: Array) -> None:
+    x, codes = aligned_floats(QK * LANES), np.empty((1, QK * LANES), np.uint8)
+    d, m = np.empty((1, LANES), np.float32), np.empty((1, LANES), np.float32)
+    for first in range(0, len(blocks), LANES):
+        load(raw, wide, first, len(blocks), QK, x)
+        fit_and_round(x, np.float32(NMAX), d[0], m[0], codes[0])
+        pack(d, m, codes, blocks[first : first + LANES])
 
 
 @kernel
