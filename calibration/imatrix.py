@@ -21,6 +21,7 @@ from gguf import GGUFWriter
 from quantize.container import StoredTensor, read_container
 from quantize.exceptions import ImatrixError, OutputError
 from quantize.tensors import QType, TensorSpec
+from quantize.untrusted import quoted
 
 __all__ = ["Entry", "Imatrix", "Starved", "load_imatrix", "save_imatrix"]
 
@@ -198,7 +199,9 @@ def load_imatrix(path: str | Path, *, prior: float = 0.0) -> Imatrix:
     imatrix.prior = prior
     for name, entry in imatrix.entries.items():
         if not np.isfinite(entry.sums).all():
-            raise ImatrixError(f"{path}: {name} holds a value that is not finite; make the imatrix anew")
+            raise ImatrixError(
+                f"{path}: {quoted(name)} holds a value that is not finite; make the imatrix anew"
+            )
     return imatrix
 
 
@@ -221,15 +224,15 @@ def _load_gguf(path: str | Path) -> Imatrix:
         if sums is None and counts is None:
             continue  # neither suffix: llama.cpp passes over it too
         if sums is None or counts is None:
-            raise ImatrixError(f"{path}: {base} has only one of {SUMS} and {COUNTS}")
+            raise ImatrixError(f"{path}: {quoted(base)} has only one of {SUMS} and {COUNTS}")
         if sums.spec.qtype != QType.F32 or counts.spec.qtype != QType.F32:
-            raise ImatrixError(f"{path}: sums and counts of {base} must be F32")
+            raise ImatrixError(f"{path}: sums and counts of {quoted(base)} must be F32")
         n_mat = counts.spec.n_elements
         if sums.spec.n_elements % n_mat:
-            raise ImatrixError(f"{path}: {base} has {sums.spec.n_elements} sums for {n_mat} counts")
+            raise ImatrixError(f"{path}: {quoted(base)} has {sums.spec.n_elements} sums for {n_mat} counts")
         tokens = _values(path, counts)
         if not np.isfinite(tokens).all() or (tokens < 0).any() or (tokens >= 2**62).any():
-            raise ImatrixError(f"{path}: {base} has a count that is no number of tokens")
+            raise ImatrixError(f"{path}: {quoted(base)} has a count that is no number of tokens")
         entries[base] = Entry(_values(path, sums).reshape(n_mat, -1), np.rint(tokens).astype(np.int64))
     if not entries:
         raise ImatrixError(f"{path}: holds no importances")

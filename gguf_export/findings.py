@@ -27,7 +27,9 @@ class Finding:
 
     def __str__(self) -> str:
         remedy = f"; {self.remedy}" if self.remedy else ""
-        return f"{self.severity}: {self.place}: {self.message}{remedy}"
+        text = f"{self.severity}: {self.place}: {self.message}{remedy}"
+        # Names come from strangers: nothing that a terminal obeys.
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def error(place: str, message: str, remedy: str) -> Finding:

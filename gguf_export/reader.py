@@ -61,9 +61,11 @@ class GGUFFile:
                 while left and (n_read := file.readinto(left)):
                     left = left[n_read:]
         except OSError as error:
-            raise GGUFError(f"{self.path}: {spec.name}: cannot be read: {error.strerror}") from None
+            raise GGUFError(f"{self.path}: {quoted(spec.name)}: cannot be read: {error.strerror}") from None
         if left:
-            raise GGUFError(f"{self.path}: {spec.name}: became shorter while it was read; fetch it again")
+            raise GGUFError(
+                f"{self.path}: {quoted(spec.name)}: became shorter while it was read; fetch it again"
+            )
         self.bytes_read += found.nbytes
         return found
 

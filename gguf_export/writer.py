@@ -282,7 +282,10 @@ class Sink:
                     f"{self.partial}: no space left ({error.strerror}) for a file of {_gib(self.n_bytes)}; make space "
                     "and run the same command again, or choose another folder with -o"
                 ) from error
-            raise OutputError(f"{self.partial}: cannot be written: {error.strerror or error}") from error
+            raise OutputError(
+                f"{self.partial}: cannot be written: {error.strerror or error}; see to the disk, then run the same "
+                "command again"
+            ) from error
 
 
 def _gib(n_bytes: int) -> str:

@@ -10,9 +10,10 @@ import shutil
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -21,6 +22,7 @@ from pico import pico_mixtral
 
 from calibration.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
 from gguf_export import vocab
+from gguf_export.doctor import examine
 from gguf_export.export import prepare, run
 from gguf_export.inspect import describe
 from gguf_export.metadata import count_params, model_keys
@@ -76,6 +78,7 @@ def _byte_level(folder: Path) -> object:
 
 
 def _model(folder: Path) -> object:
+    assert all(str(finding).isprintable() for finding in examine(folder))
     checkpoint = open_checkpoint(folder)
     for spec in checkpoint.specs()[:3]:
         checkpoint.read(spec, 0, (0, 1))
@@ -85,7 +88,7 @@ def _model(folder: Path) -> object:
 
 
 def _gguf(folder: Path) -> object:
-    verify(folder / "model.gguf")
+    assert all(str(finding).isprintable() for finding in verify(folder / "model.gguf"))
     return describe(folder / "model.gguf")
 
 
@@ -146,6 +149,54 @@ def prepare_seeds(folder: Path) -> Path:
     return model
 
 
+VALUES = [
+    *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 255, 2**31, 2**63, 2**64, 10**400, 1e308, -0.5, 1e-45),
+    *("", "x", "../../x", "/etc/passwd", "\0", "\ud800", "\u2581" * 300, "BF16", "F64", "I8", "nan"),
+    *([], {}, [[]], [0], [-1, -1], [2**62, 2**62], {"": ""}, {"content": "<s>"}, ["a", "b"]),
+]
+"""What may stand in JSON where something else is expected."""
+
+
+@st.composite
+def mutated_json(draw: st.DrawFn, valid: bytes) -> bytes:
+    """The JSON of a valid file with some values replaced, removed, or moved; of a shard, its header."""
+    n_header = int.from_bytes(valid[:8], "little")
+    is_shard = 8 < n_header < len(valid)
+    tree = json.loads(valid[8 : 8 + n_header] if is_shard else valid)
+    for _ in range(draw(st.integers(1, 3))):
+        places = list(_places(tree))
+        if not places:
+            break
+        node, key = places[draw(st.integers(0, len(places) - 1))]
+        kind = draw(st.integers(0, 9))
+        if kind == 0:
+            del node[key]
+        elif kind == 1:
+            other, source = places[draw(st.integers(0, len(places) - 1))]
+            node[key] = json.loads(json.dumps(other[source]))
+        elif kind == 2 and isinstance(node, dict):
+            node[draw(st.sampled_from(["", "x", "../x", "\ud800", "__metadata__", "model.norm.weight"]))] = (
+                node[key]
+            )
+        elif type(node[key]) is int and kind < 6:
+            node[key] += draw(st.sampled_from([-64, -1, 1, 2, 64]))
+        else:
+            node[key] = draw(st.sampled_from(VALUES))
+    text = json.dumps(tree).encode()
+    return len(text).to_bytes(8, "little") + text + valid[8 + n_header :] if is_shard else text
+
+
+def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Where the values of a JSON tree are: containers and their keys, the upper ones first."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop(0)
+        for key in list(node) if isinstance(node, dict) else range(len(node)):
+            yield node, key
+            if isinstance(node[key], (dict, list)):
+                waiting.append(node[key])
+
+
 @st.composite
 def mutated(draw: st.DrawFn, valid: bytes) -> bytes:
     """A valid file with some changes, or noise. Most changes are near the beginning, where headers are."""
@@ -201,14 +252,17 @@ def fuzz(
             outcomes[0] += 1
         except MoeGgufError as error:
             outcomes[1] += 1
-            assert "\n" not in str(error), "an error has one line"
             assert str(error), "an error says something"
+            assert str(error).isprintable(), "an error has one line, and nothing that a terminal obeys"
         seconds = time.thread_time() - started
         assert seconds < SECONDS, f"{seconds:.1f} seconds for {len(content)} bytes"
         if watch_memory:
             used = tracemalloc.get_traced_memory()[1] - before
             assert used < BYTES, f"{used / 2**20:.0f} MiB for {len(content)} bytes"
 
+    inputs = mutated(valid)
+    if target.file.endswith((".json", ".safetensors")):
+        inputs = inputs | mutated_json(valid)
     check = settings(
         max_examples=n,
         deadline=None,
@@ -216,7 +270,7 @@ def fuzz(
         derandomize=seed_ is None,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
-    )(given(mutated(valid))(once))
+    )(given(inputs)(once))
     if seed_ is not None:
         check = seed(seed_)(check)
     if watch_memory:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from fuzzing import TARGETS, fuzz, prepare_seeds
+
+from calibration.imatrix import load_imatrix
+from quantize.exceptions import ImatrixError
+from quantize.untrusted import read_json
 
 
 @pytest.fixture(scope="module")
@@ -16,3 +22,44 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", TARGETS)
 def test_readers_succeed_or_say_why_not(folder: Path, name: str) -> None:
     fuzz(TARGETS[name], folder, 150)
+
+
+# --- what fuzzing found, once ---
+
+
+def test_reading_a_small_file_takes_little_memory(folder: Path) -> None:
+    """JSON was read into a buffer as large as the largest that is allowed, 100 MB."""
+    tracemalloc.start()
+    try:
+        read_json(folder / "config.json")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_name_with_a_newline_is_quoted(folder: Path) -> None:
+    """The names in an importance matrix went into messages as they are."""
+    path = folder / "hostile.gguf"
+    content = (folder / "imatrix.gguf").read_bytes()
+    path.write_bytes(
+        content.replace(b"blk.0.ffn_down_exps.weight.in_sum2", b"\nlk.0.ffn_down_exps.weight.in_sum2")
+    )
+    with pytest.raises(ImatrixError, match="has only one of") as caught:
+        load_imatrix(path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", [0, 1, 4, 6, 8])
+def test_an_array_that_claims_to_be_long_is_refused_at_once(folder: Path, kind: int) -> None:
+    """The gguf library's reader makes as many empty views as the file claims to have elements."""
+    path = folder / "hostile.gguf"
+    key = b"imatrix.datasets"
+    path.write_bytes(
+        b"GGUF"
+        + struct.pack("<IQQ", 3, 0, 1)
+        + struct.pack("<Q", len(key))
+        + key
+        + struct.pack("<iiQ", 9, kind, 2**40)
+    )
+    with pytest.raises(ImatrixError, match="do not fit"):
+        load_imatrix(path)

@@ -233,10 +233,10 @@ def f32(*values: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("tensors", "told"),
     [
-        ({"a.in_sum2": f32(1, 2)}, "a has only one of"),
+        ({"a.in_sum2": f32(1, 2)}, "'a' has only one of"),
         ({"a.in_sum2": f32(1, 2), "a.counts": f32(1, 2).astype(np.float16)}, "must be F32"),
         ({"a.in_sum2": f32(1, 2, 3), "a.counts": f32(1, 2)}, "3 sums for 2 counts"),
-        ({"a.in_sum2": f32(1, np.inf), "a.counts": f32(1)}, "a holds a value that is not finite"),
+        ({"a.in_sum2": f32(1, np.inf), "a.counts": f32(1)}, "'a' holds a value that is not finite"),
         ({"a.in_sum2": f32(1, 2), "a.counts": f32(np.nan)}, "no number of tokens"),
         ({"a.in_sum2": f32(1, 2), "a.counts": f32(-1)}, "no number of tokens"),
         ({"a": f32(1, 2)}, "no importances"),
