@@ -3,8 +3,8 @@
 
 As a frankenMoE is made: one dense Mistral-shaped base is trained on all texts; its feed-forward layers are then tuned
 on each domain apart and become the experts of a MixtralForCausalLM; each layer's router is made of the mean hidden
-states of the domains and is not trained. Needs torch, sentencepiece, safetensors and about fifteen minutes of two CPU
-cores. The seed and the number of threads are fixed, so the same machine gives the same bytes.
+states of the domains and is not trained. Needs torch, sentencepiece, safetensors and about twenty minutes of one CPU
+core. The seed and the number of threads are fixed, so the same machine gives the same bytes.
 
     python scripts/train_demo.py [OUTPUT_FOLDER]
 """
