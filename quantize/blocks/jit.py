@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -49,8 +50,8 @@ def _forget_when_callees_change(compiled: Any) -> None:
 
 
 @cache
-def _stamp_of_sources() -> tuple[tuple[str, int, int], ...]:
-    """Name, time and size of every file in which callees lie."""
+def _stamp_of_sources() -> str:
+    """A hash of every file in which callees lie."""
     folder = Path(__file__).parent
     files = sorted([*folder.glob("*.py"), folder.parent / "rounding.py"])
-    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
