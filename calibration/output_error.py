@@ -29,7 +29,7 @@ from calibration.model import Arithmetic, best_dtype
 from calibration.observers import ImatrixObserver
 from calibration.text import Chunks
 from quantize.blocks import block_format
-from quantize.encode import compile_kernels, decode, encode, first_non_finite, row_bytes
+from quantize.codec import compile_kernels, decode, encode, first_non_finite, row_bytes
 from quantize.errors import ErrorReport, MatrixErrors, OutputSums, WeightSums
 from quantize.exceptions import CheckpointError, TextError
 from quantize.progress import Report, silent

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from calibration.imatrix import Imatrix
-from quantize.encode import decode, encode
+from quantize.codec import decode, encode
 from quantize.exceptions import ImatrixError
 from quantize.hparams import Hparams
 from quantize.layout import Plan

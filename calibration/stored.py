@@ -10,7 +10,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
 from quantize.blocks import MODULES
-from quantize.encode import decode
+from quantize.codec import decode
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSource, TensorSpec
 
 __all__ = ["BlockSource", "StoredMatrix", "can_decode", "decode_stored"]

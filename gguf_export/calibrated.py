@@ -20,7 +20,7 @@ from calibration.imatrix import Entry, Imatrix
 from calibration.model import Arithmetic, best_dtype
 from calibration.observers import Collected, collect_imatrix
 from calibration.text import Chunks
-from gguf_export.export import Export, Exported, compile_kernels, opened
+from gguf_export.exporting import Export, Exported, compile_kernels, opened
 from gguf_export.slabs import Seconds, Worker, slabs_of_matrix
 from gguf_export.textfiles import Note, discard
 from quantize.progress import Report, silent

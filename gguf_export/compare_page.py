@@ -64,7 +64,8 @@ def compare_page(comparison: Comparison) -> str:
     sections = [Section("", tiles(_glance(comparison)))]
     for index in range(len(comparison.texts)):
         of = f" on {comparison.text_name(index)}" if len(comparison.texts) > 1 else ""
-        sections.append(Section(f"Quality{of}", table(*text_table(comparison, index))))
+        columns, rows = text_table(comparison, index)
+        sections.append(Section(f"Quality{of}", table([_unbroken(column) for column in columns], rows)))
     sections.append(Section("Quality by size", panels(list(_size_plots(comparison)))))
     sections.append(_distribution(comparison))
     if comparison.results[0][0].router is not None:
@@ -82,6 +83,11 @@ def compare_page(comparison: Comparison) -> str:
     return page(
         f"{base_name(comparison)}: quality by quant level", lead, sections, "Made by moe-gguf compare."
     )
+
+
+def _unbroken(column: str) -> str:
+    """A heading on one line."""
+    return column.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _glance(comparison: Comparison) -> Iterable[tuple[str, str, str]]:

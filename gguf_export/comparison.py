@@ -25,7 +25,7 @@ from gguf_export.findings import Finding, error, info, warning
 from gguf_export.judgement import MOST, TINY, Judgement, Spots, limit, wild_limit
 from gguf_export.reader import GGUFFile
 from gguf_export.slabs import Slab, in_window, slabs_of
-from quantize import encode
+from quantize import codec
 from quantize.blocks import MODULES
 from quantize.progress import Progress, Report, silent
 from quantize.shards import Checkpoint
@@ -154,7 +154,7 @@ class Comparison:
         found = Judgement(n_blocks=blocks.size // type_size)
         if qtype in NUMPY_TYPES or (self.exact and qtype in MODULES):
             importance = self._imatrix.importance(spec.name, slab.xid) if self._imatrix else None
-            expected = encode.encode(weights, qtype, importance)
+            expected = codec.encode(weights, qtype, importance)
             changed = (blocks != expected).reshape(-1, type_size).any(axis=1)
             found.changed = Spots.of(changed, slab.rows)
             if not found.changed.n:
@@ -176,14 +176,14 @@ class Comparison:
 
 def _decode(blocks: Array, qtype: QType, n_per_row: int) -> Array:
     if _decoder(qtype) == "ours":
-        return encode.decode(blocks, qtype, n_per_row)
+        return codec.decode(blocks, qtype, n_per_row)
     found: Array = dequantize(blocks, qtype)
     return found
 
 
 def _as_f32(weights: Array) -> Array:
     """Weights as a checkpoint hands them out, as float32."""
-    found: Array = encode.encode(weights, QType.F32).view(np.float32)
+    found: Array = codec.encode(weights, QType.F32).view(np.float32)
     return found
 
 

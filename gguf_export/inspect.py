@@ -10,7 +10,7 @@ from typing import Any
 from gguf import LlamaFileType
 
 from gguf_export.reader import GGUFFile
-from quantize.encode import row_bytes
+from quantize.codec import row_bytes
 from quantize.exceptions import MoeGgufError
 from quantize.hparams import Hparams
 from quantize.shards import open_checkpoint

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from quantize.codec import decode
 from quantize.container import StoredTensor, read_container
-from quantize.encode import decode
 from quantize.exceptions import GGUFError
 from quantize.hparams import Hparams, RopeScaling
 from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSpec

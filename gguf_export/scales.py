@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
-from quantize.encode import first_non_finite
+from quantize.codec import first_non_finite
 from quantize.tensors import NUMPY_TYPES, Array, QType
 
 __all__ = ["bad_row", "is_known"]

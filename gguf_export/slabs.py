@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from calibration.imatrix import Imatrix
 from gguf_export.writer import Sink
-from quantize import encode
+from quantize import codec
 from quantize.exceptions import CheckpointError
 from quantize.layout import PlannedTensor
 from quantize.shards import Checkpoint
@@ -105,7 +105,7 @@ class Worker:
         for sink, planned in self.lacking(slab):
             moment = time.perf_counter()
             if planned.qtype not in encoded:
-                encoded[planned.qtype] = encode.encode(weights, planned.qtype, importance)
+                encoded[planned.qtype] = codec.encode(weights, planned.qtype, importance)
             blocks = encoded[planned.qtype]
             spent.encode += time.perf_counter() - moment
             moment = time.perf_counter()
@@ -129,7 +129,7 @@ def refuse_non_finite(spec: TensorSpec, slab: Slab, weights: Array) -> None:
     Raises:
         CheckpointError: names the tensor, the expert and the place.
     """
-    found = encode.first_non_finite(weights)
+    found = codec.first_non_finite(weights)
     if found is not None:
         row, column = divmod(found, spec.n_per_row)
         expert = f", expert {slab.xid}" if len(spec.shape) == 3 else ""
@@ -173,11 +173,11 @@ def slabs_of(checkpoint: Checkpoint) -> Iterator[Slab]:
 def slabs_of_matrix(checkpoint: Checkpoint, spec: TensorSpec, xid: int) -> Iterator[Slab]:
     """The slabs of one expert's matrix, from the first row on."""
     group = checkpoint.row_step(spec)
-    step = max(1, SLAB_BYTES // (group * encode.row_bytes(spec.qtype, spec.n_per_row))) * group
+    step = max(1, SLAB_BYTES // (group * codec.row_bytes(spec.qtype, spec.n_per_row))) * group
     for first in range(0, spec.n_row, step):
         yield Slab(spec, xid, (first, min(first + step, spec.n_row)))
 
 
 def source_bytes(slab: Slab) -> int:
     """Bytes of a slab as the checkpoint stores it."""
-    return encode.row_bytes(slab.spec.qtype, slab.spec.n_per_row) * (slab.rows[1] - slab.rows[0])
+    return codec.row_bytes(slab.spec.qtype, slab.spec.n_per_row) * (slab.rows[1] - slab.rows[0])

@@ -135,7 +135,7 @@ svg .grid{stroke:var(--line);stroke-width:1}
 .keys{display:flex;flex-wrap:wrap;gap:.1rem 1rem;font-size:.85rem;list-style:none;padding:0;margin:.3rem 0}
 .keys svg{display:inline-block;width:1.2rem;height:.8rem;vertical-align:-.05rem}
 @media (max-width:40rem){.terms{grid-template-columns:1fr;gap:0}.terms dd{margin-bottom:.7rem}
-.heat .corner{width:calc(var(--label) - .9rem)}.list{font-size:.85rem}.list th,.list td{padding:.3rem .45rem}}
+.list{font-size:.85rem}.list th,.list td{padding:.3rem .45rem}}
 @media print{body{max-width:none;padding:0;font-size:10pt}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .switch,.switch+label{display:none}figure,.scroll,.tiles{break-inside:avoid-page}h2,h3,.legend{break-after:avoid-page}
 .scroll{overflow:visible}}

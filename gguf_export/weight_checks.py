@@ -9,7 +9,7 @@ import numpy as np
 
 from gguf_export.findings import Finding, error, info, warning
 from gguf_export.slabs import SLAB_BYTES
-from quantize.encode import encode, first_non_finite, row_bytes
+from quantize.codec import encode, first_non_finite, row_bytes
 from quantize.progress import Progress, Report, silent
 from quantize.shards import Checkpoint
 from quantize.tensors import Array, QType, Rows, TensorSpec

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quantize.blocks import block_format
-from quantize.encode import decode, encode, row_bytes
+from quantize.codec import decode, encode, row_bytes
 from quantize.tensors import Array, QType
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ import block_checks
 import numpy as np
 import pytest
 
-from quantize.encode import encode
+from quantize.codec import encode
 from quantize.tensors import QType
 
 QTYPES = [QType.F32, QType.F16, QType.BF16, QType.Q8_0]

@@ -11,7 +11,7 @@ import pytest
 from numba import njit
 
 from quantize.blocks.iq4 import INTEGERS, nearest_index, nearest_value
-from quantize.encode import encode
+from quantize.codec import encode
 from quantize.tensors import Array, QType
 
 QTYPES = [QType.IQ4_NL, QType.IQ4_XS, QType.MXFP4]

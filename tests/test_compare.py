@@ -29,7 +29,7 @@ from gguf_export.cli import main
 from gguf_export.compare import NamedText
 from gguf_export.compare_page import compare_page
 from gguf_export.compare_tables import compare_csv, compare_json, compare_markdown, labels, text_table
-from gguf_export.export import prepare, run
+from gguf_export.exporting import prepare, run
 from gguf_export.reader import GGUFFile
 from quantize.exceptions import GGUFError
 from quantize.ftypes import ftype

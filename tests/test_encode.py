@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from block_checks import ROOT, importances, samples, to_bf16
 
-from quantize.encode import compile_kernels, decode, encode, first_non_finite, row_bytes
+from quantize.codec import compile_kernels, decode, encode, first_non_finite, row_bytes
 from quantize.exceptions import ImatrixError, MoeGgufError, RecipeError
 from quantize.progress import Progress
 from quantize.tensors import QType
@@ -84,7 +84,7 @@ def test_the_weights_are_left_alone() -> None:
 
 
 def test_float16_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantize.encode.WIDENED", 1000)  # so that a part is one row
+    monkeypatch.setattr("quantize.codec.WIDENED", 1000)  # so that a part is one row
     weights = samples()["laplace"].astype(np.float16)
     for importance in (None, importances()["usual"]):
         for qtype in (QType.Q4_K, QType.Q5_1):
@@ -154,7 +154,7 @@ def test_no_folder_for_the_cache(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     env |= {name: str(no_folder) for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "USERPROFILE")}
     env |= {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    program = "import numpy as np, quantize.encode as e; print(e.first_non_finite(np.array([[1, np.inf]], np.float32)))"
+    program = "import numpy as np, quantize.codec as e; print(e.first_non_finite(np.array([[1, np.inf]], np.float32)))"
     done = subprocess.run(
         [sys.executable, "-c", program], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -26,7 +26,7 @@ from calibration.text import Chunks, make_chunks, read_text
 from calibration.tokenizer import open_tokenizer
 from gguf_export.cli import main
 from gguf_export.report import errors_csv, errors_json, write_errors
-from quantize.encode import encode
+from quantize.codec import encode
 from quantize.errors import ErrorReport, Errors, MatrixErrors, OutputSums, WeightSums, totals, worst
 from quantize.exceptions import CheckpointError, OutputError, TextError
 from quantize.shards import Checkpoint, open_checkpoint

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pico import pico_dense, pico_mixtral
 
-from gguf_export.export import prepare, run
+from gguf_export.exporting import prepare, run
 from quantize.ftypes import ftype
 from quantize.recipe import Recipe
 from quantize.shards import open_checkpoint

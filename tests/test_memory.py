@@ -16,7 +16,7 @@ SHAPES = ["--n-embd", "1024", "--n-ff", "3584", "--vocab", "2000", "--n-head", "
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from gguf_export.export import prepare, run
+from gguf_export.exporting import prepare, run
 from quantize.ftypes import ftype
 from quantize.recipe import Recipe
 from quantize.shards import open_checkpoint

@@ -22,7 +22,7 @@ from pico import pico_mixtral
 from calibration.imatrix import Entry, Imatrix
 from gguf_export import slabs, writer
 from gguf_export.disk import durable
-from gguf_export.export import Export, Exported, prepare, run
+from gguf_export.exporting import Export, Exported, prepare, run
 from gguf_export.journal import Journal, journal_path
 from gguf_export.writer import Sink
 from quantize.exceptions import OutputError

@@ -70,7 +70,7 @@ def test_plain_text_is_cut_as_sentencepiece_cuts_it(model: Path) -> None:
 def test_tokens_are_those_of_llama_cpp(model: Path, tmp_path: Path) -> None:
     import llama
 
-    from gguf_export.export import prepare, run
+    from gguf_export.exporting import prepare, run
     from quantize.ftypes import ftype
     from quantize.recipe import Recipe
     from quantize.shards import open_checkpoint

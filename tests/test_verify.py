@@ -19,7 +19,7 @@ from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
 
 from calibration.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
 from gguf_export.cli import main
-from gguf_export.export import prepare, run
+from gguf_export.exporting import prepare, run
 from gguf_export.findings import Finding
 from gguf_export.header import header
 from gguf_export.metadata import KeyValue

@@ -134,7 +134,7 @@ def test_llama_cpp_loads_the_list(name: str, tmp_path: Path) -> None:
     from llama import serve
     from pico import TEXT
 
-    from gguf_export.export import prepare, run
+    from gguf_export.exporting import prepare, run
     from quantize.ftypes import ftype
     from quantize.recipe import Recipe
     from quantize.shards import open_checkpoint

@@ -23,7 +23,7 @@ from gguf_export.commands.options import (
 
 if TYPE_CHECKING:
     from calibration.imatrix import Imatrix
-    from gguf_export.export import Export, Exported
+    from gguf_export.exporting import Export, Exported
 
 
 @click.command()
@@ -107,8 +107,7 @@ def export(
     With --text the model reads the text first, layer by layer, and each expert is weighed with what it saw, all from
     one read of the shards. A run that was stopped goes on when the same command is given again.
     """
-    from gguf_export import export as exporting
-    from gguf_export import names
+    from gguf_export import exporting, names
     from gguf_export.console import ProgressView
     from quantize.shards import open_checkpoint
 

@@ -1,7 +1,7 @@
 """One read of a checkpoint becomes one or several GGUF files.
 
 `prepare` decides everything before a weight is read; `run` executes it slab by slab, each read once and encoded for
-every file that lacks it, by several threads (the kernels release the GIL).
+every file that lacks it, by several threads (the kernels release the GIL); `export` is both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calibration.imatrix import Imatrix
+from calibration.imatrix import Imatrix, load_imatrix
 from gguf_export import fingerprint, metadata, names, vocab
 from gguf_export.disk import allocated, check_space
 from gguf_export.header import header
@@ -22,14 +22,15 @@ from gguf_export.metadata import KeyValue
 from gguf_export.slabs import SLAB_BYTES, NotFiniteError, Seconds, Worker, in_window, slabs_of, source_bytes
 from gguf_export.textfiles import Note, discard
 from gguf_export.writer import Sink
-from quantize import encode
+from quantize import codec
 from quantize.blocks import block_format
 from quantize.exceptions import ImatrixError, OutputError
+from quantize.ftypes import ftype
 from quantize.layout import Plan
 from quantize.progress import Progress, Report, silent
 from quantize.recipe import Recipe
 from quantize.recipe import plan as make_plan
-from quantize.shards import Checkpoint
+from quantize.shards import Checkpoint, open_checkpoint
 from quantize.tensors import NUMPY_TYPES
 
 
@@ -77,6 +78,51 @@ class Exported:
     files: tuple[OutputFile, ...]
     bytes_read: int
     seconds: Seconds = field(compare=False)
+
+
+def export(
+    model: Path | str,
+    ftypes: Sequence[str | Recipe],
+    folder: Path | str,
+    *,
+    imatrix: Imatrix | Path | str | None = None,
+    name: str | None = None,
+    override_kv: Sequence[str] = (),
+    pre: str | None = None,
+    publisher: str | None = None,
+    jobs: int | None = None,
+    force: bool = False,
+    restart: bool = False,
+    report: Report = silent,
+    note: Note = discard,
+) -> Exported:
+    """Quantize the checkpoint in folder `model` to one GGUF file for each file type, from one read of its shards.
+
+    Args:
+        model: the folder of a Hugging Face checkpoint.
+        ftypes: names of file types, such as "Q4_K_M", or recipes.
+        folder: where the files go.
+        imatrix: importances, or the file that holds them.
+        name, override_kv, pre, publisher: see `prepare`.
+        jobs, force, restart, report, note: see `run`.
+
+    Raises:
+        MoeGgufError: see `prepare` and `run`.
+    """
+    if isinstance(imatrix, (str, Path)):
+        imatrix = load_imatrix(imatrix)
+    recipes = [recipe if isinstance(recipe, Recipe) else Recipe(ftype(recipe)) for recipe in ftypes]
+    prepared = prepare(
+        open_checkpoint(model),
+        recipes,
+        Path(folder),
+        imatrix=imatrix,
+        name=name,
+        override_kv=override_kv,
+        pre=pre,
+        publisher=publisher,
+    )
+    return run(prepared, jobs=jobs, force=force, restart=restart, report=report, note=note)
 
 
 def prepare(
@@ -278,4 +324,4 @@ def compile_kernels(export: Export, report: Report) -> None:
         for planned in file.plan.tensors:
             known = export.imatrix is not None and export.imatrix.importance(planned.spec.name, 0) is not None
             wanted.add((NUMPY_TYPES[planned.spec.qtype], planned.qtype, known))
-    encode.compile_kernels(sorted(wanted, key=str), report)
+    codec.compile_kernels(sorted(wanted, key=str), report)
