@@ -25,7 +25,7 @@ from calibration.perplexity import Estimate, first_scored, perplexity
 from calibration.text import Chunks
 from quantize.exceptions import GGUFError, LogitsError
 from quantize.hparams import Hparams
-from quantize.progress import Report, silent
+from quantize.progress import Progress, Report, silent
 from quantize.recipe import stored_type
 from quantize.tensors import TensorSource
 
@@ -117,7 +117,7 @@ def compare(
             kernels do (see `int8`), so that the figures are those that llama-perplexity finds.
         arithmetic: see `forward`; default float32, since differences are small.
         storage: see `forward`.
-        report: told the tokens that are through.
+        report: told the tokens that are through, then the chunks that are compared.
 
     Raises:
         GGUFError: a model is not the base's kind: other dimensions or tensors.
@@ -135,7 +135,7 @@ def compare(
     for model in shown[1:]:
         refuse_other_model(shown[0], model)
     starts = np.cumsum([0] + [text.n_chunk for text in texts])
-    comparer = _Comparer(base if isinstance(base, LogitsFile) else None, all_chunks)
+    comparer = _Comparer(base if isinstance(base, LogitsFile) else None, all_chunks, report)
     routers = _RouterComparer(shown, all_chunks.n_token, starts * all_chunks.n_ctx)
     is_routed = shown[0].source.hparams.n_expert > 0 and not isinstance(base, LogitsFile)
     timings = forward(
@@ -217,8 +217,9 @@ def _refuse_other_text(base: LogitsFile, chunks: Chunks, models: Sequence[Model]
 class _Comparer:
     """`on_logits`: the scores of each chunk, `scores[model][chunk]`."""
 
-    def __init__(self, file: LogitsFile | None, chunks: Chunks) -> None:
+    def __init__(self, file: LogitsFile | None, chunks: Chunks, report: Report) -> None:
         self.file = file
+        self.report = report
         self.chunks = chunks
         self.scores: list[list[Scores]] = []
 
@@ -233,6 +234,7 @@ class _Comparer:
             if index == len(self.scores):
                 self.scores.append([])
             self.scores[index].append(score(one, base, targets))
+        self.report(Progress("comparing", chunk + 1, self.chunks.n_chunk, unit="chunks"))
 
     def read(self, chunk: int, device: torch.device) -> Tensor:
         """ln p of the base's file, f32 [n, V]."""
