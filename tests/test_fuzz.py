@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import struct
 import tracemalloc
 from pathlib import Path
@@ -10,7 +12,8 @@ import pytest
 from fuzzing import TARGETS, fuzz, prepare_seeds
 
 from calibration.imatrix import load_imatrix
-from quantize.exceptions import ImatrixError
+from gguf_export.vocab import vocab_keys
+from quantize.exceptions import ImatrixError, TokenizerError
 from quantize.untrusted import read_json
 
 
@@ -63,3 +66,17 @@ def test_an_array_that_claims_to_be_long_is_refused_at_once(folder: Path, kind: 
     )
     with pytest.raises(ImatrixError, match="do not fit"):
         load_imatrix(path)
+
+
+def test_a_prefix_of_subwords_never_reaches_the_library(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """tokenizers cut it off without looking at the length, and printed the trace of a panic."""
+    hostile = Path(shutil.copytree(folder / "bpe", folder / "prefix"))
+    path = hostile / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["continuing_subword_prefix"] = "abcdef"
+    path.write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match="continuing_subword_prefix"):
+        vocab_keys(hostile, {}, 320, "gpt-2")
+    assert capfd.readouterr().err == ""
