@@ -159,18 +159,21 @@ class Imatrix:
         """Names of the given tensors (those that are to be quantized) of which nothing is known."""
         return [spec.name for spec in specs if spec.name not in self.entries]
 
-    def metadata(self) -> dict[str, str | int]:
+    def metadata(self) -> dict[str, str | int | float]:
         """The keys that llama-quantize writes into the model, in its order (tools/quantize/quantize.cpp).
 
         Strings are cut to 127 bytes as there, the counts are u32; only the first dataset is named; the number
-        of chunks is left out where it is not known.
+        of chunks is left out where it is not known. One key is ours, `quantize.imatrix.prior`, where there is one: what
+        llama.cpp would have done otherwise is named in the file.
         """
-        keys: dict[str, str | int] = {"quantize.imatrix.file": _cut(self.file)}
+        keys: dict[str, str | int | float] = {"quantize.imatrix.file": _cut(self.file)}
         if self.datasets:
             keys["quantize.imatrix.dataset"] = _cut(self.datasets[0])
         keys["quantize.imatrix.entries_count"] = len(self.entries)
         if self.chunk_count > 0:
             keys["quantize.imatrix.chunks_count"] = self.chunk_count
+        if self.prior > 0:
+            keys["quantize.imatrix.prior"] = float(self.prior)
         return keys
 
     @property

@@ -274,6 +274,12 @@ def parse_override(text: str) -> KeyValue:
     return KeyValue.f32(key, float(value))
 
 
+def _told(key: str, value: str | int | float) -> KeyValue:
+    if isinstance(value, str):
+        return KeyValue.text(key, value)
+    return KeyValue.f32(key, value) if isinstance(value, float) else KeyValue.u32(key, value)
+
+
 def _is_utf8(text: str) -> bool:
     try:
         text.encode("utf-8")
@@ -297,10 +303,7 @@ def assemble(
         RecipeError: an override has another type than the key, which no loader would accept.
     """
     ordered = {kv.key: kv for kv in keys if not kv.key.startswith("split.")}
-    told = [
-        KeyValue.text(key, value) if isinstance(value, str) else KeyValue.u32(key, value)
-        for key, value in (imatrix.metadata() if imatrix else {}).items()
-    ]
+    told = [_told(key, value) for key, value in (imatrix.metadata() if imatrix else {}).items()]
     version = KeyValue.u32("general.quantization_version", QUANTIZATION_VERSION)
     file_type = KeyValue.u32("general.file_type", ftype_id)
     for kv in (version, file_type, *overrides, *told):

@@ -63,7 +63,7 @@ def bench_files(request: pytest.FixtureRequest, bench: Path, tmp_path_factory: p
     with_imatrix = request.param == "imatrix"
     imatrix = bench / "reference" / "llama-imatrix.gguf" if with_imatrix else None
     names = [*FTYPES, "Q2_K_S"] if with_imatrix else FTYPES
-    exported = export(bench / "harmony-nano", folder, names, imatrix=imatrix)
+    exported = export(bench / "harmony-nano", names, folder, imatrix=imatrix)
     return request.param, dict(zip(names, exported.files, strict=True)), exported
 
 
@@ -104,8 +104,8 @@ def fused(source: Path, target: Path) -> None:
 
 def test_fused_layout_gives_identical_files(bench: Path, tmp_path: Path) -> None:
     fused(bench / "harmony-nano", tmp_path / "harmony-nano")
-    one = export(bench / "harmony-nano", tmp_path / "a", ["Q8_0", "Q4_K_M"])
-    other = export(tmp_path / "harmony-nano", tmp_path / "b", ["Q8_0", "Q4_K_M"])
+    one = export(bench / "harmony-nano", ["Q8_0", "Q4_K_M"], tmp_path / "a")
+    other = export(tmp_path / "harmony-nano", ["Q8_0", "Q4_K_M"], tmp_path / "b")
     assert one.bytes_read == other.bytes_read
     for first, second in zip(one.files, other.files, strict=True):
         assert first.path.name == second.path.name
@@ -118,26 +118,26 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_threads_do_not_change_bytes(model: Path, tmp_path: Path) -> None:
-    one = export(model, tmp_path / "a", ["Q4_K_M", "Q8_0"], jobs=1)
-    many = export(model, tmp_path / "b", ["Q4_K_M", "Q8_0"], jobs=5)
+    one = export(model, ["Q4_K_M", "Q8_0"], tmp_path / "a", jobs=1)
+    many = export(model, ["Q4_K_M", "Q8_0"], tmp_path / "b", jobs=5)
     for first, second in zip(one.files, many.files, strict=True):
         assert first.path.read_bytes() == second.path.read_bytes()
 
 
 def test_existing_file_is_kept_without_force(model: Path, tmp_path: Path) -> None:
-    done = export(model, tmp_path, ["Q8_0"])
+    done = export(model, ["Q8_0"], tmp_path)
     path = done.files[0].path
     path.write_bytes(b"precious")
     with pytest.raises(OutputError, match="--force"):
-        export(model, tmp_path, ["Q8_0"])
+        export(model, ["Q8_0"], tmp_path)
     assert path.read_bytes() == b"precious"
-    export(model, tmp_path, ["Q8_0"], force=True)
+    export(model, ["Q8_0"], tmp_path, force=True)
     assert path.read_bytes()[:4] == b"GGUF"
 
 
 def test_same_type_twice_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="same name"):
-        export(model, tmp_path, ["Q8_0", "Q8_0"])
+        export(model, ["Q8_0", "Q8_0"], tmp_path)
 
 
 @pytest.mark.parametrize("bits", [0x7FC0, 0x7F80, 0xFF80])
@@ -146,7 +146,7 @@ def test_non_finite_weight_is_named(model: Path, tmp_path: Path, bits: int) -> N
     weights["model.layers.1.block_sparse_moe.experts.1.w2.weight"][3, 5] = bits
     write_checkpoint(model, weights, json.loads((model / "config.json").read_text()), n_shards=2)
     with pytest.raises(CheckpointError, match=r"ffn_down_exps.weight, expert 1: row 3, column 5"):
-        export(model, tmp_path / "out", ["Q8_0"])
+        export(model, ["Q8_0"], tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -156,7 +156,7 @@ def test_too_little_space_is_said_before_the_work(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 0, 1000))
     with pytest.raises(OutputError, match="make space"):
-        export(model, tmp_path / "out", ["Q8_0"])
+        export(model, ["Q8_0"], tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -171,7 +171,7 @@ def test_disk_that_fills_midway(model: Path, tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
-            export(Path({str(model)!r}), Path({str(tmp_path / "out")!r}), ["Q8_0"])
+            export({str(model)!r}, ["Q8_0"], {str(tmp_path / "out")!r})
         except OutputError as error:
             print(error)
     """
@@ -189,13 +189,13 @@ def test_disk_that_fills_midway(model: Path, tmp_path: Path) -> None:
 
 def test_imatrix_of_another_model_is_refused(model: Path, bench: Path, tmp_path: Path) -> None:
     with pytest.raises(MoeGgufError, match="blk"):
-        export(model, tmp_path, ["Q4_K_M"], imatrix=bench / "reference" / "llama-imatrix.gguf")
+        export(model, ["Q4_K_M"], tmp_path, imatrix=bench / "reference" / "llama-imatrix.gguf")
 
 
 @pytest.mark.parametrize("dtype", ["F16", "F32"])
 def test_other_float_types_are_read(tmp_path: Path, dtype: str) -> None:
     model = pico_mixtral(tmp_path / "Pico", dtype=dtype)
-    done = export(model, tmp_path / "out", ["F32", "Q8_0"])
+    done = export(model, ["F32", "Q8_0"], tmp_path / "out")
     exact, rounded = (GGUFFile(file.path) for file in done.files)
     for spec in rounded.specs():
         for xid in range(spec.n_expert):
@@ -207,4 +207,4 @@ def test_other_float_types_are_read(tmp_path: Path, dtype: str) -> None:
 def test_type_that_needs_importances_is_refused_without(tmp_path: Path) -> None:
     wide = pico_mixtral(tmp_path / "Pico", n_embd=256, n_ff=256, n_layer=1)
     with pytest.raises(MoeGgufError, match="Q2_K_S"):
-        export(wide, tmp_path / "out", ["Q2_K_S"])
+        export(wide, ["Q2_K_S"], tmp_path / "out")

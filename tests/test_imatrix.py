@@ -95,6 +95,7 @@ def test_metadata_is_what_llama_quantize_writes() -> None:
         ("quantize.imatrix.entries_count", 2),
         ("quantize.imatrix.chunks_count", 2),
     ]
+    assert Imatrix({}, prior=8).metadata()["quantize.imatrix.prior"] == 8.0
     assert list(Imatrix({}, file="x").metadata()) == [
         "quantize.imatrix.file",
         "quantize.imatrix.entries_count",

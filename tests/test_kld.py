@@ -55,7 +55,9 @@ def test_scores_are_those_of_the_formula() -> None:
 
 
 def test_unlikely_tokens_do_not_count() -> None:
-    base = torch.tensor([[0.0, 0.0, 0.0, -16.0]])  # ln p of the last is below -16: three others share the rest
+    base = torch.tensor(
+        [[0.0, 0.0, 0.0, -16.0]]
+    )  # ln p of the last is below -16: three others share the rest
     q = torch.tensor([[0.0, 0.0, 0.0, -1e6]])  # counted, it would add a tenth
     target = torch.zeros(1, dtype=torch.long)
     assert score(q, base_probs(log_probs(base)), target).kld[0] == pytest.approx(0, abs=1e-6)

@@ -1,8 +1,6 @@
 """A frankenMoE that mergekit-moe really made, from two tiny Mistral-shaped donors.
 
-mergekit brings a dozen packages that nothing else here needs, so it may live beside the test requirements or in an
-environment of its own. `mergekit-moe` is looked for in $MOE_GGUF_MERGEKIT, beside this Python, on PATH, and in
-`.venv-mergekit` at the root of the repository, which `scripts/test` makes.
+`mergekit-moe` is looked for in $MOE_GGUF_MERGEKIT, beside this Python, where `scripts/test` puts it, and on PATH.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ from test_llama_cpp import check_agreement, export
 from quantize.shards import open_checkpoint
 from quantize.tensors import QType
 
-ROOT = Path(__file__).resolve().parents[1]
 DONORS = ("first", "second", "first")  # whose feed-forward each expert is; three, which is no power of two
 N_LAYER = 2
 
@@ -33,10 +30,7 @@ def mergekit_moe() -> str | None:
     given = os.environ.get("MOE_GGUF_MERGEKIT")
     if given:
         return given
-    own = [Path(sys.executable).parent, ROOT / ".venv-mergekit" / "bin", ROOT / ".venv-mergekit" / "Scripts"]
-    return shutil.which("mergekit-moe", path=os.pathsep.join(str(folder) for folder in own)) or shutil.which(
-        "mergekit-moe"
-    )
+    return shutil.which("mergekit-moe", path=str(Path(sys.executable).parent)) or shutil.which("mergekit-moe")
 
 
 @pytest.fixture(scope="module")
