@@ -56,10 +56,6 @@ def _load(source: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any
     if _model(tokenizer).get("continuing_subword_prefix") or _model(tokenizer).get("end_of_word_suffix"):
         # such a BPE is not byte-level; and where its merges lack the prefix, the library takes the process down
         raise TokenizerError(f"{source}: a BPE that marks the inside or end of words is not supported")
-    if _model(tokenizer).get(
-        "continuing_subword_prefix"
-    ):  # the library cuts it off without looking, and panics
-        raise TokenizerError(f"{source}: a BPE with a continuing_subword_prefix is not supported")
     loaded = guarded(source, lambda: Tokenizer.from_file(str(source)), "is no tokenizer that can be read")
     loaded.no_truncation()
     loaded.no_padding()
