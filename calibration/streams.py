@@ -44,7 +44,10 @@ class Stream:
 
 @dataclass
 class Timings:
-    """Seconds of wall time by kind of work; `products` are the matrix products with weights."""
+    """Seconds of wall time by kind of work; `products` are the matrix products with weights.
+
+    A GPU works on after a call returns: there `total` is true, and the kinds are where the CPU waited for it.
+    """
 
     n_token: int = 0
     total: float = 0.0
