@@ -138,11 +138,9 @@ def compare(
     comparer = _Comparer(base if isinstance(base, LogitsFile) else None, all_chunks, report)
     routers = _RouterComparer(shown, all_chunks.n_token, starts * all_chunks.n_ctx)
     is_routed = shown[0].source.hparams.n_expert > 0 and not isinstance(base, LogitsFile)
+    rounding = InputRounding(stored_type) if activations == "int8" else None
     timings = forward(
-        [
-            Stream(model.source, InputRounding(stored_type) if activations == "int8" else None)
-            for model in shown
-        ],
+        [Stream(model.source, rounding) for model in shown],
         fed,
         arithmetic=arithmetic,
         storage=storage,

@@ -13,6 +13,7 @@ of the rounding itself.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 from torch import Tensor
@@ -84,21 +85,26 @@ def rounding_for(qtype: QType) -> Callable[[Tensor], Tensor] | None:
 class InputRounding:
     """`Stream.round_inputs`: the input of each product rounded as the type of the weights asks.
 
-    Matrices with a common input come one after the other, so the last one is kept. `stored` tells the type in which
+    Matrices with a common input come one after the other, so the last one is kept as long as its input is. `stored` tells the type in which
     a GGUF file would hold a tensor, where that is not the type in which the source does (the router of a checkpoint).
     """
 
     def __init__(self, stored: Callable[[TensorSpec], QType] = lambda spec: spec.qtype) -> None:
         self._stored = stored
-        self._last: tuple[Tensor, Callable[[Tensor], Tensor], Tensor] | None = None
+        self._last: tuple[weakref.ref[Tensor], Callable[[Tensor], Tensor], Tensor] | None = None
 
     def __call__(self, spec: TensorSpec, x: Tensor) -> Tensor:
         """The input x [t, n_per_row] of the matrix, rounded."""
         rounding = rounding_for(self._stored(spec))
         if rounding is None:
             return x
-        if self._last is not None and self._last[0] is x and self._last[1] is rounding:
+        if self._last is not None and self._last[0]() is x and self._last[1] is rounding:
             return self._last[2]
         rounded = rounding(x.float()).to(x.dtype)
-        self._last = (x, rounding, rounded)
+        self._last = (weakref.ref(x, self._forget), rounding, rounded)
         return rounded
+
+    def _forget(self, gone: weakref.ref[Tensor]) -> None:
+        """Nobody can ask for the same input again."""
+        if self._last is not None and self._last[0] is gone:
+            self._last = None

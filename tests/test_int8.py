@@ -97,3 +97,12 @@ def test_a_common_input_is_rounded_once() -> None:
     assert rounding(TensorSpec("down", (8, 256), QType.Q5_0), x) is not rounding(gate, x)
     assert rounding(TensorSpec("router", (8, 256), QType.BF16), x) is x
     assert (rounding(gate, x + 1) != rounding(gate, x)).all()
+
+
+def test_a_rounded_input_is_dropped_with_its_input() -> None:
+    rounding = InputRounding()
+    x = torch.ones(2, 256) * 0.3
+    rounding(TensorSpec("down", (8, 256), QType.Q4_K), x)
+    assert rounding._last is not None
+    del x
+    assert rounding._last is None
