@@ -85,8 +85,9 @@ def rounding_for(qtype: QType) -> Callable[[Tensor], Tensor] | None:
 class InputRounding:
     """`Stream.round_inputs`: the input of each product rounded as the type of the weights asks.
 
-    Matrices with a common input come one after the other, so the last one is kept as long as its input is. `stored` tells the type in which
-    a GGUF file would hold a tensor, where that is not the type in which the source does (the router of a checkpoint).
+    Matrices with a common input come one after the other, so the last one is kept as long as its input is. `stored`
+    tells the type in which a GGUF file would hold a tensor, where that is not the type in which the source does (the
+    router of a checkpoint).
     """
 
     def __init__(self, stored: Callable[[TensorSpec], QType] = lambda spec: spec.qtype) -> None:
