@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from gguf_export.error_maps import ErrorMaps, routing_map
 from gguf_export.error_tables import projection_table, totals_table, worst_table
-from gguf_export.figures import NOTHING, count, percent, significant
+from gguf_export.figures import count, percent
 from gguf_export.html import (
-    Cell,
     Html,
-    Scale,
     Section,
-    heatmap,
     join,
     legend,
     page,
@@ -21,7 +19,7 @@ from gguf_export.html import (
     tiles,
 )
 from gguf_export.plot import Axis, Point, Series, plot
-from quantize.errors import ErrorReport, MatrixErrors, totals, worst
+from quantize.errors import ErrorReport, totals, worst
 
 __all__ = ["error_page"]
 
@@ -30,7 +28,8 @@ MEANINGS = (
         "output error",
         "Normalised mean squared error of a matrix's output: the energy of the difference between the outputs of the "
         "quantized and the original matrix, as a share of the energy of the original's output. It is measured on "
-        "activations of the unquantized model, matrix by matrix, so that no error is inherited from another matrix.",
+        "activations of the unquantized model, matrix by matrix, so that no error is inherited from another matrix. "
+        "1 ppm is 0.0001 %.",
     ),
     (
         "held-out text",
@@ -159,38 +158,9 @@ def _layer_plot(report: ErrorReport) -> Html:
     )
 
 
-def _layers(report: ErrorReport) -> list[str]:
-    return [str(bid) for bid in range(report.n_layer)]
-
-
 def _routing(report: ErrorReport) -> Section:
     """Layer by expert: the share of tokens."""
-    tokens = {
-        (row.bid, row.xid): row
-        for row in report.of(report.qtypes[0])
-        if row.xid is not None and row.bid is not None
-    }
-
-    def cell(bid: int, xid: int) -> Cell | None:
-        row = tokens.get((bid, xid))
-        if row is None:
-            return None
-        share = row.n_tokens / max(1, report.n_fit)
-        told = f"layer {bid}, expert {xid}: {count(row.n_tokens)} tokens, {percent(share)}"
-        return Cell(share, f"{100 * share:.0f}", told, warn=row.starved)
-
-    scale = Scale.over([row.n_tokens / max(1, report.n_fit) for row in tokens.values()], low=0.0)
-    layers, experts = range(report.n_layer), range(report.n_expert)
-    drawn = heatmap(
-        "Tokens routed, in percent of all",
-        "expert",
-        [str(xid) for xid in experts],
-        "layer",
-        _layers(report),
-        [[cell(bid, xid) for bid in layers] for xid in experts],
-        scale,
-        "load",
-    )
+    scale, drawn = routing_map(report)
     warnings = ["starved: no token"] if report.starved else []
     even = percent(report.n_expert_used / report.n_expert)
     lead = (
@@ -221,12 +191,10 @@ def _starved(report: ErrorReport) -> Html:
 def _type_section(report: ErrorReport, qtype: str) -> Section:
     """Heatmaps of the output error, the totals of each projection and the worst ten."""
     rows = report.of(qtype)
-    scale = Scale.over((row.errors.nmse for row in rows), log=True)
-    drawn = [*_expert_maps(report, rows, scale), *_dense_map(report, rows, scale)]
-    unjudged = ["no token, so no output error"] if report.unjudged else []
+    maps = ErrorMaps(report, rows)
     pieces = [
-        legend("output error", scale, percent, "error", *unjudged),
-        panels(drawn, report.n_layer, f"n-{qtype}"),
+        maps.legend(),
+        panels([*maps.experts(), *maps.dense()], report.n_layer, f"n-{qtype}"),
         table(*projection_table(rows), "By projection"),
         table(*worst_table(rows), "The worst ten"),
     ]
@@ -238,52 +206,3 @@ def _type_section(report: ErrorReport, qtype: str) -> Section:
             f"({', '.join(sorted({row.fallback or '' for row in fallbacks}))}) was measured for them."
         )
     return Section(f"Output error as {qtype}", join(pieces), lead)
-
-
-def _expert_maps(report: ErrorReport, rows: Sequence[MatrixErrors], scale: Scale) -> Iterable[Html]:
-    """One heatmap for each projection of the experts: layer by expert."""
-    for projection in dict.fromkeys(row.projection for row in rows if row.xid is not None):
-        found = {(row.bid, row.xid): row for row in rows if row.projection == projection}
-        yield heatmap(
-            f"{projection}, output error in percent",
-            "expert",
-            [str(xid) for xid in range(report.n_expert)],
-            "layer",
-            _layers(report),
-            [
-                [_cell(found.get((bid, xid))) for bid in range(report.n_layer)]
-                for xid in range(report.n_expert)
-            ],
-            scale,
-            "error",
-        )
-
-
-def _dense_map(report: ErrorReport, rows: Sequence[MatrixErrors], scale: Scale) -> Iterable[Html]:
-    """One heatmap for what all tokens pass: layer by projection."""
-    projections = list(dict.fromkeys(row.projection for row in rows if row.xid is None))
-    found = {(row.bid, row.projection): row for row in rows if row.xid is None}
-    if projections:
-        yield heatmap(
-            "attention" if report.n_expert else "output error in percent",
-            "projection",
-            [projection.removeprefix("attn_") for projection in projections],
-            "layer",
-            _layers(report),
-            [[_cell(found.get((bid, name))) for bid in range(report.n_layer)] for name in projections],
-            scale,
-            "error",
-        )
-
-
-def _cell(row: MatrixErrors | None) -> Cell | None:
-    if row is None:
-        return None
-    nmse = row.errors.nmse
-    if nmse is None:
-        return Cell(None, NOTHING, f"{row.place}: no held-out token", warn=True)
-    told = f"{row.place}: {percent(nmse)}"
-    if row.plain and row.plain.nmse is not None:
-        told += f", without importances {percent(row.plain.nmse)}"
-    short = significant(100 * nmse, 2)
-    return Cell(nmse, short.removeprefix("0") or "0", f"{told}; {count(row.n_tokens)} tokens")

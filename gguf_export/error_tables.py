@@ -29,8 +29,8 @@ def _total_line(one: Totals) -> tuple[str, ...]:
         f"{one.bpw:.2f}",
         percent(one.relative),
         percent(one.median_nmse),
-        percent(one.worst.errors.nmse) if one.worst else NOTHING,
-        NOTHING if one.mean_cosine is None else f"{one.mean_cosine:.6f}",
+        _worst(one),
+        _cosine(one.mean_cosine),
     )
 
 
@@ -45,20 +45,15 @@ def _helped(one: Totals) -> str:
 def worst_table(rows: Sequence[MatrixErrors], n: int = 10) -> tuple[Columns, Lines]:
     """Columns and lines of the matrices that lost most."""
     experts = any(row.xid is not None for row in rows)
-    columns = (
-        "matrix",
-        *((">tokens routed", ">effective") if experts else ()),
-        ">output error",
-        ">without importances",
-        ">cosine",
-    )
-    return columns, [
+    compared = any(row.plain is not None for row in rows)
+    columns = ("matrix", *(">tokens routed", ">effective") * experts, ">output error")
+    return (*columns, *(">without importances",) * compared, ">cosine"), [
         (
             row.place,
-            *((count(row.n_tokens), count(row.n_effective)) if experts else ()),
+            *(count(row.n_tokens), count(row.n_effective)) * experts,
             percent(row.errors.nmse),
-            percent(row.plain.nmse) if row.plain else NOTHING,
-            NOTHING if row.errors.cosine is None else f"{row.errors.cosine:.6f}",
+            *(percent(row.plain.nmse) if row.plain else NOTHING,) * compared,
+            _cosine(row.errors.cosine),
         )
         for row in worst(rows, n)
     ]
@@ -66,26 +61,20 @@ def worst_table(rows: Sequence[MatrixErrors], n: int = 10) -> tuple[Columns, Lin
 
 def projection_table(rows: Sequence[MatrixErrors]) -> tuple[Columns, Lines]:
     """Columns and lines of the totals of each projection."""
-    columns = (
-        "projection",
-        ">matrices",
-        ">weight error",
-        ">median output error",
-        ">worst",
-        ">importances helped",
-    )
+    compared = any(row.plain is not None for row in rows)
+    columns = ("projection", ">matrices", ">weight error", ">median output error", ">worst")
     lines: Lines = []
     ordered = sorted(rows, key=lambda row: row.projection)
     for projection, group in groupby(ordered, key=lambda row: row.projection):
         one = totals(projection, list(group))
-        lines.append(
-            (
-                projection,
-                count(one.n_matrices),
-                percent(one.relative),
-                percent(one.median_nmse),
-                percent(one.worst.errors.nmse) if one.worst else NOTHING,
-                _helped(one),
-            )
-        )
-    return columns, lines
+        numbers = (percent(one.relative), percent(one.median_nmse), _worst(one))
+        lines.append((projection, count(one.n_matrices), *numbers, *(_helped(one),) * compared))
+    return (*columns, *(">importances helped",) * compared), lines
+
+
+def _worst(one: Totals) -> str:
+    return percent(one.worst.errors.nmse) if one.worst else NOTHING
+
+
+def _cosine(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.6f}"
