@@ -67,6 +67,11 @@ def compare(
     if imatrix is not None:
         imatrix.check(list(specs.values()))
     comparison = Comparison(file, checkpoint, exact, imatrix)
+    foreign = {stored.spec.qtype.name for stored in file.tensors.values()} - {qtype.name for qtype in MODULES}
+    if exact and foreign:
+        findings.append(
+            info(str(file.path), f"compared by error only, not to the byte: {', '.join(sorted(foreign))}")
+        )
     slabs = [slab for slab in slabs_of(checkpoint) if comparison.is_comparable(slab.spec)]
     judged: dict[str, dict[int, Judgement]] = {}
     done, left = 0, {spec.name: 0 for spec in specs.values()}

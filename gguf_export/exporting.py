@@ -261,7 +261,7 @@ def opened(
         for file, journal in zip(export.files, journals, strict=True):
             if restart:
                 journal.forget()
-            if not journal.is_locked:
+            if not journal.is_locked and not sinks:
                 note(f"{file.path.parent}: locks are unknown here; do not run the same export twice at once")
             sinks.append(Sink(file.path, file.keys, file.plan, journal, note=note, report=report))
         if not force:

@@ -342,6 +342,21 @@ def test_a_journal_is_locked_once(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX")
+def test_a_file_system_without_locks_is_said(
+    model: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    def unknown(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    _, notes = resumed(model, tmp_path / "out")
+    assert files(tmp_path / "out") == whole
+    assert len([note for note in notes if "locks are unknown here" in note]) == 1
+
+
 def test_bytes_are_durable_before_the_journal_tells_of_them(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
