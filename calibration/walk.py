@@ -21,6 +21,11 @@ __all__ = ["Walk"]
 
 TOKEN_BLOCK = 1024  # tokens that go through a matrix at once; larger blocks are no faster on a CPU
 
+LOGIT_BYTES = (
+    768 << 20
+)  # of all streams' logits at once: as many chunks as fit share one decoding of the matrices
+MAX_GROUP = 8  # chunks
+
 
 class Walk:
     """One walk of all streams through all layers; `forward` calls its steps in order."""
@@ -205,17 +210,24 @@ class Walk:
             return
         norms = [lane.vector("output_norm.weight") for lane in self.lanes]
         heads = [lane.tied or lane.stored("output.weight") for lane in self.lanes]
-        for chunk, tokens in enumerate(_blocks(self.places, self.n_ctx)):
+        for lane in self.lanes:
+            lane.normed = lane.normed.new_empty(0)  # makes room for logits
+        n_scored = self.n_ctx - first
+        n_bytes = sum(4 * n_scored * head.spec.n_row for head in heads)  # of a chunk's logits
+        n_group = max(1, min(LOGIT_BYTES // n_bytes, MAX_GROUP)) if on_logits is not None else MAX_GROUP
+        for group, tokens in enumerate(_blocks(self.places, n_group * self.n_ctx)):
             logits = []
             for lane, norm, head in zip(self.lanes, norms, heads, strict=True):
                 x = lane.hidden_norm(tokens, norm)
                 if observe and lane.tied is None:
                     self.show(lane, (head.spec,), 0, tokens, x)
                 if on_logits is not None:
-                    logits.append(lane.logits(head, x[first:]))
+                    scored = x.view(-1, self.n_ctx, x.shape[-1])[:, first:].flatten(0, 1)
+                    logits.append(lane.logits(head, scored).view(-1, n_scored, head.spec.n_row))
             if on_logits is not None:
                 with self.timings.measure("comparing"):
-                    on_logits(chunk, logits)
+                    for chunk in range(len(logits[0])):
+                        on_logits(group * n_group + chunk, [one[chunk] for one in logits])
         for lane, head in zip(self.lanes, heads, strict=True):
             if lane.tied is None:
                 lane.release(head)
