@@ -257,7 +257,7 @@ def opened(
     """
     with ExitStack() as stack:
         journals = _lock(stack, export, imatrix_hash or fingerprint.of_imatrix(export.imatrix))
-        sinks = []
+        sinks: list[Sink] = []
         for file, journal in zip(export.files, journals, strict=True):
             if restart:
                 journal.forget()
