@@ -159,3 +159,25 @@ def test_no_folder_for_the_cache(tmp_path: Path) -> None:
         [sys.executable, "-c", program], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+def test_cached_kernels_are_forgotten_when_a_callee_changes(tmp_path: Path) -> None:
+    """numba looks at the file of a kernel alone; ours must not outlive a change in the file of what it calls."""
+    shutil.copytree(ROOT / "quantize", tmp_path / "quantize", ignore=shutil.ignore_patterns("__pycache__"))
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    program = "import numpy as np, quantize.blocks.lanes as lanes; print(lanes.rounded_to_half(np.float32(1.00001)))"
+
+    def run() -> str:
+        command = [sys.executable, "-c", program]
+        return subprocess.run(
+            command, env=env, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert float(run()) == 1
+    assert list((tmp_path / "cache").rglob("*.nbc"))
+    callee = tmp_path / "quantize" / "blocks" / "half.py"
+    source = callee.read_text(encoding="utf-8")
+    changed = source.replace("return U16(half | I32(", "return U16(half + I32(1) | I32(")
+    assert changed != source
+    callee.write_text(changed, encoding="utf-8")
+    assert float(run()) == 1 + 2.0**-10

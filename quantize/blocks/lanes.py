@@ -133,7 +133,10 @@ def load_tiles(raw: Array, wide: bool, first: int, n_blocks: int, block_size: in
 
 @kernel
 def load(raw: Array, wide: bool, first: int, n_blocks: int, block_size: int, x: Array) -> None:
-    """Fill a tile x [block_size * LANES] with the blocks first .. first + LANES, zeros after the last of `n_blocks`."""
+    """Fill a tile x [block_size * LANES] with the blocks first .. first + LANES, zeros after the last of `n_blocks`.
+
+    block_size is a multiple of 32.
+    """
     n = min(LANES, n_blocks - first)
     if wide:
         _load(raw.view(np.uint32), np.uint32(0), first * block_size, n, block_size, x)
@@ -168,9 +171,7 @@ def row_square_sums(raw: Array, wide: bool, sums: Array) -> None:
 def _row_square_sums(bits: Array, shift: np.uint32, sums: Array) -> None:
     n_rows = sums.size
     n_per_row = bits.size // max(1, n_rows)
-    together = (
-        4  # rows side by side: a sum alone waits for its last addition, many rows collide in the L1 cache
-    )
+    together = 4  # rows: a sum alone waits for its last addition, many rows collide in the L1 cache
     acc = np.empty(together, np.float32)
     for row in range(0, n_rows, together):
         acc[:] = ZERO
