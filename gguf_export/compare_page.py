@@ -28,7 +28,7 @@ from gguf_export.plot import Axis, Point, Series, plot
 __all__ = ["compare_page"]
 
 BINS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # bounds of KLD in nats
-BIN_NAMES = ("<1e-5", "<1e-4", "<.001", "<.01", "<.1", "<1", "≥1")
+BIN_NAMES = ("<10⁻⁵", "<10⁻⁴", "<10⁻³", "<.01", "<.1", "<1", "≥1")
 
 MEANINGS = (
     (

@@ -85,8 +85,15 @@ def with_error(estimate: Estimate, factor: float = 1.0) -> str:
     value, error = factor * estimate.value, factor * estimate.error
     if not math.isfinite(value):
         return NOTHING
-    places = min(6, max(0, 1 - math.floor(math.log10(error)))) if error > 0 and math.isfinite(error) else 6
-    return f"{value:,.{places}f} ± {error:.{places}f}"
+    places = 6 if abs(value) < 1 else 2
+    if error > 0 and math.isfinite(error):
+        places = min(6, max(0, 1 - math.floor(math.log10(error))))
+    return f"{_fixed(value, places)} ± {error:.{places}f}"
+
+
+def _fixed(value: float, places: int) -> str:
+    """So many places, and no minus before zeros."""
+    return f"{round(value, places) + 0.0:,.{places}f}"
 
 
 def ppl(estimate: Estimate) -> str:
@@ -96,7 +103,7 @@ def ppl(estimate: Estimate) -> str:
 
 def nats(value: float) -> str:
     """A KLD: three digits, six places at most."""
-    return significant(value) if abs(value) >= 1e-4 else f"{value:.6f}"
+    return significant(value) if abs(value) >= 1e-4 else _fixed(value, 6)
 
 
 def text_table(comparison: Comparison, text: int, *, full: bool = True) -> Table:
@@ -104,14 +111,14 @@ def text_table(comparison: Comparison, text: int, *, full: bool = True) -> Table
     columns: dict[str, Callable[[str, Model, OnText], str]] = {
         "model": lambda label, model, result: label,
         ">size": lambda label, model, result: gib(model.n_bytes),
-        ">bpw": lambda label, model, result: f"{model.bpw:.2f}",
         ">mean KLD": lambda label, model, result: with_error(result.statistics.kld),
-        ">99.9 %": lambda label, model, result: nats(result.statistics.kld_quantiles[0.999]),
         ">same top %": lambda label, model, result: with_error(result.statistics.same_top, 100),
+        ">99.9 %": lambda label, model, result: nats(result.statistics.kld_quantiles[0.999]),
         ">PPL": lambda label, model, result: ppl(result.statistics.ppl),
         ">ln PPL ratio": lambda label, model, result: with_error(result.statistics.ln_ratio),
         ">RMS Δp %": lambda label, model, result: with_error(result.statistics.rms_dp, 100),
         ">same experts %": lambda label, model, result: same_experts(result),
+        ">bpw": lambda label, model, result: f"{model.bpw:.2f}",
         ">median KLD": lambda label, model, result: nats(result.statistics.kld_median),
         ">99 %": lambda label, model, result: nats(result.statistics.kld_quantiles[0.99]),
         ">max": lambda label, model, result: nats(result.statistics.kld_max),

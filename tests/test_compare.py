@@ -20,7 +20,7 @@ from calibration.compare import Comparison, Model, compare
 from calibration.forward import Observer, Stream, forward
 from calibration.kld import base_probs, log_probs, score
 from calibration.model import Routing
-from calibration.perplexity import measure_perplexity
+from calibration.perplexity import Estimate, measure_perplexity
 from calibration.roundtrip import RoundTrip, SharedSource
 from calibration.stored import can_decode, decode_stored
 from calibration.text import Chunks
@@ -28,7 +28,14 @@ from gguf_export import compare as comparing
 from gguf_export.cli import main
 from gguf_export.compare import NamedText
 from gguf_export.compare_page import compare_page
-from gguf_export.compare_tables import compare_csv, compare_json, compare_markdown, labels, text_table
+from gguf_export.compare_tables import (
+    compare_csv,
+    compare_json,
+    compare_markdown,
+    labels,
+    text_table,
+    with_error,
+)
 from gguf_export.exporting import prepare, run
 from gguf_export.reader import GGUFFile
 from quantize.exceptions import GGUFError
@@ -242,6 +249,14 @@ def test_the_reports_hold_the_figures(compared: Comparison) -> None:
     columns, rows = text_table(compared, 0)
     assert {len(row) for row in rows} == {len(columns)}
     assert len(rows) == 5
+
+
+def test_numbers_are_written_to_the_place_of_their_error() -> None:
+    assert with_error(Estimate(0.0064999, 0.0000391, 100)) == "0.006500 ± 0.000039"
+    assert with_error(Estimate(0.0928, 0.00055, 100)) == "0.09280 ± 0.00055"
+    assert with_error(Estimate(0.98647, 0.00051, 100), 100) == "98.647 ± 0.051"
+    assert with_error(Estimate(-1e-9, 1e-9, 100)) == "0.000000 ± 0.000000"
+    assert with_error(Estimate(1.0, 0.0, 100), 100) == "100.00 ± 0.00"
 
 
 def test_the_page_escapes_names(compared: Comparison) -> None:
