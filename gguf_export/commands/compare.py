@@ -163,8 +163,9 @@ def _refuse_outputs(paths: list[Path]) -> None:
 
 
 def _write(found: Comparison, outputs: dict[str, Path | None]) -> None:
+    from gguf_export.compare_data import compare_csv, compare_json
     from gguf_export.compare_page import compare_page
-    from gguf_export.compare_tables import compare_csv, compare_json, compare_markdown
+    from gguf_export.compare_tables import compare_markdown
     from quantize.exceptions import OutputError
 
     forms = {"json": compare_json, "csv": compare_csv, "markdown": compare_markdown, "html": compare_page}
