@@ -27,15 +27,9 @@ from calibration.text import Chunks
 from gguf_export import compare as comparing
 from gguf_export.cli import main
 from gguf_export.compare import NamedText
+from gguf_export.compare_data import compare_csv, compare_json
 from gguf_export.compare_page import compare_page
-from gguf_export.compare_tables import (
-    compare_csv,
-    compare_json,
-    compare_markdown,
-    labels,
-    text_table,
-    with_error,
-)
+from gguf_export.compare_tables import compare_markdown, labels, text_table, with_error
 from gguf_export.exporting import prepare, run
 from gguf_export.reader import GGUFFile
 from quantize.exceptions import GGUFError
