@@ -158,7 +158,7 @@ def test_the_bench_gives_llama_imatrix_s_numbers() -> None:
     )
     for name, entry in found.entries.items():
         counts = golden[f"{name}.counts"].ravel()
-        assert np.abs(entry.counts - counts).max() <= 4, name  # router ties
+        assert np.abs(entry.counts - counts).max() < 0.005 * chunks.n_token, name  # router ties
         error = np.abs(entry.sums[:, :64] / golden[f"{name}.in_sum2"] - 1)
         assert np.median(error, axis=1).max() < 0.02, name
         assert error[counts > 1000].max() < 0.05, name  # in fewer tokens one that changed its expert shows
