@@ -8,10 +8,13 @@ from typing import Any
 
 from quantize.exceptions import CheckpointError, MoeGgufError
 
-__all__ = ["MAX_JSON_BYTES", "parse_json", "quoted", "read_json", "regular_size"]
+__all__ = ["F32_MAX", "MAX_JSON_BYTES", "parse_json", "quoted", "read_json", "regular_size"]
 
 MAX_JSON_BYTES = 100_000_000  # bytes; the limit of the safetensors library for a header
 MAX_QUOTED = 160  # characters
+F32_MAX = (
+    3.4028234663852886e38  # what is larger has no place in a GGUF file, nor, as a whole number, in a float
+)
 
 
 def quoted(text: object) -> str:

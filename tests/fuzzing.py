@@ -25,12 +25,13 @@ from calibration.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
 from gguf_export import vocab
 from gguf_export.doctor import examine
 from gguf_export.exporting import prepare, run
+from gguf_export.header import header
 from gguf_export.inspect import describe
 from gguf_export.metadata import count_params, model_keys
 from gguf_export.verify import verify
 from quantize.exceptions import MoeGgufError
 from quantize.ftypes import ftype
-from quantize.recipe import Recipe
+from quantize.recipe import Recipe, plan
 from quantize.shards import open_checkpoint
 
 __all__ = ["SECONDS", "TARGETS", "Target", "fuzz", "prepare_seeds"]
@@ -83,8 +84,11 @@ def _model(folder: Path) -> object:
     checkpoint = open_checkpoint(folder)
     for spec in checkpoint.specs()[:3]:
         checkpoint.read(spec, 0, (0, 1))
-    return model_keys(
+    keys = model_keys(
         folder, checkpoint.config, checkpoint.hparams, n_params=count_params(checkpoint.specs())
+    )
+    return header(
+        keys, plan(checkpoint.specs(), checkpoint.hparams, Recipe(ftype("Q8_0")), has_imatrix=False)
     )
 
 
@@ -110,6 +114,7 @@ TARGETS = {
         Target("index", "model.safetensors.index.json", _model),
         Target("config", "config.json", _model),
         Target("card", "README.md", _model),
+        Target("generation_config", "generation_config.json", _model),
         Target("tokenizer_config", "tokenizer_config.json", _vocabulary),
         Target("tokenizer_model", "tokenizer.model", _vocabulary),
         Target("tokenizer_json", "bpe/tokenizer.json", lambda folder: _byte_level(folder / "bpe")),

@@ -13,7 +13,8 @@ from fuzzing import TARGETS, fuzz, prepare_seeds
 
 from calibration.imatrix import load_imatrix
 from gguf_export.vocab import vocab_keys
-from quantize.exceptions import ImatrixError, TokenizerError
+from quantize.exceptions import CheckpointError, ImatrixError, TokenizerError
+from quantize.shards import open_checkpoint
 from quantize.untrusted import read_json
 
 
@@ -80,3 +81,14 @@ def test_a_prefix_of_subwords_never_reaches_the_library(
     with pytest.raises(TokenizerError, match="inside or end of words"):
         vocab_keys(hostile, {}, 320, "gpt-2")
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
+@pytest.mark.parametrize("value", [10**400, 1e308])
+def test_a_number_that_no_float_holds(folder: Path, key: str, value: float) -> None:
+    """It passed as larger than 0 and less than infinity, and broke what made a float of it."""
+    hostile = Path(shutil.copytree(folder, folder.with_name("huge"), dirs_exist_ok=True))
+    config = json.loads((folder / "config.json").read_text())
+    (hostile / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(CheckpointError, match=f"{key} must be a number above 0"):
+        open_checkpoint(hostile)

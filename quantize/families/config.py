@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from quantize.exceptions import CheckpointError
 from quantize.families.language import COMMON_HPARAMS, Family, evaluate
 from quantize.families.rope import normalise_rope, rope_scaling
 from quantize.hparams import Hparams
-from quantize.untrusted import quoted
+from quantize.untrusted import F32_MAX, quoted
 
 __all__ = ["complete_config", "read_hparams", "shape_dims"]
 
@@ -127,6 +126,6 @@ def _size(config: Mapping[str, Any], key: str, name: str, minimum: int = 1) -> i
 
 
 def _positive(value: Any, key: str) -> float:
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    if type(value) not in (int, float) or not 0 < value <= F32_MAX:
         raise CheckpointError(f"config.json: {key} must be a number above 0, but is {quoted(value)}")
     return float(value)

@@ -11,7 +11,7 @@ import numpy as np
 from quantize.exceptions import CheckpointError
 from quantize.hparams import Hparams, RopeScaling
 from quantize.tensors import Array
-from quantize.untrusted import quoted
+from quantize.untrusted import F32_MAX, quoted
 
 __all__ = ["normalise_rope", "rope_freqs", "rope_scaling"]
 
@@ -117,7 +117,7 @@ def rope_freqs(hparams: Hparams) -> Array | None:
 
 def _number(rope: Mapping[str, Any], key: str, default: float | None = None) -> float:
     value = rope.get(key, default)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    if type(value) not in (int, float) or not 0 < value <= F32_MAX:
         raise CheckpointError(
             f"config.json: rope_parameters: {key} must be a number above 0, not {quoted(value)}"
         )
@@ -128,7 +128,7 @@ def _optional(rope: Mapping[str, Any], key: str) -> float | None:
     value = rope.get(key)
     if value is None:
         return None
-    if type(value) not in (int, float) or not abs(value) < math.inf:
+    if type(value) not in (int, float) or not abs(value) <= F32_MAX:
         raise CheckpointError(f"config.json: rope_parameters: {key} must be a number, not {quoted(value)}")
     return float(value)
 
