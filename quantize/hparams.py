@@ -39,7 +39,7 @@ class Hparams:
     n_expert: int = 0
     n_expert_used: int = 0
     head_dim_explicit: bool = False  # the config says head_dim, so key_length and value_length are written
-    rope_neox: bool = False  # False: rotary pairs are neighbours (rows of q and k are permuted from Hugging Face's)
+    rope_neox: bool = False  # else rotary pairs are neighbours (rows of q and k permuted from Hugging Face's)
 
     @property
     def n_gqa(self) -> int:
