@@ -15,11 +15,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gguf_export.modelid import NameParts, split_model_id, title
 from gguf_export.textfiles import Note, discard, optional_object, optional_text
 from quantize.exceptions import TokenizerError
+from quantize.untrusted import parse_yaml
 
 __all__ = ["TEXTS", "Card", "read_card"]
 
@@ -47,7 +46,6 @@ TEXTS = {
 _BASE_MODELS = ("base_model", "base_models", "base_model_sources")
 _DATASETS = ("datasets", "dataset", "dataset_sources")
 _HUB = "https://huggingface.co/"
-_MAX_FRONT_MATTER = 2**20  # characters
 
 # what general.sampling.* is called -> type, what generation_config.json may call it
 _SAMPLING: dict[str, tuple[type, tuple[str, ...]]] = {
@@ -109,7 +107,8 @@ def read_card(
     given = config.get("_name_or_path")
     if isinstance(given, str) and given and given.count("/") <= 1 and "\\" not in given:  # an id, no path
         _add_parts(card, split_model_id(given, n_total))
-    _add_parts(card, split_model_id(Path(os.path.abspath(path)).name, n_total))  # noqa: PTH100 (keeps links)
+    folder = Path(os.path.abspath(path)).name  # noqa: PTH100 (keeps links)
+    _add_parts(card, split_model_id(_text(folder), n_total))
     return card
 
 
@@ -128,15 +127,6 @@ def _add_parts(card: Card, parts: NameParts) -> None:
             card.texts.setdefault(key, text)
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without references: a few hundred bytes of them can unfold to gigabytes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("references are not allowed")
-        return super().compose_node(parent, index)
-
-
 def _front_matter(path: Path, note: Note) -> dict[str, Any]:
     """The YAML between the first two lines of `---`, empty where there is none."""
     try:
@@ -151,11 +141,9 @@ def _front_matter(path: Path, note: Note) -> dict[str, Any]:
     # YAML 1.1 takes the language code `no` for false, and refuses tabs
     front = "".join(f"{line}\n" for line in lines[1:end]).replace("- no\n", '- "no"\n').replace("\t", "  ")
     try:
-        if len(front) > _MAX_FRONT_MATTER:
-            raise ValueError
-        found = yaml.load(front, Loader=_PlainLoader)
-    except Exception as reason:  # PyYAML fails on hostile scalars with whatever its constructors raise
-        note(f"{path}: front matter is not YAML ({type(reason).__name__}); general.* is written without it")
+        found = parse_yaml(front, f"{path}: front matter", TokenizerError)
+    except TokenizerError as reason:
+        note(f"{reason}; general.* is written without it")
         return {}
     if found is not None and not isinstance(found, dict):
         note(f"{path}: front matter holds no fields; general.* is written without it")
@@ -168,9 +156,8 @@ def _text(value: Any) -> str:
         return ",".join(text for text in map(_text, value) if text)
     if isinstance(value, bool) or not isinstance(value, str | int | float | date):
         return ""
-    return (
-        str(value).encode("utf-8", errors="replace").decode("utf-8")
-    )  # YAML, too, can spell half a surrogate pair
+    # YAML can spell half of a surrogate pair, names of files can be any bytes
+    return str(value).encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _words(value: Any) -> list[str]:
@@ -188,7 +175,7 @@ def _origins(front: Mapping[str, Any], keys: tuple[str, ...], n_total: int, note
         if isinstance(item, dict):
             origins.append({str(name): text for name, entry in item.items() if (text := _text(entry))})
         elif isinstance(item, str):
-            origins.append(_origin(item, n_total))
+            origins.append(_origin(_text(item), n_total))
         else:
             note(f"README.md: an entry of {key} is neither text nor fields; only its place is kept")
             origins.append({})

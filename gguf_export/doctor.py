@@ -20,7 +20,7 @@ from quantize.families.language import COMMON_HPARAMS
 from quantize.progress import Report, silent
 from quantize.shard_index import INDEX, StoredTensor, index_shards
 from quantize.shards import Checkpoint, open_checkpoint
-from quantize.untrusted import quoted, read_json
+from quantize.untrusted import quoted, read_json, refuse_foreign_links
 
 __all__ = ["examine"]
 
@@ -52,6 +52,10 @@ def examine(
     Returns:
         What was found; a healthy checkpoint has neither errors nor warnings.
     """
+    try:
+        refuse_foreign_links(path)
+    except CheckpointError as fault:
+        return [_from(fault, "give the folder of a Hugging Face checkpoint")]
     try:
         raw = read_json(path / "config.json")
     except CheckpointError as fault:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from quantize.untrusted import printable
+
 __all__ = ["SEVERITIES", "Finding", "Severity", "as_json", "error", "info", "warning", "worst"]
 
 Severity = Literal["error", "warning", "info"]
@@ -27,9 +29,8 @@ class Finding:
 
     def __str__(self) -> str:
         remedy = f"; {self.remedy}" if self.remedy else ""
-        text = f"{self.severity}: {self.place}: {self.message}{remedy}"
-        # Names come from strangers: nothing that a terminal obeys.
-        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+        place = f"{self.place}: " if self.place else ""
+        return printable(f"{self.severity}: {place}{self.message}{remedy}")  # names come from strangers
 
 
 def error(place: str, message: str, remedy: str) -> Finding:

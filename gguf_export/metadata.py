@@ -144,7 +144,7 @@ def model_keys(
         CheckpointError: config.json asks for a router that llama.cpp does not know.
     """
     card = read_card(path, config, n_params.total, name, note)
-    card.texts.setdefault("name", path.name or "model")
+    card.texts.setdefault("name", path.name.encode("utf-8", "replace").decode("utf-8") or "model")
     if n_params.total > 0:
         card.texts.setdefault("size_label", size_label(n_params))
     return [

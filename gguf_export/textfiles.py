@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from quantize.exceptions import TokenizerError
-from quantize.untrusted import read_json, regular_size
+from quantize.untrusted import read_bytes, read_json
 
 __all__ = ["Note", "discard", "optional_object", "optional_text"]
 
@@ -26,19 +25,11 @@ def optional_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`, None where there is no such file.
 
     Raises:
-        TokenizerError: the file cannot be read, or holds anything but a JSON object made of text that is text.
+        TokenizerError: the file cannot be read, or holds anything but a JSON object.
     """
     if not _is_there(path):
         return None
-    found = read_json(path, TokenizerError)
-    try:
-        # JSON can spell half a surrogate pair, which neither UTF-8 nor GGUF can hold.
-        json.dumps(found, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise TokenizerError(f"{path}: holds half of a surrogate pair, which is no text; repair it") from None
-    except RecursionError:
-        raise TokenizerError(f"{path}: invalid JSON: nested too deeply") from None
-    return found
+    return read_json(path, TokenizerError)
 
 
 def optional_text(path: Path) -> str | None:
@@ -49,16 +40,9 @@ def optional_text(path: Path) -> str | None:
     """
     if not _is_there(path):
         return None
-    size = regular_size(path, TokenizerError)
-    if size > MAX_TEXT_BYTES:
-        raise TokenizerError(
-            f"{path}: {size} bytes are too many for such a file, the limit is {MAX_TEXT_BYTES}"
-        )
+    content = read_bytes(path, MAX_TEXT_BYTES, TokenizerError)
     try:
-        with path.open("rb") as file:
-            return file.read(size).decode("utf-8")
-    except OSError as failure:
-        raise TokenizerError(f"{path}: cannot be read: {failure.strerror}") from None
+        return content.decode("utf-8")
     except UnicodeDecodeError as failure:
         raise TokenizerError(f"{path}: is not UTF-8 text (byte {failure.start})") from None
 

@@ -18,7 +18,7 @@ from gguf_export.special_tokens import special_keys
 from gguf_export.textfiles import Note, discard, optional_object
 from gguf_export.tokens import Slots, Token, added_token, added_tokens_decoder, guarded
 from quantize.exceptions import TokenizerError
-from quantize.untrusted import regular_size
+from quantize.untrusted import read_bytes
 
 __all__ = ["vocab_keys"]
 
@@ -111,10 +111,8 @@ def _put_sentencepiece(slots: Slots, source: Path, settings: Mapping[str, Any]) 
     """Pieces of tokenizer.model, over them added_tokens.json, over them `added_tokens_decoder`."""
     from sentencepiece import SentencePieceProcessor  # noqa: PLC0415
 
-    if regular_size(source, TokenizerError) > MAX_MODEL_BYTES:
-        raise TokenizerError(f"{source}: larger than {MAX_MODEL_BYTES} bytes, which no tokenizer.model is")
     model = SentencePieceProcessor()
-    data = source.read_bytes()
+    data = read_bytes(source, MAX_MODEL_BYTES, TokenizerError)
     guarded(source, lambda: model.LoadFromSerializedProto(data), "is no SentencePiece model")
     slots.fits(model.GetPieceSize(), source)
     pieces = guarded(

@@ -27,6 +27,7 @@ from quantize.ftypes import FALLBACKS, Category, Ftype, Place, category, is_70b
 from quantize.hparams import Hparams
 from quantize.layout import Plan, PlannedTensor, padded
 from quantize.tensors import QType, TensorSpec
+from quantize.untrusted import read_bytes
 
 __all__ = [
     "Plan",
@@ -38,6 +39,8 @@ __all__ = [
     "read_tensor_types",
     "stored_type",
 ]
+
+MAX_FILE_BYTES = 2**20  # of a file of tensor types
 
 _FLOATS = (QType.F32, QType.F16, QType.BF16)
 _FFN = (Category.FFN_UP, Category.FFN_GATE, Category.FFN_DOWN)
@@ -270,11 +273,11 @@ def read_tensor_types(path: Path) -> tuple[tuple[str, QType], ...]:
     Raises:
         RecipeError: the file cannot be read, or something in it is no `PATTERN=TYPE`.
     """
+    words = read_bytes(
+        path, MAX_FILE_BYTES, RecipeError
+    ).split()  # at ASCII white space, as a C++ stream does
     try:
-        words = path.read_bytes().split()  # at ASCII white space, as a C++ stream does
         return tuple(parse_tensor_type(word.decode("utf-8")) for word in words)
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a text file in UTF-8") from error
     except RecipeError as error:

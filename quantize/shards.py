@@ -16,7 +16,7 @@ from quantize.families.config import complete_config, read_hparams, shape_dims
 from quantize.hparams import Hparams
 from quantize.shard_index import StoredTensor, index_shards
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
-from quantize.untrusted import quoted, read_json
+from quantize.untrusted import quoted, read_json, refuse_foreign_links
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -48,6 +48,7 @@ class Checkpoint:
         self.path = Path(path)
         if not self.path.is_dir():
             raise CheckpointError(f"{path}: no such folder; give the folder of a Hugging Face checkpoint")
+        refuse_foreign_links(self.path)
         raw = read_json(self.path / "config.json")
         self.family = family or family_of(raw)
         self.config: dict[str, Any] = complete_config(self.family, raw)

@@ -1,4 +1,4 @@
-"""Reading what strangers wrote: JSON of bounded size, and names that are safe to print in one line."""
+"""Reading what strangers wrote: JSON and YAML of bounded size, files in their folder, names that are safe to print."""
 
 from __future__ import annotations
 
@@ -6,11 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from quantize.exceptions import CheckpointError, MoeGgufError
 
-__all__ = ["F32_MAX", "MAX_JSON_BYTES", "parse_json", "quoted", "read_json", "regular_size"]
+__all__ = [
+    "F32_MAX",
+    "MAX_JSON_BYTES",
+    "parse_json",
+    "parse_yaml",
+    "printable",
+    "quoted",
+    "read_bytes",
+    "read_json",
+    "refuse_foreign_links",
+    "regular_size",
+]
 
 MAX_JSON_BYTES = 100_000_000  # bytes; the limit of the safetensors library for a header
+MAX_YAML_CHARS = 2**20
+MAX_FOLDER = 100_000  # entries
+CHAT_TEMPLATES = "additional_chat_templates"
+SUFFIXES = {".json", ".safetensors", ".model", ".jinja", ".txt", ".md"}  # of all that is read of a checkpoint
 MAX_QUOTED = 160  # characters
 F32_MAX = (
     3.4028234663852886e38  # what is larger has no place in a GGUF file, nor, as a whole number, in a float
@@ -21,6 +38,11 @@ def quoted(text: object) -> str:
     """What a file says, fit for a message of one line: names in quotes, control characters escaped, length cut."""
     shown = ascii(text) if isinstance(text, str) else ascii(str(text))[1:-1]
     return shown if len(shown) <= MAX_QUOTED else f"{shown[:MAX_QUOTED]}..."
+
+
+def printable(text: str) -> str:
+    """One line without anything that a terminal obeys; what is not printable is escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def regular_size(path: Path, error: type[MoeGgufError] = CheckpointError) -> int:
@@ -37,6 +59,59 @@ def regular_size(path: Path, error: type[MoeGgufError] = CheckpointError) -> int
         raise error(f"{path}: {failure.strerror or 'cannot be read'}") from None
 
 
+def read_bytes(path: Path, limit: int, error: type[MoeGgufError] = CheckpointError) -> bytes:
+    """A whole file of at most `limit` bytes.
+
+    Raises:
+        error: the file is missing, unreadable, not a regular one, or larger.
+    """
+    size = regular_size(path, error)
+    if size > limit:
+        raise error(f"{path}: {size} bytes are too many for such a file, the limit is {limit}")
+    try:
+        with path.open("rb") as file:
+            return file.read(size)  # never more: as much as is asked for is allocated at once
+    except OSError as failure:
+        raise error(f"{path}: cannot be read: {failure.strerror}") from None
+
+
+def refuse_foreign_links(folder: Path) -> None:
+    """Refuse a folder in which a symbolic link leads out of it: a stranger's link could put any file of yours into a
+    model, and the model on the internet.
+
+    The cache of the Hugging Face hub is let be: its files are links to `models--.../blobs/`, from its own snapshots
+    and from folders into which it downloaded.
+
+    Raises:
+        CheckpointError: a file that is read leads elsewhere.
+    """
+    try:
+        home = folder.resolve()
+        for path in _links(folder):
+            target = path.resolve()
+            in_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+            if not target.is_relative_to(home) and not in_cache:
+                raise CheckpointError(
+                    f"{path}: is a link to {target}, outside of the folder; refused: put the file itself there if you "
+                    "trust it"
+                )
+    except (OSError, RuntimeError) as failure:  # RuntimeError: a loop of links, before Python 3.13
+        raise CheckpointError(f"{folder}: cannot be read: {_one_line(failure)}") from None
+
+
+def _links(folder: Path) -> list[Path]:
+    """The symbolic links among the files of a checkpoint, and in its folder of chat templates."""
+    found = []
+    for i, path in enumerate(folder.iterdir()):
+        if i > MAX_FOLDER:
+            raise CheckpointError(f"{folder}: more than {MAX_FOLDER} files; is this a checkpoint?")
+        if path.is_symlink():
+            found.append(path)
+        elif path.name == CHAT_TEMPLATES and path.is_dir():
+            found += [inner for inner in path.iterdir() if inner.is_symlink()]
+    return [path for path in found if path.name == CHAT_TEMPLATES or path.suffix in SUFFIXES]
+
+
 def read_json(
     path: Path, error: type[MoeGgufError] = CheckpointError, unique: bool = False
 ) -> dict[str, Any]:
@@ -45,15 +120,7 @@ def read_json(
     Raises:
         error: the file is missing, unreadable, larger than `MAX_JSON_BYTES`, or holds no JSON object.
     """
-    size = regular_size(path, error)
-    if size > MAX_JSON_BYTES:
-        raise error(f"{path}: {size} bytes are too many for a JSON file, the limit is {MAX_JSON_BYTES}")
-    try:
-        with path.open("rb") as file:
-            content = file.read(size)  # never more: as much as is asked for is allocated at once
-    except OSError as failure:
-        raise error(f"{path}: cannot be read: {failure.strerror}") from None
-    return parse_json(content, str(path), error, unique)
+    return parse_json(read_bytes(path, MAX_JSON_BYTES, error), str(path), error, unique)
 
 
 def parse_json(content: bytes, where: str, error: type[MoeGgufError], unique: bool = False) -> dict[str, Any]:
@@ -63,11 +130,17 @@ def parse_json(content: bytes, where: str, error: type[MoeGgufError], unique: bo
         error: it is not JSON (NaN and Infinity are not), not an object, nested without end, or has double keys.
     """
     try:
+        text = content.decode("utf-8")
         found = json.loads(
-            content.decode("utf-8"),
+            text,
             object_pairs_hook=_unique_object if unique else None,
             parse_constant=_refuse_constant,
         )
+        if "\\ud" in text or "\\uD" in text:
+            # JSON can spell half of a surrogate pair, which neither UTF-8 nor GGUF can hold.
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise error(f"{where}: invalid content: half of a surrogate pair is no text; repair it") from None
     except RecursionError:
         raise error(f"{where}: invalid JSON: nested too deeply") from None
     except ValueError as failure:  # JSONDecodeError, UnicodeDecodeError, numbers of thousands of digits
@@ -75,6 +148,31 @@ def parse_json(content: bytes, where: str, error: type[MoeGgufError], unique: bo
     if not isinstance(found, dict):
         raise error(f"{where}: invalid content: a JSON object is expected, not {type(found).__name__}")
     return found
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without references: a few hundred bytes of them can unfold to gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("references (*name) are not read here")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str, where: str, error: type[MoeGgufError]) -> Any:
+    """What a YAML text holds: plain data, never objects; `where` names its place in messages.
+
+    Raises:
+        error: it is not YAML, holds references, is nested without end, or larger than a person writes.
+    """
+    if len(text) > MAX_YAML_CHARS:
+        raise error(f"{where}: {len(text)} characters are too many for YAML, the limit is {MAX_YAML_CHARS}")
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except RecursionError:
+        raise error(f"{where}: invalid YAML: nested too deeply") from None
+    except Exception as failure:  # PyYAML fails on hostile scalars with whatever its constructors raise
+        raise error(f"{where}: invalid YAML: {_one_line(failure)}") from None
 
 
 def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -91,4 +189,4 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _one_line(failure: Exception) -> str:
-    return ascii(str(failure)[:MAX_QUOTED])[1:-1]
+    return ascii(" ".join(str(failure).split())[:MAX_QUOTED])[1:-1]

@@ -236,7 +236,7 @@ def test_tensor_types_from_a_file(tmp_path):
     [
         (b"attn_q=q8_0 # queries", "'#' is not of the form"),
         (b"\xff=q8_0", "not a text file in UTF-8"),
-        (None, "cannot be read"),
+        (None, "file is missing"),
     ],
 )
 def test_a_bad_file_of_tensor_types_is_named(tmp_path, content, complaint):

@@ -222,17 +222,49 @@ def test_an_expert_or_row_that_is_not_there(mixtral: Path) -> None:
         checkpoint.read(TensorSpec("no.such.weight", (4, 4), QType.BF16))
 
 
+def link(path: Path, target: Path) -> None:
+    try:
+        path.symlink_to(target)
+    except OSError:
+        pytest.skip("this system does not let us make symbolic links")
+
+
 def test_links_of_the_hub_cache_are_followed(mixtral: Path, tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
-    blobs.mkdir()
-    snapshot.mkdir(parents=True)
+    blobs = tmp_path / "models--somebody--pico" / "blobs"
+    snapshot, elsewhere = blobs.parent / "snapshots" / "main", tmp_path / "downloaded"
+    for folder in (blobs, snapshot, elsewhere):
+        folder.mkdir(parents=True)
     for i, path in enumerate(sorted(mixtral.iterdir())):
         shutil.copy(path, blobs / f"{i:064x}")
-        try:
-            (snapshot / path.name).symlink_to(Path("..", "..", "blobs", f"{i:064x}"))
-        except OSError:
-            pytest.skip("this system does not let us make symbolic links")
+        link(snapshot / path.name, Path("..", "..", "blobs", f"{i:064x}"))
+        link(elsewhere / path.name, blobs / f"{i:064x}")
     assert open_checkpoint(snapshot).specs() == open_checkpoint(mixtral).specs()
+    assert open_checkpoint(elsewhere).specs() == open_checkpoint(mixtral).specs()
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "tokenizer_config.json", "model-00001-of-00002.safetensors", "merges.txt"]
+)
+def test_a_link_that_leads_out_of_the_folder_is_refused(broken: Path, tmp_path: Path, name: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a key")
+    (broken / name).unlink(missing_ok=True)
+    link(broken / name, secret)
+    assert f"{name}: is a link to {secret}, outside of the folder" in refusal(broken)
+
+
+def test_a_template_that_is_a_link_out_of_the_folder_is_refused(broken: Path, tmp_path: Path) -> None:
+    (broken / "additional_chat_templates").mkdir()
+    link(broken / "additional_chat_templates" / "tool.jinja", tmp_path / "absent")
+    assert "outside of the folder" in refusal(broken)
+
+
+def test_links_within_the_folder_and_links_that_nobody_reads(broken: Path, tmp_path: Path) -> None:
+    (broken / "config.json").rename(broken / "config-1.json")
+    link(broken / "config.json", Path("config-1.json"))
+    link(broken / "pytorch_model.bin", tmp_path / "absent")
+    link(tmp_path / "the model", broken)
+    assert open_checkpoint(tmp_path / "the model").specs()
 
 
 def test_consolidated_weights_are_ignored(broken: Path) -> None:
@@ -353,7 +385,7 @@ def test_an_index_that_points_outside(broken: Path, shard: str) -> None:
 
 @pytest.mark.parametrize(
     "shard",
-    ["x\n.safetensors", "x\0.safetensors", "\ud800.safetensors", "x" * 300 + ".safetensors", 7, None, ["a"]],
+    ["x\n.safetensors", "x\0.safetensors", "\u202e.safetensors", "x" * 300 + ".safetensors", 7, None, ["a"]],
 )
 def test_an_index_with_what_is_no_file_name(broken: Path, shard: Any) -> None:
     name = "model.norm.weight"

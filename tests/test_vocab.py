@@ -228,7 +228,7 @@ def _model(**model: Any) -> dict[str, Any]:
         ({"tokenizer.model": "no protobuf"}, "tokenizer.model: is no SentencePiece model"),
         ({"tokenizer.json": "{"}, "tokenizer.json: invalid JSON"),
         ({"tokenizer.json": "[]"}, "tokenizer.json: invalid content"),
-        ({"tokenizer.json": '{"a": "\\ud800"}'}, "tokenizer.json: holds half of a surrogate pair"),
+        ({"tokenizer.json": '{"a": "\\ud800"}'}, "tokenizer.json: invalid content: half of a surrogate pair"),
         ({"tokenizer.json": '{"a": ' + "[" * 100_000}, "tokenizer.json: invalid JSON"),
         ({"tokenizer.json": '{"model": {"type": "WordPiece"}}'}, "type 'WordPiece' is not supported"),
         ({"tokenizer.json": '{"model": {"type": "Unigram"}}'}, "SentencePiece as tokenizer.model"),
