@@ -21,7 +21,7 @@ from gguf import GGUFWriter
 from quantize.container import StoredTensor, read_container
 from quantize.exceptions import ImatrixError, OutputError
 from quantize.tensors import QType, TensorSpec
-from quantize.untrusted import quoted
+from quantize.untrusted import quoted, regular_size
 
 __all__ = ["Entry", "Imatrix", "Starved", "load_imatrix", "save_imatrix"]
 
@@ -189,6 +189,7 @@ def load_imatrix(path: str | Path, *, prior: float = 0.0) -> Imatrix:
     Raises:
         ImatrixError: it cannot be read, is damaged, or holds values that are not finite.
     """
+    regular_size(Path(path), ImatrixError)
     try:
         with Path(path).open("rb") as file:
             is_gguf = file.read(4) == b"GGUF"
@@ -220,6 +221,8 @@ def _load_gguf(path: str | Path) -> Imatrix:
     datasets, chunk_count, chunk_size = (keys[key] for key in needed)
     if not (isinstance(datasets, list) and isinstance(chunk_count, int) and isinstance(chunk_size, int)):
         raise ImatrixError(f"{path}: an imatrix.* key has the wrong type")
+    if not (0 <= chunk_count < 2**32 and 0 <= chunk_size < 2**32):
+        raise ImatrixError(f"{path}: {chunk_count} chunks of {chunk_size} tokens: damaged; fetch it again")
 
     entries = {}
     for base in sorted({name.removesuffix(SUMS).removesuffix(COUNTS) for name in tensors}):
@@ -357,4 +360,4 @@ def _sorted(entries: Mapping[str, Entry]) -> Sequence[tuple[str, Entry]]:
 
 
 def _cut(text: str) -> str:
-    return text.encode("utf-8")[:MAX_STRING].decode("utf-8", "ignore")
+    return text.encode("utf-8", "replace")[:MAX_STRING].decode("utf-8", "ignore")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantize.exceptions import LogitsError
+from quantize.untrusted import regular_size
 
 __all__ = ["LogitsFile", "is_logits_file"]
 
@@ -27,9 +28,10 @@ MAX_CTX, MAX_VOCAB, MAX_CHUNK = 1 << 24, 1 << 24, 1 << 24
 def is_logits_file(path: Path) -> bool:
     """Whether a file begins as llama-perplexity's logits files do."""
     try:
+        regular_size(path, LogitsError)
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
-    except OSError:
+    except (OSError, LogitsError):
         return False
 
 
@@ -42,6 +44,7 @@ class LogitsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        size = regular_size(path, LogitsError)
         try:
             with path.open("rb") as file:
                 head = file.read(HEADER)
@@ -49,7 +52,7 @@ class LogitsFile:
                     raise LogitsError(f"{path}: not a file of llama-perplexity --save-all-logits")
                 counts: tuple[int, int, int] = struct.unpack_from("<3i", head, len(MAGIC))
                 self.n_ctx, self.n_vocab, self.n_chunk = counts
-                self._check(path.stat().st_size)
+                self._check(size)
                 tokens = np.frombuffer(file.read(4 * self.n_chunk * self.n_ctx), "<i4")
         except OSError as error:
             raise LogitsError(f"{path}: cannot be read: {error.strerror}") from error
@@ -71,16 +74,21 @@ class LogitsFile:
         """ln p f32 [n_scored, n_vocab] of one chunk.
 
         Raises:
-            LogitsError: the file ends early.
+            LogitsError: the file cannot be read, ends early, or holds scales that are no numbers.
         """
         n_bytes = self.n_scored * self.row_bytes
-        with self.path.open("rb") as file:
-            file.seek(HEADER + 4 * self.n_chunk * self.n_ctx + chunk * n_bytes)
-            data = file.read(n_bytes)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(HEADER + 4 * self.n_chunk * self.n_ctx + chunk * n_bytes)
+                data = file.read(n_bytes)
+        except OSError as error:
+            raise LogitsError(f"{self.path}: cannot be read: {error.strerror}") from error
         if len(data) != n_bytes:
             raise LogitsError(f"{self.path}: truncated: it ends within chunk {chunk}")
         rows = np.frombuffer(data, np.uint8).reshape(self.n_scored, self.row_bytes)
         scale, least = rows[:, :8].copy().view("<f4").T[:, :, None]
+        if not (np.isfinite(scale).all() and np.isfinite(least).all()):
+            raise LogitsError(f"{self.path}: damaged: chunk {chunk} holds a scale that is no number")
         codes = rows[:, 8 : 8 + 2 * self.n_vocab].copy().view("<u2")
         found: npt.NDArray[np.float32] = scale * codes.astype(np.float32) + least
         return found

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from calibration.tokenizer import Tokenizer, Tokens
 from quantize.exceptions import TextError
+from quantize.untrusted import parse_yaml, read_bytes
 
 __all__ = ["Chunks", "Text", "make_chunks", "read_prompts", "read_text"]
 
@@ -68,13 +68,7 @@ def read_text(path: str | Path) -> Text:
     Raises:
         TextError: it cannot be read, is empty, or is not UTF-8 (the message names the byte).
     """
-    try:
-        if Path(path).stat().st_size > MAX_BYTES:
-            raise TextError(f"{path}: more than {MAX_BYTES >> 30} GiB; give a part of it")
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise TextError(f"{path}: cannot be read: {error.strerror or error}") from error
-    raw = raw.removesuffix(b"\n")
+    raw = read_bytes(Path(path), MAX_BYTES, TextError).removesuffix(b"\n")
     if not raw:
         raise TextError(f"{path}: the text is empty")
     try:
@@ -91,17 +85,18 @@ def read_prompts(path: str | Path) -> Text:
     Raises:
         TextError: it cannot be read, or there are no prompts in it.
     """
-    text = read_text(path).text
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TextError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    config = parse_yaml(read_text(path).text, str(path), TextError)
     experts = config.get("experts") if isinstance(config, dict) else None
-    prompts = [
-        prompt
+    lists = [
+        expert.get("positive_prompts")
         for expert in (experts if isinstance(experts, list) else [])
         if isinstance(expert, dict)
-        for prompt in (expert.get("positive_prompts") or [])
+    ]
+    prompts = [
+        prompt.encode("utf-8", "replace").decode("utf-8")  # YAML can spell half of a surrogate pair
+        for one in lists
+        if isinstance(one, list)
+        for prompt in one
         if isinstance(prompt, str) and prompt
     ]
     if not prompts:

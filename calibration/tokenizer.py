@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantize.exceptions import TokenizerError
-from quantize.untrusted import read_json
+from quantize.untrusted import quoted, read_bytes, read_json
 
 __all__ = ["BpeTokenizer", "SpmTokenizer", "Tokenizer", "Tokens", "open_tokenizer"]
 
@@ -26,6 +26,9 @@ Tokens = npt.NDArray[np.int32]
 
 # token types of llama.cpp (gguf.TokenType)
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+MAX_MODEL_BYTES = 2**26  # of a tokenizer.model; the largest in the wild are near 5 MB
+MAX_ID = 2**31 - 1  # of a token
 
 LOOKS_SPECIAL = re.compile(
     "<pad>|<mask>|<2mass>|\\[@BOS@\\]|<\\|.*\\|>|<\uff5c.*\uff5c>|<unused.*>", re.DOTALL
@@ -252,10 +255,13 @@ def _sentencepiece_vocab(folder: Path, config: Mapping[str, Any], n_vocab: objec
     import sentencepiece  # noqa: PLC0415 - only models with such a tokenizer need it
 
     path = folder / "tokenizer.model"
+    data = read_bytes(path, MAX_MODEL_BYTES, TokenizerError)
     try:
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-        raise TokenizerError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        for index in range(model.get_piece_size()):
+            model.id_to_piece(index)  # pieces of damaged models are no text
+    except Exception as error:
+        raise TokenizerError(f"{path}: is no SentencePiece model; fetch the file again") from None
     n_piece = model.get_piece_size()
     n_token = n_vocab if isinstance(n_vocab, int) and 0 < n_vocab <= 1 << 24 else n_piece
     tokens = [f"[PAD{index}]" for index in range(n_token)]
@@ -274,10 +280,10 @@ def _sentencepiece_vocab(folder: Path, config: Mapping[str, Any], n_vocab: objec
             else NORMAL
         )
     for text, index in _optional_json(folder / "added_tokens.json").items():
-        if isinstance(index, int) and 0 <= index < n_token:
+        if type(index) is int and 0 <= index < n_token:
             tokens[index], scores[index], types[index] = text, -1000.0, USER_DEFINED
     for key, token in _section(config, "added_tokens_decoder").items():
-        if not (key.isdigit() and int(key) < n_token and isinstance(token, dict)):
+        if not (re.fullmatch("[0-9]{1,9}", key) and int(key) < n_token and isinstance(token, dict)):
             continue
         index, text = int(key), str(token.get("content", ""))
         special = bool(token.get("special")) or LOOKS_SPECIAL.fullmatch(text) is not None
@@ -289,11 +295,11 @@ def _sentencepiece_vocab(folder: Path, config: Mapping[str, Any], n_vocab: objec
 def _byte_fallback_vocab(path: Path, fast: Mapping[str, Any]) -> Vocab:
     """Mirror of gguf-py/gguf/vocab.py:LlamaHfVocab: all scores are equal."""
     ids = {**_section(_section(fast, "model"), "vocab")}
-    added = [token for token in fast.get("added_tokens") or [] if isinstance(token, dict)]
-    special = {token.get("content") for token in added if token.get("special")}
-    extra = {token["content"]: token["id"] for token in added if token.get("content") not in ids}
+    added = _added_tokens(fast)
+    special = {token["content"] for token in added if token.get("special")}
+    extra = {token["content"]: token["id"] for token in added if token["content"] not in ids}
     ids.update(extra)
-    if sorted(ids.values()) != list(range(len(ids))):
+    if any(type(index) is not int for index in ids.values()) or sorted(ids.values()) != list(range(len(ids))):
         raise TokenizerError(f"{path}: the token ids are not 0 to {len(ids) - 1}, each once")
     tokens, types = [""] * len(ids), [NORMAL] * len(ids)
     for text, index in ids.items():
@@ -311,15 +317,19 @@ def _adds_bos(config: Mapping[str, Any], fast: Mapping[str, Any], *, default: bo
     """Mirror of gguf-py/gguf/vocab.py:SpecialVocab: tokenizer.json's post-processor wins over the config's flag."""
     post = _section(fast, "post_processor")
     said: bool | None = None
-    for processor in post.get("processors", [post]):
+    for processor in _objects(post.get("processors", [post])):
         kind = processor.get("type")
         if kind == "ByteLevel" and said is None:
             said = False
         elif kind == "RobertaProcessing":
             said = True
         elif kind == "TemplateProcessing":
-            single = processor.get("single") or []
-            if len(single) > 1 and "SpecialToken" in single[0]:
+            single = processor.get("single")
+            if (
+                isinstance(single, list)
+                and len(single) > 1
+                and "SpecialToken" in _section({"first": single[0]}, "first")
+            ):
                 said = True
     if said is not None:
         return said
@@ -332,15 +342,31 @@ def _special_id(
 ) -> int | None:
     entry = config.get(f"{kind}_token")
     text = entry.get("content") if isinstance(entry, dict) else entry
-    for token in fast.get("added_tokens") or []:
-        if isinstance(token, dict) and text is not None and token.get("content") == text:
+    for token in _added_tokens(fast):
+        if token["content"] == text:
             return int(token["id"])
     found = model.get(f"{kind}_token_id")
-    return found if isinstance(found, int) else None
+    return found if type(found) is int and 0 <= found <= MAX_ID else None
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path, TokenizerError) if path.exists() else {}
+
+
+def _objects(values: object) -> list[dict[str, Any]]:
+    """The objects of a JSON list; nothing of what is no list or no object."""
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+
+
+def _added_tokens(fast: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`added_tokens` of a tokenizer.json that have a text and an id."""
+    return [
+        token
+        for token in _objects(fast.get("added_tokens"))
+        if isinstance(token.get("content"), str)
+        and type(token.get("id")) is int
+        and 0 <= token["id"] <= MAX_ID
+    ]
 
 
 def _section(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:

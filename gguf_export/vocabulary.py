@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from gguf import TokenType
+from gguf import GGUFValueType, TokenType
 
 from calibration.tokenizer import SpmTokenizer, Tokenizer, open_tokenizer
 from gguf_export.reader import GGUFFile
@@ -15,6 +16,9 @@ from quantize.shards import Checkpoint
 from quantize.untrusted import quoted
 
 __all__ = ["Vocabulary", "refuse_other_vocabulary", "tokenizer_of", "vocabulary_of"]
+
+
+PREFIX = "tokenizer.ggml"
 
 
 @dataclass(frozen=True)
@@ -30,24 +34,57 @@ def vocabulary_of(source: Checkpoint | GGUFFile) -> Vocabulary:
     """The vocabulary as a GGUF file holds it.
 
     Raises:
-        TokenizerError: there is none.
+        TokenizerError: there is none, or it does not fit the embedding.
     """
     if isinstance(source, GGUFFile):
-        keys = source.keys
-    else:
-        n_vocab = source.hparams.n_vocab
-        try:
-            pairs = vocab_keys(source.path, source.config, n_vocab)
-        except (
-            TokenizerError
-        ):  # perhaps it lacks only the name of its pre-tokenizer, which does not matter here
-            pairs = vocab_keys(source.path, source.config, n_vocab, "default")
-        keys = {pair.key: pair.value for pair in pairs}
-    tokens, types = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.token_type", ())
-    if not tokens:
-        raise TokenizerError(f"{source.path}: holds no tokens")
-    unused = frozenset(index for index, kind in enumerate(types) if kind == TokenType.UNUSED)
-    return Vocabulary(str(source.path), tokens, unused)
+        return Vocabulary(str(source.path), _tokens(source), _unused(_numbers(source, "token_type", 0)))
+    n_vocab = source.hparams.n_vocab
+    try:
+        pairs = vocab_keys(source.path, source.config, n_vocab)
+    except TokenizerError:  # perhaps it lacks only the name of its pre-tokenizer, which does not matter here
+        pairs = vocab_keys(source.path, source.config, n_vocab, "default")
+    keys = {pair.key: pair.value for pair in pairs}
+    types = keys[f"{PREFIX}.token_type"]
+    return Vocabulary(str(source.path), keys[f"{PREFIX}.tokens"], _unused(types))
+
+
+def _unused(types: Sequence[int]) -> frozenset[int]:
+    return frozenset(index for index, kind in enumerate(types) if kind == TokenType.UNUSED)
+
+
+def _tokens(file: GGUFFile) -> list[str]:
+    """The texts of a file's tokens, one for each row of its embedding."""
+    tokens, embedding = file.keys.get(f"{PREFIX}.tokens"), file.tensors.get("token_embd.weight")
+    is_text = file.types.get(f"{PREFIX}.tokens") == (GGUFValueType.ARRAY, GGUFValueType.STRING)
+    if not tokens or not is_text:
+        raise TokenizerError(f"{file.path}: holds no tokens")
+    if embedding is not None and embedding.spec.n_row != len(tokens):
+        raise TokenizerError(
+            f"{file.path}: {len(tokens)} tokens for an embedding of {embedding.spec.n_row} rows; convert it again"
+        )
+    found: list[str] = tokens
+    return found
+
+
+def _numbers(file: GGUFFile, name: str, default: float) -> list[Any]:
+    """One number for each token, `default` where the file has none."""
+    n_token = len(_tokens(file))
+    values = file.keys.get(f"{PREFIX}.{name}")
+    if values is None:
+        return [default] * n_token
+    _, element = file.types[f"{PREFIX}.{name}"]
+    if element not in (GGUFValueType.FLOAT32, GGUFValueType.INT32) or len(values) < n_token:
+        raise TokenizerError(
+            f"{file.path}: {PREFIX}.{name} is not one number for each token; convert it again"
+        )
+    return list(values[:n_token])
+
+
+def _id(file: GGUFFile, name: str, default: int | None) -> int | None:
+    found = file.keys.get(f"{PREFIX}.{name}_token_id", default)
+    if found is not None and (type(found) is not int or not 0 <= found < len(_tokens(file))):
+        raise TokenizerError(f"{file.path}: {PREFIX}.{name}_token_id is {quoted(found)}, which is no token")
+    return found
 
 
 def refuse_other_vocabulary(base: Vocabulary, other: Vocabulary) -> None:
@@ -72,23 +109,19 @@ def tokenizer_of(source: Checkpoint | GGUFFile) -> Tokenizer:
     """
     if not isinstance(source, GGUFFile):
         return open_tokenizer(source.path)
-    keys, prefix = source.keys, "tokenizer.ggml"
-    kind = keys.get(f"{prefix}.model")
+    kind = source.keys.get(f"{PREFIX}.model")
     if kind != "llama":
         raise TokenizerError(
             f"{source.path}: has a tokenizer of kind {quoted(kind)}, which is not read from GGUF files here; "
             "give the folder of the checkpoint, too"
         )
-    tokens = keys[f"{prefix}.tokens"]
-    n_token = len(tokens)
-    scores, types = (keys.get(f"{prefix}.{name}") for name in ("scores", "token_type"))
     return SpmTokenizer(
-        tokens,
-        [0.0] * n_token if scores is None else scores,
-        [int(TokenType.NORMAL)] * n_token if types is None else types,
+        _tokens(source),
+        _numbers(source, "scores", 0.0),
+        _numbers(source, "token_type", TokenType.NORMAL),
         bos_of(source),
-        add_space_prefix=bool(keys.get(f"{prefix}.add_space_prefix", True)),
-        unknown_id=int(keys.get(f"{prefix}.unknown_token_id", 0)),
+        add_space_prefix=bool(source.keys.get(f"{PREFIX}.add_space_prefix", True)),
+        unknown_id=_id(source, "unknown", 0) or 0,
     )
 
 
@@ -96,9 +129,7 @@ def bos_of(source: Checkpoint | GGUFFile) -> int | None:
     """The token that opens each chunk, None where the model wants none (src/llama-vocab.cpp: its defaults)."""
     if not isinstance(source, GGUFFile):
         return open_tokenizer(source.path).bos_id
-    keys, prefix = source.keys, "tokenizer.ggml"
-    is_spm = keys.get(f"{prefix}.model") == "llama"
-    if not keys.get(f"{prefix}.add_bos_token", is_spm):
+    is_spm = source.keys.get(f"{PREFIX}.model") == "llama"
+    if not source.keys.get(f"{PREFIX}.add_bos_token", is_spm):
         return None
-    found = keys.get(f"{prefix}.bos_token_id", 1 if is_spm else None)
-    return None if found is None else int(found)
+    return _id(source, "bos", 1 if is_spm else None)

@@ -253,7 +253,7 @@ def test_a_model_is_no_imatrix(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    refuse(tmp_path / "none.gguf", "No such file")
+    refuse(tmp_path / "none.gguf", "file is missing")
     refuse(tmp_path, "directory|denied|not a regular file")
     with pytest.raises(OutputError, match="cannot be written"):
         save_imatrix(tmp_path / "no" / "folder.gguf", sample())

@@ -181,6 +181,6 @@ def test_damaged_logits_files_are_refused(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(LogitsError, match=words):
             LogitsFile(path)
-    with pytest.raises(LogitsError, match="cannot be read"):
+    with pytest.raises(LogitsError, match="file is missing"):
         LogitsFile(tmp_path / "absent")
     assert not is_logits_file(tmp_path / "absent")
