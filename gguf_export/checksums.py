@@ -8,7 +8,7 @@ from pathlib import Path
 from gguf_export.findings import Finding, error, info
 from quantize.exceptions import GGUFError, OutputError
 from quantize.progress import Progress, Report, silent
-from quantize.untrusted import regular_size
+from quantize.untrusted import read_bytes, regular_size
 
 __all__ = ["SUMS", "check_sum", "sha256"]
 
@@ -25,12 +25,16 @@ def check_sum(path: Path, report: Report = silent) -> Finding:
         OutputError: SHA256SUMS cannot be written.
     """
     sums = path.with_name(SUMS)
-    listed = _listed(sums)
+    if not path.name.isprintable():
+        raise OutputError(f"{path}: a name that cannot stand in {SUMS}; rename the file")
+    if sums.is_symlink():  # a stranger's folder could have us write into any file of yours
+        raise OutputError(f"{sums}: is a link, which is not followed; remove it")
+    listed, before = _listed(sums)
     found = sha256(path, report)
     if path.name not in listed:
         try:
             with sums.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(f"{found}  {path.name}\n")
+                file.write(f"{before}{found}  {path.name}\n")
         except OSError as fault:
             raise OutputError(f"{sums}: cannot be written: {fault.strerror}") from None
         return info(str(path), f"SHA-256 {found} was added to {SUMS}")
@@ -62,19 +66,18 @@ def sha256(path: Path, report: Report = silent) -> str:
     return digest.hexdigest()
 
 
-def _listed(sums: Path) -> dict[str, str]:
-    """File name -> hash; lines are `hash`, a space, a space or an asterisk, the name."""
+def _listed(sums: Path) -> tuple[dict[str, str], str]:
+    """File name -> hash, and what must come before a new line; lines are `hash`, a space, a space or an asterisk, the
+    name."""
     if not sums.exists():
-        return {}
-    if regular_size(sums, GGUFError) > MAX_BYTES:
-        raise GGUFError(f"{sums}: larger than {MAX_BYTES} bytes; remove it")
+        return {}, ""
     try:
-        text = sums.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_bytes(sums, MAX_BYTES, GGUFError).decode("utf-8")
+    except UnicodeDecodeError:
         raise GGUFError(f"{sums}: cannot be read as text; remove it") from None
     listed = {}
-    for line in text.splitlines():
+    for line in text.replace("\r\n", "\n").split("\n"):
         digest, _, name = line.partition(" ")
         if len(digest) == 64 and name[:1] in (" ", "*"):
             listed[name[1:]] = digest.lower()
-    return listed
+    return listed, "\n" if text and not text.endswith("\n") else ""

@@ -33,7 +33,9 @@ class _Group(click.Group):
 
             if not isinstance(error, MoeGgufError):
                 raise
-            click.echo(f"moe-gguf: error: {error}", err=True)
+            from quantize.untrusted import printable
+
+            click.echo(printable(f"moe-gguf: error: {error}"), err=True)
             sys.exit(1)
 
 

@@ -10,8 +10,10 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from quantize.progress import Progress as Moment
+from quantize.untrusted import printable
 
 LOG_SECONDS = 10.0  # between two lines of the same stage where there is no terminal
 
@@ -41,7 +43,7 @@ class ProgressView:
         self._console = Console(stderr=True)
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}
         self._logged: dict[str, float] = {}
 
     def __enter__(self) -> ProgressView:
@@ -67,12 +69,15 @@ class ProgressView:
         if self._quiet:
             return
         now = time.monotonic()
-        started = self._started.setdefault(moment.stage, now)
-        rate = moment.done / (now - started) if now > started else 0.0
+        # What was done before the first moment, by a run that this one continues, took no time of this one.
+        started, before = self._started.setdefault(moment.stage, (now, moment.done))
+        rate = (moment.done - before) / (now - started) if now > started else 0.0
         rate_text = f"{amount(rate, moment.unit)}/s" if rate >= 1 else ""
         if self._bars:
             if moment.stage not in self._tasks:
-                self._tasks[moment.stage] = self._bars.add_task(moment.stage, total=moment.total, rate="")
+                self._tasks[moment.stage] = self._bars.add_task(
+                    moment.stage, total=moment.total, completed=moment.done, rate=""
+                )
             self._bars.update(
                 self._tasks[moment.stage], completed=moment.done, total=moment.total, rate=rate_text
             )
@@ -91,13 +96,20 @@ class ProgressView:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; columns whose name begins with '>' are aligned to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """A table on standard output; columns whose name begins with '>' are aligned to the right.
+
+    What stands in it is text as it is, no markup; what a terminal would obey is escaped: names come from strangers.
+    """
+    table = Table(
+        title=Text(printable(title), "bold") if title else None, title_justify="left", title_style="bold"
+    )
     for column in columns:
         right = column.startswith(">")
-        table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+        table.add_column(
+            Text(printable(column.lstrip(">"))), justify="right" if right else "left", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     # A file or a pipe gets lines as long as the table needs: nothing is cut where nobody can widen the window.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def describe(path: Path) -> Description:
             (spec, row_bytes(spec.qtype, spec.n_per_row) * spec.n_row * spec.n_expert)
             for spec in checkpoint.specs()
         ]
-        architecture = ", ".join(checkpoint.config.get("architectures") or ())
+        architecture = ", ".join(map(str, checkpoint.config.get("architectures") or ()))
         return _description(path, "checkpoint", architecture, "", checkpoint.hparams, stored, {})
     if not path.exists():
         raise MoeGgufError(f"{path}: does not exist")
@@ -142,6 +143,9 @@ def _description(
 
 def _shortened(value: Any) -> Any:
     """Vocabularies are long and chat templates longer: their beginning says enough."""
-    if isinstance(value, list) and len(value) > MAX_SHOWN:
-        return [*value[:MAX_SHOWN], f"... {len(value):,} in all"]
+    if isinstance(value, list):
+        more = [f"... {len(value):,} in all"] if len(value) > MAX_SHOWN else []
+        return [*map(_shortened, value[:MAX_SHOWN]), *more]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such numbers
     return value

@@ -22,6 +22,9 @@ QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress and no tab
 JOBS = click.option(
     "-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: all processors]"
 )
+RESTART = click.option(
+    "--restart", is_flag=True, help="Begin afresh, whatever a run that was stopped has left."
+)
 
 
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -94,7 +97,9 @@ forward_options = together(
 
 def say(line: str) -> None:
     """One line for the person at the terminal, beside what goes to standard output."""
-    click.echo(line, err=True)
+    from quantize.untrusted import printable
+
+    click.echo(printable(line), err=True)
 
 
 def read_recipes(ftypes: Sequence[str], options: dict[str, Any]) -> list[Recipe]:
