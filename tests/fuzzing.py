@@ -6,6 +6,8 @@ The rule for each reader: it succeeds or raises one of our own errors, in bounde
 from __future__ import annotations
 
 import copy
+import gc
+import hashlib
 import json
 import shutil
 import struct
@@ -14,29 +16,41 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from gguf import GGUFValueType as Type
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from pico import pico_mixtral
 
 from calibration.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
+from calibration.logits_file import LogitsFile, is_logits_file
+from calibration.stored import StoredMatrix, can_decode
+from calibration.text import read_prompts, read_text
+from calibration.tokenizer import open_tokenizer
 from gguf_export import vocab
+from gguf_export.checksums import check_sum
 from gguf_export.doctor import examine
 from gguf_export.exporting import prepare, run
+from gguf_export.findings import as_json
 from gguf_export.header import header
 from gguf_export.inspect import describe
-from gguf_export.metadata import count_params, model_keys
+from gguf_export.metadata import KeyValue, assemble, count_params, model_keys
+from gguf_export.reader import GGUFFile
 from gguf_export.verify import verify
+from gguf_export.vocabulary import tokenizer_of, vocabulary_of
+from quantize.container import SCALARS, read_container
 from quantize.exceptions import MoeGgufError
 from quantize.ftypes import ftype
-from quantize.recipe import Recipe, plan
-from quantize.shards import open_checkpoint
+from quantize.recipe import Recipe, plan, read_tensor_types
+from quantize.shards import Checkpoint, open_checkpoint
 
 __all__ = ["SECONDS", "TARGETS", "Target", "fuzz", "prepare_seeds"]
 
 SECONDS = 10.0  # for one input, on a machine that does other things, too
+BATCH = 1000  # inputs
 BYTES = 64 * 2**20  # of memory for one input of at most a few hundred kilobytes
 
 WORDS = [
@@ -52,6 +66,16 @@ WORDS = [
         b"NaN",
         b"18446744073709551615",
         b"[" * 3000,
+    ),
+    *(
+        b"&a ",
+        b"*a",
+        b"<<: ",
+        b"!!python/name:os.system ",
+        b"- " * 2000,
+        b"2001-99-99",
+        b"!!binary x",
+        b"- [",
     ),
     *(b'"BF16"', b'"F64"', b'"../x"', b'"\\ud800"', b'"\\u0000"', b"\x00", b"\xff\xfe", b"\xc3\x28"),
     *(struct.pack("<q", n) for n in (-1, 0, 1, 2**31, 2**40, 2**62, 2**63 - 1)),
@@ -70,41 +94,101 @@ class Target:
     read: Callable[[Path], object]
 
 
-def _vocabulary(folder: Path) -> object:
-    config = {"vocab_size": 320}
-    return vocab.vocab_keys(folder, config, 320, None)
+def _each(*reads: Callable[[], object]) -> list[object]:
+    """All of them, whatever the first ones say; then the first error, if there was one."""
+    found, errors = [], []
+    for read in reads:
+        try:
+            found.append(read())
+        except MoeGgufError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return found
 
 
-def _byte_level(folder: Path) -> object:
-    return vocab.vocab_keys(folder, {"vocab_size": 320}, 320, "gpt-2")
+def _tokenizer(n_vocab: int, pre: str | None) -> Callable[[Path], object]:
+    """Both that read tokenizers: what is written into models, and what cuts text."""
+
+    def read(folder: Path) -> object:
+        return _each(
+            lambda: vocab.vocab_keys(folder, {"vocab_size": n_vocab}, n_vocab, pre),
+            lambda: open_tokenizer(folder).encode("the <s> caf\u00e9 \U0001f600\n", parse_special=True),
+        )
+
+    return read
+
+
+def _in(name: str, read: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda folder: read(folder / name)
+
+
+def _weights(checkpoint: Checkpoint) -> None:
+    for spec in checkpoint.specs():
+        step = checkpoint.row_step(spec)
+        checkpoint.read(spec, spec.n_expert - 1, (spec.n_row - step, spec.n_row))
+
+
+def _export(checkpoint: Checkpoint, imatrix: Imatrix | None = None) -> bytes:
+    """The header of what an export would write."""
+    keys = model_keys(
+        checkpoint.path, checkpoint.config, checkpoint.hparams, n_params=count_params(checkpoint.specs())
+    )
+    recipe = Recipe(ftype("Q8_0"))
+    planned = plan(checkpoint.specs(), checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
+    return header(assemble(keys, recipe.ftype.id, imatrix), planned)
 
 
 def _model(folder: Path) -> object:
     assert all(str(finding).isprintable() for finding in examine(folder))
+    json.dumps(describe(folder).as_dict(), allow_nan=False)
     checkpoint = open_checkpoint(folder)
-    for spec in checkpoint.specs()[:3]:
-        checkpoint.read(spec, 0, (0, 1))
-    keys = model_keys(
-        folder, checkpoint.config, checkpoint.hparams, n_params=count_params(checkpoint.specs())
-    )
-    return header(
-        keys, plan(checkpoint.specs(), checkpoint.hparams, Recipe(ftype("Q8_0")), has_imatrix=False)
-    )
+    _weights(checkpoint)
+    return _export(checkpoint)
 
 
 def _gguf(folder: Path) -> object:
-    assert all(str(finding).isprintable() for finding in verify(folder / "model.gguf"))
-    return describe(folder / "model.gguf")
+    path = folder / "model.gguf"
+    checkpoint = open_checkpoint(folder)
+    for options in ({}, {"against": checkpoint}):
+        findings = verify(path, **options)  # type: ignore[arg-type]
+        assert all(str(finding).isprintable() for finding in findings)
+        json.dumps(as_json(findings), allow_nan=False)
+    json.dumps(describe(path).as_dict(), allow_nan=False)
+    file = GGUFFile(path)
+    return _each(
+        lambda: tokenizer_of(file).encode("the <s> caf\u00e9\n", parse_special=True),
+        lambda: vocabulary_of(file),
+        lambda: [
+            StoredMatrix(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype) is not None
+        ],
+    )
 
 
 def _imatrix(name: str) -> Callable[[Path], object]:
     def read(folder: Path) -> object:
+        checkpoint = open_checkpoint(folder)
+        specs = checkpoint.specs()
         imatrix = load_imatrix(folder / name)
-        specs = open_checkpoint(folder).specs()
         imatrix.check(specs)
-        return [imatrix.importance(spec.name, spec.n_expert - 1) for spec in specs]
+        _export(checkpoint, imatrix)
+        imatrix.starved(2)
+        found = [imatrix.importance(spec.name, spec.n_expert - 1) for spec in specs]
+        imatrix.prior = 0.0 if imatrix.legacy else 1.0
+        return found, [imatrix.importance(spec.name, spec.n_expert - 1) for spec in specs]
 
     return read
+
+
+def _logits(folder: Path) -> object:
+    file = LogitsFile(folder / "base.kld")
+    assert is_logits_file(folder / "base.kld")
+    return [file.log_probs(chunk) for chunk in range(file.n_chunk)]
+
+
+def _sums(folder: Path) -> object:
+    assert str(check_sum(folder / "base.kld")).isprintable()
+    return None
 
 
 TARGETS = {
@@ -115,19 +199,32 @@ TARGETS = {
         Target("config", "config.json", _model),
         Target("card", "README.md", _model),
         Target("generation_config", "generation_config.json", _model),
-        Target("tokenizer_config", "tokenizer_config.json", _vocabulary),
-        Target("tokenizer_model", "tokenizer.model", _vocabulary),
-        Target("tokenizer_json", "bpe/tokenizer.json", lambda folder: _byte_level(folder / "bpe")),
+        Target("tokenizer_config", "tokenizer_config.json", _tokenizer(320, None)),
+        Target("tokenizer_model", "tokenizer.model", _tokenizer(320, None)),
+        Target("added_tokens", "added_tokens.json", _tokenizer(320, None)),
+        Target("chat_template", "chat_template.json", _tokenizer(320, None)),
+        Target("chat_template_jinja", "jinja/chat_template.jinja", _in("jinja", _tokenizer(320, None))),
+        Target("tokenizer_json", "bpe/tokenizer.json", _in("bpe", _tokenizer(320, "gpt-2"))),
+        Target("tokenizer_json_spm", "spm/tokenizer.json", _in("spm", _tokenizer(320, None))),
         Target("gguf", "model.gguf", _gguf),
         Target("imatrix_gguf", "imatrix.gguf", _imatrix("imatrix.gguf")),
         Target("imatrix_dat", "imatrix.dat", _imatrix("imatrix.dat")),
+        Target("logits", "base.kld", _logits),
+        Target(
+            "prompts",
+            "mergekit_moe_config.yml",
+            lambda folder: read_prompts(folder / "mergekit_moe_config.yml"),
+        ),
+        Target("text", "text.txt", lambda folder: read_text(folder / "text.txt")),
+        Target("tensor_types", "types.txt", lambda folder: read_tensor_types(folder / "types.txt")),
+        Target("sums", "SHA256SUMS", _sums),
     )
 }
 
 
 def prepare_seeds(folder: Path) -> Path:
     """A folder with one healthy file of every kind."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     model = pico_mixtral(folder / "Pico", n_layer=1, n_expert=2, n_embd=32, n_ff=32)
     (model / "README.md").write_text("---\nlicense: mit\nbase_model:\n- a/b\ntags: [x, y]\n---\n# Pico\n")
@@ -145,14 +242,67 @@ def prepare_seeds(folder: Path) -> Path:
     imatrix = Imatrix(entries, ["text"], 1)
     save_imatrix(model / "imatrix.gguf", imatrix)
     save_imatrix(model / "imatrix.dat", imatrix, legacy=True)
+    _prepare_small_files(model)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = {token: i for i, token in enumerate([*alphabet, "th", "the"])}
     tokenizer = Tokenizer(models.BPE(tokens, [("t", "h"), ("th", "e")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>"])
     (model / "bpe").mkdir()
     tokenizer.save(str(model / "bpe" / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "add_bos_token": True, "additional_special_tokens": ["<x>"]}
+    (model / "bpe" / "tokenizer_config.json").write_text(json.dumps(settings))
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581",
+        "t",
+        "h",
+        "e",
+        "th",
+        "the",
+    ]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {piece: i for i, piece in enumerate(pieces)},
+            [("t", "h"), ("th", "e")],
+            byte_fallback=True,
+            unk_token="<unk>",
+        )
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback()])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    (model / "spm").mkdir()
+    tokenizer.save(str(model / "spm" / "tokenizer.json"))
+    (model / "spm" / "tokenizer_config.json").write_text(json.dumps(settings))
     return model
+
+
+def _prepare_small_files(model: Path) -> None:
+    """Beside the weights: a template and a token more, logits, prompts, text, rules."""
+    (model / "added_tokens.json").write_text(json.dumps({"<x>": 318, "<y>": 319}))
+    (model / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    (model / "jinja").mkdir()
+    for name in ("tokenizer.model", "tokenizer_config.json", "config.json"):
+        shutil.copy(model / name, model / "jinja")
+    (model / "jinja" / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message }}{% endfor %}"
+    )
+    n_ctx, n_vocab, n_chunk = 8, 6, 2
+    head = b"_logits_" + struct.pack("<3i", n_ctx, n_vocab, n_chunk) + bytes(4 * n_ctx * n_chunk)
+    record = struct.pack("<2f", 0.001, -16.0) + struct.pack("<6H", *range(0, 60000, 10000))
+    (model / "base.kld").write_bytes(head + record * (n_ctx - 1 - n_ctx // 2) * n_chunk)
+    (model / "mergekit_moe_config.yml").write_text(
+        "base_model: a/b\ngate_mode: hidden\nexperts:\n- source_model: c/d\n  positive_prompts:\n"
+        "  - numbers\n  - 'names: of rivers'\n- source_model: e/f\n  positive_prompts: [one, two]\n"
+    )
+    (model / "text.txt").write_text("the small model reads a short text\n" * 8)
+    (model / "types.txt").write_text("attn_q=q8_0\nffn_.*_exps=q4_k blk\\.[0-9]+\\.attn=f16\n")
+    (model / "SHA256SUMS").write_text(f"{hashlib.sha256(b'x').hexdigest()}  base.kld\n")
 
 
 VALUES = [
@@ -189,6 +339,58 @@ def mutated_json(draw: st.DrawFn, valid: bytes) -> bytes:
             node[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
     text = json.dumps(tree).encode()
     return len(text).to_bytes(8, "little") + text + valid[8 + n_header :] if is_shard else text
+
+
+def mutated_gguf(draw: st.DrawFn, path: Path) -> bytes:
+    """A GGUF file with some keys or tensor infos that are others, and all the rest in order."""
+    container = read_container(path)
+    keys = {key: KeyValue(key, value, *container.types[key]) for key, value in container.keys.items()}
+    start = next(iter(container.tensors.values())).offset
+    infos = [
+        SimpleNamespace(spec=one.spec, qtype=int(one.spec.qtype), offset=one.offset - start)
+        for one in container.tensors.values()
+    ]
+    for _ in range(draw(st.integers(1, 3))):
+        key = draw(st.sampled_from(sorted(keys)))
+        info = infos[draw(st.integers(0, len(infos) - 1))]
+        kind = draw(st.integers(0, 5))
+        if kind == 0 and len(keys) > 1:
+            del keys[key]
+        elif kind == 1:
+            type_ = draw(st.sampled_from(list(SCALARS)))
+            values = [0, 1] if type_ == Type.BOOL else [0, 1, 2, 127]
+            if type_ in (Type.FLOAT32, Type.FLOAT64):
+                values = [0.0, -1.0, float("nan"), float("inf"), 1e38]
+            elif type_ in (Type.UINT32, Type.UINT64):
+                values += [2**31, 2**32 - 1]
+            value: Any = draw(st.sampled_from(values))
+            if draw(st.booleans()):
+                n = draw(st.sampled_from([0, 1, 2, 320]))
+                keys[key] = KeyValue(key, [value] * n, Type.ARRAY, type_)
+            else:
+                keys[key] = KeyValue(key, value, type_)
+        elif kind == 2:
+            text = draw(st.sampled_from(["", "x", "\x1b[31m", "llama", "gpt2", "bert", "\0", "\u2581" * 99]))
+            keys[key] = KeyValue(key, text, Type.STRING)
+        elif kind == 3:
+            values = keys[key].value
+            if isinstance(values, list) and values:
+                at = draw(st.integers(0, len(values) - 1))
+                values[at] = values[draw(st.integers(0, len(values) - 1))]
+                if draw(st.booleans()):
+                    del values[at]
+        elif kind == 4:
+            shape = list(info.spec.shape)
+            at = draw(st.integers(0, len(shape) - 1))
+            shape[at] = draw(st.sampled_from([0, 1, 2, 31, 32, 64, 256, 2**31, 2**62]))
+            info.spec = SimpleNamespace(name=info.spec.name, shape=tuple(shape))
+        elif draw(st.booleans()):
+            info.qtype = draw(st.integers(-1, 45))
+        else:
+            name = draw(st.sampled_from(["", "output.weight", "\x1b[31m", "x" * 64, "blk.0.attn_q.weight"]))
+            info.spec = SimpleNamespace(name=name, shape=info.spec.shape)
+    data = path.read_bytes()[start:]
+    return header(list(keys.values()), SimpleNamespace(tensors=infos)) + data  # type: ignore[arg-type]
 
 
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
@@ -264,26 +466,35 @@ def fuzz(
             used = tracemalloc.get_traced_memory()[1] - before
             assert used < BYTES, f"{used / 2**20:.0f} MiB for {len(content)} bytes"
 
-    ways = [mutated, mutated_json] if target.file.endswith((".json", ".safetensors")) else [mutated]
+    ways: list[Callable[[st.DrawFn], bytes]] = [lambda draw: mutated(draw, valid)]
+    if target.file.endswith((".json", ".safetensors")):
+        ways.append(lambda draw: mutated_json(draw, valid))
+    if target.file.endswith(".gguf"):
+        healthy = folder / "healthy" / path.name
+        healthy.parent.mkdir(exist_ok=True)
+        healthy.write_bytes(valid)
+        ways.append(lambda draw: mutated_gguf(draw, healthy))
 
     @st.composite
     def inputs(draw: st.DrawFn) -> bytes:  # without arguments, which hypothesis would print
-        return draw(st.sampled_from(ways))(draw, valid)
+        return draw(st.sampled_from(ways))(draw)
 
-    check = settings(
-        max_examples=n,
-        deadline=None,
-        database=None,
-        derandomize=seed_ is None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-    )(given(inputs())(once))
-    if seed_ is not None:
-        check = seed(seed_)(check)
     if watch_memory:
         tracemalloc.start()
     try:
-        check()
+        for first in range(0, n, BATCH):  # hypothesis keeps what it made until it is done
+            check = settings(
+                max_examples=min(BATCH, n - first),
+                deadline=None,
+                database=None,
+                derandomize=seed_ is None,
+                suppress_health_check=list(HealthCheck),
+                phases=[Phase.generate, Phase.shrink],
+            )(given(inputs())(once))
+            if seed_ is not None:
+                check = seed(seed_ + first)(check)
+            check()
+            gc.collect()
     finally:
         if watch_memory:
             tracemalloc.stop()
