@@ -6,7 +6,7 @@ What it does not have: how often the router of a quantized model still chooses t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,12 +22,13 @@ from calibration.kld import Scores, Statistics, base_probs, log_probs, score, su
 from calibration.logits_file import LogitsFile
 from calibration.model import Arithmetic, Routing
 from calibration.perplexity import Estimate, first_scored, perplexity
+from calibration.state import Keeper
 from calibration.text import Chunks
 from quantize.exceptions import GGUFError, LogitsError
 from quantize.hparams import Hparams
 from quantize.progress import Progress, Report, silent
 from quantize.recipe import stored_type
-from quantize.tensors import TensorSource
+from quantize.tensors import Array, TensorSource
 
 __all__ = ["Activations", "Comparison", "Model", "OnText", "RouterAgreement", "compare", "refuse_other_model"]
 
@@ -104,6 +105,7 @@ def compare(
     activations: Activations = "exact",
     arithmetic: Arithmetic | None = None,
     storage: Storage | None = None,
+    keeper: Keeper | None = None,
     report: Report = silent,
 ) -> Comparison:
     """Measure models against a base on texts, all in one pass: every source is read once, however long the texts are.
@@ -117,6 +119,7 @@ def compare(
             kernels do (see `int8`), so that the figures are those that llama-perplexity finds.
         arithmetic: see `forward`; default float32, since differences are small.
         storage: see `forward`.
+        keeper: see `forward`; a pass that goes on behind the last layer compares all chunks anew.
         report: told the tokens that are through, then the chunks that are compared.
 
     Raises:
@@ -147,6 +150,7 @@ def compare(
         observers=[routers] if is_routed else [],
         on_logits=comparer,
         first_logit=first_scored(all_chunks.n_ctx),
+        keeper=keeper,
         report=report,
     )
     n_base = len(shown) - len(models)
@@ -267,6 +271,15 @@ class _RouterComparer(Observer):
         np.add.at(self.same[stream, :, bid], texts, same.cpu().numpy())
         np.add.at(self.kld[stream, :, bid], texts, kld.cpu().numpy())
         np.add.at(self.seen[stream, :, bid], texts, 1)
+
+    def kept(self) -> dict[str, Array]:
+        """The sums; the base's routing is of use within a layer only."""
+        return {"same": self.same, "kld": self.kld, "seen": self.seen}
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        """See `kept`."""
+        for name, array in self.kept().items():
+            array[...] = arrays[name]
 
     def agreement(self, stream: int, text: int) -> RouterAgreement:
         """The shares and means of one model on one text."""

@@ -14,6 +14,7 @@ import torch
 
 from calibration.hidden import Storage
 from calibration.model import Arithmetic
+from calibration.state import Keeper
 from calibration.streams import Observer, OnLogits, OnWeights, Stream, Timings
 from calibration.tokenizer import Tokens
 from calibration.walk import Walk
@@ -35,6 +36,7 @@ def forward(
     on_logits: OnLogits | None = None,
     first_logit: int = 0,
     follow_first: bool = False,
+    keeper: Keeper | None = None,
     report: Report = silent,
 ) -> Timings:
     """Run chunks of tokens [C, P] through one or several models of the same shape.
@@ -54,24 +56,36 @@ def forward(
         on_logits: is given a chunk's index and the logits f32 [P - first_logit, V] of each stream.
         first_logit: the first position of a chunk whose logits are computed.
         follow_first: all streams send tokens to the experts that the first stream chose, with their own weights.
+        keeper: is shown the state of the pass behind each layer, and may bring it back to that of an earlier pass with
+            the same arguments, whose layers are then not passed again. Weights are handed out in a whole pass only.
         report: is told how much of the work is done, in tokens that have passed the whole model.
 
     Raises:
         ActivationError: a layer or expert gave a value that is not finite.
         CheckpointError: a tensor is missing, or one is there that this pass does not know.
         TokenizerError: a token has no row in the embedding.
+        ValueError: `keeper` together with `on_weights`.
     """
+    if keeper is not None and on_weights is not None:
+        raise ValueError("a pass that hands out weights cannot go on behind a layer")
     arithmetic = arithmetic or Arithmetic()
     storage = storage or Storage()
-    start = time.perf_counter()
+    start, earlier = time.perf_counter(), 0.0
     with storage.open(arithmetic.device) as shelf, torch.inference_mode():
         walk = Walk(streams, tokens, arithmetic, storage, shelf, observers, on_weights, report)
+        if keeper is not None:
+            keeper.recall(walk.state)
+            earlier = walk.timings.total
         walk.embed(keep_tied=on_logits is not None or observe_output)
-        for bid in range(walk.n_layer):
+        for bid in range(walk.state.n_done, walk.state.n_layer):
             for lane in walk.lanes:
                 walk.attention(lane, bid)
             walk.feed_forward(bid, follow_first=follow_first, hold_down=hold_down)
+            walk.state.n_done = bid + 1
+            if keeper is not None:
+                walk.timings.total = earlier + time.perf_counter() - start
+                keeper.keep(walk.state)
         walk.output(on_logits, first_logit, observe=observe_output)
         walk.finish()
-    walk.timings.total = time.perf_counter() - start
+    walk.timings.total = earlier + time.perf_counter() - start
     return walk.timings

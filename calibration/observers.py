@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from calibration.forward import Observer, Stream, Timings, forward
 from calibration.hidden import Storage
-from calibration.imatrix import Entry, Imatrix
+from calibration.imatrix import COUNTS, SUMS, Entry, Imatrix
 from calibration.model import Arithmetic, Routing, best_dtype
+from calibration.state import Keeper
 from calibration.text import Chunks
 from quantize.hparams import Hparams
 from quantize.progress import Report, silent
@@ -53,6 +54,20 @@ class ImatrixObserver(Observer):
                 self.imatrix.entries[spec.name] = entry
             entry.sums[xid] += sums
             entry.counts[xid] += len(x)
+
+    def kept(self) -> dict[str, Array]:
+        """Sums and tokens of each entry, as the file names them."""
+        entries = self.imatrix.entries.items()
+        return {name + SUMS: entry.sums for name, entry in entries} | {
+            name + COUNTS: entry.counts for name, entry in entries
+        }
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        """See `kept`; the entries begin with a pass, so there are none yet."""
+        names = [name.removesuffix(SUMS) for name in arrays if name.endswith(SUMS)]
+        self.imatrix.entries.update(
+            {name: Entry(arrays[name + SUMS].copy(), arrays[name + COUNTS].copy()) for name in names}
+        )
 
 
 @dataclass
@@ -107,6 +122,17 @@ class RouterObserver(Observer):
         self._seen[bid] = seen + len(tokens)
         load.n_token = int(self._seen.max())
 
+    def kept(self) -> dict[str, Array]:
+        """The arrays of `load`, and the tokens seen in each layer."""
+        load = self.load
+        return {"tokens": load.tokens, "pairs": load.pairs, "entropy": load.entropy, "seen": self._seen}
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        """See `kept`."""
+        for name, array in self.kept().items():
+            array[...] = arrays[name]
+        self.load.n_token = int(self._seen.max())
+
 
 @dataclass(frozen=True)
 class Collected:
@@ -127,6 +153,7 @@ def collect_imatrix(
     on_weights: Callable[[TensorSpec, int, Array, Imatrix], None] | None = None,
     arithmetic: Arithmetic | None = None,
     storage: Storage | None = None,
+    keeper: Keeper | None = None,
     report: Report = silent,
 ) -> Collected:
     """Run calibration text through a model and keep importances and router load.
@@ -144,6 +171,7 @@ def collect_imatrix(
         on_weights: see above.
         arithmetic: see `forward`; default bfloat16 products where the CPU has them.
         storage: see `forward`.
+        keeper: see `forward`; not together with `on_weights`.
         report: told the tokens that are through.
 
     Raises:
@@ -165,6 +193,7 @@ def collect_imatrix(
         observe_output=process_output,
         on_weights=hand_over if on_weights is not None else None,
         hold_down=prior > 0 and on_weights is not None,
+        keeper=keeper,
         report=report,
     )
     return Collected(importances.imatrix, router.load, timings)

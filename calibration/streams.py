@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,6 +29,17 @@ class Observer:
 
     def routed(self, stream: int, bid: int, tokens: Tensor, routing: Routing) -> None:
         """Where the tokens [t] of a block go in layer `bid`."""
+
+    def kept(self) -> Mapping[str, Array]:
+        """The arrays that hold what was seen so far, by any names: all that a pass needs that goes on behind a layer.
+
+        An observer that does not say what it keeps cannot see a pass whose state is kept.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what it keeps")
+
+    def restore(self, arrays: Mapping[str, Array]) -> None:
+        """Take back what `kept` gave in an earlier pass; nothing was seen in this one yet."""
+        raise NotImplementedError(f"{type(self).__name__} does not take back what it kept")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from calibration.hidden import Shelf, Storage
 from calibration.lanes import Lane, Matrix, Routes, refuse_unknown
 from calibration.model import Arithmetic, attend, rotate, route, swiglu, to_tensor
+from calibration.state import PassState
 from calibration.streams import Observer, OnLogits, OnWeights, Stream, Timings
 from calibration.tokenizer import Tokens
 from quantize.exceptions import ActivationError, TokenizerError
@@ -50,8 +51,7 @@ class Walk:
         self.tokens = torch.from_numpy(tokens).long().reshape(-1)
         self.places = torch.arange(len(self.tokens))
         self.timings = Timings(n_token=len(self.tokens))
-        self.n_layer = streams[0].source.hparams.n_layer
-        self.n_passed = 0  # weights
+        self.state = PassState(streams[0].source.hparams.n_layer, observers, self.timings)
         self.n_weight = sum(spec.n_elements for stream in streams for spec in stream.source.specs())
         self.lanes = []
         for index, stream in enumerate(streams):
@@ -69,15 +69,17 @@ class Walk:
                     pass_on=self.pass_on,
                 )
             )
+            self.state.hidden.append(self.lanes[-1].hidden)
 
     def pass_on(self, spec: TensorSpec, xid: int, raw: Array | None) -> None:
         """The last input of a matrix was seen; `raw` are its weights where somebody wants them."""
         if self.on_weights is not None and raw is not None:
             with self.timings.measure("weights"):
                 self.on_weights(spec, xid, raw)
-        self.n_passed += spec.n_row * spec.n_per_row
+        self.state.n_weight += spec.n_row * spec.n_per_row
         n_token = self.timings.n_token
-        self.report(Progress("calculating", n_token * self.n_passed // self.n_weight, n_token, unit="tokens"))
+        done = n_token * self.state.n_weight // self.n_weight
+        self.report(Progress("calculating", done, n_token, unit="tokens"))
 
     def show(self, lane: Lane, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
         """Let the observers see the common input of some matrices."""
@@ -86,21 +88,26 @@ class Walk:
                 observer.inputs(lane.index, specs, xid, tokens, x)
 
     def embed(self, *, keep_tied: bool) -> None:
-        """hidden = the embedding's row of each token."""
+        """hidden = the embedding's row of each token, unless an earlier pass has taken them further."""
         for lane in self.lanes:
+            is_tied = keep_tied and "output.weight" not in lane.specs
+            if self.state.n_done and not is_tied:
+                continue
             matrix = lane.stored("token_embd.weight")
             worst = int(self.tokens.max())
             if worst >= matrix.spec.n_row:
                 raise TokenizerError(
                     f"token {worst} has no row in token_embd.weight ({matrix.spec.n_row} rows)"
                 )
+            if is_tied:
+                lane.tied = matrix
+            if self.state.n_done:
+                continue
             for block in _blocks(self.places, TOKEN_BLOCK):
                 with self.timings.measure("decoding"):
                     rows = to_tensor(matrix.picked(self.tokens[block].numpy()))
                 lane.hidden[block] = rows.to(lane.hidden.device, lane.hidden.dtype)
             lane.release(matrix)
-            if keep_tied and "output.weight" not in lane.specs:
-                lane.tied = matrix
 
     def attention(self, lane: Lane, bid: int) -> None:
         """hidden += attention(norm(hidden)), some chunks at a time."""
