@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,10 @@ from calibration.imatrix import Imatrix
 from calibration.logits_file import LogitsFile, is_logits_file
 from calibration.model import Arithmetic
 from calibration.roundtrip import RoundTrip, SharedSource
+from calibration.state import Keeper
 from calibration.stored import can_decode
 from calibration.text import N_CTX, Chunks, make_chunks, read_text
+from gguf_export import fingerprint, pass_state
 from gguf_export.reader import GGUFFile
 from gguf_export.textfiles import Note, discard
 from gguf_export.vocabulary import bos_of, refuse_other_vocabulary, tokenizer_of, vocabulary_of
@@ -23,7 +26,7 @@ from quantize.recipe import Recipe
 from quantize.recipe import plan as make_plan
 from quantize.shards import Checkpoint, open_checkpoint
 
-__all__ = ["NamedText", "Prepared", "prepare", "run"]
+__all__ = ["NamedText", "Prepared", "fingerprint_of", "prepare", "run"]
 
 ROUND_TRIP = "(round trip)"
 """Stands behind the name of a type that was judged without writing a file."""
@@ -45,6 +48,7 @@ class Prepared:
     models: tuple[Model, ...]
     texts: tuple[Chunks, ...]
     sources: tuple[Checkpoint | GGUFFile, ...]
+    imatrix: Imatrix | None = None
 
     @property
     def bytes_read(self) -> int:
@@ -102,7 +106,7 @@ def prepare(
         if logits is None
         else [_own_text(logits, sources[0], texts, n_chunk)]
     )
-    return Prepared(found_base, tuple(models), tuple(chunks), sources)
+    return Prepared(found_base, tuple(models), tuple(chunks), sources, imatrix)
 
 
 def run(
@@ -111,6 +115,7 @@ def run(
     activations: Activations = "exact",
     arithmetic: Arithmetic | None = None,
     storage: Storage | None = None,
+    keeper: Keeper | None = None,
     report: Report = silent,
 ) -> Comparison:
     """The pass itself: see `calibration.compare.compare`."""
@@ -121,8 +126,34 @@ def run(
         activations=activations,
         arithmetic=arithmetic,
         storage=storage,
+        keeper=keeper,
         report=report,
     )
+
+
+def fingerprint_of(
+    prepared: Prepared, activations: Activations, arithmetic: Arithmetic, storage: Storage
+) -> dict[str, str]:
+    """All that decides what `run` finds, by names that a person understands."""
+    models = [
+        (model.name, [(spec.name, spec.qtype.name) for spec in model.source.specs()])
+        for model in (prepared.base, *prepared.models)
+        if isinstance(model, Model)
+    ]
+    found = pass_state.fingerprint(prepared.texts, arithmetic, storage) | {
+        "activations": activations,
+        "importance matrix": fingerprint.of_imatrix(prepared.imatrix),
+        "choice of models": fingerprint.hashed([json.dumps(models).encode()]),
+    }
+    if isinstance(prepared.base, LogitsFile):
+        size = prepared.base.path.stat()
+        found[f"file {prepared.base.path}"] = f"{size.st_size} {size.st_mtime_ns}"
+    for source in prepared.sources:
+        if isinstance(source, Checkpoint):
+            found["checkpoint"] = fingerprint.of_checkpoint(source)
+        else:
+            found[f"file {source.path}"] = fingerprint.of_gguf(source)
+    return found
 
 
 def open_file(path: Path, note: Note) -> GGUFFile:

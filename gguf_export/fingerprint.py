@@ -10,11 +10,12 @@ from importlib import metadata
 import numpy as np
 
 from calibration.imatrix import Imatrix
+from gguf_export.reader import GGUFFile
 from quantize.layout import Plan
 from quantize.shard_index import index_shards
 from quantize.shards import Checkpoint
 
-__all__ = ["fingerprint", "of_checkpoint", "of_imatrix"]
+__all__ = ["fingerprint", "hashed", "of_checkpoint", "of_gguf", "of_imatrix", "version"]
 
 
 def fingerprint(
@@ -31,11 +32,11 @@ def fingerprint(
     """
     types = (f"{planned.spec.name} {planned.spec.shape} {planned.qtype.name}" for planned in plan.tensors)
     return {
-        "version of moe-gguf": _version(),
+        "version of moe-gguf": version(),
         "checkpoint": checkpoint,
         "importance matrix": imatrix,
-        "types of the tensors": _hash(text.encode() for text in types),
-        "metadata": _hash([header]),
+        "types of the tensors": hashed(text.encode() for text in types),
+        "metadata": hashed([header]),
         "size of the slabs": str(slab_bytes),
     }
 
@@ -53,7 +54,18 @@ def of_checkpoint(checkpoint: Checkpoint) -> str:
         sorted((one.name, one.path.name, one.dtype, one.shape, one.start) for one in stored.values()),
         checkpoint.config,
     ]
-    return _hash([json.dumps(told, sort_keys=True, default=str).encode()])
+    return hashed([json.dumps(told, sort_keys=True, default=str).encode()])
+
+
+def of_gguf(file: GGUFFile) -> str:
+    """Size and time of a file, and what lies where in it; no weight is read."""
+    found = file.path.stat()
+    told = [
+        found.st_size,
+        found.st_mtime_ns,
+        [(spec.name, spec.shape, spec.qtype.name) for spec in file.specs()],
+    ]
+    return hashed([json.dumps(told).encode()])
 
 
 def of_imatrix(imatrix: Imatrix | None) -> str:
@@ -64,10 +76,11 @@ def of_imatrix(imatrix: Imatrix | None) -> str:
     for name in sorted(imatrix.entries):
         entry = imatrix.entries[name]
         parts += [name.encode(), np.ascontiguousarray(entry.sums).tobytes(), entry.counts.tobytes()]
-    return _hash(parts)
+    return hashed(parts)
 
 
-def _hash(parts: Iterable[bytes]) -> str:
+def hashed(parts: Iterable[bytes]) -> str:
+    """A hash of some bytes, and of where one part ends and the next begins."""
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
         found.update(len(part).to_bytes(8, "little"))
@@ -75,7 +88,8 @@ def _hash(parts: Iterable[bytes]) -> str:
     return found.hexdigest()
 
 
-def _version() -> str:
+def version() -> str:
+    """This project's own."""
     try:
         return metadata.version("moe-gguf")
     except metadata.PackageNotFoundError:  # run from a source tree

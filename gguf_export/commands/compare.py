@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from gguf_export.commands.options import (
     FILE,
     QUIET,
+    RESTART,
     forward_options,
     read_recipes,
     recipe_options,
@@ -30,6 +32,15 @@ output_options = together(
         "--markdown", "markdown_path", type=FILE, metavar="FILE", help="Write a table for a model card."
     ),
     click.option("--html", "html_path", type=FILE, metavar="FILE", help="Write a page with plots."),
+    click.option(
+        "--state",
+        "state_path",
+        type=FILE,
+        metavar="FILE",
+        help="Keep the state of the pass there, for a run that is stopped.  [default: beside the first of these files; "
+        "without any, none is kept]",
+    ),
+    RESTART,
     click.option("--timings", is_flag=True, help="Say what the time was spent on."),
 )
 """What is made of the figures; see `_write`."""
@@ -101,15 +112,18 @@ def compare(
     """Compare GGUF files with the checkpoint in folder MODEL: perplexity, KL divergence, same top token.
 
     The figures are llama-perplexity's, with their standard errors, and the share of tokens that still go to the same
-    experts. All files are read once, together, layer by layer.
+    experts. All files are read once, together, layer by layer. A run that was stopped goes on behind the last layer
+    that it kept when the same command is given again.
     """
     from calibration.imatrix import load_imatrix
     from gguf_export import compare as comparing
     from gguf_export.console import ProgressView
+    from gguf_export.pass_state import StateFile
 
     outputs = {name: options.pop(f"{name}_path") for name in ("json", "csv", "markdown", "html")}
-    _refuse_outputs([path for path in outputs.values() if path is not None])
-    timings = options.pop("timings")
+    written = [path for path in outputs.values() if path is not None]
+    timings, restart, state = (options.pop(name) for name in ("timings", "restart", "state_path"))
+    _refuse_outputs([*written, state] if state else written)
     prepared = comparing.prepare(
         paths,
         [_named(text) for text in texts],
@@ -121,16 +135,25 @@ def compare(
         note=say,
     )
     arithmetic, storage = _exactly(options)
-    with ProgressView(quiet=quiet) as view:
-        found = comparing.run(
-            prepared, activations=activations, arithmetic=arithmetic, storage=storage, report=view
-        )
-    _write(found, outputs)
+    with ExitStack() as stack:
+        keeper = None
+        if place := _state_place(state, written):
+            told = comparing.fingerprint_of(prepared, activations, arithmetic, storage)
+            keeper = stack.enter_context(StateFile(*place, told, restart=restart, note=say))
+        with ProgressView(quiet=quiet) as view:
+            found = comparing.run(
+                prepared,
+                activations=activations,
+                arithmetic=arithmetic,
+                storage=storage,
+                keeper=keeper,
+                report=view,
+            )
+        _write(found, outputs)
     if not quiet:
         _print_tables(found)
-        for path in outputs.values():
-            if path is not None:
-                click.echo(f"written: {path}")
+        for path in written:
+            click.echo(f"written: {path}")
     if timings:
         _print_timings(found, prepared)
 
@@ -153,6 +176,17 @@ def _exactly(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
     return Arithmetic(options["device"]), Storage(scratch=options["scratch"])
 
 
+def _state_place(state: Path | None, written: list[Path]) -> tuple[Path, str] | None:
+    """Where the state is kept, and what the notes call the output; None where it is not kept."""
+    from gguf_export.pass_state import state_path
+    from gguf_export.replacing import is_device
+
+    if state is not None:
+        return state, state.name
+    files = [path for path in written if not is_device(path)]
+    return (state_path(files[0]), files[0].name) if files else None
+
+
 def _refuse_outputs(paths: list[Path]) -> None:
     """Before hours of work."""
     from quantize.exceptions import OutputError
@@ -166,16 +200,12 @@ def _write(found: Comparison, outputs: dict[str, Path | None]) -> None:
     from gguf_export.compare_data import compare_csv, compare_json
     from gguf_export.compare_page import compare_page
     from gguf_export.compare_tables import compare_markdown
-    from quantize.exceptions import OutputError
+    from gguf_export.replacing import write_text
 
     forms = {"json": compare_json, "csv": compare_csv, "markdown": compare_markdown, "html": compare_page}
     for name, path in outputs.items():
-        if path is None:
-            continue
-        try:
-            path.write_text(forms[name](found), encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        if path is not None:
+            write_text(path, forms[name](found))
 
 
 def _print_tables(found: Comparison) -> None:

@@ -12,6 +12,7 @@ from gguf_export.commands.options import (
     JOBS,
     MODEL,
     QUIET,
+    RESTART,
     forward_options,
     read_chunks,
     read_forward,
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
 )
 @JOBS
 @click.option("--force", is_flag=True, help="Replace files that exist.")
-@click.option("--restart", is_flag=True, help="Begin afresh, whatever a run that was stopped has left.")
+@RESTART
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @QUIET
 def export(

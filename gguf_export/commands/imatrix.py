@@ -12,13 +12,16 @@ from gguf_export.commands.options import (
     FILE,
     MODEL,
     QUIET,
+    RESTART,
     forward_options,
     read_chunks,
     read_forward,
+    say,
     text_options,
 )
 
 if TYPE_CHECKING:
+    from calibration.imatrix import Imatrix
     from calibration.observers import Collected
 
 STARVED_SHARE = 0.05
@@ -36,35 +39,53 @@ MOST_COLUMNS = 16
 @text_options
 @click.option("--process-output", is_flag=True, help="Collect output.weight, too.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
+@RESTART
 @forward_options
 @QUIET
 def imatrix(
-    model: Path, output: Path, process_output: bool, force: bool, quiet: bool, **options: Any
+    model: Path,
+    output: Path,
+    process_output: bool,
+    force: bool,
+    restart: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
-    """Run text through the checkpoint in folder MODEL and write llama.cpp's importance matrix."""
-    from calibration.imatrix import save_imatrix
+    """Run text through the checkpoint in folder MODEL and write llama.cpp's importance matrix.
+
+    A run that was stopped goes on behind the last layer that it kept when the same command is given again.
+    """
     from calibration.observers import collect_imatrix
+    from gguf_export import fingerprint, pass_state
     from gguf_export.console import ProgressView
+    from gguf_export.pass_state import StateFile, discard_older, state_path
     from quantize.exceptions import OutputError
     from quantize.shards import open_checkpoint
 
     if output.exists() and not force:
+        discard_older(output)
         raise OutputError(f"{output}: exists already; pass --force to replace it")
     checkpoint = open_checkpoint(model)
     chunks = read_chunks(model, options)
     if chunks is None:
         raise click.UsageError("give --text FILE or --prompts FILE")
     arithmetic, storage = read_forward(options)
-    with ProgressView(quiet=quiet) as view:
-        collected = collect_imatrix(
-            checkpoint,
-            chunks,
-            process_output=process_output,
-            arithmetic=arithmetic,
-            storage=storage,
-            report=view,
-        )
-    save_imatrix(output, collected.imatrix, legacy=output.suffix == ".dat")
+    told = pass_state.fingerprint([chunks], arithmetic, storage) | {
+        "checkpoint": fingerprint.of_checkpoint(checkpoint),
+        "choice of tensors": "with output.weight" if process_output else "",
+    }
+    with StateFile(state_path(output), output.name, told, restart=restart, note=say) as keeper:
+        with ProgressView(quiet=quiet) as view:
+            collected = collect_imatrix(
+                checkpoint,
+                chunks,
+                process_output=process_output,
+                arithmetic=arithmetic,
+                storage=storage,
+                keeper=keeper,
+                report=view,
+            )
+        _save(output, collected.imatrix)
     if not quiet:
         print_load(collected)
         timings = collected.timings
@@ -72,6 +93,19 @@ def imatrix(
             f"{output}: {timings.n_token:,} tokens, {timings.total:.1f} seconds, "
             f"{timings.n_token / timings.total:,.0f} tokens/s, {timings.share_of_products:.0%} in matrix products"
         )
+
+
+def _save(output: Path, imatrix: Imatrix) -> None:
+    """The file appears when it is whole and on the disk."""
+    from calibration.imatrix import save_imatrix
+    from gguf_export.replacing import replacing
+    from quantize.exceptions import OutputError
+
+    try:
+        with replacing(output) as partial:
+            save_imatrix(partial, imatrix, legacy=output.suffix == ".dat")
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
 
 
 def print_load(collected: Collected) -> None:
