@@ -19,7 +19,16 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["LockedError", "allocated", "check_space", "durable", "durable_folder", "lock", "still_at"]
+__all__ = [
+    "LockedError",
+    "allocated",
+    "check_space",
+    "durable",
+    "durable_folder",
+    "forget_pages",
+    "lock",
+    "still_at",
+]
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EISDIR)
@@ -73,6 +82,17 @@ def durable(file: Any) -> None:
             fcntl.fcntl(file.fileno(), fcntl.F_FULLFSYNC)
             return
     os.fsync(file.fileno())
+
+
+def forget_pages(file: Any) -> None:
+    """Give back the memory in which the system caches a file that is durable and will not be read soon.
+
+    A file larger than the memory would otherwise push out what is needed, such as the shards that are still to be read,
+    and each page of the cache has to be found anew: on a virtual machine that took longer than the writing.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def durable_folder(folder: Path) -> None:

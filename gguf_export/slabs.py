@@ -33,7 +33,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-SLAB_BYTES = 16 * 2**20
+SLAB_BYTES = 8 * 2**20
 """Source bytes of one slab, about: small enough for a few in flight, large enough that reading is sequential."""
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gguf_export.disk import durable, durable_folder
+from gguf_export.disk import durable, durable_folder, forget_pages
 from gguf_export.header import header
 from gguf_export.journal import Journal, Piece
 from gguf_export.metadata import KeyValue
@@ -28,9 +30,12 @@ from quantize.tensors import Array
 
 PARTIAL_SUFFIX = ".partial"
 
-SYNC_BYTES = 256 * 2**20
+SYNC_BYTES = 64 * 2**20
 SYNC_SECONDS = 5.0
-"""After so many bytes or seconds, what was written is made durable and noted: the most that a killed run loses."""
+"""After so many bytes or seconds, what was written is made durable and noted, while the encoding goes on."""
+
+MOST_UNSYNCED = 4 * SYNC_BYTES
+"""Bytes after which a writer waits for a slow disk: about the most that a killed run loses."""
 
 READ_BYTES = 2**20  # read back at a time
 
@@ -73,6 +78,9 @@ class Sink:
         self._journal, self._note, self._report = journal, note, report
         self._file: Any = None
         self._lock, self._sync_lock = threading.Lock(), threading.Lock()
+        self._syncer = ThreadPoolExecutor(1)  # starts its thread when it has something to do
+        self._syncing: Future[None] | None = None
+        self._is_broken = False  # nobody knows what the disk has of what was written since the last sync
         self._done: dict[int, int] = {}  # bytes of each piece that is written, by its offset
         self._unsynced: list[Piece] = []
         self._unsynced_bytes = 0
@@ -110,11 +118,8 @@ class Sink:
             self._unsynced.append(piece)
             self._unsynced_bytes += slab.nbytes
             is_due = self._unsynced_bytes >= SYNC_BYTES or time.monotonic() - self._synced_at >= SYNC_SECONDS
-        if is_due and self._sync_lock.acquire(blocking=False):
-            try:
-                self._sync()
-            finally:
-                self._sync_lock.release()
+        if is_due:
+            self._sync_behind()
 
     def finish(self) -> None:
         """Make all that was written durable, and noted.
@@ -127,8 +132,7 @@ class Sink:
             return
         if self.done_bytes != self.plan.n_bytes:
             raise ValueError(f"{self.path}: {self.done_bytes} bytes written of {self.plan.n_bytes}")
-        with self._sync_lock:
-            self._sync()
+        self._sync_rest()
 
     def commit(self) -> None:
         """`finish`, and give the file its name, durably.
@@ -140,6 +144,7 @@ class Sink:
         if self.is_whole:
             return
         self.finish()
+        self._syncer.shutdown()
         with self._errors():
             self._file.close()
             self.partial.replace(self.path)
@@ -167,8 +172,9 @@ class Sink:
             return
         if self._journal is not None:
             # A disk that is full or broken was reported already, by the write that met it.
-            with contextlib.suppress(OutputError), self._sync_lock:
-                self._sync()
+            with contextlib.suppress(OutputError):
+                self._sync_rest()
+        self._syncer.shutdown()
         self._file.close()
         if self._journal is not None and self._done:
             self._note(
@@ -257,6 +263,23 @@ class Sink:
         while data:
             data = data[self._file.write(data) :]
 
+    def _sync_behind(self) -> None:
+        """Sync in a thread of its own; wait only for a disk that is slower than the encoding."""
+        with self._sync_lock:
+            if self._syncing is not None:
+                if not self._syncing.done() and self._unsynced_bytes < MOST_UNSYNCED:
+                    return
+                self._syncing.result()
+            self._syncing = self._syncer.submit(self._sync)
+
+    def _sync_rest(self) -> None:
+        """Sync what is left, here; nobody writes any more."""
+        try:
+            if self._syncing is not None:
+                self._syncing.result()
+        finally:
+            self._sync()
+
     def _sync(self) -> None:
         """First the bytes, then the journal that tells of them; writers do not wait meanwhile."""
         with self._errors():
@@ -264,11 +287,15 @@ class Sink:
                 pieces, self._unsynced, self._unsynced_bytes = self._unsynced, [], 0
                 self._synced_at = time.monotonic()
             try:
+                if self._is_broken:  # a second fsync would return well: a disk tells of an error once
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
                 durable(self._file)
+                forget_pages(self._file)
                 if self._journal is not None:
                     self._journal.add(pieces)
             except OSError:
-                for piece in pieces:  # nobody knows which of them the disk has
+                self._is_broken = True
+                for piece in pieces:
                     self._done.pop(piece.offset, None)
                 raise
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import struct
+import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFValueType
 
+from gguf_export import writer
 from gguf_export.disk import check_space
 from gguf_export.header import header
 from gguf_export.metadata import KeyValue
@@ -73,6 +76,33 @@ def test_gguf_library_reads_our_file(tmp_path: Path, small_plan: Plan) -> None:
         assert reader.fields[kv.key].types[0] == kv.type
     assert path.stat().st_size == len(header(KEYS, small_plan)) + small_plan.data_bytes
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_encoding_goes_on_while_the_disk_syncs(
+    tmp_path: Path, small_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers wait for the disk only when more than MOST_UNSYNCED is not durable yet."""
+    tensor = small_plan.tensors[0]
+    asked, disk = threading.Event(), threading.Event()
+    row = np.zeros(tensor.row_bytes, np.uint8)
+
+    def durable(_: object) -> None:
+        asked.set()
+        assert disk.wait(60)
+
+    monkeypatch.setattr(writer, "SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "MOST_UNSYNCED", 3 * row.nbytes)
+    monkeypatch.setattr(writer, "durable", durable)
+    with Sink(tmp_path / "m.gguf", KEYS, small_plan) as sink, ThreadPoolExecutor(1) as pool:
+        sink.write(tensor, 0, row)
+        assert asked.wait(60)
+        sink.write(tensor, row.nbytes, row)
+        sink.write(tensor, 2 * row.nbytes, row)
+        last = pool.submit(sink.write, tensor, 3 * row.nbytes, row)
+        assert not wait([last], timeout=0.2).done
+        disk.set()
+        last.result()
+    assert not list(tmp_path.iterdir())
 
 
 def test_our_reader_agrees_with_the_library(tmp_path: Path, small_plan: Plan) -> None:
