@@ -18,9 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from quantize.exceptions import TokenizerError
-from quantize.untrusted import quoted, read_bytes, read_json
+from quantize.untrusted import guarded, read_bytes, read_json
 
-__all__ = ["BpeTokenizer", "SpmTokenizer", "Tokenizer", "Tokens", "open_tokenizer"]
+__all__ = [
+    "BpeTokenizer",
+    "SpmTokenizer",
+    "Tokenizer",
+    "Tokens",
+    "load_sentencepiece",
+    "open_tokenizer",
+    "refuse_marked_subwords",
+]
 
 Tokens = npt.NDArray[np.int32]
 
@@ -189,10 +197,13 @@ class BpeTokenizer:
     def __init__(self, path: Path, bos_id: int | None) -> None:
         import tokenizers  # noqa: PLC0415 - only models with such a tokenizer need it
 
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise TokenizerError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        self._path = path
+        self._tokenizer = guarded(
+            path,
+            lambda: tokenizers.Tokenizer.from_file(str(path)),
+            "is no tokenizer that can be read",
+            TokenizerError,
+        )
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._bos_id = bos_id
@@ -210,7 +221,13 @@ class BpeTokenizer:
     def encode(self, text: str, *, parse_special: bool = False) -> Tokens:
         """Token ids [T], without BOS."""
         self._tokenizer.encode_special_tokens = not parse_special  # the library's name for "as plain text"
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        encoded = guarded(
+            self._path,
+            lambda: self._tokenizer.encode(text, add_special_tokens=False).ids,
+            "cannot encode text",
+            TokenizerError,
+        )
+        return np.array(encoded, np.int32)
 
 
 def open_tokenizer(folder: str | Path) -> Tokenizer:
@@ -238,6 +255,7 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
             bos_id = None
         elif bos_id is None:
             raise TokenizerError(f"{folder}: tokenizer.json adds a BOS token, but no file says which")
+        refuse_marked_subwords(folder / "tokenizer.json", fast)
         return BpeTokenizer(folder / "tokenizer.json", bos_id)
     bos_id = _special_id("bos", config, model, fast)
     return SpmTokenizer(
@@ -250,18 +268,41 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
 Vocab = tuple[list[str], list[float], list[int]]  # tokens, scores, types
 
 
-def _sentencepiece_vocab(folder: Path, config: Mapping[str, Any], n_vocab: object) -> Vocab:
-    """Mirror of conversion/base.py:_create_vocab_sentencepiece."""
+def refuse_marked_subwords(source: Path, fast: Mapping[str, Any]) -> None:
+    """Such a BPE is not byte-level; and where its merges lack the mark, the library takes the process down.
+
+    Raises:
+        TokenizerError: the model of a tokenizer.json marks the inside or end of words.
+    """
+    model = _section(fast, "model")
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise TokenizerError(f"{source}: a BPE that marks the inside or end of words is not supported")
+
+
+def load_sentencepiece(path: Path) -> Any:
+    """The model in a tokenizer.model (sentencepiece.SentencePieceProcessor), all of whose pieces are text.
+
+    Raises:
+        TokenizerError: it is damaged.
+    """
     import sentencepiece  # noqa: PLC0415 - only models with such a tokenizer need it
 
-    path = folder / "tokenizer.model"
     data = read_bytes(path, MAX_MODEL_BYTES, TokenizerError)
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=data)
-        for index in range(model.get_piece_size()):
-            model.id_to_piece(index)  # pieces of damaged models are no text
-    except Exception as error:
-        raise TokenizerError(f"{path}: is no SentencePiece model; fetch the file again") from None
+    sentencepiece.set_min_log_level(4)  # what it finds is said once, by us
+    model = sentencepiece.SentencePieceProcessor()
+    guarded(path, lambda: model.LoadFromSerializedProto(data), "is no SentencePiece model", TokenizerError)
+    guarded(
+        path,
+        lambda: [model.id_to_piece(index) for index in range(model.get_piece_size())],
+        "has a piece that is no text",
+        TokenizerError,
+    )
+    return model
+
+
+def _sentencepiece_vocab(folder: Path, config: Mapping[str, Any], n_vocab: object) -> Vocab:
+    """Mirror of conversion/base.py:_create_vocab_sentencepiece."""
+    model = load_sentencepiece(folder / "tokenizer.model")
     n_piece = model.get_piece_size()
     n_token = n_vocab if isinstance(n_vocab, int) and 0 < n_vocab <= 1 << 24 else n_piece
     tokens = [f"[PAD{index}]" for index in range(n_token)]

@@ -20,6 +20,7 @@ from gguf_export.textfiles import Note, discard
 from quantize.exceptions import CheckpointError, RecipeError
 from quantize.hparams import Hparams, RopeScaling
 from quantize.tensors import TensorSpec
+from quantize.untrusted import quoted
 
 __all__ = [
     "KeyValue",
@@ -197,14 +198,18 @@ def _arch_keys(config: Mapping[str, Any], hparams: Hparams) -> list[KeyValue]:
         keys.append(u32(f"{arch}.expert_count", hparams.n_expert))
         keys.append(u32(f"{arch}.expert_used_count", hparams.n_expert_used))
     for key, said in (("expert_group_count", "n_group"), ("expert_group_used_count", "topk_group")):
-        if isinstance(config.get(said), int):
-            keys.append(u32(f"{arch}.{key}", config[said]))
+        n_groups = config.get(said)
+        if type(n_groups) is not int:
+            continue
+        if not 0 <= n_groups < 2**31:
+            raise CheckpointError(f"config.json: {said} {quoted(n_groups)} is no number of groups")
+        keys.append(u32(f"{arch}.{key}", n_groups))
     score = next((config[key] for key in _SCORE_KEYS if config.get(key) is not None), None)
     if score is not None:
-        if score not in _GATING_FUNCS:
+        if not isinstance(score, str) or score not in _GATING_FUNCS:
             known = ", ".join(_GATING_FUNCS)
             raise CheckpointError(
-                f"config.json: router function {score!r} is not supported; supported: {known}"
+                f"config.json: router function {quoted(score)} is not supported; supported: {known}"
             )
         keys.append(u32(f"{arch}.expert_gating_func", _GATING_FUNCS[score]))
     if hparams.head_dim_explicit:

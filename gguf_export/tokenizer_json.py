@@ -13,12 +13,13 @@ from typing import Any
 
 from gguf import TokenType
 
+from calibration.tokenizer import refuse_marked_subwords
 from gguf_export import pretokenizers
 from gguf_export.special_tokens import TYPES, dicts, token_text
 from gguf_export.textfiles import Note, optional_object, optional_text
-from gguf_export.tokens import Slots, Token, added_token, added_tokens_decoder, guarded
+from gguf_export.tokens import Slots, Token, added_token, added_tokens_decoder
 from quantize.exceptions import TokenizerError
-from quantize.untrusted import quoted
+from quantize.untrusted import guarded, quoted
 
 __all__ = ["is_sentencepiece_like", "merges_of", "put_byte_level", "put_sentencepiece_like"]
 
@@ -53,10 +54,10 @@ def _load(source: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any
             f"{source}: a tokenizer of type {quoted(kind)} is not supported; supported: byte-level BPE, BPE with byte "
             "fallback, and SentencePiece as tokenizer.model"
         )
-    if _model(tokenizer).get("continuing_subword_prefix") or _model(tokenizer).get("end_of_word_suffix"):
-        # such a BPE is not byte-level; and where its merges lack the prefix, the library takes the process down
-        raise TokenizerError(f"{source}: a BPE that marks the inside or end of words is not supported")
-    loaded = guarded(source, lambda: Tokenizer.from_file(str(source)), "is no tokenizer that can be read")
+    refuse_marked_subwords(source, tokenizer)
+    loaded = guarded(
+        source, lambda: Tokenizer.from_file(str(source)), "is no tokenizer that can be read", TokenizerError
+    )
     loaded.no_truncation()
     loaded.no_padding()
     by_kind, more = _named(settings)
@@ -171,6 +172,7 @@ def _pre_tokenizer(
         source,
         lambda: (loaded.encode(text).ids, loaded.encode(text, add_special_tokens=False).ids),
         "cannot encode llama.cpp's check text",
+        TokenizerError,
     )
     bos, eos = (
         [] if name is None or (xid := loaded.token_to_id(name)) is None else [xid]

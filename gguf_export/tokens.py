@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from gguf import TokenType
 
@@ -13,9 +13,7 @@ from gguf_export.special_tokens import token_text
 from quantize.exceptions import TokenizerError
 from quantize.untrusted import quoted
 
-__all__ = ["ADDED_SCORE", "Slots", "Token", "added_token", "added_tokens_decoder", "guarded"]
-
-T = TypeVar("T")
+__all__ = ["ADDED_SCORE", "Slots", "Token", "added_token", "added_tokens_decoder"]
 
 PAD_SCORE, ADDED_SCORE = -10000.0, -1000.0  # llama.cpp's converter
 
@@ -103,14 +101,3 @@ def added_token(text: str, special: Any) -> Token:
     if special or looks_special:
         return Token(text, TokenType.CONTROL)
     return Token(text.replace("▁", " "), TokenType.USER_DEFINED)  # llama.cpp matches them in unescaped text
-
-
-def guarded(source: Path, call: Callable[[], T], fault: str) -> T:
-    """Turn whatever a native library makes of a stranger's file into one line."""
-    try:
-        return call()
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except BaseException as failure:  # a panic of Rust is no Exception
-        reason = " ".join(str(failure).split())
-        raise TokenizerError(f"{source}: {fault}: {quoted(reason)}; fetch the file again") from None

@@ -12,17 +12,15 @@ from typing import Any
 
 from gguf import GGUFValueType, TokenType
 
+from calibration.tokenizer import load_sentencepiece
 from gguf_export import tokenizer_json
 from gguf_export.metadata import KeyValue
 from gguf_export.special_tokens import special_keys
 from gguf_export.textfiles import Note, discard, optional_object
-from gguf_export.tokens import Slots, Token, added_token, added_tokens_decoder, guarded
+from gguf_export.tokens import Slots, Token, added_token, added_tokens_decoder
 from quantize.exceptions import TokenizerError
-from quantize.untrusted import read_bytes
 
 __all__ = ["vocab_keys"]
-
-MAX_MODEL_BYTES = 2**26  # of a tokenizer.model; the largest in the wild are near 5 MB
 
 _CODE_LLAMA, _GRANITE = 32016, 49152  # vocabulary sizes by which the converter knows them
 _CODE_LLAMA_EOT = 32010
@@ -109,19 +107,10 @@ def _no_tokenizer(path: Path) -> str:
 
 def _put_sentencepiece(slots: Slots, source: Path, settings: Mapping[str, Any]) -> None:
     """Pieces of tokenizer.model, over them added_tokens.json, over them `added_tokens_decoder`."""
-    from sentencepiece import SentencePieceProcessor  # noqa: PLC0415
-
-    model = SentencePieceProcessor()
-    data = read_bytes(source, MAX_MODEL_BYTES, TokenizerError)
-    guarded(source, lambda: model.LoadFromSerializedProto(data), "is no SentencePiece model")
+    model = load_sentencepiece(source)
     slots.fits(model.GetPieceSize(), source)
-    pieces = guarded(
-        source,
-        lambda: [_piece(model, xid) for xid in range(model.GetPieceSize())],
-        "has a piece that is no text",
-    )
-    for xid, piece in enumerate(pieces):
-        slots.put(xid, piece, source)
+    for xid in range(model.GetPieceSize()):
+        slots.put(xid, _piece(model, xid), source)
     added = source.with_name("added_tokens.json")
     for text, xid in (optional_object(added) or {}).items():
         slots.put(xid, Token(text, TokenType.USER_DEFINED), added)

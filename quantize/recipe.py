@@ -27,7 +27,7 @@ from quantize.ftypes import FALLBACKS, Category, Ftype, Place, category, is_70b
 from quantize.hparams import Hparams
 from quantize.layout import Plan, PlannedTensor, padded
 from quantize.tensors import QType, TensorSpec
-from quantize.untrusted import read_bytes
+from quantize.untrusted import quoted, read_bytes
 
 __all__ = [
     "Plan",
@@ -250,7 +250,7 @@ def parse_qtype(name: str) -> QType:
     found = next((qtype for qtype in MODULES if qtype.name == name.upper()), None)
     if found is None:
         known = ", ".join(qtype.name for qtype in MODULES)
-        raise RecipeError(f"unknown tensor type {name!r}; known: {known}")
+        raise RecipeError(f"unknown tensor type {quoted(name)}; known: {known}")
     return found
 
 
@@ -262,7 +262,7 @@ def parse_tensor_type(text: str) -> tuple[str, QType]:
     """
     pattern, _, name = text.partition("=")
     if not pattern or not name:
-        raise RecipeError(f"tensor type {text!r} is not of the form PATTERN=TYPE, such as attn_q=q8_0")
+        raise RecipeError(f"tensor type {quoted(text)} is not of the form PATTERN=TYPE, such as attn_q=q8_0")
     _compiled(pattern)
     return pattern, parse_qtype(name)
 
@@ -290,7 +290,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
             warnings.simplefilter("error")  # [[:digit:]] is only a warning to Python, and not what was meant
             return re.compile(pattern.lower())
     except (re.error, Warning, OverflowError, RecursionError) as error:
-        raise RecipeError(f"{pattern!r} is not a regular expression: {error}") from error
+        raise RecipeError(f"{quoted(pattern)} is not a regular expression: {quoted(error)}") from error
 
 
 def _layer(name: str) -> int:

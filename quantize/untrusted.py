@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -13,6 +14,7 @@ from quantize.exceptions import CheckpointError, MoeGgufError
 __all__ = [
     "F32_MAX",
     "MAX_JSON_BYTES",
+    "guarded",
     "parse_json",
     "parse_yaml",
     "printable",
@@ -22,6 +24,8 @@ __all__ = [
     "refuse_foreign_links",
     "regular_size",
 ]
+
+T = TypeVar("T")
 
 MAX_JSON_BYTES = 100_000_000  # bytes; the limit of the safetensors library for a header
 MAX_YAML_CHARS = 2**20
@@ -175,6 +179,16 @@ def parse_yaml(text: str, where: str, error: type[MoeGgufError]) -> Any:
         raise error(f"{where}: invalid YAML: {_one_line(failure)}") from None
 
 
+def guarded(source: Path, call: Callable[[], T], fault: str, error: type[MoeGgufError]) -> T:
+    """Turn whatever a native library makes of a stranger's file into one line."""
+    try:
+        return call()
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as failure:  # a panic of Rust is no Exception
+        raise error(f"{source}: {fault}: {_one_line(failure)}; fetch the file again") from None
+
+
 def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
@@ -188,5 +202,5 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _one_line(failure: Exception) -> str:
+def _one_line(failure: BaseException) -> str:
     return ascii(" ".join(str(failure).split())[:MAX_QUOTED])[1:-1]
