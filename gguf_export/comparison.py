@@ -5,9 +5,12 @@ Every expert of every tensor is decoded and compared with its weights. Three mea
 * the squared error of an expert, relative to its weights: each type stays below a limit, and foreign weights do not;
 * some rows of each expert against those of all experts: experts of a frankenMoE are often fine-tunes of one model, so
   near to each other that a permuted one passes the first measure, and still each is nearest to itself;
-* the largest error within a block, relative to its largest weight: a block that was damaged stands out.
+* the largest error within a block, relative to its largest weight: a block that was damaged stands out;
+* the codes of a block, which follow from its scales and the weights in most types: a changed bit of them shows.
 
-Byte for byte, an encoding can be compared where the importances are known with which it was made.
+Byte for byte, an encoding is compared where the importances are known with which it was made, or where its type asks
+for none. Somebody else's arithmetic may round otherwise in places (builds with fused operations do), which is told from
+damage by being everywhere.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from gguf.quants import dequantize
 
 from calibration.imatrix import Imatrix
 from gguf_export import origins
+from gguf_export.codes import misplaced
 from gguf_export.findings import Finding, error, info, warning
-from gguf_export.judgement import MOST, TINY, Judgement, Spots, limit, wild_limit
+from gguf_export.judgement import MOST, TINY, Habits, Judgement, Spots, limit, wild_limit
 from gguf_export.reader import GGUFFile
 from gguf_export.slabs import Slab, in_window, slabs_of
 from quantize import codec
@@ -41,7 +45,7 @@ def compare(
     file: GGUFFile,
     checkpoint: Checkpoint,
     *,
-    exact: bool = False,
+    exact: bool | None = None,
     imatrix: Imatrix | None = None,
     jobs: int = 1,
     report: Report = silent,
@@ -51,8 +55,9 @@ def compare(
     Args:
         file: the file.
         checkpoint: what it was made from.
-        exact: the encoding must be the one that llama.cpp and this project make with `imatrix`, to the byte. Tensors
-            that are not quantized are always compared to the byte.
+        exact: the encoding must be the one that llama.cpp and this project make with `imatrix`, to the byte. None: so
+            it is compared where the file names no importances, and other programs may have made it. False: only types
+            that know no importances, and what is not quantized, are compared to the byte.
         imatrix: the importances with which the file was made.
         jobs: threads.
         report: called with the progress in tensors.
@@ -68,7 +73,7 @@ def compare(
         imatrix.check(list(specs.values()))
     comparison = Comparison(file, checkpoint, exact, imatrix)
     foreign = {stored.spec.qtype.name for stored in file.tensors.values()} - {qtype.name for qtype in MODULES}
-    if exact and foreign:
+    if comparison.encodes and foreign:
         findings.append(
             info(str(file.path), f"compared by error only, not to the byte: {', '.join(sorted(foreign))}")
         )
@@ -86,7 +91,7 @@ def compare(
             findings += _verdicts(comparison, slab.spec, judged.pop(name))
             done += 1
             report(Progress("comparing with the checkpoint", done, n_tensors, "tensors"))
-    return findings
+    return findings + comparison.habits.findings(file.path)
 
 
 def _same_tensors(file: GGUFFile, specs: dict[str, TensorSpec]) -> Iterator[Finding]:
@@ -116,9 +121,15 @@ def _decoder(qtype: QType) -> str | None:
 class Comparison:
     """Judges slabs; called from several threads."""
 
-    def __init__(self, file: GGUFFile, checkpoint: Checkpoint, exact: bool, imatrix: Imatrix | None) -> None:
-        self.file, self.checkpoint, self.exact, self._imatrix = file, checkpoint, exact, imatrix
+    def __init__(
+        self, file: GGUFFile, checkpoint: Checkpoint, exact: bool | None, imatrix: Imatrix | None
+    ) -> None:
+        self.file, self.checkpoint, self.is_strict, self._imatrix = file, checkpoint, exact is True, imatrix
         self._has_importances = imatrix is not None or "quantize.imatrix.file" in file.keys
+        known = imatrix is not None or not self._has_importances
+        self.encodes = exact is True or (exact is None and known)
+        self._may_have_importances = self._has_importances or (self.encodes and not self.is_strict)
+        self.habits = Habits()
 
     def is_comparable(self, spec: TensorSpec) -> bool:
         """Whether the file has such a tensor, and it can be decoded here."""
@@ -157,7 +168,7 @@ class Comparison:
         blocks = self.blocks(spec, slab.xid, slab.rows)
         weights = self.checkpoint.read(spec, slab.xid, slab.rows)
         found = Judgement(n_blocks=blocks.size // type_size)
-        if qtype in NUMPY_TYPES or (self.exact and qtype in MODULES):
+        if is_certain(qtype) or (self.encodes and qtype in MODULES):
             importance = self._imatrix.importance(spec.name, slab.xid) if self._imatrix else None
             expected = codec.encode(weights, qtype, importance)
             changed = (blocks != expected).reshape(-1, type_size).any(axis=1)
@@ -173,10 +184,17 @@ class Comparison:
                 size = block_size
                 largest = np.abs(want).reshape(-1, size).max(axis=1)
                 worst = np.abs(apart).reshape(-1, size).max(axis=1)
-                explained = wild_limit(qtype, self._has_importances)
+                explained = wild_limit(qtype, self._may_have_importances)
                 wild = ~(worst <= explained * largest + TINY)
                 found.wild = Spots.of(wild, slab.rows)
+                wrong = None if self.is_strict else misplaced(blocks, want, qtype)
+                found.misplaced = Spots() if wrong is None else Spots.of(wrong, slab.rows)
         return found
+
+
+def is_certain(qtype: QType) -> bool:
+    """Whether the bytes follow from the weights alone, whoever computed them, and with whatever importances."""
+    return qtype in NUMPY_TYPES or qtype in (QType.Q8_0, QType.MXFP4)
 
 
 def _decode(blocks: Array, qtype: QType, n_per_row: int) -> Array:
@@ -197,15 +215,18 @@ def _verdicts(comparison: Comparison, spec: TensorSpec, judged: dict[int, Judgem
     nearest = origins.nearest_experts(comparison, spec)
     found: dict[Finding, list[int]] = {}
     for xid, one in sorted(judged.items()):
+        fault: Finding | None
         if nearest[xid] != xid:
             fault = error(spec.name, f"the weights of expert {nearest[xid]} are in its place", AGAIN)
         elif one.relative > limit(comparison.qtype(spec)):
             fault = _gross_fault(comparison, spec, xid, one)
-        elif one.changed.n or one.wild.n:
-            fault = _small_fault(comparison, spec, one)
+        elif one.changed.n or one.wild.n or one.misplaced.n:
+            fault = _small_fault(comparison, spec, xid, one)
         else:
-            continue
-        found.setdefault(fault, []).append(xid)
+            fault = None
+        comparison.habits.n_judged += 1
+        if fault is not None:
+            found.setdefault(fault, []).append(xid)
     for fault, xids in found.items():
         yield replace(fault, message=_experts(spec, xids) + fault.message)
 
@@ -215,7 +236,7 @@ def _gross_fault(comparison: Comparison, spec: TensorSpec, xid: int, one: Judgem
     qtype = comparison.qtype(spec)
     bad = one.changed if qtype in NUMPY_TYPES else one.wild
     if 0 < bad.n <= MOST * one.n_blocks:
-        return _damage(spec, qtype, one)
+        return _damage(spec, qtype, one, bad)
     origin = origins.origin(comparison, spec, xid)
     if origin is not None:
         return error(spec.name, origin, AGAIN)
@@ -227,28 +248,37 @@ def _gross_fault(comparison: Comparison, spec: TensorSpec, xid: int, one: Judgem
     )
 
 
-def _small_fault(comparison: Comparison, spec: TensorSpec, one: Judgement) -> Finding:
+def _small_fault(comparison: Comparison, spec: TensorSpec, xid: int, one: Judgement) -> Finding | None:
     """What is wrong with weights that are right but for a few, or but for their encoding."""
     qtype = comparison.qtype(spec)
-    bad = one.changed if one.changed.n else one.wild
-    if qtype in NUMPY_TYPES or bad.are_local(one.n_blocks):
-        return _damage(spec, qtype, one)
-    if one.changed.n:
+    changed = one.changed if one.changed.n else one.wild
+    if is_certain(qtype) or (comparison.is_strict and changed.are_local(one.n_blocks)):
+        return _damage(spec, qtype, one, changed)
+    if comparison.is_strict and one.changed.n:
         return error(
             spec.name,
-            f"{bad.n} of {one.n_blocks} blocks are encoded in another way, the first in row {bad.first}",
+            f"{changed.n} of {one.n_blocks} blocks are encoded in another way, the first in row {changed.first}",
             "it was made with other importances (--imatrix names those of the file) or by another program",
         )
+    for proof in (one.misplaced, one.wild):
+        if proof.n and proof.are_local(one.n_blocks):
+            return _damage(spec, qtype, one, proof)
+    if one.changed.n and one.changed.are_local(one.n_blocks):
+        comparison.habits.suspect(_damage(spec, qtype, one, one.changed), _experts(spec, [xid]))
+    elif one.changed.n or one.misplaced.n:
+        comparison.habits.others += 1
+    if not one.wild.n:
+        return None
     return warning(
         spec.name,
-        f"{bad.n} of {one.n_blocks} blocks have larger errors than {qtype.name} explains, the first in row {bad.first}",
+        f"{one.wild.n} of {one.n_blocks} blocks have larger errors than {qtype.name} explains, the first in row "
+        f"{one.wild.first}",
         "it was encoded in an unusual way, or damaged",
     )
 
 
-def _damage(spec: TensorSpec, qtype: QType, one: Judgement) -> Finding:
+def _damage(spec: TensorSpec, qtype: QType, one: Judgement, bad: Spots) -> Finding:
     what = "weights" if qtype in NUMPY_TYPES else "blocks"
-    bad = one.changed if one.changed.n else one.wild
     return error(
         spec.name,
         f"{bad.n} of {one.n_blocks} {what} are not what the checkpoint gives, the first in row {bad.first}",

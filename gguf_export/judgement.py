@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
+from gguf_export.findings import Finding, info
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows
 
-__all__ = ["MOST", "TINY", "Judgement", "Spots", "limit", "wild_limit"]
+__all__ = ["MOST", "TINY", "Habits", "Judgement", "Spots", "limit", "wild_limit"]
 
 LIMITS: dict[QType, tuple[float, float, float]] = {
     QType.Q8_0: (0.001, 0.02, 0.02),
@@ -36,6 +38,7 @@ OTHERS = (0.7, 1.0, 1.5)  # of types of fewer bits, which can be decoded and not
 FLOATS = 1e-5  # relative squared error of types that are not quantized
 TINY = 1e-4  # an error that the steps of a half explain in blocks of very small weights
 FEW = 0.001  # of the blocks: damage is local, and what is not local is the way in which somebody encodes
+FEW_EXPERTS = 0.02  # of all matrices: the same of experts
 MOST = 0.25  # of the blocks: where more are wrong, it is not damage
 
 
@@ -88,6 +91,7 @@ class Judgement:
     n_blocks: int = 0
     wild: Spots = field(default_factory=Spots)  # an error that the type does not explain
     changed: Spots = field(default_factory=Spots)  # bytes that are not those of the encoding
+    misplaced: Spots = field(default_factory=Spots)  # codes that are not the nearest to their weights
 
     def add(self, other: Judgement) -> None:
         """Put the rows of another slab beside these."""
@@ -96,8 +100,31 @@ class Judgement:
         self.n_blocks += other.n_blocks
         self.wild.add(other.wild)
         self.changed.add(other.changed)
+        self.misplaced.add(other.misplaced)
 
     @property
     def relative(self) -> float:
         """Squared error relative to the weights; infinite where there should be none and there are some."""
         return self.error / self.energy if self.energy else float("inf") if self.error else 0.0
+
+
+@dataclass
+class Habits:
+    """Experts that are encoded in another way than here: damage where they are few, another program where many."""
+
+    n_judged: int = 0
+    others: int = 0  # everywhere in them
+    suspected: list[Finding] = field(default_factory=list)  # in a few blocks
+
+    def suspect(self, fault: Finding, experts: str) -> None:
+        """Bytes differ in a few blocks of an expert, which errors and codes do not show."""
+        self.suspected.append(replace(fault, message=experts + fault.message))
+
+    def findings(self, path: Path) -> list[Finding]:
+        """What it was."""
+        many = len(self.suspected) > max(2, FEW_EXPERTS * self.n_judged) or self.others
+        if not many:
+            return self.suspected
+        n = self.others + len(self.suspected)
+        text = f"{n} of {self.n_judged} matrices are encoded by another program or build: compared by errors and codes"
+        return [info(str(path), text)]

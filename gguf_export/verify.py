@@ -32,7 +32,7 @@ def verify(
     path: Path,
     *,
     against: Checkpoint | None = None,
-    exact: bool = False,
+    exact: bool | None = None,
     imatrix: Imatrix | None = None,
     jobs: int = 1,
     report: Report = silent,
@@ -42,7 +42,9 @@ def verify(
     Args:
         path: the file, made by whomever.
         against: the checkpoint that it was made from.
-        exact: the quantized tensors must be, to the byte, what llama.cpp makes of the checkpoint with `imatrix`.
+        exact: the quantized tensors must be, to the byte, what llama.cpp makes of the checkpoint with `imatrix`; None:
+            they are compared so where the file names no importances, and may be those of another program; False: errors
+            and codes are compared, and bytes only where a type knows no importances.
         imatrix: the importances with which the file was made, None for none.
         jobs: threads that compare.
         report: told how far it is.
@@ -65,14 +67,19 @@ def verify(
             findings += compare(file, against, exact=exact, imatrix=imatrix, jobs=jobs, report=report)
     except GGUFError as fault:  # the file changes while it is read
         return [error(str(path), str(fault).removeprefix(f"{path}: "), "it cannot be read")]
-    if exact and imatrix is None and "quantize.imatrix.file" in file.keys:
-        findings.append(
-            info(
-                "quantize.imatrix.file",
-                f"the file says that it was made with {quoted(file.keys['quantize.imatrix.file'])}",
-            )
-        )
+    if against is not None and exact is not False and imatrix is None:
+        findings += _unused_imatrix(file)
     return findings
+
+
+def _unused_imatrix(file: GGUFFile) -> Iterator[Finding]:
+    name = "quantize.imatrix.file"
+    if name in file.keys:
+        yield info(
+            name,
+            f"the file was made with {quoted(file.keys[name])}: with --imatrix and that file every byte is compared, "
+            "without it errors, and the codes of K types, IQ4_NL and IQ4_XS, which may miss a low bit of a scale",
+        )
 
 
 def _numbers(file: GGUFFile, report: Report) -> Iterator[Finding]:

@@ -14,21 +14,25 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from gguf import GGML_QUANT_SIZES
 from gguf import GGUFValueType as Type
 from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
 
 from calibration.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
 from gguf_export.cli import main
+from gguf_export.codes import CODES, misplaced
 from gguf_export.exporting import prepare, run
 from gguf_export.findings import Finding
 from gguf_export.header import header
 from gguf_export.metadata import KeyValue
 from gguf_export.reader import GGUFFile
 from gguf_export.verify import verify
+from quantize.codec import encode
 from quantize.container import read_container
 from quantize.ftypes import ftype
 from quantize.recipe import Recipe
 from quantize.shards import open_checkpoint
+from quantize.tensors import QType
 
 SHAPE = {"n_embd": 256, "n_ff": 256, "n_head": 4, "n_head_kv": 2, "n_expert": 4, "n_layer": 2}
 
@@ -69,6 +73,11 @@ def faults(findings: Sequence[Finding]) -> list[str]:
 def compared(path: Path, model: Path, **options: Any) -> list[str]:
     return faults(verify(path, against=open_checkpoint(model), **options))
 
+
+CODE_BYTES = [
+    *(("Q2_K", slice(16, 80)), ("Q3_K_S", slice(0, 96)), ("Q4_K_S", slice(16, 144))),
+    *(("Q5_K_S", slice(16, 176)), ("Q6_K", slice(0, 192)), ("IQ4_XS", slice(8, 136))),
+]
 
 TYPES = [
     "Q8_0",
@@ -158,6 +167,84 @@ def test_a_single_changed_byte_is_named(copy: Callable[[str], Path], model: Path
     (found,) = compared(path, model, exact=True)
     assert found.startswith("error: blk.1.ffn_up_exps.weight: expert 2: 1 of ")
     assert "the first in row 100" in found
+
+
+def flip(path: Path, seed: int, reach: slice | None = None) -> str:
+    """Change one bit of any tensor of experts; returns how the finding begins. `reach`: of each block these bytes."""
+    rng = np.random.default_rng(seed)
+    tensors = [one for one in GGUFFile(path).tensors.values() if one.spec.n_expert > 1]
+    stored = tensors[rng.integers(len(tensors))]
+    at = int(rng.integers(stored.n_bytes))
+    if reach is not None:
+        type_size = GGML_QUANT_SIZES[stored.spec.qtype][1]
+        at += int(rng.integers(reach.start, reach.stop)) - at % type_size
+    change(path, stored.spec.name, at, lambda byte: byte ^ 1 << int(rng.integers(8)))
+    return f"error: {stored.spec.name}: expert {at * stored.spec.n_expert // stored.n_bytes}: 1 of "
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_any_bit_that_changed_is_named(copy: Callable[[str], Path], model: Path, name: str) -> None:
+    """Nothing has to be asked for where the file names no importances: the lowest bit of any code or scale is found."""
+    for seed in range(4):
+        path = copy(name)
+        told = flip(path, seed)
+        assert [one for one in compared(path, model) if one.startswith(told)], (told, compared(path, model))
+
+
+@pytest.mark.parametrize(("name", "codes"), CODE_BYTES)
+def test_a_bit_of_a_code_is_named_whatever_the_importances(
+    model: Path, tmp_path: Path, name: str, codes: slice
+) -> None:
+    path = export(model, tmp_path, name, importances(model))
+    content = path.read_bytes()
+    assert compared(path, model) == []
+    for seed in range(4):
+        path.write_bytes(content)
+        told = flip(path, seed, codes)
+        (found,) = compared(path, model)
+        assert found.startswith(told)
+    (hint,) = [one for one in verify(path, against=open_checkpoint(model)) if one.severity == "info"]
+    assert "with --imatrix and that file every byte is compared" in str(hint)
+
+
+def test_another_encoder_is_no_fault(model: Path, tmp_path: Path) -> None:
+    """Importances of which the file says nothing stand for a program that encodes in another way."""
+    path = export(model, tmp_path, "Q4_K_M", importances(model))
+    remade(path, lambda keys: [keys.pop(key) for key in list(keys) if key.startswith("quantize.imatrix")])
+    assert compared(path, model) == []
+    (hint,) = [one for one in verify(path, against=open_checkpoint(model)) if one.severity == "info"]
+    assert "matrices are encoded by another program or build" in str(hint)
+    told = flip(path, 0, slice(16, 144))
+    (found,) = compared(path, model)
+    assert found.startswith(told)
+    assert any("encoded in another way" in one for one in compared(path, model, exact=True))
+
+
+def test_quick_compares_codes(copy: Callable[[str], Path], model: Path) -> None:
+    path = copy("Q4_K_M")
+    assert compared(path, model, exact=False) == []
+    told = flip(path, 0, slice(16, 144))
+    (found,) = compared(path, model, exact=False)
+    assert found.startswith(told)
+
+
+@pytest.mark.parametrize("qtype", CODES)
+@pytest.mark.parametrize("kind", ["normal", "heavy", "sparse", "one-signed", "scaled", "tiny"])
+def test_codes_are_the_nearest_with_any_importances(qtype: QType, kind: str) -> None:
+    """What the encoders make of any weights passes; it is theirs that llama.cpp's bytes are equal to."""
+    rng = np.random.default_rng(7)
+    weights = {
+        "normal": lambda: 0.02 * rng.standard_normal((8, 1024)),
+        "heavy": lambda: rng.standard_t(2, (8, 1024)),
+        "sparse": lambda: rng.standard_normal((8, 1024)) * (rng.random((8, 1024)) < 0.05),
+        "one-signed": lambda: 3 + np.abs(rng.standard_normal((8, 1024))),
+        "scaled": lambda: rng.standard_normal((8, 1024)) * np.exp(3 * rng.standard_normal(1024)),
+        "tiny": lambda: 1e-6 * rng.standard_normal((8, 1024)),
+    }[kind]()
+    wide = (weights.astype(np.float32).view(np.uint32) >> 16 << 16).view(np.float32)
+    for importance in (None, np.exp(2 * rng.standard_normal(1024)).astype(np.float32)):
+        found = misplaced(encode(wide, qtype, importance), wide, qtype)
+        assert found is not None and not found.any()
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_K_M", "Q6_K", "Q5_0", "IQ4_XS"])
@@ -479,6 +566,9 @@ def test_the_command_says_it_and_exits_so(copy: Callable[[str], Path], model: Pa
     assert found["message"].startswith("expert 1: ")
     assert invoke("verify", tmp_path / "absent.gguf").exit_code == 1
     assert invoke("verify", path, "--imatrix", "none").exit_code == 2
+    assert invoke("verify", path, "--quick").exit_code == 2
+    done = invoke("verify", path, "--against", model, "--quick", "--quiet")
+    assert done.exit_code == 1
 
 
 def test_the_command_takes_an_imatrix_file(model: Path, tmp_path: Path) -> None:

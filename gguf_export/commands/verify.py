@@ -23,7 +23,10 @@ from gguf_export.commands.options import FILE, JOBS, QUIET
     "--imatrix",
     "imatrix_name",
     metavar="FILE|none",
-    help="With --against: the importance matrix that was used, or none; the encoding must be equal to the byte.",
+    help="With --against: the importance matrix that was used, or none; every byte must be llama.cpp's.",
+)
+@click.option(
+    "--quick", is_flag=True, help="With --against: compare errors and codes only, do not encode again."
 )
 @click.option(
     "--prior", type=click.FloatRange(min=0), default=0.0, metavar="N", help="With --imatrix: as in export."
@@ -36,6 +39,7 @@ def verify(
     file: Path,
     against: Path | None,
     imatrix_name: str | None,
+    quick: bool,
     prior: float,
     sums: bool,
     jobs: int | None,
@@ -43,6 +47,9 @@ def verify(
     quiet: bool,
 ) -> None:
     """Say whether a GGUF FILE is sound, whoever made it.
+
+    With --against, each expert is compared with the checkpoint: to the byte where FILE names no importance matrix, or
+    where you give it with --imatrix; else by its errors and codes, which find every change but some low bits of scales.
 
     The exit status is 1 where an error is found; warnings leave it 0.
     """
@@ -53,6 +60,8 @@ def verify(
 
     if imatrix_name is not None and against is None:
         raise click.UsageError("--imatrix compares with a checkpoint: give --against MODEL, too")
+    if quick and (against is None or imatrix_name is not None):
+        raise click.UsageError("--quick goes with --against MODEL, and without --imatrix")
     checkpoint = open_checkpoint(against) if against else None
     imatrix = None
     if imatrix_name not in (None, "none"):
@@ -63,7 +72,7 @@ def verify(
         findings = verifying.verify(
             file,
             against=checkpoint,
-            exact=imatrix_name is not None,
+            exact=True if imatrix_name is not None else False if quick else None,
             imatrix=imatrix,
             jobs=jobs or os.cpu_count() or 1,
             report=view,
