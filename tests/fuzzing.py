@@ -226,7 +226,15 @@ def prepare_seeds(folder: Path) -> Path:
     """A folder with one healthy file of every kind."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-    model = pico_mixtral(folder / "Pico", n_layer=1, n_expert=2, n_embd=32, n_ff=32)
+    yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "beta_fast": 32}
+    more = {
+        "rope_scaling": yarn,
+        "scoring_func": "softmax",
+        "n_group": 1,
+        "sliding_window": None,
+        "head_dim": 8,
+    }
+    model = pico_mixtral(folder / "Pico", n_layer=1, n_expert=2, n_embd=32, n_ff=32, **more)
     (model / "README.md").write_text("---\nlicense: mit\nbase_model:\n- a/b\ntags: [x, y]\n---\n# Pico\n")
     (model / "generation_config.json").write_text(json.dumps({"temperature": 0.7, "top_k": 40}))
     checkpoint = open_checkpoint(model)
