@@ -26,11 +26,11 @@ from calibration.forward import Stream, forward
 from calibration.held_out import N_JUDGED, Beginning, Sampler, Seen
 from calibration.hidden import Storage
 from calibration.model import Arithmetic, best_dtype
-from calibration.observers import ImatrixObserver
+from calibration.observers import ImatrixObserver, RouterLoad, RouterObserver
 from calibration.text import Chunks
 from quantize.blocks import block_format
 from quantize.codec import compile_kernels, decode, encode, first_non_finite, row_bytes
-from quantize.errors import ErrorReport, MatrixErrors, OutputSums, WeightSums
+from quantize.errors import ErrorReport, LayerRouting, MatrixErrors, OutputSums, WeightSums
 from quantize.exceptions import CheckpointError, TextError
 from quantize.progress import Report, silent
 from quantize.recipe import fallback
@@ -84,6 +84,7 @@ def measure_errors(
         raise TextError(f"chunks of {fit.n_ctx} and of {held_out.n_ctx} tokens cannot run side by side")
     arithmetic = arithmetic or Arithmetic(dtype=best_dtype())
     importances = ImatrixObserver(fit, prior=prior)
+    router = RouterObserver(source.hparams)
     sampler = Sampler(is_judged, fit.n_token, held_out.n_token, n_judged, arithmetic)
     qtypes = tuple(dict.fromkeys(qtypes))
     rows: list[MatrixErrors] = []
@@ -103,7 +104,7 @@ def measure_errors(
             np.concatenate([fit.inputs, held_out.inputs]),
             arithmetic=arithmetic,
             storage=storage,
-            observers=[Beginning(importances, fit.n_token), sampler],
+            observers=[Beginning(importances, fit.n_token), Beginning(router, fit.n_token), sampler],
             on_weights=judge,
             hold_down=prior > 0,
             report=report,
@@ -119,6 +120,7 @@ def measure_errors(
         rows=tuple(sorted(rows, key=lambda row: (order[row.qtype], row.bid or 0))),
         n_fit=fit.n_token,
         n_held_out=held_out.n_token,
+        routing=_routing(router.load) if hparams.n_expert else (),
         facts=_facts(fit, held_out, prior, n_judged, arithmetic),
     )
 
@@ -129,6 +131,13 @@ def is_judged(spec: TensorSpec) -> bool:
         re.fullmatch(r"blk\.\d+\.(attn|ffn)_\w+\.weight", spec.name) is not None
         and len(spec.shape) > 1
         and "ffn_gate_inp" not in spec.name
+    )
+
+
+def _routing(load: RouterLoad) -> tuple[LayerRouting, ...]:
+    return tuple(
+        LayerRouting(entropy, tuple(map(tuple, pairs)))
+        for entropy, pairs in zip(load.entropy.tolist(), load.pairs.tolist(), strict=True)
     )
 
 

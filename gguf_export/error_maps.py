@@ -8,7 +8,7 @@ from gguf_export.figures import NOTHING, count, percent, significant
 from gguf_export.html import Cell, Html, Scale, heatmap, legend
 from quantize.errors import ErrorReport, MatrixErrors
 
-__all__ = ["ErrorMaps", "routing_map"]
+__all__ = ["ErrorMaps", "pairs_map", "routing_map"]
 
 PERCENT_FROM = 1e-3
 """Where the largest output error of a type is below this, its heatmaps show parts per million."""
@@ -43,6 +43,35 @@ def routing_map(report: ErrorReport) -> tuple[Scale, Html]:
         "load",
     )
     return scale, drawn
+
+
+def pairs_map(report: ErrorReport) -> Html:
+    """Expert by expert: the share of the fitted tokens, over all layers, that went to both."""
+    experts = range(report.n_expert)
+    n_token = max(1, report.n_fit * len(report.routing))
+    shares = {
+        (one, other): sum(layer.pairs[one][other] for layer in report.routing) / n_token
+        for one in experts
+        for other in experts
+        if one != other
+    }
+
+    def cell(one: int, other: int) -> Cell | None:
+        if one == other:
+            return None
+        share = shares[one, other]
+        return Cell(share, f"{100 * share:.0f}", f"experts {one} and {other} together: {percent(share)}")
+
+    return heatmap(
+        "Tokens routed to both, in percent of all",
+        "expert",
+        [str(xid) for xid in experts],
+        "expert",
+        [str(xid) for xid in experts],
+        [[cell(one, other) for other in experts] for one in experts],
+        Scale.over(shares.values(), low=0.0),
+        "load",
+    )
 
 
 class ErrorMaps:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
-from gguf_export.error_maps import ErrorMaps, routing_map
+from gguf_export.error_maps import ErrorMaps, pairs_map, routing_map
 from gguf_export.error_tables import projection_table, totals_table, worst_table
 from gguf_export.figures import count, percent
 from gguf_export.html import (
@@ -53,6 +54,11 @@ MEANINGS = (
         "tokens routed",
         "The calibration tokens that the router sent to an expert, as a share of all. A starved expert got none: "
         "nothing is known of its inputs.",
+    ),
+    (
+        "tokens routed to both",
+        "The share of tokens, over all layers, that the router sent to both experts of a pair: pairs that are often "
+        "chosen together share their work.",
     ),
     (
         "effective tokens",
@@ -168,10 +174,24 @@ def _routing(report: ErrorReport) -> Section:
         f"each: {even} would be an even share. An expert that sees few tokens is quantized on thin evidence."
     )
     key = legend("tokens routed", scale, lambda value: percent(value, 2), "load", *warnings)
-    return Section(
-        "Where the tokens went",
-        join([key, panels([drawn], report.n_layer, "n-load"), _starved(report)]),
-        lead,
+    pieces = [drawn]
+    if report.n_expert_used > 1:
+        pieces.append(pairs_map(report))
+    maps = panels([*pieces, _entropy_plot(report)], max(report.n_layer, report.n_expert), "n-load")
+    return Section("Where the tokens went", join([key, maps, _starved(report)]), lead)
+
+
+def _entropy_plot(report: ErrorReport) -> Html:
+    """How sure the router of each layer is."""
+    highest = math.log(report.n_expert)
+    points = [Point(bid, layer.entropy / highest) for bid, layer in enumerate(report.routing)]
+    if len(points) < 2:
+        return Html("")
+    return plot(
+        "Entropy of the router by layer: at 1 it cannot tell the experts apart",
+        [Series("", points)],
+        Axis("layer", show=lambda value: f"{value:g}"),
+        Axis("entropy / ln(experts)", show=lambda value: f"{value:.2f}"),
     )
 
 

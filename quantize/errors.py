@@ -181,6 +181,16 @@ class TextFacts:
 
 
 @dataclass(frozen=True)
+class LayerRouting:
+    """What the router of one layer did with the fitted text."""
+
+    entropy: float  # mean over the tokens of the entropy of its probabilities, in nats: at most ln(n_expert)
+    pairs: tuple[
+        tuple[int, ...], ...
+    ]  # [n_expert][n_expert] tokens that went to both; the diagonal is the load
+
+
+@dataclass(frozen=True)
 class ErrorReport:
     """The errors of every matrix and type of a model, and how they were measured."""
 
@@ -193,6 +203,7 @@ class ErrorReport:
     n_fit: int  # tokens that the importances were fitted on
     n_held_out: int  # tokens that the output error was judged on
     facts: tuple[tuple[str, str], ...] = field(default=())  # how it was measured, for the reader
+    routing: tuple[LayerRouting, ...] = ()  # by layer; empty where there are no experts
 
     @property
     def starved(self) -> tuple[tuple[int, int], ...]:

@@ -170,6 +170,17 @@ def test_every_matrix_of_attention_and_experts_is_there_once(model: Checkpoint, 
     assert q8.n_bytes * 32 == q8.n_elements * 34
 
 
+def test_the_routing_is_that_of_the_fitted_text(report: ErrorReport) -> None:
+    """The load is what the matrices saw; here a token has one expert, and so no pairs."""
+    assert len(report.routing) == 2 and report.n_expert_used == 1
+    for bid, layer in enumerate(report.routing):
+        pairs = np.array(layer.pairs)
+        loads = {row.xid: row.n_tokens for row in report.rows if row.bid == bid and row.xid is not None}
+        assert pairs.diagonal().tolist() == [loads[xid] for xid in range(8)]
+        assert pairs.sum() == pairs.trace() == report.n_fit
+        assert 0 < layer.entropy <= np.log(8)
+
+
 def test_starved_experts_are_named_and_have_no_output_error(
     report: ErrorReport, inputs: tuple[Inputs, Inputs]
 ) -> None:

@@ -14,7 +14,7 @@ from gguf_export.figures import count, percent, significant
 from gguf_export.html import Cell, Html, Scale, Section, heatmap, legend, page, table, terms, tiles
 from gguf_export.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Point, Series, plot
 from gguf_export.style import COLOURS, N_LEVELS, RAMPS, SERIES, STYLE, contrast
-from quantize.errors import ErrorReport, Errors, MatrixErrors
+from quantize.errors import ErrorReport, Errors, LayerRouting, MatrixErrors
 
 EVIL = '</title><script>alert("1")</script><img src=x onerror=y>&amp;\'"'
 VOID = {"meta", "input", "img", "br", "link"}
@@ -78,7 +78,11 @@ def make_report(n_layer: int = 3, n_expert: int = 4, model: str = "Pico-4x1M") -
     places += [(name, xid) for name in ("ffn_gate", "ffn_down") for xid in range(n_expert)]
     rows = [line(q, bid, *place) for q in ("Q4_K", "Q8_0") for bid in range(n_layer) for place in places]
     facts = (("importances fitted on", "text.txt: 200 tokens"),)
-    return ErrorReport(model, n_layer, n_expert, 2, ("Q4_K", "Q8_0"), tuple(rows), 200, 40, facts)
+    pairs = tuple(
+        tuple(100 if one == other else one + other for other in range(n_expert)) for one in range(n_expert)
+    )
+    routing = (LayerRouting(0.5 * math.log(n_expert), pairs),) * n_layer
+    return ErrorReport(model, n_layer, n_expert, 2, ("Q4_K", "Q8_0"), tuple(rows), 200, 40, facts, routing)
 
 
 # -- the whole page
@@ -149,6 +153,9 @@ def test_page_shows_what_the_report_says() -> None:
         "text.txt",
     ):
         assert said in text
+    for one, other in ((0, 1), (1, 0), (2, 3)):
+        assert f"experts {one} and {other} together: {percent((one + other) / 200)}" in told
+    assert "Entropy of the router by layer: at 1 it cannot tell the experts apart" in text
     n_starved = len(found.having("td", "warn"))
     assert (
         n_starved == 1 + 2 * 2
