@@ -57,17 +57,14 @@ def forward(
         first_logit: the first position of a chunk whose logits are computed.
         follow_first: all streams send tokens to the experts that the first stream chose, with their own weights.
         keeper: is shown the state of the pass behind each layer, and may bring it back to that of an earlier pass with
-            the same arguments, whose layers are then not passed again. Weights are handed out in a whole pass only.
+            the same arguments, whose layers are then not passed again; their weights are handed out at the end.
         report: is told how much of the work is done, in tokens that have passed the whole model.
 
     Raises:
         ActivationError: a layer or expert gave a value that is not finite.
         CheckpointError: a tensor is missing, or one is there that this pass does not know.
         TokenizerError: a token has no row in the embedding.
-        ValueError: `keeper` together with `on_weights`.
     """
-    if keeper is not None and on_weights is not None:
-        raise ValueError("a pass that hands out weights cannot go on behind a layer")
     arithmetic = arithmetic or Arithmetic()
     storage = storage or Storage()
     start, earlier = time.perf_counter(), 0.0

@@ -314,7 +314,9 @@ def save_imatrix(path: str | Path, imatrix: Imatrix, *, legacy: bool = False) ->
         part.replace(target)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        # What numpy could not write in full has no errno.
+        told = error.strerror or f"{error}; is the disk full?"
+        raise OutputError(f"{path}: cannot be written: {told}") from error
 
 
 def _write_gguf(path: Path, imatrix: Imatrix) -> None:

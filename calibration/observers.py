@@ -171,7 +171,7 @@ def collect_imatrix(
         on_weights: see above.
         arithmetic: see `forward`; default bfloat16 products where the CPU has them.
         storage: see `forward`.
-        keeper: see `forward`; not together with `on_weights`.
+        keeper: see `forward`.
         report: told the tokens that are through.
 
     Raises:

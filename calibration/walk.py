@@ -78,7 +78,7 @@ class Walk:
                 self.on_weights(spec, xid, raw)
         self.state.n_weight += spec.n_row * spec.n_per_row
         n_token = self.timings.n_token
-        done = n_token * self.state.n_weight // self.n_weight
+        done = min(n_token * self.state.n_weight // self.n_weight, n_token)
         self.report(Progress("calculating", done, n_token, unit="tokens"))
 
     def show(self, lane: Lane, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
@@ -101,9 +101,7 @@ class Walk:
                 )
             if is_tied:
                 lane.tied = matrix
-            if self.state.n_done:
-                continue
-            for block in _blocks(self.places, TOKEN_BLOCK):
+            for block in _blocks(self.places, TOKEN_BLOCK) if not self.state.n_done else ():
                 with self.timings.measure("decoding"):
                     rows = to_tensor(matrix.picked(self.tokens[block].numpy()))
                 lane.hidden[block] = rows.to(lane.hidden.device, lane.hidden.dtype)
@@ -240,7 +238,10 @@ class Walk:
                 lane.release(head)
 
     def finish(self) -> None:
-        """Pass on what this pass had no use for, so that a reader of weights has seen them all."""
+        """Pass on what this pass had no use for, so that a reader of weights has seen them all.
+
+        That is more where an earlier pass has done the first layers: what the observers know of them is complete.
+        """
         lane = self.lanes[0]
         if self.on_weights is not None:
             for spec in lane.specs.values():

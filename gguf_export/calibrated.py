@@ -6,10 +6,11 @@ them, and the shards are read once for both. The files are those of an `imatrix`
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -20,9 +21,15 @@ from calibration.imatrix import Entry, Imatrix
 from calibration.model import Arithmetic, best_dtype
 from calibration.observers import Collected, collect_imatrix
 from calibration.text import Chunks
+from gguf_export import fingerprint, pass_state
+from gguf_export.disk import allocated
 from gguf_export.exporting import Export, Exported, compile_kernels, opened
+from gguf_export.journal import journal_path
+from gguf_export.pass_state import StateFile, state_path
 from gguf_export.slabs import Seconds, Worker, slabs_of_matrix
 from gguf_export.textfiles import Note, discard
+from gguf_export.writer import Sink
+from quantize.exceptions import OutputError
 from quantize.progress import Report, silent
 from quantize.tensors import Array, TensorSpec
 
@@ -83,7 +90,8 @@ def run_calibrated(
         export: what `prepare` returned.
         chunks: the text, the one that `expected_imatrix` was given.
         jobs: threads that encode; by default one for each processor.
-        force, restart, note: see `export.run`. What an earlier run encoded is not encoded again; the text passes anew.
+        force, restart, note: see `export.run`. What an earlier run encoded is not encoded again, and the text goes on
+            behind the last layer whose state was kept.
         arithmetic, storage: see `calibration.forward.forward`.
         report: told the tokens that are through.
 
@@ -98,11 +106,15 @@ def run_calibrated(
     prior = export.imatrix.prior
     seconds = Seconds()
     read_before = export.checkpoint.bytes_read
+    storage = storage or Storage()
     source = _fingerprint(chunks, prior, arithmetic)
+    sinks: list[Sink] = []
     with (
-        opened(export, force=force, restart=restart, imatrix_hash=source, report=report, note=note) as sinks,
+        _state(export, chunks, arithmetic, storage, sinks, force, restart, note) as keeper,
+        opened(export, force=force, restart=restart, imatrix_hash=source, report=report, note=note) as ready,
         ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool,
     ):
+        sinks += ready
         worker = Worker(export.checkpoint, sinks)
         compile_kernels(export, report)
 
@@ -122,12 +134,47 @@ def run_calibrated(
             on_weights=encode,
             arithmetic=arithmetic,
             storage=storage,
+            keeper=keeper,
             report=report,
         )
     seconds.wall = time.monotonic() - started
     exported = Exported(export.files, export.checkpoint.bytes_read - read_before, seconds)
     imatrix = replace(collected.imatrix, file=export.imatrix.file)
     return Calibrated(exported, replace(collected, imatrix=imatrix))
+
+
+@contextlib.contextmanager
+def _state(
+    export: Export,
+    chunks: Chunks,
+    arithmetic: Arithmetic,
+    storage: Storage,
+    sinks: Sequence[Sink],
+    force: bool,
+    restart: bool,
+    note: Note,
+) -> Iterator[StateFile]:
+    """The state of the pass, beside the first file; it goes when all files have their names.
+
+    It knows nothing of the files: whatever they lack of the layers that are done is encoded at the end of the pass.
+    """
+    first = export.files[0].path
+    with contextlib.suppress(OSError):  # then there is no file either, and the lock says why
+        first.parent.mkdir(parents=True, exist_ok=True)
+    told = pass_state.fingerprint([chunks], arithmetic, storage)
+    told |= {"checkpoint": fingerprint.of_checkpoint(export.checkpoint)}
+
+    def spare() -> int:
+        return sum(max(0, sink.n_bytes - allocated(sink.partial)) for sink in sinks)
+
+    with StateFile(state_path(first), first.name, told, spare=spare, restart=restart, note=note) as state:
+        try:
+            yield state
+        except OutputError:
+            paths = [file.path for file in export.files]
+            if not force and all(path.exists() and not journal_path(path).exists() for path in paths):
+                state.remove()  # the run was killed when the files had just got their names
+            raise
 
 
 def _fingerprint(chunks: Chunks, prior: float, arithmetic: Arithmetic) -> str:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from zipfile import ZipFile
@@ -41,7 +41,7 @@ KEEP_SECONDS = 30.0
 KEEP_SHARE = 0.05
 """Of the time of a pass that writing its state may take: a slow disk gets fewer states."""
 
-SPARE_BYTES = 2**20  # that a state may be larger than its arrays
+SPARE_BYTES = 2**26  # that a state leaves free, beside what the output is known to need
 
 
 def state_path(output: Path) -> Path:
@@ -66,7 +66,7 @@ def fingerprint(texts: Sequence[Chunks], arithmetic: Arithmetic, storage: Storag
 
 
 def discard_older(output: Path) -> None:
-    """Remove a state that is older than its output: its run was killed when the output had just got its name."""
+    """Remove a state that is older than its output: the run was killed when the output had just got its name."""
     path = state_path(output)
     with contextlib.suppress(OSError, LockedError), Lock(path.with_name(path.name + LOCK_SUFFIX)):
         if path.stat().st_mtime_ns <= output.stat().st_mtime_ns:
@@ -85,6 +85,7 @@ class StateFile:
         label: str,
         told: Mapping[str, str],
         *,
+        spare: Callable[[], int] = lambda: 0,
         restart: bool = False,
         note: Note = discard,
     ) -> None:
@@ -94,6 +95,7 @@ class StateFile:
             path: of the state.
             label: what the notes call the output.
             told: all that decides what the pass finds: its `fingerprint` and that of the models.
+            spare: bytes of the disk that the output will still need.
             restart: use nothing of an earlier run.
             note: told, in one line each, what is continued, what is begun afresh and why, what was kept.
 
@@ -101,6 +103,7 @@ class StateFile:
             OutputError: another run makes this output, or the folder cannot be written.
         """
         self.path, self._fingerprint, self._label, self._note = path, dict(told), label, note
+        self._spare = spare
         self._kept = ""  # how far the state on the disk is, in words
         self._n_failed = 0
         self._cost = 0.0  # seconds that the last state took
@@ -144,7 +147,7 @@ class StateFile:
         if started - self._kept_at < max(KEEP_SECONDS, self._cost / KEEP_SHARE):
             return
         try:
-            if shutil.disk_usage(self.path.parent).free < state.n_bytes + SPARE_BYTES:
+            if shutil.disk_usage(self.path.parent).free < state.n_bytes + self._spare() + SPARE_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with replacing(self.path) as partial, ZipFile(partial, "w") as archive:
                 write_json(archive, "fingerprint", self._fingerprint)
@@ -160,6 +163,10 @@ class StateFile:
         self._kept_at = time.monotonic()
         self._cost = self._kept_at - started
 
+    def remove(self) -> None:
+        """Nobody needs it any more."""
+        _remove(self.path)
+
     def __enter__(self) -> StateFile:
         return self
 
@@ -167,7 +174,7 @@ class StateFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            _remove(self.path)
+            self.remove()
         elif self._kept:
             self._note(
                 f"{self._label}: {self._kept} are done and kept in {self.path.name}; the same command goes on from "

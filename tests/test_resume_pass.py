@@ -305,6 +305,91 @@ def test_a_state_of_another_comparison_is_not_used(
     assert f"c.json: begun afresh, because {reason} since it was stopped" in done.stderr
 
 
+def export_words(folder: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *("export", str(folder / "pico"), "--text", str(folder / "text.txt"), "--ctx", str(N_CTX)),
+        *("-t", "Q4_K_M", "-t", "Q8_0", "-j", "1", "-o", str(output), *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The files of calibrated exports that nobody disturbs, with and without a prior."""
+    made = tmp_path_factory.mktemp("exported")
+    found: dict[str, Any] = {}
+    for prior in ("0", "9"):
+        done = invoke(*export_words(folder, made / prior, "--prior", prior))
+        assert done.exit_code == 0, done.output
+        found[prior] = files(made / prior)
+    assert len(found["0"]) == 2
+    assert found["0"] != found["9"]
+    return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def lose(partial: Path) -> None:
+    """The disk forgets what was written of the first layers."""
+    content = partial.read_bytes()
+    middle = len(content) // 3
+    partial.write_bytes(content[:middle] + bytes(2000) + content[middle + 2000 :])
+
+
+@pytest.mark.parametrize("prior", ["0", "9"])
+@pytest.mark.parametrize("bid", range(1, N_LAYER))
+@pytest.mark.parametrize("lost", ["nothing", "a piece", "the files", "one file", "the state"])
+def test_a_calibrated_export_goes_on(
+    folder: Path, tmp_path: Path, exported: dict[str, Any], passed: list[int], bid: int, prior: str, lost: str
+) -> None:
+    """State and files know nothing of each other: what one of them lacks is made again with the same importances."""
+    out = tmp_path / "out"
+    words = export_words(folder, out, "--prior", prior)
+    done = stopped(bid, *words)
+    assert isinstance(done.exception, StoppedError), done.output
+    assert done.stderr.count("the same command goes on") == 3
+    first, second = sorted(out.glob("*.partial"))
+    if lost == "a piece":
+        lose(first)
+    if lost in ("the files", "one file"):
+        for path in [*out.glob("*.partial"), *out.glob("*.journal")]:
+            if lost == "the files" or path.stem == second.stem:
+                path.unlink()
+    if lost == "the state":
+        next(out.glob("*.state")).unlink()
+    passed.clear()
+    done = invoke(*words)
+    assert done.exit_code == 0, done.output
+    assert ("layers are done" in done.stderr) == (lost != "the state")
+    assert passed == list(range(0 if lost == "the state" else bid, N_LAYER))
+    assert files(out) == exported[prior]
+
+
+def test_the_state_takes_no_space_of_the_files(
+    folder: Path, tmp_path: Path, exported: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed, free = [], []
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(pass_state, "SPARE_BYTES", 0)
+    original = StateFile.keep
+
+    def keep(self: StateFile, state: PassState) -> None:
+        needed.append(self._spare())
+        for more in (-1, 0):
+            free[:] = [needed[-1] + state.n_bytes + more]
+            original(self, state)
+            assert self.path.exists() == (more == 0)
+        self.path.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free[0] if free else usage.free))
+        patch.setattr(StateFile, "keep", keep)
+        assert invoke(*export_words(folder, tmp_path / "out")).exit_code == 0
+    assert len(needed) == N_LAYER
+    assert sum(map(len, exported["0"].values())) > needed[0] > needed[1] > needed[2] >= 0
+
+
 def test_restart(folder: Path, tmp_path: Path, whole: dict[str, Any], passed: list[int]) -> None:
     words = imatrix_words(folder, tmp_path / "m.gguf")
     stopped(2, *words)
@@ -652,8 +737,6 @@ def test_who_cannot_go_on_says_so(folder: Path, tmp_path: Path) -> None:
     tokens = chunks_of(folder, "pico").inputs
     with StateFile(tmp_path / "s", "s", {}) as keeper, pytest.raises(NotImplementedError, match="Observer"):
         forward([stream], tokens, observers=[Observer()], keeper=keeper)
-    with StateFile(tmp_path / "s", "s", {}) as keeper, pytest.raises(ValueError, match="hands out weights"):
-        forward([stream], tokens, on_weights=failing(None), keeper=keeper)
 
 
 def test_the_rate_is_that_of_this_run(

@@ -171,7 +171,7 @@ def export(
             )
             exported = done.exported
     if chunks is not None and save_imatrix:
-        from calibration.imatrix import save_imatrix as save
+        from gguf_export.commands.imatrix import save
 
         save(save_imatrix, done.collected.imatrix)
     if quiet:

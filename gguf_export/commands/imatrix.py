@@ -85,7 +85,7 @@ def imatrix(
                 keeper=keeper,
                 report=view,
             )
-        _save(output, collected.imatrix)
+        save(output, collected.imatrix, legacy=output.suffix == ".dat")
     if not quiet:
         print_load(collected)
         timings = collected.timings
@@ -95,7 +95,7 @@ def imatrix(
         )
 
 
-def _save(output: Path, imatrix: Imatrix) -> None:
+def save(output: Path, imatrix: Imatrix, *, legacy: bool = False) -> None:
     """The file appears when it is whole and on the disk."""
     from calibration.imatrix import save_imatrix
     from gguf_export.replacing import replacing
@@ -103,7 +103,7 @@ def _save(output: Path, imatrix: Imatrix) -> None:
 
     try:
         with replacing(output) as partial:
-            save_imatrix(partial, imatrix, legacy=output.suffix == ".dat")
+            save_imatrix(partial, imatrix, legacy=legacy)
     except OSError as error:
         raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
 
