@@ -35,7 +35,7 @@ from quantize.progress import Progress, Report, silent
 from quantize.shards import Checkpoint
 from quantize.tensors import NUMPY_TYPES, Array, QType, TensorSpec
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "is_certain"]
 
 FETCH = "the file is damaged: fetch it again, or export it again"
 AGAIN = "convert the checkpoint again"

@@ -10,7 +10,7 @@ from typing import Any
 
 from gguf_export import vocab
 from gguf_export.findings import Finding, error, info, warning
-from gguf_export.metadata import KeyValue
+from gguf_export.metadata import KeyValue, count_params, model_keys
 from gguf_export.special_tokens import token_text
 from gguf_export.textfiles import optional_object
 from gguf_export.weight_checks import check_weights
@@ -70,6 +70,7 @@ def examine(
         return [*findings, _from(fault, "")]
     findings += [info(str(path), remark) for remark in checkpoint.remarks]
     findings += _types(stored)
+    findings += _words(checkpoint)
     findings += _tokenizer(checkpoint, raw, pre)
     try:
         findings += check_weights(checkpoint, full=full, report=report)
@@ -178,6 +179,27 @@ def _types(stored: Mapping[str, StoredTensor]) -> Iterator[Finding]:
         yield info("shards", text)
     else:
         yield warning("shards", text, "harmless if it was meant; otherwise merge again with one dtype")
+
+
+def _words(checkpoint: Checkpoint) -> list[Finding]:
+    """What the keys of a GGUF file cannot say, and what of the model card and generation_config.json is left out."""
+    notes: list[str] = []
+    try:
+        model_keys(
+            checkpoint.path,
+            checkpoint.config,
+            checkpoint.hparams,
+            n_params=count_params(checkpoint.specs()),
+            note=notes.append,
+        )
+    except CheckpointError as fault:
+        return [_from(fault, "")]
+    return [_noted(note) for note in notes]
+
+
+def _noted(note: str) -> Finding:
+    place, _, message = note.partition(": ")
+    return warning(place, message, "repair that file, or remove it")
 
 
 def _tokenizer(checkpoint: Checkpoint, raw: Mapping[str, Any], pre: str | None) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from gguf import GGUFValueType
 
 from calibration.imatrix import Imatrix
 from gguf_export import metadata, vocab
-from gguf_export.comparison import compare
+from gguf_export.comparison import compare, is_certain
 from gguf_export.findings import Finding, error, info, warning
 from gguf_export.metadata import KeyValue
 from gguf_export.reader import GGUFFile
@@ -74,7 +74,7 @@ def verify(
 
 def _unused_imatrix(file: GGUFFile) -> Iterator[Finding]:
     name = "quantize.imatrix.file"
-    if name in file.keys:
+    if name in file.keys and not all(is_certain(stored.spec.qtype) for stored in file.tensors.values()):
         yield info(
             name,
             f"the file was made with {quoted(file.keys[name])}: with --imatrix and that file every byte is compared, "

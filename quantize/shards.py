@@ -46,8 +46,6 @@ class Checkpoint:
     def __init__(self, path: Path | str, family: Family | None = None) -> None:
         """As `open_checkpoint`; `family` takes the place of the one that config.json names."""
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise CheckpointError(f"{path}: no such folder; give the folder of a Hugging Face checkpoint")
         refuse_foreign_links(self.path)
         raw = read_json(self.path / "config.json")
         self.family = family or family_of(raw)

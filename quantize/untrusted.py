@@ -89,6 +89,8 @@ def refuse_foreign_links(folder: Path) -> None:
     Raises:
         CheckpointError: a file that is read leads elsewhere.
     """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
     try:
         home = folder.resolve()
         for path in _links(folder):
@@ -203,4 +205,4 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _one_line(failure: BaseException) -> str:
-    return ascii(" ".join(str(failure).split())[:MAX_QUOTED])[1:-1]
+    return ascii(" ".join(str(failure).split())[:MAX_QUOTED].rstrip("."))[1:-1]

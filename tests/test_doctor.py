@@ -130,6 +130,18 @@ def a_byte_level_tokenizer(model: Path) -> None:
     (model / "merges.txt").write_text("#version: 0.2\na b\n")
 
 
+def write(name: str, text: str) -> Callable[[Path], None]:
+    return lambda model: (model / name).write_text(text) and None
+
+
+def link_out_of_the_folder(model: Path) -> None:
+    (model.parent / "secret").write_text("a key")
+    try:
+        (model / "chat_template.jinja").symlink_to(model.parent / "secret")
+    except OSError:
+        pytest.skip("this system does not let us make symbolic links")
+
+
 FILES = [
     (remove("config.json"), "error: .*config.json: file is missing"),
     (config(lambda c: c.update(architectures=["RwkvForCausalLM"])), "error: config.json: .*is not supported"),
@@ -172,6 +184,20 @@ FILES = [
     (added_twice, "warning: added_tokens.json: token .*319.* is '<x>', tokenizer_config.json calls it '<y>'"),
     (settings(lambda c: c.update(chat_template=7)), "warning: .*chat_template"),
     (a_byte_level_tokenizer, "error: .*the pre-tokenizer is unknown"),
+    (config(lambda c: c.update(scoring_func="noisy")), "error: config.json: router function 'noisy'"),
+    (config(lambda c: c.update(scoring_func=["softmax"])), "error: config.json: router function"),
+    (config(lambda c: c.update(n_group=-1)), "error: config.json: n_group -1"),
+    (
+        write("README.md", "---\na: &a [x]\nb: [*a, *a]\n---\n"),
+        "warning: .*README.md: front matter: .*references",
+    ),
+    (
+        write("README.md", "---\na: " + "[" * 9999 + "\n---\n"),
+        "warning: .*README.md: front matter: .*too deeply",
+    ),
+    (write("generation_config.json", "[" * 99999), "warning: .*generation_config.json: .*nested too deeply"),
+    (write("generation_config.json", '{"top_k": "x"}'), "warning: .*generation_config.json: top_k is no int"),
+    (link_out_of_the_folder, "error: .*chat_template.jinja: is a link to .*, outside of the folder"),
 ]
 
 

@@ -35,6 +35,15 @@ def doctor(model: Path, full: bool, pre: str | None, as_json: bool, quiet: bool)
     finish(findings, as_json)
 
 
+def _sum(findings: Sequence[Finding]) -> str:
+    """`2 errors, 1 warning`, empty where nothing is wrong."""
+    counts = {
+        severity: sum(finding.severity == severity for finding in findings)
+        for severity in ("error", "warning")
+    }
+    return ", ".join(f"{n} {severity}{'s' if n > 1 else ''}" for severity, n in counts.items() if n)
+
+
 def finish(findings: Sequence[Finding], as_json: bool) -> None:
     """Print findings, the worst first, and exit so that a script knows."""
     from gguf_export import findings as found
@@ -45,11 +54,6 @@ def finish(findings: Sequence[Finding], as_json: bool) -> None:
     else:
         for finding in ordered:
             click.echo(str(finding))
-        n_errors, n_warnings = (
-            sum(finding.severity == severity for finding in ordered) for severity in ("error", "warning")
-        )
-        click.echo(
-            f"{n_errors} errors, {n_warnings} warnings" if n_errors + n_warnings else "nothing is wrong"
-        )
+        click.echo(_sum(ordered) or "nothing is wrong")
     if found.worst(ordered) == "error":
         sys.exit(1)
