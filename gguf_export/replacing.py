@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gguf_export.disk import durable, durable_folder, lock, still_at
+from gguf_export.disk import durable, durable_folder, forget_pages, lock, still_at
 from quantize.exceptions import OutputError
 
 __all__ = ["Lock", "is_device", "replacing", "write_text"]
@@ -31,6 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         with partial.open("r+b") as file:
             durable(file)
+            forget_pages(file)
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
