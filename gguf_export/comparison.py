@@ -218,7 +218,7 @@ def _verdicts(comparison: Comparison, spec: TensorSpec, judged: dict[int, Judgem
         fault: Finding | None
         if nearest[xid] != xid:
             fault = error(spec.name, f"the weights of expert {nearest[xid]} are in its place", AGAIN)
-        elif one.relative > limit(comparison.qtype(spec)):
+        elif not one.relative <= limit(comparison.qtype(spec)):  # nor is a sum that is no number
             fault = _gross_fault(comparison, spec, xid, one)
         elif one.changed.n or one.wild.n or one.misplaced.n:
             fault = _small_fault(comparison, spec, xid, one)

@@ -58,7 +58,8 @@ def verify(
     try:
         file = GGUFFile(path)
     except GGUFError as fault:
-        return [error(str(path), str(fault).removeprefix(f"{path}: "), "it cannot be loaded")]
+        text = str(fault).removeprefix(f"{path}: ")
+        return [error(str(path), text, "" if ";" in text else "give a GGUF file")]
     try:
         findings = check_structure(file)
         findings += _numbers(file, report)

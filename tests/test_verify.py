@@ -271,6 +271,17 @@ def test_a_hole_of_zeros_is_named(copy: Callable[[str], Path], model: Path) -> N
     assert "row 50" in found
 
 
+@pytest.mark.parametrize("exact", [None, False, True])
+def test_a_tensor_of_noise_is_named(copy: Callable[[str], Path], model: Path, exact: bool | None) -> None:
+    """Among random scales there are some that are no numbers, and so are the sums of errors."""
+    path = copy("Q4_K_M")
+    noise = np.random.default_rng(0)
+    rewrite(path, "blk.1.attn_v.weight", lambda rows: noise.integers(0, 256, rows.shape, np.uint8))
+    found = [one for one in compared(path, model, exact=exact) if "number" not in one]
+    assert len(found) == 1
+    assert found[0].startswith("error: blk.1.attn_v.weight: differs from the checkpoint")
+
+
 def test_an_expert_of_zeros_is_named_without_a_checkpoint(copy: Callable[[str], Path]) -> None:
     path = copy("Q4_K_M")
     rewrite(path, "blk.0.ffn_up_exps.weight", lambda rows: rows[1].fill(0))
