@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the disk is full or broken; what stood under `path` stands there still.
     """
     path = path.resolve()  # a link stays a link
+    if is_device(path):
+        raise FileExistsError(errno.EEXIST, "something is there that is no file", str(path))
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         yield partial
@@ -57,7 +60,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def is_device(path: Path) -> bool:
-    """Whether something is there that is no file: a terminal, a pipe; nothing can be written beside it."""
+    """Whether something is there that is no file, such as a terminal, a pipe or a folder: it cannot be replaced."""
     return path.exists() and not path.is_file()
 
 

@@ -771,6 +771,24 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         write_text(tmp_path / "absent" / "x", "")
 
 
+def test_what_is_no_file_is_not_replaced(folder: Path, tmp_path: Path) -> None:
+    """Said before hours of work; root could replace even a device."""
+    (tmp_path / "x").mkdir()
+    done = invoke(*imatrix_words(folder, tmp_path / "x", "--force"))
+    assert (done.exit_code, done.stderr) == (
+        1,
+        f"moe-gguf: error: {tmp_path / 'x'}: is no file, so it cannot be replaced; choose another name\n",
+    )
+    done = invoke(*compare_words(folder, tmp_path / "x"))
+    assert (done.exit_code, done.stderr) == (
+        1,
+        f"moe-gguf: error: {tmp_path / 'x'}: is a folder; name a file in it\n",
+    )
+    with pytest.raises(OSError, match="no file"), replacing(tmp_path / "x"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 def test_names_follow_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Content durable, then the name, then the folder: after a loss of power the file is the old one or the new one."""
     events: list[str] = []

@@ -194,6 +194,8 @@ def _refuse_outputs(paths: list[Path]) -> None:
     for path in paths:
         if not path.absolute().parent.is_dir():
             raise OutputError(f"{path}: there is no such folder; make it first")
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; name a file in it")
 
 
 def _write(found: Comparison, outputs: dict[str, Path | None]) -> None:

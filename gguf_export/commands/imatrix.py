@@ -59,9 +59,12 @@ def imatrix(
     from gguf_export import fingerprint, pass_state
     from gguf_export.console import ProgressView
     from gguf_export.pass_state import StateFile, discard_older, state_path
+    from gguf_export.replacing import is_device
     from quantize.exceptions import OutputError
     from quantize.shards import open_checkpoint
 
+    if is_device(output):
+        raise OutputError(f"{output}: is no file, so it cannot be replaced; choose another name")
     if output.exists() and not force:
         discard_older(output)
         raise OutputError(f"{output}: exists already; pass --force to replace it")
