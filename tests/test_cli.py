@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from pico import pico_mixtral, read_checkpoint, write_checkpoint
 
+from calibration.imatrix import Entry, Imatrix, save_imatrix
 from gguf_export.cli import main
 from gguf_export.reader import GGUFFile
 
@@ -59,6 +61,17 @@ def test_export_writes_files_and_a_table(model: Path, tmp_path: Path) -> None:
     assert names == ["Pico-4x1M-F16.gguf", "Pico-4x1M-Q8_0.gguf"]
     assert all(name in done.stdout for name in names)
     assert "read once" in done.stdout
+
+
+def test_experts_with_few_tokens_are_told_with_their_remedy(model: Path, tmp_path: Path) -> None:
+    counts = np.array([500, 0, 99, 100])
+    entry = Entry(np.ones((4, 64), np.float32), counts)
+    save_imatrix(tmp_path / "m.gguf", Imatrix({"blk.0.ffn_up_exps.weight": entry}, chunk_count=1))
+    words = ["export", model, "-t", "Q8_0", "--imatrix", tmp_path / "m.gguf", "--dry-run", "-o", tmp_path]
+    told = invoke(*words).stderr
+    assert "fewer than 100 tokens for 2 experts, and none for 1 of them, which are weighted evenly" in told
+    assert "blk.0.ffn_up_exps.weight expert 1 (0), blk.0.ffn_up_exps.weight expert 2 (99); --prior 8" in told
+    assert "fewer than" not in invoke(*words, "--prior", 8).stderr
 
 
 def test_quiet_prints_nothing(model: Path, tmp_path: Path) -> None:

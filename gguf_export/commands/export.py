@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from gguf_export.exporting import Export, Exported
 
 
+FEW_TOKENS = 100
+"""An expert with fewer of them gains from a prior (scripts/measure_prior.py)."""
+
+
 @click.command()
 @MODEL
 @click.option(
@@ -62,8 +66,8 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0),
     default=0.0,
     metavar="N",
-    help="Shrink an expert's importances toward its layer's mean with the weight of N tokens; "
-    "0 is llama.cpp's behaviour.",
+    help="Shrink an expert's importances toward its layer's mean with the weight of N tokens, for experts that see "
+    "few; 0 is llama.cpp's behaviour.",
 )
 @forward_options
 @recipe_options
@@ -206,13 +210,18 @@ def _say_fallbacks(prepared: Export) -> None:
 
 
 def _say_starved(prepared: Export) -> None:
-    starved = prepared.imatrix.starved() if prepared.imatrix else []
-    if starved:
-        places = ", ".join(f"{found.name} expert {found.xid}" for found in starved[:4])
-        say(
-            f"the importance matrix saw no token for {len(starved)} experts, which are weighted evenly: "
-            f"{places}{', ...' if len(starved) > 4 else ''}"
-        )
+    """Thin evidence is told; a prior is the remedy, and then there is nothing to say."""
+    imatrix = prepared.imatrix
+    thin = imatrix.starved(fewer_than=FEW_TOKENS) if imatrix and not imatrix.prior else []
+    if not thin:
+        return
+    n_none = sum(found.n_tokens == 0 for found in thin)
+    none = f", and none for {n_none} of them, which are weighted evenly" if n_none else ""
+    places = ", ".join(f"{found.name} expert {found.xid} ({found.n_tokens})" for found in thin[:4])
+    say(
+        f"the importance matrix saw fewer than {FEW_TOKENS} tokens for {len(thin)} experts{none}: "
+        f"{places}{', ...' if len(thin) > 4 else ''}; --prior 8 draws them toward their layer's mean"
+    )
 
 
 def _print_plan(prepared: Export) -> None:

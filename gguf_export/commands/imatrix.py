@@ -138,5 +138,10 @@ def print_load(collected: Collected) -> None:
     )
     used = int(load.tokens.sum()) / max(1, int(load.tokens.any(axis=1).sum())) / load.n_token
     even = load.n_token * used / n_expert
-    for bid, xid, n_token in load.starved(math.ceil(STARVED_SHARE * even)):
+    starved = load.starved(math.ceil(STARVED_SHARE * even))
+    for bid, xid, n_token in starved:
         click.echo(f"starved: layer {bid}, expert {xid}: {n_token:,} tokens, an even share is {even:,.0f}")
+    if starved and not collected.imatrix.prior:
+        click.echo(
+            "more text of their kind feeds them; export --prior 8 draws them toward their layer's mean"
+        )
