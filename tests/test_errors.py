@@ -449,7 +449,7 @@ def test_wrong_commands_get_one_line(folder: Path, tmp_path: Path) -> None:
         ((*text, "-t", "Q8_0", "-o", "report.pdf"), ".html"),
         ((*text, "-t", "Q8_0", "-o", there), "--force"),
         ((*text, "-t", "Q8_0", "--ctx", 700), "held out"),
-        (("--text", folder / "none.txt", "-t", "Q8_0"), "none.txt: cannot be read"),
+        (("--text", folder / "none.txt", "-t", "Q8_0"), "none.txt: file is missing"),
     ):
         done = invoke(folder, *words)
         assert done.exit_code == 1, done.output

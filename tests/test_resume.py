@@ -485,9 +485,9 @@ def export_words(model: Path, folder: Path) -> list[Any]:
     return ["export", model, "-t", "Q8_0", "-t", "F16", "-o", folder, "-j", 2]
 
 
-def wait_for_a_journal(folder: Path, process: subprocess.Popen[str]) -> None:
-    """Until some slabs are noted; how long a process takes to get there depends on what else the machine does."""
-    while not any(path.stat().st_size > 600 for path in folder.glob("*.journal")):
+def wait_for_both_journals(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until both files have a slab that is noted; how long that takes depends on what else the machine does."""
+    while sum(len(path.read_text().splitlines()) > 1 for path in folder.glob("*.journal")) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
 
@@ -501,7 +501,7 @@ def test_a_killed_process_goes_on(
     hold = tmp_path / "hold"
     hold.touch()
     first = child(*export_words(model, out), hold=hold)
-    wait_for_a_journal(out, first)
+    wait_for_both_journals(out, first)
     first.send_signal(kind)
     hold.unlink()
     _, said = first.communicate(timeout=300)
@@ -524,7 +524,7 @@ def test_of_two_processes_one_wins(model: Path, tmp_path: Path, whole: dict[str,
     hold = tmp_path / "hold"
     hold.touch()
     first = child(*export_words(model, out), hold=hold)
-    wait_for_a_journal(out, first)
+    wait_for_both_journals(out, first)
     words = export_words(model, out)
     words[2:6] = ["-t", "F16", "-t", "Q8_0"]  # in another order
     second = child(*words)
