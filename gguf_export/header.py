@@ -51,6 +51,11 @@ def _value(value: Any, kind: GGUFValueType, sub_type: GGUFValueType | None) -> b
     if kind == GGUFValueType.ARRAY:
         if sub_type is None:
             raise ValueError("an array needs the type of its elements")
-        elements = b"".join(_value(element, sub_type, None) for element in value)
-        return struct.pack("<iQ", sub_type, len(value)) + elements
+        return struct.pack("<iQ", sub_type, len(value)) + _elements(value, sub_type)
     return struct.pack(SCALARS[kind], value)
+
+
+def _elements(values: Sequence[Any], kind: GGUFValueType) -> bytes:
+    if kind in SCALARS:  # all at once: a vocabulary has a hundred thousand of them
+        return struct.pack(f"<{len(values)}{SCALARS[kind].lstrip('<')}", *values)
+    return b"".join(_value(value, kind, None) for value in values)

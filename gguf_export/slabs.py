@@ -33,8 +33,9 @@ __all__ = [
 
 T = TypeVar("T")
 
-SLAB_BYTES = 8 * 2**20
-"""Source bytes of one slab, about: small enough for a few in flight, large enough that reading is sequential."""
+SLAB_BYTES = 4 * 2**20
+"""Source bytes of one slab, about: memory of this size is used again and again, and stays in the caches; larger slabs
+touch fresh pages all the time, smaller ones ask the system more often."""
 
 
 @dataclass(frozen=True)
