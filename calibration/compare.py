@@ -143,7 +143,7 @@ def compare(
     is_routed = shown[0].source.hparams.n_expert > 0 and not isinstance(base, LogitsFile)
     rounding = InputRounding(stored_type) if activations == "int8" else None
     timings = forward(
-        [Stream(model.source, rounding) for model in shown],
+        [Stream(model.source, rounding, model.name) for model in shown],
         fed,
         arithmetic=arithmetic,
         storage=storage,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from torch.nn import functional
 from calibration.model import Arithmetic, rms_norm, rope_table, to_tensor
 from calibration.stored import StoredMatrix
 from calibration.streams import Stream, Timings
-from quantize.exceptions import CheckpointError
+from quantize.codec import first_non_finite
+from quantize.exceptions import ActivationError, CheckpointError
 from quantize.hparams import Hparams
 from quantize.tensors import Array, TensorSource, TensorSpec
 
@@ -155,6 +157,39 @@ class Lane:
             with self.timings.measure("products"):
                 found[:, first:last] = functional.linear(x, rows)
         return found
+
+    # -- damage
+
+    def refuse_infinite(self, y: Tensor, place: str, *prefixes: str, xid: int = 0) -> None:
+        """What was computed at a place from the tensors whose names begin so must be finite.
+
+        Raises:
+            ActivationError: it is not; the message names the model, the place, the tensors at fault and what helps.
+        """
+        if torch.isfinite(y.sum(dtype=torch.float32)):
+            return
+        bad = list(self._damaged(prefixes, xid))
+        cause = f"{', '.join(bad)} holds such values" if bad else "weights are finite, but far too large"
+        path = Path(self.stream.name)
+        if path.is_dir() and self.stream.name:
+            remedy = f"moe-gguf doctor {path} --full lists what is damaged"
+        elif path.is_file():
+            remedy = f"fetch or export the file again (moe-gguf verify {path} lists what is damaged)"
+        else:
+            remedy = "fetch or make the model again"
+        label = f"{self.stream.name}: " if self.stream.name else ""
+        raise ActivationError(f"{label}{place}: a value is not finite (NaN or infinity); {cause}; {remedy}")
+
+    def _damaged(self, prefixes: tuple[str, ...], xid: int) -> Iterator[str]:
+        """Names of tensors with a weight that is NaN or infinite; of experts, only one is looked at."""
+        for name, spec in self.specs.items():
+            if name.startswith(prefixes):
+                matrix = StoredMatrix(self.stream.source, spec, xid if spec.n_expert > 1 else 0)
+                firsts = range(0, spec.n_row, VOCAB_BLOCK)
+                if any(
+                    first_non_finite(matrix.rows(first, first + VOCAB_BLOCK)) is not None for first in firsts
+                ):
+                    yield name
 
 
 def refuse_unknown(sources: Sequence[TensorSource]) -> None:

@@ -15,6 +15,7 @@ from calibration.hidden import Storage
 from calibration.imatrix import COUNTS, SUMS, Entry, Imatrix
 from calibration.model import Arithmetic, Routing, best_dtype
 from calibration.state import Keeper
+from calibration.streams import name_of
 from calibration.text import Chunks
 from quantize.hparams import Hparams
 from quantize.progress import Report, silent
@@ -185,7 +186,7 @@ def collect_imatrix(
             on_weights(spec, xid, weights, importances.imatrix)
 
     timings = forward(
-        [Stream(source)],
+        [Stream(source, name=name_of(source))],
         chunks.inputs,
         arithmetic=arithmetic or Arithmetic(dtype=best_dtype()),
         storage=storage,

@@ -27,6 +27,7 @@ from calibration.held_out import N_JUDGED, Beginning, Sampler, Seen
 from calibration.hidden import Storage
 from calibration.model import Arithmetic, best_dtype
 from calibration.observers import ImatrixObserver, RouterLoad, RouterObserver
+from calibration.streams import name_of
 from calibration.text import Chunks
 from quantize.blocks import block_format
 from quantize.codec import compile_kernels, decode, encode, first_non_finite, row_bytes
@@ -100,7 +101,7 @@ def measure_errors(
             rows.extend(_judge(pool, spec, xid, weights, seen, importance, prior, qtypes, baseline))
 
         forward(
-            [Stream(source)],
+            [Stream(source, name=name_of(source))],
             np.concatenate([fit.inputs, held_out.inputs]),
             arithmetic=arithmetic,
             storage=storage,

@@ -12,7 +12,7 @@ from torch import Tensor
 from calibration.model import Routing
 from quantize.tensors import Array, TensorSource, TensorSpec
 
-__all__ = ["Observer", "OnLogits", "OnWeights", "Stream", "Timings"]
+__all__ = ["Observer", "OnLogits", "OnWeights", "Stream", "Timings", "name_of"]
 
 OnWeights = Callable[[TensorSpec, int, Array], None]
 OnLogits = Callable[[int, Sequence[Tensor]], None]
@@ -47,10 +47,17 @@ class Stream:
     """One model on its way through the text.
 
     `round_inputs(spec, x)` may change the input of each matrix product, as kernels do that work on 8-bit activations.
+    `name` is what messages call the model: its path, where it has one.
     """
 
     source: TensorSource
     round_inputs: Callable[[TensorSpec, Tensor], Tensor] | None = None
+    name: str = ""
+
+
+def name_of(source: TensorSource) -> str:
+    """The path of a checkpoint or file, empty for a source without one."""
+    return str(getattr(source, "path", ""))
 
 
 @dataclass

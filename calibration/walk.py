@@ -14,7 +14,7 @@ from calibration.model import Arithmetic, attend, rotate, route, swiglu, to_tens
 from calibration.state import PassState
 from calibration.streams import Observer, OnLogits, OnWeights, Stream, Timings
 from calibration.tokenizer import Tokens
-from quantize.exceptions import ActivationError, TokenizerError
+from quantize.exceptions import TokenizerError
 from quantize.progress import Progress, Report
 from quantize.tensors import Array, TensorSpec
 
@@ -104,6 +104,7 @@ class Walk:
             for block in _blocks(self.places, TOKEN_BLOCK) if not self.state.n_done else ():
                 with self.timings.measure("decoding"):
                     rows = to_tensor(matrix.picked(self.tokens[block].numpy()))
+                lane.refuse_infinite(rows, "the embedding", "token_embd.")
                 lane.hidden[block] = rows.to(lane.hidden.device, lane.hidden.dtype)
             lane.release(matrix)
 
@@ -122,7 +123,7 @@ class Walk:
                 mixed = attend(qx, kx, vx).reshape(len(tokens), -1)  # [t, H d]
             self.show(lane, (o.spec,), 0, tokens, mixed)
             y = lane.product(o, mixed)
-            _refuse_infinite(y, f"the attention of layer {bid}")
+            lane.refuse_infinite(y, f"the attention of layer {bid}", f"blk.{bid}.attn_", "rope_f")
             lane.add(tokens, y)
         lane.release(q, k, v, o)
 
@@ -157,11 +158,14 @@ class Walk:
             x = lane.hidden_norm(tokens, norm)
             lane.normed[tokens] = x.to(lane.normed.device, lane.normed.dtype)
             if router is None:
+                lane.refuse_infinite(x, f"the feed-forward of layer {bid}", f"blk.{bid}.ffn_norm.")
                 continue
             self.show(lane, (router.spec,), 0, tokens, x)
             ids = None if leader is None else leader.ids[tokens].to(x.device)
             with self.timings.measure("products"):
                 part = route(x, router.tensor, lane.hparams.n_expert_used, ids)
+            place = f"the router of layer {bid}"
+            lane.refuse_infinite(part.probs, place, f"blk.{bid}.ffn_norm.", f"blk.{bid}.ffn_gate_inp.")
             for observer in self.observers:
                 observer.routed(lane.index, bid, tokens, part)
             parts.append(part)
@@ -202,7 +206,7 @@ class Walk:
             inner = swiglu(lane.product(gate, x), lane.product(up, x))  # [t, F]
             self.show(lane, (down.spec,), xid, block, inner)
             y = lane.product(down, inner)  # [t, D]
-            _refuse_infinite(y, place)
+            lane.refuse_infinite(y, place, f"blk.{bid}.ffn_", xid=xid)
             if weights is not None:
                 y = y.float() * weights[start : start + TOKEN_BLOCK].to(y.device)
             lane.add(block, y)
@@ -224,11 +228,14 @@ class Walk:
             logits = []
             for lane, norm, head in zip(self.lanes, norms, heads, strict=True):
                 x = lane.hidden_norm(tokens, norm)
+                lane.refuse_infinite(x, "the output of the model", "output_norm.")
                 if observe and lane.tied is None:
                     self.show(lane, (head.spec,), 0, tokens, x)
                 if on_logits is not None:
                     scored = x.view(-1, self.n_ctx, x.shape[-1])[:, first:].flatten(0, 1)
-                    logits.append(lane.logits(head, scored).view(-1, n_scored, head.spec.n_row))
+                    y = lane.logits(head, scored)
+                    lane.refuse_infinite(y, "the output of the model", head.spec.name)
+                    logits.append(y.view(-1, n_scored, head.spec.n_row))
             if on_logits is not None:
                 with self.timings.measure("comparing"):
                     for chunk in range(len(logits[0])):
@@ -253,8 +260,3 @@ class Walk:
 
 def _blocks(rows: Tensor, size: int) -> Iterator[Tensor]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-def _refuse_infinite(y: Tensor, place: str) -> None:
-    if not torch.isfinite(y.sum(dtype=torch.float32)):
-        raise ActivationError(f"{place}: a value is not finite (NaN or infinity); are its weights damaged?")

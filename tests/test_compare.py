@@ -334,6 +334,22 @@ def test_bad_input_is_refused_in_one_line(
     assert "truncated" in _refused(files[0], "--base", logits)
 
 
+@pytest.mark.parametrize("name", ["output.weight", "output_norm.weight", "blk.1.ffn_gate_inp.weight"])
+def test_a_file_with_a_nan_gives_no_figures(
+    folder: Path, files: list[Path], tmp_path: Path, name: str
+) -> None:
+    """A scale of Q8_0 (f16) or a value (f32) is made NaN: no activation that is passed on ever shows it."""
+    damaged = tmp_path / "damaged.gguf"
+    data = bytearray(files[0].read_bytes())
+    at = GGUFFile(files[0]).tensors[name].offset
+    data[at : at + 4] = b"\x00\x7e\xc0\x7f"  # NaN as f16, and as f32
+    damaged.write_bytes(data)
+    place = "the router of layer 1" if "inp" in name else "the output of the model"
+    told = _refused("-q", folder / "pico", files[1], damaged, "--text", folder / "text.txt", "--ctx", N_CTX)
+    assert f"{damaged}: {place}: a value is not finite (NaN or infinity); {name} holds" in told
+    assert f"moe-gguf verify {damaged}" in told
+
+
 def _other_model(folder: Path) -> Path:
     pico_mixtral(folder / "wide", n_embd=256, n_ff=512, n_head=4)
     export = prepare(open_checkpoint(folder / "wide"), [Recipe(ftype("Q8_0"))], folder)

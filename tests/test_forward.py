@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pico import pico_dense, pico_mixtral, read_checkpoint, write_shard
 from calibration.forward import Observer, Stream, forward
 from calibration.hidden import Storage
 from calibration.model import Arithmetic, Routing, rope_table, route
+from calibration.observers import collect_imatrix
 from calibration.perplexity import Scores, first_scored, measure_perplexity, perplexity
 from calibration.text import Chunks, make_chunks, read_text
 from calibration.tokenizer import open_tokenizer
@@ -385,7 +387,7 @@ class Damaged(Changed):
 
     def changed(self, spec: TensorSpec, xid: int, weights: Array) -> Array:
         if (spec.name, xid) == (self.name, self.xid):
-            weights[3, 4] = 0x7FC0  # NaN
+            weights.reshape(-1)[4] = 0x7FC0 if weights.dtype == np.uint16 else np.nan
         return weights
 
 
@@ -396,14 +398,65 @@ class Damaged(Changed):
         ("blk.1.ffn_up_exps.weight", 3, "expert 3 of layer 1"),
         ("blk.2.ffn_down_exps.weight", 0, "expert 0 of layer 2"),
         ("blk.0.attn_v.weight", 0, "the attention of layer 0"),
+        ("blk.1.attn_norm.weight", 0, "the attention of layer 1"),
+        ("blk.2.ffn_gate_inp.weight", 0, "the router of layer 2"),
+        ("blk.1.ffn_norm.weight", 0, "the router of layer 1"),
+        ("output_norm.weight", 0, "the output of the model"),
+        ("output.weight", 0, "the output of the model"),
     ],
 )
 def test_values_that_are_not_finite_are_placed(
     pico: Path, tokens: np.ndarray, name: str, xid: int, told: str, dtype: torch.dtype
 ) -> None:
     source = Damaged(open_checkpoint(pico), name, xid)
-    with pytest.raises(ActivationError, match=f"^{told}: a value is not finite"):
-        forward([Stream(source)], tokens, arithmetic=Arithmetic(dtype=dtype))
+    wanted = (
+        rf"^{told}: a value is not finite \(NaN or infinity\); {re.escape(name)} holds such values; fetch"
+    )
+    with pytest.raises(ActivationError, match=wanted):
+        forward(
+            [Stream(source)],
+            tokens,
+            arithmetic=Arithmetic(dtype=dtype),
+            on_logits=lambda *_: None,
+            first_logit=N_CTX - 1,
+        )
+
+
+def test_a_pass_without_logits_sees_damage_too(tokens: np.ndarray, pico: Path, tmp_path: Path) -> None:
+    """The router of the last layer decides nothing that a later product would show to be wrong."""
+    chunks = Chunks(("t",), tokens, bos_id=1)
+    source = Damaged(open_checkpoint(pico), "blk.2.ffn_gate_inp.weight", 0)
+    with pytest.raises(ActivationError, match=r"^the router of layer 2: .*blk\.2\.ffn_gate_inp\.weight"):
+        collect_imatrix(source, chunks)
+    dense = Damaged(open_checkpoint(pico_dense(tmp_path / "m", tokenizer=False)), "blk.1.ffn_norm.weight", 0)
+    with pytest.raises(
+        ActivationError, match=r"^the feed-forward of layer 1: .*blk\.1\.ffn_norm\.weight holds"
+    ):
+        collect_imatrix(dense, chunks)
+    embedding = Damaged(open_checkpoint(pico), "token_embd.weight", 0)
+    with pytest.raises(ActivationError, match=r"^the embedding: .*token_embd\.weight holds"):
+        collect_imatrix(embedding, Chunks(("t",), np.zeros_like(tokens), bos_id=0))
+
+
+def test_the_message_names_the_checkpoint_and_what_helps(tokens: np.ndarray, tmp_path: Path) -> None:
+    folder = pico_mixtral(tmp_path / "m", tokenizer=False, n_shards=1)
+    stored = read_checkpoint(folder)
+    (name,) = (name for name in stored if "layers.1." in name and name.endswith("gate.weight"))
+    stored[name][0, 0] = 0x7FC0
+    write_shard(folder / "model.safetensors", stored)
+    wanted = rf"^{re.escape(str(folder))}: the router of layer 1: .*; moe-gguf doctor .* --full lists"
+    with pytest.raises(ActivationError, match=wanted) as found:
+        collect_imatrix(open_checkpoint(folder), Chunks(("t",), tokens, bos_id=1))
+    assert "\n" not in str(found.value)
+
+
+def test_finite_weights_that_are_too_large_are_told_apart(pico: Path, tokens: np.ndarray) -> None:
+    class Huge(Changed):
+        def changed(self, spec: TensorSpec, xid: int, weights: Array) -> Array:
+            return np.full_like(weights, 0x7F7F) if spec.name == "blk.0.attn_output.weight" else weights
+
+    with pytest.raises(ActivationError, match=r"^the attention of layer 0: .*finite, but far too large"):
+        forward([Stream(Huge(open_checkpoint(pico)))], tokens)
 
 
 def test_what_it_does_not_know_is_refused(pico: Path, tokens: np.ndarray, tmp_path: Path) -> None:
