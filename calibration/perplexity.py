@@ -18,7 +18,7 @@ from calibration.text import Chunks
 from quantize.progress import Report, silent
 from quantize.tensors import TensorSource
 
-__all__ = ["Estimate", "first_scored", "measure_perplexity", "nll_of_targets", "perplexity"]
+__all__ = ["Estimate", "NllScores", "first_scored", "measure_perplexity", "nll_of_targets", "perplexity"]
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,20 @@ def nll_of_targets(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def perplexity(nll: npt.ArrayLike) -> Estimate:
-    """exp(mean nll) with the error ppl * sqrt((mean(nll^2) - mean(nll)^2) / (n - 1)) that llama-perplexity prints."""
+    """exp(mean nll) with the error ppl * sqrt((mean(nll^2) - mean(nll)^2) / (n - 1)) that llama-perplexity prints.
+
+    Of one target the error is not known; it is 0, as in `kld.mean`.
+    """
     values = np.asarray(nll, np.float64)
     n = values.size
     mean = float(values.mean())
     spread = max(0.0, float(np.square(values).mean()) - mean * mean)
     ppl = math.exp(mean)
-    return Estimate(ppl, ppl * math.sqrt(spread / (n - 1)) if n > 1 else math.nan, n)
+    return Estimate(ppl, ppl * math.sqrt(spread / (n - 1)) if n > 1 else 0.0, n)
 
 
 @dataclass
-class Scores:
+class NllScores:
     """The nll f64 of every scored target of each stream: `streams[index]` is a list of arrays, one per chunk."""
 
     chunks: Chunks
@@ -86,7 +89,7 @@ def measure_perplexity(
     Raises:
         ActivationError, CheckpointError, TokenizerError: see `forward`.
     """
-    scores = Scores(chunks)
+    scores = NllScores(chunks)
     forward(
         [Stream(source)],
         chunks.inputs,

@@ -17,7 +17,7 @@ from calibration.forward import Observer, Stream, forward
 from calibration.hidden import Storage
 from calibration.model import Arithmetic, Routing, rope_table, route
 from calibration.observers import collect_imatrix
-from calibration.perplexity import Scores, first_scored, measure_perplexity, perplexity
+from calibration.perplexity import Estimate, NllScores, first_scored, measure_perplexity, perplexity
 from calibration.text import Chunks, make_chunks, read_text
 from calibration.tokenizer import open_tokenizer
 from quantize.exceptions import ActivationError, CheckpointError, OutputError, TokenizerError
@@ -510,8 +510,8 @@ def test_perplexity_by_its_definition(pico: Path, tokens: np.ndarray) -> None:
     ppl = np.exp(np.mean(nll))
     assert found.value == pytest.approx(ppl, rel=1e-5)
     assert found.error == pytest.approx(ppl * np.std(nll) / np.sqrt(len(nll) - 1), rel=1e-4)
-    assert np.isnan(perplexity([1.0]).error)
-    scores = Scores(chunks)
+    assert perplexity([1.0]) == Estimate(np.e, 0.0, 1)
+    scores = NllScores(chunks)
     scores(0, [logits[0, first:], 2 * logits[0, first:]])
     np.testing.assert_allclose(scores.streams[0][0], nll[: N_CTX - 1 - first], rtol=1e-5)
 
@@ -524,7 +524,7 @@ def test_perplexity_of_the_bench_is_llama_cpp_s() -> None:
     model = BENCH / "harmony-nano"
     text = read_text(BENCH / "texts" / "wiki.txt")
     chunks = make_chunks([text], open_tokenizer(model), n_chunk=len(printed))
-    scores = Scores(chunks)
+    scores = NllScores(chunks)
     source = [Stream(open_checkpoint(model))]
     forward(source, chunks.inputs, on_logits=scores, first_logit=first_scored(chunks.n_ctx))
     for n, wanted in enumerate(printed, start=1):
