@@ -25,6 +25,7 @@ from quantize.progress import Report, silent
 from quantize.recipe import Recipe
 from quantize.recipe import plan as make_plan
 from quantize.shards import Checkpoint, open_checkpoint
+from quantize.untrusted import quoted
 
 __all__ = ["NamedText", "Prepared", "fingerprint_of", "prepare", "run"]
 
@@ -81,8 +82,10 @@ def prepare(
         note: told, in one line each, what a careful reader wants to know.
 
     Raises:
-        MoeGgufError: a file is damaged, of an unknown type or of another model; a tokenizer differs; a text is short.
+        MoeGgufError: a file is damaged, of an unknown type or of another model; a tokenizer differs; a text is short, or
+            called as another.
     """
+    _refuse_twins(texts)
     checkpoint = _only_checkpoint(paths)
     files = [open_file(path, note) for path in paths if not path.is_dir()]
     if recipes and checkpoint is None:
@@ -176,6 +179,14 @@ def open_file(path: Path, note: Note) -> GGUFFile:
     if slow:
         note(f"{path}: {', '.join(sorted(slow))} is decoded by the gguf library, slowly")
     return file
+
+
+def _refuse_twins(texts: Sequence[NamedText]) -> None:
+    """Two texts of one name could not be told apart in any report."""
+    names = [text.name for text in texts]
+    for name in names:
+        if names.count(name) > 1:
+            raise TextError(f"two texts are called {quoted(name)}; name them with --text NAME=FILE")
 
 
 def _only_checkpoint(paths: Sequence[Path]) -> Checkpoint | None:

@@ -320,6 +320,8 @@ def test_bad_input_is_refused_in_one_line(
     (tmp_path / "short.txt").write_text("short", encoding="utf-8")
     assert "too few" in _refused(model, files[0], "--text", tmp_path / "short.txt")
     assert "no text to judge by" in _refused(model, files[0])
+    twins = [f"--text=a={folder / name}.txt" for name in ("text", "other")]
+    assert "two texts are called 'a'; name them" in _refused(model, files[0], *twins)
     assert "nothing to compare with" in _refused(files[0], *text)
     assert "nothing to compare:" in _refused(model, *text)
     assert "folder of the checkpoint" in _refused(files[0], "--base", files[1], "-t", "Q4_0", *text)
