@@ -173,14 +173,6 @@ class MatrixErrors:
 
 
 @dataclass(frozen=True)
-class TextFacts:
-    """A text that was used: its name, and the tokens taken from it."""
-
-    name: str
-    n_token: int
-
-
-@dataclass(frozen=True)
 class LayerRouting:
     """What the router of one layer did with the fitted text."""
 
