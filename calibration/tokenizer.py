@@ -227,6 +227,8 @@ class BpeTokenizer:
             "cannot encode text",
             TokenizerError,
         )
+        if max(encoded, default=0) > np.iinfo(np.int32).max:
+            raise TokenizerError(f"{self._path}: a token's id is {max(encoded)}; no model has so many")
         return np.array(encoded, np.int32)
 
 

@@ -158,6 +158,8 @@ def _missing_shards(path: Path) -> list[str]:
 
 
 def _is_pointer(path: Path) -> bool:
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open("rb") as file:
             return file.read(len(LFS)) == LFS
