@@ -8,13 +8,15 @@ matrix products work in the type of their operands (`Arithmetic.dtype`) and accu
 from __future__ import annotations
 
 import math
+import textwrap
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from quantize.exceptions import CheckpointError
+from quantize.exceptions import CheckpointError, DeviceError
 from quantize.hparams import Hparams
 from quantize.tensors import Array
 
@@ -23,6 +25,7 @@ __all__ = [
     "Routing",
     "attend",
     "best_dtype",
+    "refuse_device",
     "rms_norm",
     "rope_table",
     "rotate",
@@ -60,6 +63,24 @@ def best_dtype(device: str = "cpu") -> torch.dtype:
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     has = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
     return torch.bfloat16 if has else torch.float32
+
+
+def refuse_device(device: str) -> None:
+    """Before hours of work: torch must be able to compute on a device, in float64, too (as mps cannot).
+
+    Raises:
+        DeviceError: it cannot; the message says why, and what it can.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch once knew
+            torch.ones(1, dtype=torch.float64, device=device).add_(1.0).item()
+    except Exception as error:  # of any kind: each backend has its own
+        reason = textwrap.shorten(str(error).partition("\n")[0], 90, placeholder=" ...")
+        usable = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise DeviceError(
+            f"--device {device}: torch cannot compute there ({reason}); it can on: {usable}"
+        ) from error
 
 
 def to_tensor(array: Array, device: str = "cpu", dtype: torch.dtype | None = None) -> Tensor:

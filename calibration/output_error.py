@@ -122,7 +122,7 @@ def measure_errors(
         n_fit=fit.n_token,
         n_held_out=held_out.n_token,
         routing=_routing(router.load) if hparams.n_expert else (),
-        facts=_facts(fit, held_out, prior, n_judged, arithmetic),
+        facts=_facts(fit, held_out, prior, n_judged, arithmetic, storage or Storage()),
     )
 
 
@@ -259,13 +259,16 @@ def _to_f32(weights: Array) -> Array:
 
 
 def _facts(
-    fit: Chunks, held_out: Chunks, prior: float, n_judged: int, arithmetic: Arithmetic
+    fit: Chunks, held_out: Chunks, prior: float, n_judged: int, arithmetic: Arithmetic, storage: Storage
 ) -> tuple[tuple[str, str], ...]:
     """How it was measured, in words; of a path only the file's name, since reports are published."""
 
     def told(chunks: Chunks) -> str:
         names = " + ".join(Path(name).name for name in chunks.names)
         return f"{names}: {chunks.n_token:,} tokens in {chunks.n_chunk:,} chunks of {chunks.n_ctx}"
+
+    def name_of_dtype(dtype: torch.dtype) -> str:
+        return str(dtype).removeprefix("torch.")
 
     same = fit.names == held_out.names
     try:
@@ -282,6 +285,7 @@ def _facts(
             if prior
             else "taken as they are",
         ),
-        ("matrix products", f"{str(arithmetic.dtype).removeprefix('torch.')} on {arithmetic.device}"),
+        ("matrix products", f"{name_of_dtype(arithmetic.dtype)} on {arithmetic.device}"),
+        ("hidden states", name_of_dtype(storage.dtype)),
         ("versions", f"moe-gguf {own}, torch {torch.__version__}, numpy {np.__version__}"),
     )

@@ -107,7 +107,7 @@ def run_calibrated(
     seconds = Seconds()
     read_before = export.checkpoint.bytes_read
     storage = storage or Storage()
-    source = _fingerprint(chunks, prior, arithmetic)
+    source = _fingerprint(chunks, prior, arithmetic, storage)
     sinks: list[Sink] = []
     with (
         _state(export, chunks, arithmetic, storage, sinks, force, restart, note) as keeper,
@@ -177,8 +177,8 @@ def _state(
             raise
 
 
-def _fingerprint(chunks: Chunks, prior: float, arithmetic: Arithmetic) -> str:
+def _fingerprint(chunks: Chunks, prior: float, arithmetic: Arithmetic, storage: Storage) -> str:
     """Of all that decides the importances beside the checkpoint."""
     told = hashlib.sha256(np.ascontiguousarray(chunks.inputs).tobytes())
-    told.update(f"{chunks.n_ctx} {prior} {arithmetic}".encode())
+    told.update(f"{chunks.n_ctx} {prior} {arithmetic} {storage.dtype}".encode())
     return told.hexdigest()

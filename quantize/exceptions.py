@@ -29,6 +29,10 @@ class TextError(MoeGgufError):
     """A calibration text that cannot be used."""
 
 
+class DeviceError(MoeGgufError):
+    """A device on which torch cannot compute here."""
+
+
 class ActivationError(MoeGgufError):
     """A layer or expert whose output is not finite."""
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from pico import pico_mixtral, read_checkpoint, write_checkpoint
 
-from calibration.imatrix import Entry, Imatrix, save_imatrix
+from calibration.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
 from gguf_export.cli import main
 from gguf_export.reader import GGUFFile
 
@@ -226,6 +227,48 @@ def check_one_line(done: Result, named: str) -> None:
 def test_bad_setting_is_one_line(pico: Path, tmp_path: Path, words: list[str], named: str) -> None:
     check_one_line(invoke("export", pico, *words, "-o", tmp_path), named)
     assert not list(tmp_path.iterdir())
+
+
+TEXT = "a river runs through the small town and the small town knows the river well. " * 12
+
+
+def forward_words(verb: str, model: Path, folder: Path) -> list[Any]:
+    """A command that runs a text through the model."""
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    text = ["--text", folder / "text.txt", "--ctx", 16, "--quiet"]
+    more = {
+        "imatrix": ["-o", folder / "m.gguf"],
+        "errors": ["-t", "Q8_0", "-o", folder / "errors.json"],
+        "compare": ["-t", "Q8_0", "--json", folder / "compare.json"],
+        "export": ["-t", "Q8_0", "-o", folder],
+    }
+    return [verb, model, *text, *more[verb]]
+
+
+@pytest.mark.parametrize("verb", ["imatrix", "errors", "compare", "export"])
+def test_a_device_that_is_not_there_is_one_line(pico: Path, tmp_path: Path, verb: str) -> None:
+    words = forward_words(verb, pico, tmp_path)
+    absent = [] if torch.cuda.is_available() else ["cuda"]
+    for device in ("warp", "meta", *absent):
+        done = invoke(*words, "--device", device)
+        check_one_line(done, f"--device {device}: torch cannot compute there (")
+        assert "it can on: cpu" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize("verb", ["imatrix", "errors", "compare"])
+def test_hidden_states_in_bf16_change_the_figures_a_little(pico: Path, tmp_path: Path, verb: str) -> None:
+    for hidden in ("f32", "bf16"):
+        (tmp_path / hidden).mkdir()
+        done = invoke(*forward_words(verb, pico, tmp_path / hidden), "--hidden", hidden)
+        assert done.exit_code == 0, done.output
+    (wide,) = (path for path in (tmp_path / "f32").iterdir() if path.name != "text.txt")
+    narrow = tmp_path / "bf16" / wide.name
+    assert narrow.read_bytes() != wide.read_bytes()
+    if verb == "imatrix":
+        one, other = (load_imatrix(path).entries["blk.1.attn_q.weight"].sums for path in (wide, narrow))
+        np.testing.assert_allclose(one, other, rtol=0.1)
+        assert (one != other).any()
 
 
 def test_existing_file_needs_force(model: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from gguf_export.commands.options import (
     QUIET,
     RESTART,
     forward_options,
+    read_device,
     read_recipes,
     recipe_options,
     say,
@@ -124,6 +125,7 @@ def compare(
     written = [path for path in outputs.values() if path is not None]
     timings, restart, state = (options.pop(name) for name in ("timings", "restart", "state_path"))
     _refuse_outputs([*written, state] if state else written)
+    arithmetic, storage = _exactly(options)
     prepared = comparing.prepare(
         paths,
         [_named(text) for text in texts],
@@ -134,7 +136,6 @@ def compare(
         n_chunk=n_chunk,
         note=say,
     )
-    arithmetic, storage = _exactly(options)
     with ExitStack() as stack:
         keeper = None
         if place := _state_place(state, written):
@@ -170,10 +171,10 @@ def _named(text: str) -> NamedText:
 
 def _exactly(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
     """float32 whatever the processor likes best: the differences are small."""
-    from calibration.hidden import Storage
     from calibration.model import Arithmetic
 
-    return Arithmetic(options["device"]), Storage(scratch=options["scratch"])
+    device, storage = read_device(options)
+    return Arithmetic(device), storage
 
 
 def _state_place(state: Path | None, written: list[Path]) -> tuple[Path, str] | None:

@@ -89,6 +89,13 @@ forward_options = together(
         "--scratch", type=FILE, metavar="DIR", help="Keep the hidden states of long texts in files there."
     ),
     click.option(
+        "--hidden",
+        type=click.Choice(["f32", "bf16"]),
+        default="f32",
+        show_default=True,
+        help="Type of the hidden states between layers; bf16 takes half the memory and rounds them.",
+    ),
+    click.option(
         "--device", default="cpu", show_default=True, help="Where torch does the arithmetic, such as cuda."
     ),
 )
@@ -146,9 +153,24 @@ def read_chunks(model: Path, options: dict[str, Any]) -> Chunks | None:
 
 
 def read_forward(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
-    """The settings of `forward_options`, which are taken out of `options`."""
-    from calibration.hidden import Storage
+    """The settings of `forward_options`, which are taken out of `options`; the type of products suits the device.
+
+    Raises:
+        DeviceError: torch cannot compute there.
+    """
     from calibration.model import Arithmetic, best_dtype
 
-    device = options.pop("device")
-    return Arithmetic(device, best_dtype(device)), Storage(scratch=options.pop("scratch"))
+    device, storage = read_device(options)
+    return Arithmetic(device, best_dtype(device)), storage
+
+
+def read_device(options: dict[str, Any]) -> tuple[str, Storage]:
+    """As `read_forward`, for a verb that chooses the type of products itself."""
+    import torch
+
+    from calibration.hidden import Storage
+    from calibration.model import refuse_device
+
+    device, scratch, hidden = (options.pop(name) for name in ("device", "scratch", "hidden"))
+    refuse_device(device)
+    return device, Storage({"f32": torch.float32, "bf16": torch.bfloat16}[hidden], scratch)
