@@ -15,7 +15,7 @@ from quantize.layout import Plan
 from quantize.shard_index import index_shards
 from quantize.shards import Checkpoint
 
-__all__ = ["fingerprint", "hashed", "of_checkpoint", "of_gguf", "of_imatrix", "version"]
+__all__ = ["fingerprint", "hashed", "of_checkpoint", "of_gguf", "of_imatrix", "of_model", "version"]
 
 
 def fingerprint(
@@ -66,6 +66,11 @@ def of_gguf(file: GGUFFile) -> str:
         [(spec.name, spec.shape, spec.qtype.name) for spec in file.specs()],
     ]
     return hashed([json.dumps(told).encode()])
+
+
+def of_model(source: Checkpoint | GGUFFile) -> str:
+    """Of the one or the other."""
+    return of_gguf(source) if isinstance(source, GGUFFile) else of_checkpoint(source)
 
 
 def of_imatrix(imatrix: Imatrix | None) -> str:

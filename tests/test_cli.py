@@ -75,6 +75,20 @@ def test_experts_with_few_tokens_are_told_with_their_remedy(model: Path, tmp_pat
     assert "fewer than" not in invoke(*words, "--prior", 8).stderr
 
 
+def test_importances_of_a_finished_file_are_those_of_its_checkpoint(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the quick brown fox and the lazy dog\n" * 40, encoding="utf-8")
+    assert invoke("export", model, "-t", "BF16", "-o", tmp_path, "-q").exit_code == 0
+    words = ["--text", tmp_path / "text.txt", "--ctx", 64, "--chunks", 4, "-q"]
+    for source, output in ((model, "a.gguf"), (next(tmp_path.glob("*BF16.gguf")), "b.gguf")):
+        done = invoke("imatrix", source, *words, "-o", tmp_path / output)
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    done = invoke(
+        "errors", next(tmp_path.glob("*BF16.gguf")), *words, "-t", "Q8_0", "-o", tmp_path / "e.json"
+    )
+    assert done.exit_code == 0, done.output
+
+
 def test_quiet_prints_nothing(model: Path, tmp_path: Path) -> None:
     done = invoke("export", model, "-t", "Q8_0", "-o", tmp_path / "out", "--quiet")
     assert (done.exit_code, done.output) == (0, "")

@@ -13,6 +13,7 @@ from gguf_export.commands.options import (
     MODEL,
     QUIET,
     forward_options,
+    open_model,
     read_chunks,
     read_forward,
     text_options,
@@ -20,7 +21,9 @@ from gguf_export.commands.options import (
 
 if TYPE_CHECKING:
     from calibration.text import Chunks
+    from gguf_export.reader import GGUFFile
     from quantize.errors import ErrorReport
+    from quantize.shards import Checkpoint
 
 MOST_NAMED = 10
 """Starved experts that are named; the rest are counted."""
@@ -93,21 +96,21 @@ def errors(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Report what each TYPE costs every layer, projection and expert of the checkpoint in folder MODEL."""
+    """Report what each TYPE costs every layer, projection and expert of MODEL, the folder of a checkpoint or a
+    GGUF file."""
     from calibration.output_error import measure_errors
     from gguf_export.console import ProgressView
     from gguf_export.report import check_outputs, write_errors
     from quantize.recipe import parse_qtype
-    from quantize.shards import open_checkpoint
 
     wanted = [parse_qtype(qtype) for qtype in qtypes]
     check_outputs(outputs, force=force)
-    checkpoint = open_checkpoint(model)
-    fit, judged = _read_texts(model, held_out, options)
+    source = open_model(model)
+    fit, judged = _read_texts(source, held_out, options)
     arithmetic, storage = read_forward(options)
     with ProgressView(quiet=quiet) as view:
         report = measure_errors(
-            checkpoint,
+            source,
             fit,
             judged,
             wanted,
@@ -128,7 +131,9 @@ def errors(
             click.echo(f"written: {path}")
 
 
-def _read_texts(model: Path, held_out: tuple[Path, ...], options: dict[str, Any]) -> tuple[Chunks, Chunks]:
+def _read_texts(
+    model: Checkpoint | GGUFFile, held_out: tuple[Path, ...], options: dict[str, Any]
+) -> tuple[Chunks, Chunks]:
     """The text to fit on and the one to judge on."""
     from calibration.held_out import hold_out, spread
 

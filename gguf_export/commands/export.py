@@ -124,7 +124,7 @@ def export(
             raise click.UsageError(
                 "--lmstudio needs --publisher NAME: config.json does not say who made the model"
             )
-    chunks = read_chunks(model, options)
+    chunks = read_chunks(checkpoint, options)
     if chunks is not None and imatrix_path:
         raise click.UsageError("give --imatrix or text to calibrate with, not both")
     if chunks is None and save_imatrix:

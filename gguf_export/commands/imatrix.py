@@ -14,6 +14,7 @@ from gguf_export.commands.options import (
     QUIET,
     RESTART,
     forward_options,
+    open_model,
     read_chunks,
     read_forward,
     say,
@@ -51,7 +52,7 @@ def imatrix(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Run text through the checkpoint in folder MODEL and write llama.cpp's importance matrix.
+    """Run text through MODEL, the folder of a checkpoint or a GGUF file, and write llama.cpp's importance matrix.
 
     A run that was stopped goes on behind the last layer that it kept when the same command is given again.
     """
@@ -61,26 +62,25 @@ def imatrix(
     from gguf_export.pass_state import StateFile, discard_older, state_path
     from gguf_export.replacing import is_device
     from quantize.exceptions import OutputError
-    from quantize.shards import open_checkpoint
 
     if is_device(output):
         raise OutputError(f"{output}: is no file, so it cannot be replaced; choose another name")
     if output.exists() and not force:
         discard_older(output)
         raise OutputError(f"{output}: exists already; pass --force to replace it")
-    checkpoint = open_checkpoint(model)
-    chunks = read_chunks(model, options)
+    source = open_model(model)
+    chunks = read_chunks(source, options)
     if chunks is None:
         raise click.UsageError("give --text FILE or --prompts FILE")
     arithmetic, storage = read_forward(options)
     told = pass_state.fingerprint([chunks], arithmetic, storage) | {
-        "checkpoint": fingerprint.of_checkpoint(checkpoint),
+        "checkpoint": fingerprint.of_model(source),
         "choice of tensors": "with output.weight" if process_output else "",
     }
     with StateFile(state_path(output), output.name, told, restart=restart, note=say) as keeper:
         with ProgressView(quiet=quiet) as view:
             collected = collect_imatrix(
-                checkpoint,
+                source,
                 chunks,
                 process_output=process_output,
                 arithmetic=arithmetic,

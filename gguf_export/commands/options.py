@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from calibration.hidden import Storage
     from calibration.model import Arithmetic
     from calibration.text import Chunks
+    from gguf_export.reader import GGUFFile
     from quantize.recipe import Recipe
+    from quantize.shards import Checkpoint
 
 Command = Callable[..., None]
 
@@ -134,18 +136,29 @@ def read_recipes(ftypes: Sequence[str], options: dict[str, Any]) -> list[Recipe]
     ]
 
 
-def read_chunks(model: Path, options: dict[str, Any]) -> Chunks | None:
+def open_model(path: Path) -> Checkpoint | GGUFFile:
+    """The checkpoint in a folder, or a finished GGUF file."""
+    if path.is_file():
+        from gguf_export.compare import open_file
+
+        return open_file(path, say)
+    from quantize.shards import open_checkpoint
+
+    return open_checkpoint(path)
+
+
+def read_chunks(model: Checkpoint | GGUFFile, options: dict[str, Any]) -> Chunks | None:
     """The text of `text_options`, which are taken out of `options`; None where none is given."""
     texts, prompts = options.pop("texts"), options.pop("prompts")
     n_chunk, n_ctx, parse_special = (options.pop(name) for name in ("n_chunk", "n_ctx", "parse_special"))
     if not texts and not prompts:
         return None
     from calibration.text import make_chunks, read_prompts, read_text
-    from calibration.tokenizer import open_tokenizer
+    from gguf_export.vocabulary import tokenizer_of
 
     return make_chunks(
         [read_text(path) for path in texts] + [read_prompts(path) for path in prompts],
-        open_tokenizer(model),
+        tokenizer_of(model),
         n_ctx=n_ctx,
         n_chunk=n_chunk,
         parse_special=parse_special,
