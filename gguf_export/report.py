@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gguf_export.error_page import error_page
+from gguf_export.replacing import is_device, write_text
 from quantize.errors import ErrorReport
 from quantize.exceptions import OutputError
 
@@ -58,17 +59,11 @@ def write_errors(path: Path, report: ErrorReport) -> None:
         OutputError: the suffix says nothing, or the file cannot be written.
     """
     check_outputs([path], force=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(FORMATS[path.suffix.lower()](report), encoding="utf-8", newline="\n")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    write_text(path, FORMATS[path.suffix.lower()](report))
 
 
 def check_outputs(paths: Sequence[Path], *, force: bool = False) -> None:
-    """Refuse output files before hours of work: a suffix that says no format, a file that exists, no folder.
+    """Refuse output files before hours of work: a suffix that says no format, a file that exists, a folder, no folder.
 
     Raises:
         OutputError: there is one.
@@ -76,6 +71,8 @@ def check_outputs(paths: Sequence[Path], *, force: bool = False) -> None:
     for path in paths:
         if path.suffix.lower() not in FORMATS:
             raise OutputError(f"{path}: a report can be written as {', '.join(FORMATS)}; name the file so")
+        if is_device(path):
+            raise OutputError(f"{path}: is no file, so it cannot be replaced; choose another name")
         if path.exists() and not force:
             raise OutputError(f"{path}: exists already; pass --force to replace it")
         if not path.absolute().parent.is_dir():
