@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from gguf_export.error_maps import ErrorMaps, pairs_map, routing_map
 from gguf_export.error_tables import projection_table, totals_table, worst_table
-from gguf_export.figures import count, percent
+from gguf_export.figures import count, percent, plain
 from gguf_export.html import (
     Html,
     Section,
@@ -23,6 +23,9 @@ from gguf_export.plot import Axis, Point, Series, plot
 from quantize.errors import ErrorReport, totals, worst
 
 __all__ = ["error_page"]
+
+MOST_NAMED = 20
+"""Experts of which too little is known that are named; the rest are counted."""
 
 MEANINGS = (
     (
@@ -90,11 +93,18 @@ def error_page(report: ErrorReport) -> str:
     )
     lead = (
         f"{report.n_layer} layers{experts}. Every matrix was quantized alone, and its output compared with the "
-        f"original's on {count(report.n_held_out)} tokens of text that the importances were not fitted on."
+        f"original's on {_judged_on(report)} tokens of text that the importances were not fitted on."
     )
     sections.insert(0, Section("", tiles(_glance(report))))
     title = f"{report.model}: what each type costs each {'expert' if report.n_expert else 'matrix'}"
     return page(title, lead, sections, "Made by moe-gguf errors.")
+
+
+def _judged_on(report: ErrorReport) -> str:
+    """How many tokens: of the held-out ones each matrix takes so many at most."""
+    most = max((row.n_judged for row in report.rows), default=0)
+    all_of_them = count(report.n_held_out)
+    return all_of_them if most >= report.n_held_out else f"up to {count(most)} of the {all_of_them} held-out"
 
 
 def _glance(report: ErrorReport) -> Iterable[tuple[str, str, str]]:
@@ -141,7 +151,7 @@ def _size_plot(report: ErrorReport) -> Html:
         "Median output error by size, with the middle 80 % of the matrices",
         [Series("", sorted(points, key=lambda point: point.x))],
         Axis("bits per weight", show=lambda value: f"{value:g}"),
-        Axis("output error", log=True, show=lambda value: percent(value, 1)),
+        Axis("output error", log=True, show=lambda value: f"{plain(100 * value, 2)} %"),
     )
 
 
@@ -160,7 +170,7 @@ def _layer_plot(report: ErrorReport) -> Html:
         "Median output error by layer",
         lines,
         Axis("layer", show=lambda value: f"{value:g}"),
-        Axis("output error", log=True, show=lambda value: percent(value, 1)),
+        Axis("output error", log=True, show=lambda value: f"{plain(100 * value, 2)} %"),
     )
 
 
@@ -201,10 +211,13 @@ def _starved(report: ErrorReport) -> Html:
         (report.starved, "no calibration token: quantized without knowing its inputs"),
         (report.unjudged, "no held-out token: output error not known"),
     )
+    places = sorted({place for places, _ in lacks for place in places})
     lines = [
-        (f"layer {bid}, expert {xid}", "; ".join(told for places, told in lacks if (bid, xid) in places))
-        for bid, xid in sorted({place for places, _ in lacks for place in places})
+        (f"layer {bid}, expert {xid}", "; ".join(told for lacking, told in lacks if (bid, xid) in lacking))
+        for bid, xid in places[:MOST_NAMED]
     ]
+    if len(places) > MOST_NAMED:
+        lines.append((f"… and {count(len(places) - MOST_NAMED)} more", "see the hatched cells"))
     return table(("expert", "what is not known"), lines) if lines else Html("")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
-__all__ = ["NOTHING", "count", "percent", "significant"]
+__all__ = ["NOTHING", "count", "percent", "plain", "significant"]
 
 NOTHING = "-"
 """Stands where there is no number."""
@@ -19,6 +20,12 @@ def significant(value: float | None, digits: int = 3) -> str:
     short = f"{value:.{digits - 1}e}"
     places = max(0, digits - 1 - int(short.partition("e")[2]))
     return short if places > 10 else f"{value:,.{places}f}"
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """At most so many significant digits, and no zeros behind the last: 0.1, 0.01, 0.015, 20; 1e-06."""
+    short = f"{value:.{digits}g}"
+    return short if value and abs(value) < 0.99e-5 else f"{Decimal(short):f}"
 
 
 def percent(value: float | None, digits: int = 3) -> str:

@@ -17,6 +17,8 @@ __all__ = ["Cell", "Html", "Scale", "Section", "heatmap", "join", "legend", "pag
 
 MANY_COLUMNS = 12  # from here on the numbers in the cells of a heatmap are only shown on demand
 
+MOST_LABEL = 12.0  # rem, for the names of the rows of a heatmap; longer ones wrap
+
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Content-Security-Policy of a page: its own style and nothing else, whatever a name may contain."""
 
@@ -185,8 +187,8 @@ def heatmap(
         for label, row in zip(rows, cells, strict=True)
     ]
     many = " many" if len(columns) > MANY_COLUMNS else ""
-    room = max([4.5, *(0.9 + 0.42 * len(label) for label in rows)])  # rem, for the names of the rows
-    sizes = f"--columns:{len(columns)};--label:{room:.1f}rem"
+    room = min(MOST_LABEL, max([4.5, *(0.9 + 0.48 * len(label) for label in rows)]))
+    sizes = f"--columns:{len(columns)};--label:min({room:.1f}rem,34vw)"
     tall = " tall" if len(rows) > 16 else ""
     corner = f"{text(row_label)}&nbsp;↓ {text(column_label)}&nbsp;→"
     return Html(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 
-from gguf_export.figures import significant
+from gguf_export.figures import plain
 from gguf_export.html import Html, text
 from gguf_export.style import SERIES
 
@@ -15,6 +15,7 @@ __all__ = ["Axis", "Point", "Series", "plot"]
 
 WIDTH, HEIGHT = 440, 280  # of the drawing; it is scaled to the page, and its text is legible on a phone
 LEFT, RIGHT, TOP, BOTTOM = 58, 26, 30, 42  # margins around the axes
+CHAR_WIDTH, MOST_CHARS = 7.6, 22  # of a name beside a point: as wide as most, and its end if it is longer
 MARKERS = (
     "M-4,0a4,4 0 1 0 8,0a4,4 0 1 0 -8,0Z",  # circle
     "M-4,-4H4V4H-4Z",  # square
@@ -28,7 +29,7 @@ MARKERS = (
 
 @dataclass(frozen=True)
 class Point:
-    """A point, with its range (low, high) and its name where it has them."""
+    """A point, with its range (low, high) and its name, which hovering tells, where it has them."""
 
     x: float
     y: float
@@ -39,12 +40,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points that belong together; drawn as a line, or as markers, or as both."""
+    """Points that belong together; drawn as a line, or as markers, or as both; `named`: names stand beside them."""
 
     name: str
     points: Sequence[Point]
     line: bool = True
     markers: bool = True
+    named: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Axis:
 
     label: str
     log: bool = False
-    show: Callable[[float], str] = field(default=significant)
+    show: Callable[[float], str] = field(default=plain)
 
     def over(self, values: Iterable[float]) -> Drawn:
         """The axis that holds some values, with a little room on either side."""
@@ -105,8 +107,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def plot(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Html:
     """A figure; on a logarithmic axis points that are not positive are left out. Empty where there is no point.
 
-    Each point is also told as text on hovering, and each range as a vertical bar. The numbers should stand in a table
-    nearby.
+    Each point is also told as text on hovering, and each range as a vertical bar; names stand beside points where they
+    fit. The numbers should stand in a table nearby.
     """
     kept = [_drawable(one, x, y) for one in series]
     points = [point for one in kept for point in one.points]
@@ -128,6 +130,7 @@ def plot(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Html:
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{text(x.label)}</text>',
         f'<text x="0" y="12">{text(y.label)}</text>',
     ]
+    labels = Labels([(at_x(point.x), at_y(point.y)) for point in points])
     for index, one in enumerate(kept):
         parts.append(f'<g class="s{index % len(SERIES)}">')
         if one.line and len(one.points) > 1:
@@ -135,6 +138,10 @@ def plot(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Html:
             parts.append(f'<path d="M{way}"/>')
         for point in one.points:
             parts += _mark(point, one, index, x, y, at_x, at_y)
+        if one.named:
+            parts += [
+                labels.place(at_x(point.x), at_y(point.y), point.name) for point in one.points if point.name
+            ]
         parts.append("</g>")
     keys = _keys(kept) if len(kept) > 1 else ""
     return Html(
@@ -158,7 +165,7 @@ def _drawable(series: Series, x: Axis, y: Axis) -> Series:
         for point in series.points
         if fits(point)
     ]
-    return Series(series.name, points, series.line, series.markers)
+    return replace(series, points=points)
 
 
 def _mark(
@@ -170,7 +177,7 @@ def _mark(
     at_x: Callable[[float], float],
     at_y: Callable[[float], float],
 ) -> list[str]:
-    """The range, marker and name of a point."""
+    """The range and marker of a point, and what hovering tells."""
     px, py = at_x(point.x), at_y(point.y)
     parts = []
     if point.low is not None or point.high is not None:
@@ -179,22 +186,49 @@ def _mark(
         parts.append(
             f'<path d="M{px:.1f},{low:.1f}V{high:.1f}M{px - 4:.1f},{low:.1f}h8M{px - 4:.1f},{high:.1f}h8"/>'
         )
-    told = f"{point.name or series.name}: {x.show(point.x)}, {y.show(point.y)}"
+    named = ", ".join(filter(None, (point.name, series.name)))
+    told = f"{named}: {x.show(point.x)}, {y.show(point.y)}"
     if series.markers:
         shape = MARKERS[index % len(MARKERS)]
         parts.append(
             f'<g transform="translate({px:.1f} {py:.1f})"><title>{text(told)}</title><path d="{shape}" '
             'style="fill:inherit;stroke:none"/></g>'
         )
-    if point.name:
-        room = (
-            9 * len(point.name) + 12 < WIDTH - px
-        )  # beside and above; at the right edge the other way round
-        at, height, anchor = (px + 9, py - 7, "start") if room else (px - 9, py + 15, "end")
-        parts.append(
-            f'<text class="name" x="{at:.1f}" y="{height:.1f}" text-anchor="{anchor}">{text(point.name)}</text>'
-        )
     return parts
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+class Labels:
+    """Names beside points: each where it is free, or shifted, or left out; hovering tells it all the same."""
+
+    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        self._taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+
+    def place(self, x: float, y: float, name: str) -> str:
+        """A name beside the point at x and y; empty where there is no room."""
+        shown = name if len(name) <= MOST_CHARS else f"…{name[1 - MOST_CHARS :]}"
+        width = CHAR_WIDTH * len(shown)
+        for right in (True, False):
+            for shift in (-7, 15, 4):
+                left = x + 9 if right else x - 9 - width
+                box = (left, y + shift - 10, left + width, y + shift + 3)
+                if self._is_free(box):
+                    self._taken.append(box)
+                    at, anchor = (left, "start") if right else (left + width, "end")
+                    where = f'x="{at:.1f}" y="{y + shift:.1f}" text-anchor="{anchor}"'
+                    return f'<text class="name" {where}>{text(shown)}</text>'
+        return ""
+
+    def _is_free(self, box: Box) -> bool:
+        left, top, right, bottom = box
+        if left < LEFT or right > WIDTH or top < TOP - 12 or bottom > HEIGHT - BOTTOM:
+            return False
+        return not any(
+            left < other[2] and other[0] < right and top < other[3] and other[1] < bottom
+            for other in self._taken
+        )
 
 
 def _x_tick(at: float, shown: str) -> str:

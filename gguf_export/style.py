@@ -89,13 +89,15 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding:.3rem 0}
 .list{min-width:min(100%,46rem);font-size:.92rem;margin:.5rem 0 1rem}
 .list th,.list td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:left;white-space:nowrap}
-.list th:first-child{padding-left:0}
+.list th:first-child{padding-left:0;position:sticky;left:0;background:var(--paper);white-space:normal;
+overflow-wrap:anywhere;min-width:min(8rem,30vw);max-width:40vw}
 .list thead th{color:var(--soft);font-weight:500;font-size:.82rem;vertical-align:bottom;white-space:normal}
 .list tbody th{font-weight:600}
 .list .n{text-align:right}
 .list td:not(.n){white-space:normal;min-width:12rem}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(10.5rem,100%),1fr));gap:.75rem;margin:1.5rem 0 0}
 .tiles div{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.7rem .9rem}
+.tiles div:only-child{max-width:24rem}
 .tiles dt{font-size:.82rem;color:var(--soft)}
 .tiles dd{margin:0;font-size:.88rem;color:var(--soft)}
 .tiles b{display:block;font-size:1.3rem;line-height:1.3;color:var(--ink);overflow-wrap:anywhere}
@@ -106,9 +108,11 @@ caption{text-align:left;font-weight:600;padding:.3rem 0}
 .panels>.scroll{flex:1 1 19rem}
 .wide>.scroll{flex-basis:28rem}
 .heat{width:100%;max-width:calc(var(--label) + var(--columns)*3.6rem);table-layout:fixed;font-size:.8rem}
-.heat.many{max-width:calc(var(--label) + var(--columns)*1.6rem)}
+.heat{min-width:calc(var(--label) + var(--columns)*2.5rem)}
+.heat.many{min-width:calc(var(--label) + var(--columns)*.5rem);max-width:calc(var(--label) + var(--columns)*1.6rem)}
 .heat th{font-weight:400;color:var(--soft);padding:0 .2rem;white-space:nowrap}
-.heat tbody th{text-align:right;padding-right:.5rem}
+.heat tbody th{text-align:right;padding-right:.5rem;white-space:normal;overflow-wrap:anywhere;line-height:1.2}
+.heat tbody th,.heat .corner{position:sticky;left:0;z-index:1;background:var(--paper)}
 .heat thead th{position:relative;height:1.4rem;overflow:visible;font-size:.75rem}
 .heat .corner{width:var(--label);font-size:.68rem;line-height:1.1;color:var(--soft);text-align:left}
 .heat tbody td{height:1.75rem;padding:0;text-align:center;border:1px solid var(--paper);overflow:hidden}

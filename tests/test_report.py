@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import random
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from gguf_export.error_page import error_page
-from gguf_export.figures import count, percent, significant
+from gguf_export.figures import count, percent, plain, significant
 from gguf_export.html import Cell, Html, Scale, Section, heatmap, legend, page, table, terms, tiles
-from gguf_export.plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Point, Series, plot
+from gguf_export.plot import BOTTOM, CHAR_WIDTH, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Point, Series, plot
+from gguf_export.report import check_outputs, write_errors
 from gguf_export.style import COLOURS, N_LEVELS, RAMPS, SERIES, STYLE, contrast
 from quantize.errors import ErrorReport, Errors, LayerRouting, MatrixErrors
+from quantize.exceptions import OutputError
 
 EVIL = '</title><script>alert("1")</script><img src=x onerror=y>&amp;\'"'
 VOID = {"meta", "input", "img", "br", "link"}
@@ -268,7 +272,49 @@ def test_what_a_plot_cannot_draw_is_left_out() -> None:
     assert plot("title", [Series("a", [])], Axis("x"), Axis("y")) == ""
 
 
+def test_names_stand_beside_points_without_touching() -> None:
+    crowd = [Point(5 + i / 50, 1.0, name=f"model number {i}") for i in range(40)]
+    figure = plot(
+        "t", [Series("a", crowd, line=False), Series("b", crowd, named=False)], Axis("x"), Axis("y")
+    )
+    found = re.findall(r'class="name" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)<', figure)
+    assert 2 <= len(found) < 40
+    assert all(f"<title>{point.name}, a: " in figure for point in crowd)  # hovering tells them all
+    boxes = []
+    for x, y, anchor, name in found:
+        left = float(x) - (0 if anchor == "start" else CHAR_WIDTH * len(name))
+        boxes.append((left, left + CHAR_WIDTH * len(name), float(y)))
+    for i, (left, right, y) in enumerate(boxes):
+        assert left >= 0 and right <= WIDTH
+        assert not any(left < r and le < right and abs(y - other) < 12 for le, r, other in boxes[:i])
+    long = plot("t", [Series("", [Point(1, 1, name="x" * 200 + "Q4_K_M")])], Axis("x"), Axis("y"))
+    assert re.search(r">…x+Q4_K_M</text>", long)
+
+
+def test_the_lead_says_on_how_many_tokens() -> None:
+    assert "on up to 20 of the 40 held-out tokens of text" in error_page(make_report())
+
+
+def test_a_long_list_of_starved_experts_is_cut() -> None:
+    report = make_report(3, 30)
+    rows = tuple(replace(row, n_tokens=0) if row.xid is not None else row for row in report.rows)
+    document = error_page(replace(report, rows=rows))
+    assert "… and 70 more" in document and "layer 0, expert 19" in document
+    assert "layer 2, expert 29<" not in document
+
+
+def test_reports_appear_whole_and_replace_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").mkdir()
+    with pytest.raises(OutputError, match="is no file"):
+        check_outputs([tmp_path / "a.csv"], force=True)
+    write_errors(tmp_path / "b.json", make_report())
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["b.json"]
+
+
 def test_figures() -> None:
+    assert [plain(value) for value in (0, 0.1, 0.001, 0.015, 20, 100, 1e-5, 1e-6)] == [
+        *("0", "0.1", "0.001", "0.015", "20", "100", "0.00001", "1e-06")
+    ]
     assert [significant(value) for value in (0, 1234.5, 0.0012345, 9.999, -0.5, 1e-30)] == [
         *("0", "1,234", "0.00123", "10.0", "-0.500", "1.00e-30")
     ]
