@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -15,6 +17,7 @@ from rich.text import Text
 from quantize.progress import Progress as Moment
 from quantize.untrusted import printable
 
+MIN_TEXT = 8  # characters of a column of text, however narrow the terminal is
 LOG_SECONDS = 10.0  # between two lines of the same stage where there is no terminal
 
 
@@ -96,20 +99,35 @@ class ProgressView:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; columns whose name begins with '>' are aligned to the right.
+    """A table on standard output; columns whose name begins with '>' hold numbers and are aligned to the right.
 
     What stands in it is text as it is, no markup; what a terminal would obey is escaped: names come from strangers.
     """
-    table = Table(
-        title=Text(printable(title), "bold") if title else None, title_justify="left", title_style="bold"
-    )
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(
-            Text(printable(column.lstrip(">"))), justify="right" if right else "left", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
     # A file or a pipe gets lines as long as the table needs: nothing is cut where nobody can widen the window.
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
+    console.print(make_table(title, columns, rows, console.width), crop=False, overflow="ignore")
+
+
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Table:
+    """The table for a terminal of some width: where it is narrow, headings wrap and lines go; numbers never wrap."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    heads = [printable(column.lstrip(">")) for column in columns]
+    is_text = [not column.startswith(">") for column in columns]
+    room = [max([cell_len(row[i]) for row in cells], default=0) for i in range(len(columns))]
+    widths = [max(one, cell_len(head)) for one, head in zip(room, heads, strict=True)]
+    table = Table(title=Text(printable(title), "bold") if title else None, title_justify="left")
+    if sum(widths) + 3 * len(columns) + 1 > width:
+        table.box, table.show_edge, table.pad_edge, table.padding = SIMPLE_HEAD, False, False, (0, 1, 0, 0)
+        least = [max([one, *map(cell_len, head.split())]) for one, head in zip(room, heads, strict=True)]
+        numbers = sum(one for one, text in zip(least, is_text, strict=True) if not text)
+        left = (width - numbers - 2 * (len(columns) - 1)) // max(1, sum(is_text))
+        widths = [
+            min(one, max(MIN_TEXT, left)) if text else one for one, text in zip(least, is_text, strict=True)
+        ]
+        needed = sum(widths) + 2 * (len(columns) - 1)
+        table.width = needed if needed > width else None
+    for head, text, fitting in zip(heads, is_text, widths, strict=True):
+        table.add_column(Text(head), justify="left" if text else "right", overflow="fold", width=fitting)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    return table
