@@ -24,7 +24,7 @@ from gguf_export.textfiles import Note, discard
 from gguf_export.writer import Sink
 from quantize import codec
 from quantize.blocks import block_format
-from quantize.exceptions import ImatrixError, OutputError
+from quantize.exceptions import ActivationError, ImatrixError, OutputError
 from quantize.ftypes import ftype
 from quantize.layout import Plan
 from quantize.progress import Progress, Report, silent
@@ -274,7 +274,7 @@ def opened(
             stack.enter_context(sink)
         try:
             yield sinks
-        except NotFiniteError:
+        except (ActivationError, NotFiniteError):  # the checkpoint is damaged
             for sink in sinks:
                 sink.discard()
             raise

@@ -178,7 +178,7 @@ class Sink:
         self._file.close()
         if self._journal is not None and self._done:
             self._note(
-                f"{self.path.name}: {_gib(self.done_bytes)} of {_gib(self.plan.n_bytes)} are done and kept in "
+                f"{self.path.name}: {_size(self.done_bytes)} of {_size(self.plan.n_bytes)} are done and kept in "
                 f"{self.partial.name}; the same command goes on from there"
             )
             return
@@ -244,7 +244,7 @@ class Sink:
         self._file = self.partial.open("r+b", buffering=0)
         self._announce()
         self._note(
-            f"{self.path.name}: continued, {_gib(self.done_bytes)} of {_gib(self.plan.n_bytes)} are done"
+            f"{self.path.name}: continued, {_size(self.done_bytes)} of {_size(self.plan.n_bytes)} are done"
         )
 
     def _announce(self) -> None:
@@ -306,7 +306,7 @@ class Sink:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise OutputError(
-                    f"{self.partial}: no space left ({error.strerror}) for a file of {_gib(self.n_bytes)}; make space "
+                    f"{self.partial}: no space left ({error.strerror}) for a file of {_size(self.n_bytes)}; make space "
                     "and run the same command again, or choose another folder with -o"
                 ) from error
             raise OutputError(
@@ -315,5 +315,5 @@ class Sink:
             ) from error
 
 
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.2f} GiB"
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.2f} MiB"

@@ -89,6 +89,17 @@ def test_importances_of_a_finished_file_are_those_of_its_checkpoint(model: Path,
     assert done.exit_code == 0, done.output
 
 
+def test_a_damaged_checkpoint_leaves_nothing_to_go_on_from(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the quick brown fox and the lazy dog\n" * 40, encoding="utf-8")
+    tensors = read_checkpoint(model)
+    tensors["model.layers.1.post_attention_layernorm.weight"][:] = 0x7F7F  # 3e38, finite and absurd
+    write_checkpoint(model, tensors, json.loads((model / "config.json").read_text()), n_shards=3)
+    words = ["export", model, "-t", "Q8_0", "-o", tmp_path / "out", "--text", tmp_path / "text.txt"]
+    done = invoke(*words, "--ctx", 64, "--chunks", 4)
+    assert done.exit_code == 1 and "layer 1" in done.stderr and "goes on" not in done.stderr, done.output
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_quiet_prints_nothing(model: Path, tmp_path: Path) -> None:
     done = invoke("export", model, "-t", "Q8_0", "-o", tmp_path / "out", "--quiet")
     assert (done.exit_code, done.output) == (0, "")

@@ -68,6 +68,8 @@ def imatrix(
     if output.exists() and not force:
         discard_older(output)
         raise OutputError(f"{output}: exists already; pass --force to replace it")
+    if not output.absolute().parent.is_dir():
+        raise OutputError(f"{output}: there is no such folder; make it first")
     source = open_model(model)
     chunks = read_chunks(source, options)
     if chunks is None:
