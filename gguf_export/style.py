@@ -98,7 +98,7 @@ overflow-wrap:anywhere;min-width:min(8rem,30vw);max-width:40vw}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(10.5rem,100%),1fr));gap:.75rem;margin:1.5rem 0 0}
 .tiles div{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.7rem .9rem}
 .tiles div:only-child{max-width:24rem}
-.tiles dt{font-size:.82rem;color:var(--soft)}
+.tiles dt{font-size:.82rem;color:var(--soft);overflow-wrap:anywhere}
 .tiles dd{margin:0;font-size:.88rem;color:var(--soft)}
 .tiles b{display:block;font-size:1.3rem;line-height:1.3;color:var(--ink);overflow-wrap:anywhere}
 .terms{display:grid;grid-template-columns:minmax(8rem,14rem) 1fr;gap:.35rem 1.25rem;margin:.5rem 0}
