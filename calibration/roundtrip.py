@@ -44,6 +44,11 @@ class RoundTrip:
         """The checkpoint's."""
         return self._source.hparams
 
+    @property
+    def imatrix(self) -> Imatrix | None:
+        """The importances that it encodes with."""
+        return self._imatrix
+
     def specs(self) -> Sequence[TensorSpec]:
         """All tensors, with the types of the plan."""
         return self._specs

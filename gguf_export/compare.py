@@ -82,8 +82,8 @@ def prepare(
         note: told, in one line each, what a careful reader wants to know.
 
     Raises:
-        MoeGgufError: a file is damaged, of an unknown type or of another model; a tokenizer differs; a text is short, or
-            called as another.
+        MoeGgufError: a file is damaged, of an unknown type or of another model; a tokenizer differs; a text is
+            short, or called as another.
     """
     _refuse_twins(texts)
     checkpoint = _only_checkpoint(paths)

@@ -13,7 +13,7 @@ import numpy as np
 
 from calibration.compare import Comparison, Model, OnText
 from calibration.perplexity import Estimate
-from gguf_export.compare_tables import base_name, labels
+from gguf_export.compare_facts import base_name, imatrix_of, labels, versions
 
 __all__ = ["compare_csv", "compare_dict", "compare_json"]
 
@@ -37,7 +37,7 @@ def _figures(result: OnText) -> dict[str, float]:
         found |= {name: estimate.value, f"{name}_error": estimate.error}
     found |= {"correlation": s.correlation}
     found |= {"kld_min": s.kld_min, "kld_median": s.kld_median, "kld_max": s.kld_max}
-    found |= {f"kld_q{fraction:g}": value for fraction, value in s.kld_quantiles.items()}
+    found |= {f"kld_q{fraction:g}": value for fraction, value in s.kld_quantiles.items() if fraction != 0.5}
     found |= {f"dp_q{fraction:g}": value for fraction, value in s.dp_quantiles.items()}
     return found
 
@@ -51,6 +51,9 @@ def compare_csv(comparison: Comparison) -> str:
                 "model": label,
                 "text": comparison.text_name(index),
                 "n_chunk": comparison.texts[index].n_chunk,
+                "n_ctx": comparison.texts[index].n_ctx,
+                "base": base_name(comparison),
+                "activations": comparison.activations,
                 "n_bytes": model.n_bytes,
                 "bpw": model.bpw,
             }
@@ -80,6 +83,7 @@ def compare_dict(comparison: Comparison) -> dict[str, Any]:
             "bpw": base.bpw if isinstance(base, Model) else None,
         },
         "activations": comparison.activations,
+        "versions": versions(),
         "texts": [
             {
                 "name": comparison.text_name(index),
@@ -96,6 +100,7 @@ def compare_dict(comparison: Comparison) -> dict[str, Any]:
                 "name": model.name,
                 "n_bytes": model.n_bytes,
                 "bpw": model.bpw,
+                "imatrix": _imatrix(model),
                 "texts": {
                     comparison.text_name(index): _figures(result) | _routers(result)
                     for index, result in enumerate(results)
@@ -109,6 +114,20 @@ def compare_dict(comparison: Comparison) -> dict[str, Any]:
     }
     cleaned: dict[str, Any] = _finite(found)
     return cleaned
+
+
+def _imatrix(model: Model) -> dict[str, Any] | None:
+    """What a round trip was encoded with; None where there is none, or a file was judged."""
+    imatrix = imatrix_of(model)
+    if imatrix is None:
+        return None
+    return {
+        "file": imatrix.file,
+        "datasets": imatrix.datasets,
+        "n_chunk": imatrix.chunk_count,
+        "n_ctx": imatrix.chunk_size,
+        "prior": imatrix.prior,
+    }
 
 
 def _routers(result: OnText) -> dict[str, Any]:

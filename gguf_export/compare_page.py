@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from calibration.compare import Comparison
-from gguf_export.compare_tables import base_name, gib, labels, nats, protocol, text_table
-from gguf_export.figures import percent, significant
+from gguf_export.compare_facts import base_name, labels, protocol
+from gguf_export.compare_tables import DIVERGENCE, QUALITY, gib, nats, text_table
+from gguf_export.figures import percent, plain, significant
 from gguf_export.html import (
     Cell,
     Html,
@@ -27,6 +28,7 @@ from gguf_export.plot import Axis, Point, Series, plot
 
 __all__ = ["compare_page"]
 
+MOST_TILES = 8
 BINS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # bounds of KLD in nats
 BIN_NAMES = ("<10⁻⁵", "<10⁻⁴", "<10⁻³", "<.01", "<.1", "<1", "≥1")
 
@@ -61,84 +63,84 @@ MEANINGS = (
 
 def compare_page(comparison: Comparison) -> str:
     """The whole page."""
-    sections = [Section("", tiles(_glance(comparison)))]
+    sections = [_glance(comparison)]
     for index in range(len(comparison.texts)):
         of = f" on {comparison.text_name(index)}" if len(comparison.texts) > 1 else ""
-        columns, rows = text_table(comparison, index)
-        sections.append(Section(f"Quality{of}", table([_unbroken(column) for column in columns], rows)))
-    sections.append(Section("Quality by size", panels(list(_size_plots(comparison)))))
+        for title, headings in (("Quality", QUALITY), ("KL divergence", DIVERGENCE)):
+            sections.append(Section(f"{title}{of}", table(*text_table(comparison, index, headings))))
+    if len(comparison.models) > 1:
+        sections.append(Section("Quality by size", panels(list(_size_plots(comparison)))))
     sections.append(_distribution(comparison))
     if comparison.results[0][0].router is not None:
         sections.append(_routers(comparison))
-    facts = [line.split(": ", 1) if ": " in line else ("", line) for line in protocol(comparison)]
     sections += [
         Section("What the numbers mean", terms(MEANINGS)),
-        Section("How it was measured", terms([(name, meaning) for name, meaning in facts])),
+        Section("How it was measured", terms(protocol(comparison))),
     ]
     n_token = sum(text.n_token for text in comparison.texts)
+    n_model, base = len(comparison.models), base_name(comparison)
     lead = (
-        f"{len(comparison.models)} models beside {base_name(comparison)} on {n_token:,} tokens of text: how much of "
-        "the base's judgement each of them keeps, and for how many bytes."
+        f"{n_model} model{'s' * (n_model > 1)} beside {base} on {n_token:,} tokens of text: how much of the base's "
+        f"judgement {'each of them' if n_model > 1 else 'it'} keeps, and for how many bytes."
     )
-    return page(
-        f"{base_name(comparison)}: quality by quant level", lead, sections, "Made by moe-gguf compare."
-    )
+    title = f"{base}: quality " + ("by quant level" if n_model > 1 else f"as {labels(comparison)[0]}")
+    return page(title, lead, sections, "Made by moe-gguf compare.")
 
 
-def _unbroken(column: str) -> str:
-    """A heading on one line."""
-    return column.replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _glance(comparison: Comparison) -> Iterable[tuple[str, str, str]]:
-    for label, model, results in list(
-        zip(labels(comparison), comparison.models, comparison.results, strict=True)
-    )[:6]:
-        s = results[0].statistics
-        yield (
+def _glance(comparison: Comparison) -> Section:
+    """The figures to see first: the largest files on the first text."""
+    found = list(zip(labels(comparison), comparison.models, comparison.results, strict=True))
+    shown = sorted(found, key=lambda one: -one[1].n_bytes)[:MOST_TILES]
+    facts = [
+        (
             f"{label}, {gib(model.n_bytes)}",
-            nats(s.kld.value),
-            f"mean KLD; same top token {percent(s.same_top.value)}",
+            nats(results[0].statistics.kld.value),
+            f"mean KLD; same top token {percent(results[0].statistics.same_top.value)}",
         )
+        for label, model, results in shown
+    ]
+    parts = [f"the largest {len(shown)} of {len(found)} models"] if len(found) > len(shown) else []
+    parts += [f"on {comparison.text_name(0)}"] if len(comparison.texts) > 1 else []
+    lead = ", ".join(parts)
+    return Section("", tiles(facts), lead and f"{lead[0].upper()}{lead[1:]}:")
 
 
 def _size_plots(comparison: Comparison) -> Iterable[Html]:
     names = labels(comparison)
-    several = len(comparison.texts) > 1
     big = max(model.n_bytes for model in comparison.models) >= 1 << 30
     unit, name = (2**30, "GiB") if big else (2**20, "MiB")
-    size = Axis(f"size in {name}", show=lambda value: f"{value:g}")
+    size = Axis(f"size in {name}", show=lambda value: plain(value, 4))
 
     def series(index: int, of: str) -> Series:
         points = []
         for label, model, results in zip(names, comparison.models, comparison.results, strict=True):
             s = results[index].statistics
             value = s.kld if of == "kld" else s.ppl_ratio
-            named = label if not several and len(names) <= 8 else ""
             points.append(
                 Point(
                     model.n_bytes / unit,
                     value.value,
                     value.value - value.error if value.value > value.error else None,
                     value.value + value.error,
-                    named,
+                    label,
                 )
             )
         shown = sorted(points, key=lambda point: point.x)
-        return Series(comparison.text_name(index), shown, line=len(points) <= 8)
+        name = comparison.text_name(index) if len(comparison.texts) > 1 else ""
+        return Series(name, shown, line=len(points) <= 8, named=index == 0)
 
     everywhere = range(len(comparison.texts))
     yield plot(
         "Mean KL divergence by size, ± one standard error",
         [series(index, "kld") for index in everywhere],
         size,
-        Axis("mean KLD", log=True, show=lambda value: significant(value, 2)),
+        Axis("mean KLD", log=True),
     )
     yield plot(
         "Perplexity as a multiple of the base's, ± one paired standard error",
         [series(index, "ppl") for index in everywhere],
         size,
-        Axis("PPL / PPL of the base", show=lambda value: f"{value:g}"),
+        Axis("PPL / PPL of the base", show=lambda value: plain(value, 6)),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -12,14 +11,17 @@ from calibration.compare import Comparison, Model, OnText
 from calibration.logits_file import LogitsFile
 from calibration.perplexity import Estimate
 from calibration.streams import Timings
+from gguf_export.compare_facts import base_name, labels, protocol
 from gguf_export.figures import NOTHING, significant
 
 __all__ = [
-    "base_name",
+    "DETAILS",
+    "DIVERGENCE",
+    "GLANCE",
+    "QUALITY",
     "compare_markdown",
     "gib",
-    "labels",
-    "protocol",
+    "nats",
     "text_table",
     "timing_table",
     "with_error",
@@ -27,44 +29,8 @@ __all__ = [
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
-ACTIVATIONS = {
-    "exact": "activations exact: only the weights are judged",
-    "int8": "activations rounded to 8 bits as llama.cpp's CPU kernels do",
-}
-
-
-def labels(comparison: Comparison) -> list[str]:
-    """A short name for each model: what tells its file from the others."""
-    names = [_stem(model) for model in comparison.models]
-    whole = [name for model, name in zip(comparison.models, names, strict=True) if _is_file(model)]
-    base = comparison.base
-    if isinstance(base, Model) and _is_file(base):
-        whole.append(_stem(base))
-    parts = [name.split("-") for name in whole]  # names are made of parts with hyphens between
-    cut = 0
-    if len(set(whole)) > 1:
-        while all(len(one) > cut + 1 and one[cut] == parts[0][cut] for one in parts):
-            cut += 1
-    shown = [
-        "-".join(name.split("-")[cut:]) if _is_file(model) else name
-        for model, name in zip(comparison.models, names, strict=True)
-    ]
-    return shown if len(set(shown)) == len(shown) else [model.name for model in comparison.models]
-
-
-def _is_file(model: Model) -> bool:
-    return model.name.endswith(".gguf")
-
-
-def _stem(model: Model) -> str:
-    return Path(model.name).name.removesuffix(".gguf") if _is_file(model) else model.name
-
-
-def base_name(comparison: Comparison) -> str:
-    """What the base is called."""
-    base = comparison.base
-    path = base.path if isinstance(base, LogitsFile) else Path(base.name)
-    return path.name or path.resolve().name
+NOISE = 1e-8
+"""Differences of float32 logits: a smaller error has no digits worth showing."""
 
 
 def gib(n_bytes: float) -> str:
@@ -73,14 +39,14 @@ def gib(n_bytes: float) -> str:
 
 
 def with_error(estimate: Estimate, factor: float = 1.0) -> str:
-    """A value and its standard error, both to the place of the error's second digit; six places at most."""
+    """A value and its standard error, both to the place of the error's second digit; below 1e-8 all is rounding."""
     value, error = factor * estimate.value, factor * estimate.error
     if not math.isfinite(value):
         return NOTHING
     places = 6 if abs(value) < 1 else 2
-    if error > 0 and math.isfinite(error):
-        places = min(6, max(0, 1 - math.floor(math.log10(error))))
-    return f"{_fixed(value, places)} ± {error:.{places}f}"
+    if error >= NOISE and math.isfinite(error):
+        places = max(0, 1 - math.floor(math.log10(error)))
+    return _fixed(value, places) + (f" ± {error:.{places}f}" if math.isfinite(error) else "")
 
 
 def _fixed(value: float, places: int) -> str:
@@ -90,43 +56,79 @@ def _fixed(value: float, places: int) -> str:
 
 def ppl(estimate: Estimate) -> str:
     """A perplexity with its error: four places as llama-perplexity prints them, since levels differ by little."""
-    return f"{estimate.value:,.4f} ± {estimate.error:.4f}"
+    return f"{estimate.value:,.4f}" + (f" ± {estimate.error:.4f}" if math.isfinite(estimate.error) else "")
 
 
-def nats(value: float) -> str:
-    """A KLD: three digits, six places at most."""
-    return significant(value) if abs(value) >= 1e-4 else _fixed(value, 6)
+def nats(value: float, digits: int = 3) -> str:
+    """A KLD: so many digits, six places at most; zero where nothing but rounding is left."""
+    if abs(value) < 5e-7:
+        return "0"
+    return significant(value, digits) if abs(value) >= 1e-4 else _fixed(value, 6)
 
 
-def text_table(comparison: Comparison, text: int, *, full: bool = True) -> Table:
-    """All figures on one text (or those that fit on a terminal): one row for each model, the base first."""
-    columns: dict[str, Callable[[str, Model, OnText], str]] = {
-        "model": lambda label, model, result: label,
-        ">size": lambda label, model, result: gib(model.n_bytes),
-        ">mean KLD": lambda label, model, result: with_error(result.statistics.kld),
-        ">same top %": lambda label, model, result: with_error(result.statistics.same_top, 100),
-        ">99.9 %": lambda label, model, result: nats(result.statistics.kld_quantiles[0.999]),
-        ">PPL": lambda label, model, result: ppl(result.statistics.ppl),
-        ">ln PPL ratio": lambda label, model, result: with_error(result.statistics.ln_ratio),
-        ">RMS Δp %": lambda label, model, result: with_error(result.statistics.rms_dp, 100),
-        ">same experts %": lambda label, model, result: same_experts(result),
-        ">bpw": lambda label, model, result: f"{model.bpw:.2f}",
-        ">median KLD": lambda label, model, result: nats(result.statistics.kld_median),
-        ">99 %": lambda label, model, result: nats(result.statistics.kld_quantiles[0.99]),
-        ">max": lambda label, model, result: nats(result.statistics.kld_max),
-    }
-    if not full:
-        for name in (">RMS Δp %", ">median KLD", ">99 %", ">max"):
-            del columns[name]
+Figure = Callable[[Model, OnText], str]
+
+FIGURES: dict[str, Figure] = {
+    "size": lambda model, result: gib(model.n_bytes),
+    "bpw": lambda model, result: f"{model.bpw:.2f}",
+    "PPL": lambda model, result: ppl(result.statistics.ppl),
+    "ln PPL ratio": lambda model, result: with_error(result.statistics.ln_ratio),
+    "same top %": lambda model, result: with_error(result.statistics.same_top, 100),
+    "same experts %": lambda model, result: same_experts(result),
+    "mean KLD": lambda model, result: with_error(result.statistics.kld),
+    "median KLD": lambda model, result: nats(result.statistics.kld_median),
+    "99 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.99]),
+    "99.9 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.999]),
+    "max KLD": lambda model, result: nats(result.statistics.kld_max),
+    "RMS Δp %": lambda model, result: with_error(result.statistics.rms_dp, 100),
+}
+"""Heading -> what stands under it for one model on one text."""
+
+BRIEF: dict[str, Figure] = {
+    "PPL": lambda model, result: f"{result.statistics.ppl.value:,.4f}",
+    "RMS Δp %": lambda model, result: significant(100 * result.statistics.rms_dp.value),
+    "median KLD": lambda model, result: nats(result.statistics.kld_median, 2),
+    "99 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.99], 2),
+    "99.9 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.999], 2),
+    "max KLD": lambda model, result: nats(result.statistics.kld_max, 2),
+}
+"""The same with fewer digits, and without an error that is only that of the text: a terminal has 80 columns."""
+
+QUALITY = ("size", "bpw", "PPL", "ln PPL ratio", "same top %", "same experts %")
+DIVERGENCE = ("mean KLD", "median KLD", "99 % KLD", "99.9 % KLD", "max KLD", "RMS Δp %")
+"""The two tables of a page, together all figures."""
+
+GLANCE = ("size", "mean KLD", "same top %", "PPL")
+DETAILS = ("median KLD", "99 % KLD", "99.9 % KLD", "max KLD", "RMS Δp %", "ln PPL ratio", "same experts %")
+"""The two tables of a terminal, together all figures but the bits per weight."""
+
+
+def text_table(
+    comparison: Comparison, text: int, headings: Sequence[str] = QUALITY + DIVERGENCE, *, brief: bool = False
+) -> Table:
+    """Some figures on one text: one row for each model, the base first where a figure is its own too.
+
+    `brief` is for a terminal: see `BRIEF`.
+    """
+    figures = FIGURES | (BRIEF if brief else {})
     if all(same_experts(results[text]) == NOTHING for results in comparison.results):
-        del columns[">same experts %"]
-    size, bpw = base_size(comparison)
-    own = {"model": f"{base_name(comparison)} (base)", ">size": size, ">bpw": bpw}
-    own[">PPL"] = ppl(comparison.base_ppl[text])
-    rows = [tuple(own.get(column, NOTHING) for column in columns)]
+        headings = [heading for heading in headings if heading != "same experts %"]
+    own = _own(comparison, text)
+    if brief:
+        own["PPL"] = f"{comparison.base_ppl[text].value:,.4f}"
+    rows = []
+    if own.keys() & set(headings):
+        name = "base" if brief else f"{base_name(comparison)} (base)"
+        rows = [(name, *(own.get(heading, NOTHING) for heading in headings))]
     for label, model, results in zip(labels(comparison), comparison.models, comparison.results, strict=True):
-        rows.append(tuple(show(label, model, results[text]) for show in columns.values()))
-    return tuple(columns), rows
+        rows.append((label, *(figures[heading](model, results[text]) for heading in headings)))
+    return ("model", *(f">{heading}" for heading in headings)), rows
+
+
+def _own(comparison: Comparison, text: int) -> dict[str, str]:
+    """The figures of the base itself."""
+    size, bpw = base_size(comparison)
+    return {"size": size, "bpw": bpw, "PPL": ppl(comparison.base_ppl[text])}
 
 
 def base_size(comparison: Comparison) -> tuple[str, str]:
@@ -142,44 +144,22 @@ def same_experts(result: OnText) -> str:
     return f"{100 * float(np.nanmean(result.router.same)):.2f}"
 
 
-def protocol(comparison: Comparison) -> list[str]:
-    """How it was measured, a line each."""
-    texts = ", ".join(
-        f"{comparison.text_name(index)}: {text.n_chunk} chunks of {text.n_ctx} tokens"
-        for index, text in enumerate(comparison.texts)
-    )
-    return [
-        f"base: {base_name(comparison)}",
-        texts,
-        "protocol of llama-perplexity: the second half of each chunk is scored; ± is one standard error",
-        ACTIVATIONS[comparison.activations],
-    ]
+MODEL_CARD = ("PPL", "ln PPL ratio", "mean KLD", "99.9 % KLD", "same top %", "same experts %")
 
 
 def compare_markdown(comparison: Comparison) -> str:
-    """A table for a model card; each text has its columns."""
-    columns = ["file", "size", "bpw"]
-    several = len(comparison.texts) > 1
+    """A table for a model card; several texts have a table each."""
+    parts = []
     for index in range(len(comparison.texts)):
-        of = f", {_cell(comparison.text_name(index))}" if several else ""
-        columns += [f"PPL{of}", f"mean KLD{of}", f"99.9 % KLD{of}", f"same top %{of}"]
-    lines = [_line(columns), _line(["---"] + ["---:"] * (len(columns) - 1))]
-    cells = [[f"{base_name(comparison)} (base)", *base_size(comparison)]]
-    for index in range(len(comparison.texts)):
-        cells[0] += [ppl(comparison.base_ppl[index]), "", "", ""]
-    for label, model, results in zip(labels(comparison), comparison.models, comparison.results, strict=True):
-        row = [label, gib(model.n_bytes), f"{model.bpw:.2f}"]
-        for result in results:
-            s = result.statistics
-            row += [
-                ppl(s.ppl),
-                with_error(s.kld),
-                nats(s.kld_quantiles[0.999]),
-                with_error(s.same_top, 100),
-            ]
-        cells.append(row)
-    lines += [_line([_cell(cell) for cell in row]) for row in cells]
-    return "\n".join([*lines, "", *(f"- {line}" for line in protocol(comparison)), ""])
+        columns, rows = text_table(comparison, index, ("size", "bpw", *MODEL_CARD))
+        if len(comparison.texts) > 1:
+            parts += [f"**{_cell(comparison.text_name(index))}**", ""]
+        parts.append(_line([column.lstrip(">") for column in columns]))
+        parts.append(_line(["---", *["---:"] * (len(columns) - 1)]))
+        parts += [_line([_cell(cell) for cell in row]) for row in rows]
+        parts.append("")
+    facts = [f"- {_cell(name)}: {_cell(how)}" for name, how in protocol(comparison)]
+    return "\n".join([*parts, *facts, ""])
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from pico import pico_mixtral
+from rich.console import Console
 from test_kld import write_logits
 
 from calibration.compare import Comparison, Model, compare
@@ -28,8 +31,10 @@ from gguf_export import compare as comparing
 from gguf_export.cli import main
 from gguf_export.compare import NamedText
 from gguf_export.compare_data import compare_csv, compare_json
+from gguf_export.compare_facts import labels, protocol
 from gguf_export.compare_page import compare_page
-from gguf_export.compare_tables import compare_markdown, labels, text_table, with_error
+from gguf_export.compare_tables import DETAILS, GLANCE, compare_markdown, text_table, with_error
+from gguf_export.console import make_table
 from gguf_export.exporting import prepare, run
 from gguf_export.reader import GGUFFile
 from quantize.exceptions import GGUFError
@@ -199,6 +204,7 @@ def test_a_file_of_logits_is_a_base(
     assert one.statistics.kld.value == pytest.approx(other.statistics.kld.value, rel=0.02)
     assert one.router is None
     assert ">same experts %" not in text_table(found, 0)[0]
+    assert ">mean KLD" in text_table(found, 0)[0]
     assert "Router" not in compare_page(found)
 
 
@@ -228,6 +234,58 @@ def test_labels_are_what_tells_files_apart(compared: Comparison) -> None:
     assert labels(compared) == ["Q8_0", "Q4_0", "BF16", "Q4_0 (round trip)"]
 
 
+@pytest.mark.parametrize(
+    ("base", "paths", "shown"),
+    [
+        ("m/Pico-2x1B", ["o/Pico-2x1B-Q4_K_M-imatrix.gguf"], ["Q4_K_M-imatrix"]),
+        ("m/pico", ["o/Pico-2x1B-v0.1-Q4_K_M.gguf"], ["Q4_K_M"]),
+        ("m/pico", ["o/Pico.i1-IQ4_XS.gguf"], ["IQ4_XS"]),
+        ("m/pico", ["o/mine.gguf"], ["mine"]),
+        ("m/pico", ["o/Pico.Q4_K_M.gguf", "o/Pico.Q8_0.gguf"], ["Q4_K_M", "Q8_0"]),
+        ("m/pico", ["o/Pico-v0.2-Q8_0.gguf", "o/Pico-v0.3-Q8_0.gguf"], ["v0.2-Q8_0", "v0.3-Q8_0"]),
+        ("o/Pico-BF16.gguf", ["o/Pico-Q8_0.gguf"], ["Q8_0"]),
+        ("m/pico", ["a/x.gguf", "b/x.gguf"], ["a/x.gguf", "b/x.gguf"]),
+    ],
+)
+def test_labels(compared: Comparison, base: str, paths: list[str], shown: list[str]) -> None:
+    first = compared.models[0]
+    models = tuple(replace(first, name=name) for name in paths)
+    assert labels(replace(compared, base=replace(first, name=base), models=models, results=())) == shown
+
+
+def test_the_protocol_says_how_it_was_measured(compared: Comparison) -> None:
+    found = dict(protocol(replace(compared, activations="int8")))
+    assert found["base"] == "pico"
+    assert found["text prose"] == f"{compared.texts[0].n_chunk} chunks of 32 tokens"
+    assert "text o|ther <b>" in found and found["activations"].startswith("rounded to 8 bits")
+    assert found["protocol"].startswith("that of llama-perplexity: the second half")
+    assert found["importances of round trips"] == "none"
+    assert found["versions"].startswith("moe-gguf ") and torch.__version__ in found["versions"]
+    page = compare_page(compared)
+    assert "<dt>activations</dt><dd>exact, so" in page and "<dt>text prose</dt>" in page
+
+
+def test_a_terminal_of_80_columns_holds_the_figures(compared: Comparison) -> None:
+    for headings in (GLANCE, DETAILS):
+        columns, rows = text_table(compared, 0, headings, brief=True)
+        out = io.StringIO()
+        Console(file=out, width=80).print(make_table("", columns, rows, 80), crop=False)
+        assert max(map(len, out.getvalue().splitlines())) <= 80
+        for row in rows:
+            assert all(cell in out.getvalue() for cell in row[1:])  # no number is torn
+
+
+def test_one_model_is_no_plot(compared: Comparison) -> None:
+    one = replace(compared, models=compared.models[:1], results=compared.results[:1])
+    page = compare_page(one)
+    assert "1 model beside pico" in page and "quality as Q8_0" in page and "<svg" not in page
+
+
+def test_the_page_says_which_models_it_shows_first(compared: Comparison) -> None:
+    many = replace(compared, models=compared.models * 3, results=compared.results * 3)
+    assert "The largest 8 of 12 models, on prose:" in compare_page(many)
+
+
 def test_the_reports_hold_the_figures(compared: Comparison) -> None:
     lines = list(csv.DictReader(io.StringIO(compare_csv(compared))))
     assert len(lines) == 8
@@ -237,9 +295,13 @@ def test_the_reports_hold_the_figures(compared: Comparison) -> None:
     found = json.loads(compare_json(compared))
     assert found["models"][1]["texts"]["prose"]["kld"] == pytest.approx(kld)
     assert len(found["models"][1]["texts"]["prose"]["router_same_by_layer"]) == 2
+    assert found["versions"]["torch"] and found["texts"][0]["n_ctx"] == N_CTX
+    assert found["models"][3]["imatrix"] is None and "kld_q0.5" not in lines[0]
+    assert (lines[2]["base"], lines[2]["activations"], lines[2]["n_ctx"]) == ("pico", "exact", str(N_CTX))
     table = compare_markdown(compared).splitlines()
     cells = {line.replace("\\|", "").count("|") for line in table if line.startswith("|")}
-    assert cells == {12}
+    assert cells == {10}
+    assert sum("ln PPL ratio" in line for line in table) == 2  # a table for each text
     columns, rows = text_table(compared, 0)
     assert {len(row) for row in rows} == {len(columns)}
     assert len(rows) == 5
@@ -249,7 +311,9 @@ def test_numbers_are_written_to_the_place_of_their_error() -> None:
     assert with_error(Estimate(0.0064999, 0.0000391, 100)) == "0.006500 ± 0.000039"
     assert with_error(Estimate(0.0928, 0.00055, 100)) == "0.09280 ± 0.00055"
     assert with_error(Estimate(0.98647, 0.00051, 100), 100) == "98.647 ± 0.051"
+    assert with_error(Estimate(3.7e-5, 4.2e-7, 100)) == "0.00003700 ± 0.00000042"
     assert with_error(Estimate(-1e-9, 1e-9, 100)) == "0.000000 ± 0.000000"
+    assert with_error(Estimate(0.5, math.nan, 1)) == "0.500000"
     assert with_error(Estimate(1.0, 0.0, 100), 100) == "100.00 ± 0.00"
 
 
@@ -294,6 +358,19 @@ def test_the_command_line(folder: Path, files: list[Path], tmp_path: Path) -> No
     assert code == 0, err
     for word in ("prose", "other", "Q8_0", "Q4_0", "same experts", "2 chunks of 32 tokens", "decoding"):
         assert word in out
+    again = (
+        folder / "pico",
+        files[0],
+        "--text",
+        folder / "text.txt",
+        "--ctx",
+        N_CTX,
+        "--chunks",
+        1,
+        outputs[0],
+    )
+    assert "exists already; pass --force" in _refused(*again)
+    assert _cli(*again, "--force", "-q")[0] == 0
     assert all((tmp_path / kind).stat().st_size > 100 for kind in ("json", "csv", "markdown", "html"))
     quiet = _cli(
         folder / "pico", files[0], "--text", folder / "text.txt", "--ctx", N_CTX, "--chunks", 1, "-q"
@@ -327,6 +404,8 @@ def test_bad_input_is_refused_in_one_line(
     assert "folder of the checkpoint" in _refused(files[0], "--base", files[1], "-t", "Q4_0", *text)
     assert "one checkpoint is enough" in _refused(model, model, files[0], *text)
     assert "no such folder" in _refused(model, files[0], *text, "--html", tmp_path / "absent" / "x.html")
+    twice = ("--json", tmp_path / "x", "--csv", tmp_path / "x")
+    assert "x: named twice" in _refused(model, files[0], *text, *twice)
     assert "cannot be decoded" in _refused(model, _other_type(files[0], tmp_path), *text)
     logits = tmp_path / "base.kld"
     write_logits(logits, np.eye(15, 300, dtype=np.float32)[None], np.zeros((1, N_CTX), np.int32))

@@ -33,6 +33,7 @@ output_options = together(
         "--markdown", "markdown_path", type=FILE, metavar="FILE", help="Write a table for a model card."
     ),
     click.option("--html", "html_path", type=FILE, metavar="FILE", help="Write a page with plots."),
+    click.option("--force", is_flag=True, help="Replace files that exist."),
     click.option(
         "--state",
         "state_path",
@@ -124,7 +125,7 @@ def compare(
     outputs = {name: options.pop(f"{name}_path") for name in ("json", "csv", "markdown", "html")}
     written = [path for path in outputs.values() if path is not None]
     timings, restart, state = (options.pop(name) for name in ("timings", "restart", "state_path"))
-    _refuse_outputs([*written, state] if state else written)
+    _refuse_outputs(written, state, force=options.pop("force"))
     arithmetic, storage = _exactly(options)
     prepared = comparing.prepare(
         paths,
@@ -188,15 +189,27 @@ def _state_place(state: Path | None, written: list[Path]) -> tuple[Path, str] | 
     return (state_path(files[0]), files[0].name) if files else None
 
 
-def _refuse_outputs(paths: list[Path]) -> None:
-    """Before hours of work."""
+def _refuse_outputs(written: list[Path], state: Path | None, *, force: bool) -> None:
+    """Before hours of work; a device such as /dev/stdout takes what comes."""
+    from gguf_export.pass_state import discard_older
+    from gguf_export.replacing import is_device
     from quantize.exceptions import OutputError
 
+    paths = [*written, state] if state else written
     for path in paths:
         if not path.absolute().parent.is_dir():
             raise OutputError(f"{path}: there is no such folder; make it first")
         if path.is_dir():
             raise OutputError(f"{path}: is a folder; name a file in it")
+    files = [path.resolve() for path in paths if not is_device(path)]
+    for path in files:
+        if files.count(path) > 1:
+            raise OutputError(f"{path}: named twice; choose a file for each")
+    for path in written:
+        if path.is_file() and not force:
+            if state is None and all(one.exists() for one in written):  # it was stopped with its work done
+                discard_older(next(one for one in written if not is_device(one)))
+            raise OutputError(f"{path}: exists already; pass --force to replace it")
 
 
 def _write(found: Comparison, outputs: dict[str, Path | None]) -> None:
@@ -212,13 +225,16 @@ def _write(found: Comparison, outputs: dict[str, Path | None]) -> None:
 
 
 def _print_tables(found: Comparison) -> None:
-    from gguf_export.compare_tables import protocol, text_table
+    from gguf_export.compare_facts import protocol
+    from gguf_export.compare_tables import DETAILS, GLANCE, text_table
     from gguf_export.console import print_table
+    from quantize.untrusted import printable
 
     for index in range(len(found.texts)):
-        print_table(found.text_name(index), *text_table(found, index, full=False))
-    for line in protocol(found):
-        click.echo(line)
+        print_table(found.text_name(index), *text_table(found, index, GLANCE, brief=True))
+        print_table("", *text_table(found, index, DETAILS, brief=True))
+    for name, how in protocol(found):
+        click.echo(printable(f"{name}: {how}"))
 
 
 def _print_timings(found: Comparison, prepared: Prepared) -> None:
