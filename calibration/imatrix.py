@@ -8,9 +8,10 @@ rounding error of each column with the result. This module knows files and arith
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -70,6 +71,15 @@ class Imatrix:
     file: str = ""
     legacy: bool = False
     prior: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a prior that weighs nothing or everything.
+
+        Raises:
+            ImatrixError: it is negative, NaN or infinite.
+        """
+        if not (math.isfinite(self.prior) and self.prior >= 0):
+            raise ImatrixError(f"--prior {self.prior:g}: is not a number of tokens; give 0 or more")
 
     def importance(self, name: str, xid: int = 0) -> Vector | None:
         """The importances [n_per_row] of one expert, or None where nothing is known of the tensor.
@@ -199,8 +209,7 @@ def load_imatrix(path: str | Path, *, prior: float = 0.0) -> Imatrix:
             imatrix = _load_gguf(path) if is_gguf else _load_legacy(file, n_bytes, str(path))
     except OSError as error:
         raise ImatrixError(f"{path}: cannot be read as an imatrix: {error.strerror or error}") from error
-    imatrix.file = str(path)
-    imatrix.prior = prior
+    imatrix = replace(imatrix, file=str(path), prior=prior)
     for name, entry in imatrix.entries.items():
         if not np.isfinite(entry.sums).all():
             raise ImatrixError(
