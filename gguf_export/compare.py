@@ -18,6 +18,7 @@ from calibration.stored import can_decode
 from calibration.text import N_CTX, Chunks, make_chunks, read_text
 from gguf_export import fingerprint, pass_state
 from gguf_export.reader import GGUFFile
+from gguf_export.remarks import missing_remarks, plan_remarks, thin_remarks
 from gguf_export.textfiles import Note, discard
 from gguf_export.vocabulary import bos_of, refuse_other_vocabulary, tokenizer_of, vocabulary_of
 from quantize.exceptions import GGUFError, LogitsError, MoeGgufError, TextError
@@ -82,10 +83,11 @@ def prepare(
         note: told, in one line each, what a careful reader wants to know.
 
     Raises:
-        MoeGgufError: a file is damaged, of an unknown type or of another model; a tokenizer differs; a text is
-            short, or called as another.
+        MoeGgufError: a file is damaged, of an unknown type or of another model, or given twice, as may be a type; a
+            tokenizer differs; a text is short, or called as another.
     """
     _refuse_twins(texts)
+    _refuse_repeated(paths, recipes)
     checkpoint = _only_checkpoint(paths)
     files = [open_file(path, note) for path in paths if not path.is_dir()]
     if recipes and checkpoint is None:
@@ -98,7 +100,7 @@ def prepare(
     found_base = logits or _base_model(base_file, checkpoint, shared)
     models = [_file_model(file) for file in files]
     if checkpoint is not None and shared is not None:
-        models += [_round_trip(checkpoint, shared, recipe, imatrix) for recipe in recipes]
+        models += _round_trips(checkpoint, shared, recipes, imatrix, note)
     for model in models:
         if isinstance(found_base, Model):
             refuse_other_model(found_base, model)
@@ -189,6 +191,19 @@ def _refuse_twins(texts: Sequence[NamedText]) -> None:
             raise TextError(f"two texts are called {quoted(name)}; name them with --text NAME=FILE")
 
 
+def _refuse_repeated(paths: Sequence[Path], recipes: Sequence[Recipe]) -> None:
+    """What is measured twice costs its time twice, and reports could not tell the two apart."""
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen and not path.is_dir():
+            raise MoeGgufError(f"{path}: is given twice; give each file once")
+        seen.add(path.resolve())
+    names = [recipe.ftype.name for recipe in recipes]
+    for name in names:
+        if names.count(name) > 1:
+            raise MoeGgufError(f"-t {name}: is given twice; give each type once")
+
+
 def _only_checkpoint(paths: Sequence[Path]) -> Checkpoint | None:
     folders = [path for path in paths if path.is_dir()]
     if len(folders) > 1:
@@ -214,16 +229,31 @@ def _file_model(file: GGUFFile) -> Model:
     return Model(str(file.path), file, file.n_bytes, 8 * n_bytes / n_elements)
 
 
-def _round_trip(
-    checkpoint: Checkpoint, shared: SharedSource, recipe: Recipe, imatrix: Imatrix | None
-) -> Model:
+def _round_trips(
+    checkpoint: Checkpoint,
+    shared: SharedSource,
+    recipes: Sequence[Recipe],
+    imatrix: Imatrix | None,
+    note: Note,
+) -> list[Model]:
+    """The types that no file is written of; what is said of their plans is what `export` says of its own."""
+    if not recipes:
+        return []
     specs = checkpoint.specs()
-    if imatrix is not None:
-        imatrix.check(specs)
-    plan = make_plan(specs, checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
-    return Model(
-        f"{recipe.ftype.name} {ROUND_TRIP}", RoundTrip(shared, plan, imatrix), plan.n_bytes, plan.bpw
-    )
+    remarks = [] if imatrix is None else imatrix.check(specs)
+    plans = {
+        recipe.ftype.name: make_plan(specs, checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
+        for recipe in recipes
+    }
+    remarks += plan_remarks(plans)
+    remarks += missing_remarks(list(plans.values()), imatrix)
+    remarks += thin_remarks(imatrix)
+    for remark in remarks:
+        note(remark)
+    return [
+        Model(f"{name} {ROUND_TRIP}", RoundTrip(shared, plan, imatrix), plan.n_bytes, plan.bpw)
+        for name, plan in plans.items()
+    ]
 
 
 def _refuse_other_vocabularies(sources: Sequence[Checkpoint | GGUFFile]) -> None:

@@ -23,7 +23,6 @@ from gguf_export.slabs import SLAB_BYTES, NotFiniteError, Seconds, Worker, in_wi
 from gguf_export.textfiles import Note, discard
 from gguf_export.writer import Sink
 from quantize import codec
-from quantize.blocks import block_format
 from quantize.exceptions import ActivationError, ImatrixError, OutputError
 from quantize.ftypes import ftype
 from quantize.layout import Plan
@@ -57,18 +56,6 @@ class Export:
     imatrix: Imatrix | None = None
     remarks: tuple[str, ...] = ()
     """What a careful reader wants to be told: fallbacks taken, settings that a GGUF cannot say."""
-
-    def without_importance(self) -> list[str]:
-        """Names of tensors that will be quantized although the importance matrix knows nothing of them."""
-        if self.imatrix is None:
-            return []
-        wanted = {
-            planned.spec.name: planned.spec
-            for file in self.files
-            for planned in file.plan.tensors
-            if block_format(planned.qtype).uses_importance
-        }
-        return self.imatrix.missing(list(wanted.values()))
 
 
 @dataclass(frozen=True)

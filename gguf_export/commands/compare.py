@@ -78,6 +78,13 @@ output_options = together(
     metavar="FILE",
     help="Importance matrix for -t: llama.cpp's GGUF form or the legacy .dat.",
 )
+@click.option(
+    "--prior",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="N",
+    help="With --imatrix: as in export.",
+)
 @recipe_options
 @click.option(
     "--chunks",
@@ -105,6 +112,7 @@ def compare(
     base: Path | None,
     ftypes: tuple[str, ...],
     imatrix_path: Path | None,
+    prior: float,
     n_chunk: int | None,
     n_ctx: int,
     activations: Any,
@@ -122,6 +130,8 @@ def compare(
     from gguf_export.console import ProgressView
     from gguf_export.pass_state import StateFile
 
+    if prior and not imatrix_path:
+        raise click.UsageError("--prior needs importances: give --imatrix")
     outputs = {name: options.pop(f"{name}_path") for name in ("json", "csv", "markdown", "html")}
     written = [path for path in outputs.values() if path is not None]
     timings, restart, state = (options.pop(name) for name in ("timings", "restart", "state_path"))
@@ -132,7 +142,7 @@ def compare(
         [_named(text) for text in texts],
         base=base,
         recipes=read_recipes(ftypes, options),
-        imatrix=load_imatrix(imatrix_path) if imatrix_path else None,
+        imatrix=load_imatrix(imatrix_path, prior=prior) if imatrix_path else None,
         n_ctx=n_ctx,
         n_chunk=n_chunk,
         note=say,

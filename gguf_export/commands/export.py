@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from gguf_export.exporting import Export, Exported
 
 
-FEW_TOKENS = 100
-"""An expert with fewer of them gains from a prior (scripts/measure_prior.py)."""
-
-
 @click.command()
 @MODEL
 @click.option(
@@ -139,6 +135,8 @@ def export(
 
         file = str(save_imatrix or "calibrated while exporting")
         imatrix = expected_imatrix(checkpoint.specs(), chunks, prior=prior, file=file)
+    elif prior:
+        raise click.UsageError("--prior needs importances: give --imatrix or --text")
     prepared = exporting.prepare(
         checkpoint,
         read_recipes(ftypes, options),
@@ -149,9 +147,7 @@ def export(
         pre=pre,
         publisher=publisher if lmstudio else None,
     )
-    _say_fallbacks(prepared)
-    if imatrix_path:
-        _say_starved(prepared)
+    _say_remarks(prepared, imatrix if imatrix_path else None)
     if dry_run:
         _print_plan(prepared)
         return
@@ -187,41 +183,18 @@ def export(
     _print_exported(exported)
 
 
-def _say_fallbacks(prepared: Export) -> None:
-    """A fallback is never silent: each kind gets one line, with its count."""
-    for remark in prepared.remarks:
-        say(remark)
-    for file in prepared.files:
-        plan = file.plan
-        if plan.fallbacks:
-            names = ", ".join(planned.spec.name for planned in plan.fallbacks[:2])
-            say(
-                f"{file.path.name}: {len(plan.fallbacks)} tensors have rows that their type does not divide and "
-                f"fall back to another one ({names}{', ...' if len(plan.fallbacks) > 2 else ''})"
-            )
-        for pattern in plan.unmatched:
-            click.echo(f"{file.path.name}: --tensor-type {pattern} matches no tensor")
-    missing = prepared.without_importance()
-    if missing:
-        say(
-            f"the importance matrix has nothing for {len(missing)} tensors, quantized without: "
-            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
-        )
+def _say_remarks(prepared: Export, imatrix: Imatrix | None) -> None:
+    """A fallback is never silent: each kind gets one line, with its count; `imatrix` is one that was counted."""
+    from gguf_export.remarks import missing_remarks, plan_remarks, thin_remarks
 
-
-def _say_starved(prepared: Export) -> None:
-    """Thin evidence is told; a prior is the remedy, and then there is nothing to say."""
-    imatrix = prepared.imatrix
-    thin = imatrix.starved(fewer_than=FEW_TOKENS) if imatrix and not imatrix.prior else []
-    if not thin:
-        return
-    n_none = sum(found.n_tokens == 0 for found in thin)
-    none = f", and none for {n_none} of them, which are weighted evenly" if n_none else ""
-    places = ", ".join(f"{found.name} expert {found.xid} ({found.n_tokens})" for found in thin[:4])
-    say(
-        f"the importance matrix saw fewer than {FEW_TOKENS} tokens for {len(thin)} experts{none}: "
-        f"{places}{', ...' if len(thin) > 4 else ''}; --prior 8 draws them toward their layer's mean"
-    )
+    plans = {file.path.name: file.plan for file in prepared.files}
+    for line in (
+        *prepared.remarks,
+        *plan_remarks(plans),
+        *missing_remarks(list(plans.values()), prepared.imatrix),
+        *thin_remarks(imatrix),
+    ):
+        say(line)
 
 
 def _print_plan(prepared: Export) -> None:
