@@ -15,7 +15,7 @@ __all__ = ["Axis", "Point", "Series", "plot"]
 
 WIDTH, HEIGHT = 440, 280  # of the drawing; it is scaled to the page, and its text is legible on a phone
 LEFT, RIGHT, TOP, BOTTOM = 58, 26, 30, 42  # margins around the axes
-CHAR_WIDTH, MOST_CHARS = 7.6, 22  # of a name beside a point: as wide as most, and its end if it is longer
+CHAR_WIDTH, MOST_CHARS = 8.2, 20  # of a name beside a point: as wide as most, and its end if it is longer
 MARKERS = (
     "M-4,0a4,4 0 1 0 8,0a4,4 0 1 0 -8,0Z",  # circle
     "M-4,-4H4V4H-4Z",  # square
@@ -213,7 +213,7 @@ class Labels:
         for right in (True, False):
             for shift in (-7, 15, 4):
                 left = x + 9 if right else x - 9 - width
-                box = (left, y + shift - 10, left + width, y + shift + 3)
+                box = (left, y + shift - 11, left + width, y + shift + 4)
                 if self._is_free(box):
                     self._taken.append(box)
                     at, anchor = (left, "start") if right else (left + width, "end")
