@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from calibration.imatrix import Imatrix
-from quantize.codec import decode, encode
-from quantize.exceptions import ImatrixError
+from quantize.codec import decode, encode, first_non_finite
+from quantize.exceptions import CheckpointError, ImatrixError
 from quantize.hparams import Hparams
 from quantize.layout import Plan
 from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSource, TensorSpec
@@ -22,6 +22,7 @@ class RoundTrip:
     Bytes are those of the file, so figures are those of the file.
 
     Raises:
+        CheckpointError: a weight is not a finite number, when it is read.
         ImatrixError: a type of the plan is of no use without importances, and there are none for the tensor.
     """
 
@@ -67,6 +68,11 @@ class RoundTrip:
         weights = self._source.read(origin, xid) if whole else self._source.read(origin, xid, rows)
         if spec.qtype == origin.qtype and spec.qtype in NUMPY_TYPES:
             return np.ascontiguousarray(weights).view(np.uint8)
+        if first_non_finite(weights) is not None:  # blocks would hide it
+            place = f" of expert {xid}" if spec.n_expert > 1 else ""
+            raise CheckpointError(
+                f"{spec.name}: a weight{place} is not a finite number; the checkpoint is damaged"
+            )
         importance = self._importance(spec.name, xid) if spec.qtype not in NUMPY_TYPES else None
         return encode(weights, spec.qtype, importance)
 

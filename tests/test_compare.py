@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from pico import pico_mixtral
+from pico import pico_mixtral, read_checkpoint, write_checkpoint
 from rich.console import Console
 from test_kld import write_logits
 
@@ -432,6 +432,23 @@ def test_a_file_with_a_nan_gives_no_figures(
     told = _refused("-q", folder / "pico", files[1], damaged, "--text", folder / "text.txt", "--ctx", N_CTX)
     assert f"{damaged}: {place}: a value is not finite (NaN or infinity); {name} holds" in told
     assert f"moe-gguf verify {damaged}" in told
+
+
+def test_blocks_do_not_hide_a_weight_that_is_no_number(
+    folder: Path, files: list[Path], tmp_path: Path
+) -> None:
+    """Against a file, the checkpoint is seen through its round trip only."""
+    model = Path(shutil.copytree(folder / "pico", tmp_path / "pico"))
+    stored = read_checkpoint(model)
+    name = next(name for name in stored if name.endswith("layers.0.self_attn.q_proj.weight"))
+    stored[name][0, 3] = 0x7FC0
+    write_checkpoint(model, stored, json.loads((model / "config.json").read_text(encoding="utf-8")))
+    (model / "model.safetensors.index.json").unlink()
+    for shard in model.glob("model-*.safetensors"):
+        shard.unlink()
+    text = ("--text", folder / "text.txt", "--ctx", N_CTX, "--chunks", 1)
+    told = _refused("-q", model, "--base", files[2], "-t", "Q4_0", *text)
+    assert "blk.0.attn_q.weight: a weight is not a finite number; the checkpoint is damaged" in told
 
 
 def _other_model(folder: Path) -> Path:
