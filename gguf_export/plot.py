@@ -211,7 +211,7 @@ class Labels:
         shown = name if len(name) <= MOST_CHARS else f"…{name[1 - MOST_CHARS :]}"
         width = CHAR_WIDTH * len(shown)
         for right in (True, False):
-            for shift in (-7, 15, 4):
+            for shift in (-9, 17, 4):
                 left = x + 9 if right else x - 9 - width
                 box = (left, y + shift - 11, left + width, y + shift + 4)
                 if self._is_free(box):
@@ -226,7 +226,7 @@ class Labels:
         if left < LEFT or right > WIDTH or top < TOP - 12 or bottom > HEIGHT - BOTTOM:
             return False
         return not any(
-            left < other[2] and other[0] < right and top < other[3] and other[1] < bottom
+            left < other[2] + 3 and other[0] < right + 3 and top < other[3] and other[1] < bottom
             for other in self._taken
         )
 
