@@ -132,6 +132,8 @@ def compare(
 
     if prior and not imatrix_path:
         raise click.UsageError("--prior needs importances: give --imatrix")
+    if imatrix_path and not ftypes:
+        raise click.UsageError("--imatrix goes with -t: finished files have their importances in them")
     outputs = {name: options.pop(f"{name}_path") for name in ("json", "csv", "markdown", "html")}
     written = [path for path in outputs.values() if path is not None]
     timings, restart, state = (options.pop(name) for name in ("timings", "restart", "state_path"))

@@ -62,6 +62,8 @@ def verify(
         raise click.UsageError("--imatrix compares with a checkpoint: give --against MODEL, too")
     if quick and (against is None or imatrix_name is not None):
         raise click.UsageError("--quick goes with --against MODEL, and without --imatrix")
+    if prior and imatrix_name in (None, "none"):
+        raise click.UsageError("--prior goes with --imatrix FILE")
     checkpoint = open_checkpoint(against) if against else None
     imatrix = None
     if imatrix_name not in (None, "none"):
