@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gguf import GGUFValueType as Type
+from gguf.constants import MODEL_ARCH_NAMES
 
 from gguf_export import pretokenizers
 from gguf_export.findings import Finding, error, info, warning
@@ -32,7 +33,11 @@ AGAIN = "convert the model again"
 FETCH = "fetch the file again, or convert the model again"
 
 REQUIRED = {"context_length", "embedding_length", "block_count", "attention.layer_norm_rms_epsilon"}
-PER_LAYER = {"feed_forward_length", "attention.head_count", "attention.head_count_kv"}  # arrays are fine, too
+PER_LAYER = {  # arrays are fine, too
+    *("feed_forward_length", "attention.head_count", "attention.head_count_kv", "expert_used_count"),
+}
+ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+SPLIT_TYPES = {"split.no": Type.UINT16, "split.count": Type.UINT16, "split.tensors.count": Type.INT32}
 ARCH_TYPES = {
     **dict.fromkeys(
         (
@@ -48,10 +53,13 @@ ARCH_TYPES = {
         (
             *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base"),
             *("rope.scaling.factor", "rope.scaling.attn_factor", "expert_weights_scale"),
+            *("rope.scale_linear", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"),
+            *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
         ),
         Type.FLOAT32,
     ),
     "rope.scaling.type": Type.STRING,
+    "rope.scaling.finetuned": Type.BOOL,
     "expert_weights_norm": Type.BOOL,
 }
 TOKENIZER_TYPES = {
@@ -76,6 +84,13 @@ def check_structure(file: GGUFFile) -> list[Finding]:
     findings = [*_architecture(file), *_tokenizer(file), *_tail(file)]
     if file.keys.get("split.count", 0) not in (0, 1):
         return [*findings, info("split.count", "one file of several: the list of tensors is not checked")]
+    arch = file.keys.get("general.architecture")
+    arrays = [name for name in sorted(PER_LAYER) if isinstance(file.keys.get(f"{arch}.{name}"), list)]
+    if arrays:
+        return [
+            *findings,
+            info(f"{arch}.{arrays[0]}", "differs by layer: the tensors are not checked by name"),
+        ]
     try:
         hparams = file.hparams
     except GGUFError as fault:
@@ -92,6 +107,17 @@ def _architecture(file: GGUFFile) -> Iterator[Finding]:
     if not isinstance(arch, str):
         yield error("general.architecture", "is missing or no text", f"is this a model? if so, {AGAIN}")
         return
+    if arch not in MODEL_ARCH_NAMES.values():
+        yield warning(
+            "general.architecture", f"{quoted(arch)} is unknown here, and perhaps to llama.cpp", AGAIN
+        )
+    for key, wanted in {**SPLIT_TYPES, "general.name": Type.STRING}.items():
+        there = file.types.get(key, (wanted, None))[0]
+        if there != wanted:
+            yield error(key, f"is of type {there.name}, the loader wants {wanted.name}", AGAIN)
+    scaling = file.keys.get(f"{arch}.rope.scaling.type", "none")
+    if isinstance(scaling, str) and scaling not in ROPE_SCALINGS:
+        yield error(f"{arch}.rope.scaling.type", f"{quoted(scaling)} is unknown to llama.cpp", AGAIN)
     for name in sorted(REQUIRED):
         if f"{arch}.{name}" not in file.keys and name != "attention.layer_norm_rms_epsilon":
             yield error(f"{arch}.{name}", "is missing", AGAIN)

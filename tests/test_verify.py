@@ -462,6 +462,10 @@ def set_to(key: str, value: Any, kind: Type | None = None) -> Callable[[dict[str
     return edit
 
 
+def put(key: str, value: Any, kind: Type) -> Callable[[dict[str, KeyValue]], Any]:
+    return lambda keys: keys.update({key: KeyValue(key, value, kind)})
+
+
 def without(key: str) -> Callable[[dict[str, KeyValue]], Any]:
     return lambda keys: keys.pop(key)
 
@@ -486,6 +490,11 @@ KEY_FAULTS = [
     (without("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens: is missing"),
     (set_to("llama.expert_count", 4, Type.INT32), "llama.expert_count: is of type INT32"),
     (set_to("llama.attention.layer_norm_rms_epsilon", 1e-5, Type.FLOAT64), "is of type FLOAT64"),
+    (put("llama.rope.scaling.yarn_beta_fast", 32, Type.UINT32), "yarn_beta_fast: is of type UINT32"),
+    (put("llama.rope.scaling.type", "su", Type.STRING), "llama.rope.scaling.type: 'su' is unknown"),
+    (put("split.count", 1, Type.UINT32), "split.count: is of type UINT32, the loader wants UINT16"),
+    (set_to("general.name", 7, Type.UINT32), "general.name: is of type UINT32"),
+    (set_to("general.architecture", "mixtral"), "general.architecture: 'mixtral' is unknown"),
     (set_to("llama.block_count", 0), "llama.block_count: is 0"),
     (set_to("llama.block_count", 1), "blk.1.attn_k.weight': architecture llama has no such tensor"),
     (set_to("llama.block_count", 3), "blk.2.attn_norm.weight: is missing"),
@@ -510,6 +519,33 @@ def test_what_the_loader_refuses_is_named(
     path = copy("Q8_0")
     remade(path, edit)
     assert any(said in one for one in faults(verify(path))), faults(verify(path))
+
+
+def test_sizes_that_differ_by_layer_are_let_be(copy: Callable[[str], Path]) -> None:
+    """The loader takes them, for architectures of which the names of the tensors are not known here."""
+    path = copy("Q8_0")
+    remade(
+        path,
+        lambda keys: keys.update(
+            {
+                "llama.attention.head_count_kv": KeyValue.array(
+                    "llama.attention.head_count_kv", [2, 2], Type.INT32
+                )
+            }
+        ),
+    )
+    assert faults(verify(path)) == []
+    remade(
+        path,
+        lambda keys: keys.update(
+            {
+                "llama.attention.head_count_kv": KeyValue.array(
+                    "llama.attention.head_count_kv", [2], Type.INT32
+                )
+            }
+        ),
+    )
+    assert "head_count_kv: is no array of one u32 or i32 for each layer" in faults(verify(path))[0]
 
 
 def test_remaking_changes_nothing_of_itself(copy: Callable[[str], Path], model: Path) -> None:
