@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gguf_export.exporting import Exported, export
+    from gguf_export.writing.export import Exported, export
 
 __all__ = ["Exported", "export"]
 
@@ -18,4 +18,4 @@ def __getattr__(name: str) -> Any:
     # Loaded when they are asked for: the command line must not wait for numba to say how it is used.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("gguf_export.exporting"), name)
+    return getattr(import_module("gguf_export.writing.export"), name)

@@ -33,7 +33,7 @@ class _Group(click.Group):
 
             if not isinstance(error, MoeGgufError):
                 raise
-            from quantize.untrusted import printable
+            from quantize.containers.untrusted import printable
 
             click.echo(printable(f"moe-gguf: error: {error}"), err=True)
             sys.exit(1)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from quantize.blocks import block_format
 from quantize.blocks.jit import kernel
 from quantize.exceptions import ImatrixError, RecipeError
-from quantize.progress import Progress, Report, silent
+from quantize.telling import Progress, Report, silent
 from quantize.tensors import Array, QType
 
 __all__ = ["compile_kernels", "decode", "encode", "first_non_finite", "row_bytes"]

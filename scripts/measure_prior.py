@@ -18,16 +18,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from calibration.compare import Model, compare
-from calibration.imatrix import Imatrix
-from calibration.observers import collect_imatrix
-from calibration.roundtrip import RoundTrip
-from calibration.text import Chunks, make_chunks, read_text
-from calibration.tokenizer import Tokenizer, open_tokenizer
-from quantize.ftypes import ftype
-from quantize.layout import Plan
-from quantize.recipe import Recipe, plan
-from quantize.shards import Checkpoint, open_checkpoint
+from calibration.importance.imatrix import Imatrix
+from calibration.importance.observers import collect_imatrix
+from calibration.judging.round_trip import RoundTrip
+from calibration.judging.side_by_side import Model, compare
+from calibration.text.chunks import Chunks, make_chunks, read_text
+from calibration.text.tokenizer import Tokenizer, open_tokenizer
+from quantize.recipes.ftypes import ftype
+from quantize.recipes.layout import Plan
+from quantize.recipes.recipe import Recipe, plan
+from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 
 PRIORS = (0.0, 1.0, 8.0, 32.0, 128.0, 512.0, 1e12)
 N_CTX = 512

@@ -18,13 +18,14 @@ from pathlib import Path
 import torch
 from pico import TEXT, pico_mixtral
 
-from gguf_export import pass_state, slabs, writer
 from gguf_export.cli import main
-from gguf_export.exporting import prepare, run
+from gguf_export.writing import pass_state, slabs
+from gguf_export.writing import sink as writer
+from gguf_export.writing.export import prepare, run
 from quantize.exceptions import MoeGgufError
-from quantize.ftypes import ftype
-from quantize.recipe import Recipe
-from quantize.shards import open_checkpoint
+from quantize.recipes.ftypes import ftype
+from quantize.recipes.recipe import Recipe
+from quantize.sources.checkpoint import open_checkpoint
 
 N_LAYER = 8  # of the model through which texts pass
 N_REPEAT = 12  # of the text

@@ -21,10 +21,10 @@ from gguf_export.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from calibration.compare import Comparison
-    from calibration.hidden import Storage
-    from calibration.model import Arithmetic
-    from gguf_export.compare import NamedText, Prepared
+    from calibration.forward.hidden import Storage
+    from calibration.forward.layers import Arithmetic
+    from calibration.judging.side_by_side import Comparison
+    from gguf_export.comparing.run import NamedText, Prepared
 
 output_options = together(
     click.option("--json", "json_path", type=FILE, metavar="FILE", help="Write all figures as JSON."),
@@ -125,10 +125,10 @@ def compare(
     experts. All files are read once, together, layer by layer. A run that was stopped goes on behind the last layer
     that it kept when the same command is given again.
     """
-    from calibration.imatrix import load_imatrix
-    from gguf_export import compare as comparing
-    from gguf_export.console import ProgressView
-    from gguf_export.pass_state import StateFile
+    from calibration.importance.imatrix import load_imatrix
+    from gguf_export.commands.console import ProgressView
+    from gguf_export.comparing import run as comparing
+    from gguf_export.writing.pass_state import StateFile
 
     if prior and not imatrix_path:
         raise click.UsageError("--prior needs importances: give --imatrix")
@@ -174,7 +174,7 @@ def compare(
 
 def _named(text: str) -> NamedText:
     """NAME=FILE, or a file that goes by its stem."""
-    from gguf_export.compare import NamedText
+    from gguf_export.comparing.run import NamedText
 
     name, sign, path = text.partition("=")
     if not sign or not name or Path(text).exists():
@@ -184,7 +184,7 @@ def _named(text: str) -> NamedText:
 
 def _exactly(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
     """float32 whatever the processor likes best: the differences are small."""
-    from calibration.model import Arithmetic
+    from calibration.forward.layers import Arithmetic
 
     device, storage = read_device(options)
     return Arithmetic(device), storage
@@ -192,8 +192,8 @@ def _exactly(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
 
 def _state_place(state: Path | None, written: list[Path]) -> tuple[Path, str] | None:
     """Where the state is kept, and what the notes call the output; None where it is not kept."""
-    from gguf_export.pass_state import state_path
-    from gguf_export.replacing import is_device
+    from gguf_export.files.replacing import is_device
+    from gguf_export.writing.pass_state import state_path
 
     if state is not None:
         return state, state.name
@@ -203,8 +203,8 @@ def _state_place(state: Path | None, written: list[Path]) -> tuple[Path, str] | 
 
 def _refuse_outputs(written: list[Path], state: Path | None, *, force: bool) -> None:
     """Before hours of work; a device such as /dev/stdout takes what comes."""
-    from gguf_export.pass_state import discard_older
-    from gguf_export.replacing import is_device
+    from gguf_export.files.replacing import is_device
+    from gguf_export.writing.pass_state import discard_older
     from quantize.exceptions import OutputError
 
     paths = [*written, state] if state else written
@@ -225,10 +225,10 @@ def _refuse_outputs(written: list[Path], state: Path | None, *, force: bool) -> 
 
 
 def _write(found: Comparison, outputs: dict[str, Path | None]) -> None:
-    from gguf_export.compare_data import compare_csv, compare_json
-    from gguf_export.compare_page import compare_page
-    from gguf_export.compare_tables import compare_markdown
-    from gguf_export.replacing import write_text
+    from gguf_export.files.replacing import write_text
+    from gguf_export.reports.compare_data import compare_csv, compare_json
+    from gguf_export.reports.compare_page import compare_page
+    from gguf_export.reports.compare_tables import compare_markdown
 
     forms = {"json": compare_json, "csv": compare_csv, "markdown": compare_markdown, "html": compare_page}
     for name, path in outputs.items():
@@ -237,10 +237,10 @@ def _write(found: Comparison, outputs: dict[str, Path | None]) -> None:
 
 
 def _print_tables(found: Comparison) -> None:
-    from gguf_export.compare_facts import protocol
-    from gguf_export.compare_tables import DETAILS, GLANCE, text_table
-    from gguf_export.console import print_table
-    from quantize.untrusted import printable
+    from gguf_export.commands.console import print_table
+    from gguf_export.reports.compare_facts import protocol
+    from gguf_export.reports.compare_tables import DETAILS, GLANCE, text_table
+    from quantize.containers.untrusted import printable
 
     for index in range(len(found.texts)):
         print_table(found.text_name(index), *text_table(found, index, GLANCE, brief=True))
@@ -250,8 +250,8 @@ def _print_tables(found: Comparison) -> None:
 
 
 def _print_timings(found: Comparison, prepared: Prepared) -> None:
-    from gguf_export.compare_tables import timing_table
-    from gguf_export.console import print_table, size
+    from gguf_export.commands.console import print_table, size
+    from gguf_export.reports.compare_tables import timing_table
 
     print_table("timings", *timing_table(found.timings))
     n_source = len(prepared.models) + (0 if hasattr(prepared.base, "tokens") else 1)

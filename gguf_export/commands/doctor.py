@@ -13,7 +13,7 @@ import click
 from gguf_export.commands.options import MODEL, QUIET
 
 if TYPE_CHECKING:
-    from gguf_export.findings import Finding
+    from gguf_export.checking.findings import Finding
 
 
 @click.command()
@@ -27,8 +27,8 @@ def doctor(model: Path, full: bool, pre: str | None, as_json: bool, quiet: bool)
 
     The exit status is 1 where an error is found; warnings leave it 0.
     """
-    from gguf_export.console import ProgressView
-    from gguf_export.doctor import examine
+    from gguf_export.checking.doctor import examine
+    from gguf_export.commands.console import ProgressView
 
     with ProgressView(quiet=quiet) as view:
         findings = examine(model, full=full, pre=pre, report=view)
@@ -46,7 +46,7 @@ def _sum(findings: Sequence[Finding]) -> str:
 
 def finish(findings: Sequence[Finding], as_json: bool) -> None:
     """Print findings, the worst first, and exit so that a script knows."""
-    from gguf_export import findings as found
+    from gguf_export.checking import findings as found
 
     ordered = sorted(findings, key=lambda finding: found.SEVERITIES.index(finding.severity))
     if as_json:

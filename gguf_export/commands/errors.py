@@ -20,10 +20,10 @@ from gguf_export.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from calibration.text import Chunks
-    from gguf_export.reader import GGUFFile
-    from quantize.errors import ErrorReport
-    from quantize.shards import Checkpoint
+    from calibration.judging.matrix_errors import ErrorReport
+    from calibration.text.chunks import Chunks
+    from quantize.sources.checkpoint import Checkpoint
+    from quantize.sources.gguf_file import GGUFFile
 
 MOST_NAMED = 10
 """Starved experts that are named; the rest are counted."""
@@ -98,10 +98,10 @@ def errors(
 ) -> None:
     """Report what each TYPE costs every layer, projection and expert of MODEL, the folder of a checkpoint or a
     GGUF file."""
-    from calibration.output_error import measure_errors
-    from gguf_export.console import ProgressView
-    from gguf_export.report import check_outputs, write_errors
-    from quantize.recipe import parse_qtype
+    from calibration.judging.output_error import measure_errors
+    from gguf_export.commands.console import ProgressView
+    from gguf_export.reports.error_report import check_outputs, write_errors
+    from quantize.recipes.recipe import parse_qtype
 
     wanted = [parse_qtype(qtype) for qtype in qtypes]
     check_outputs(outputs, force=force)
@@ -135,7 +135,7 @@ def _read_texts(
     model: Checkpoint | GGUFFile, held_out: tuple[Path, ...], options: dict[str, Any]
 ) -> tuple[Chunks, Chunks]:
     """The text to fit on and the one to judge on."""
-    from calibration.held_out import hold_out, spread
+    from calibration.judging.held_out import hold_out, spread
 
     other = {**options, "texts": held_out, "prompts": (), "n_chunk": None}
     n_chunk = options["n_chunk"]
@@ -147,9 +147,9 @@ def _read_texts(
 
 def _print_report(report: ErrorReport) -> None:
     """Totals by type, the worst ten of the type that hurts most, and the experts of which nothing is known."""
-    from gguf_export.console import print_table
-    from gguf_export.error_tables import totals_table, worst_table
-    from quantize.errors import totals
+    from calibration.judging.matrix_errors import totals
+    from gguf_export.commands.console import print_table
+    from gguf_export.reports.error_tables import totals_table, worst_table
 
     print_table("totals by type", *totals_table(report))
     hurts = max(report.qtypes, key=lambda qtype: totals(qtype, report.of(qtype)).median_nmse or 0.0)

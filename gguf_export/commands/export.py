@@ -23,8 +23,8 @@ from gguf_export.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from calibration.imatrix import Imatrix
-    from gguf_export.exporting import Export, Exported
+    from calibration.importance.imatrix import Imatrix
+    from gguf_export.writing.export import Export, Exported
 
 
 @click.command()
@@ -108,9 +108,10 @@ def export(
     With --text the model reads the text first, layer by layer, and each expert is weighed with what it saw, all from
     one read of the shards. A run that was stopped goes on when the same command is given again.
     """
-    from gguf_export import exporting, names
-    from gguf_export.console import ProgressView
-    from quantize.shards import open_checkpoint
+    from gguf_export.commands.console import ProgressView
+    from gguf_export.metadata import file_names as names
+    from gguf_export.writing import export as exporting
+    from quantize.sources.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(model)
     if lmstudio:
@@ -127,11 +128,11 @@ def export(
         raise click.UsageError("--save-imatrix needs --text")
     imatrix: Imatrix | None = None
     if imatrix_path:
-        from calibration.imatrix import load_imatrix
+        from calibration.importance.imatrix import load_imatrix
 
         imatrix = load_imatrix(imatrix_path, prior=prior)
     elif chunks is not None:
-        from gguf_export.calibrated import expected_imatrix
+        from gguf_export.writing.calibrated import expected_imatrix
 
         file = str(save_imatrix or "calibrated while exporting")
         imatrix = expected_imatrix(checkpoint.specs(), chunks, prior=prior, file=file)
@@ -155,7 +156,7 @@ def export(
         if chunks is None:
             exported = exporting.run(prepared, jobs=jobs, force=force, restart=restart, report=view, note=say)
         else:
-            from gguf_export.calibrated import run_calibrated
+            from gguf_export.writing.calibrated import run_calibrated
 
             arithmetic, storage = read_forward(options)
             done = run_calibrated(
@@ -185,7 +186,7 @@ def export(
 
 def _say_remarks(prepared: Export, imatrix: Imatrix | None) -> None:
     """A fallback is never silent: each kind gets one line, with its count; `imatrix` is one that was counted."""
-    from gguf_export.remarks import missing_remarks, plan_remarks, thin_remarks
+    from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
 
     plans = {file.path.name: file.plan for file in prepared.files}
     for line in (
@@ -198,7 +199,7 @@ def _say_remarks(prepared: Export, imatrix: Imatrix | None) -> None:
 
 
 def _print_plan(prepared: Export) -> None:
-    from gguf_export.console import print_table, size
+    from gguf_export.commands.console import print_table, size
 
     for file in prepared.files:
         rows = [
@@ -216,7 +217,7 @@ def _print_plan(prepared: Export) -> None:
 
 
 def _print_exported(exported: Exported) -> None:
-    from gguf_export.console import print_table, size
+    from gguf_export.commands.console import print_table, size
 
     seconds = exported.seconds.wall
     rows = [

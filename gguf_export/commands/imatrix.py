@@ -22,8 +22,8 @@ from gguf_export.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from calibration.imatrix import Imatrix
-    from calibration.observers import Collected
+    from calibration.importance.imatrix import Imatrix
+    from calibration.importance.observers import Collected
 
 STARVED_SHARE = 0.05
 """An expert that got less than this of an even share of its layer's tokens is named as starved."""
@@ -56,11 +56,11 @@ def imatrix(
 
     A run that was stopped goes on behind the last layer that it kept when the same command is given again.
     """
-    from calibration.observers import collect_imatrix
-    from gguf_export import fingerprint, pass_state
-    from gguf_export.console import ProgressView
-    from gguf_export.pass_state import StateFile, discard_older, state_path
-    from gguf_export.replacing import is_device
+    from calibration.importance.observers import collect_imatrix
+    from gguf_export.commands.console import ProgressView
+    from gguf_export.files.replacing import is_device
+    from gguf_export.writing import fingerprint, pass_state
+    from gguf_export.writing.pass_state import StateFile, discard_older, state_path
     from quantize.exceptions import OutputError
 
     if is_device(output):
@@ -102,8 +102,8 @@ def imatrix(
 
 def save(output: Path, imatrix: Imatrix, *, legacy: bool = False) -> None:
     """The file appears when it is whole and on the disk."""
-    from calibration.imatrix import save_imatrix
-    from gguf_export.replacing import replacing
+    from calibration.importance.imatrix import save_imatrix
+    from gguf_export.files.replacing import replacing
     from quantize.exceptions import OutputError
 
     try:
@@ -115,7 +115,7 @@ def save(output: Path, imatrix: Imatrix, *, legacy: bool = False) -> None:
 
 def print_load(collected: Collected) -> None:
     """The table of routed tokens per layer and expert, and a line for each expert that saw too few."""
-    from gguf_export.console import print_table
+    from gguf_export.commands.console import print_table
 
     load = collected.load
     n_layer, n_expert = load.tokens.shape

@@ -16,13 +16,13 @@ from gguf_export.commands.options import FILE
 @click.option("--tensors", is_flag=True, help="One line for each tensor, too.")
 def inspect(path: Path, as_json: bool, tensors: bool) -> None:
     """Say what PATH is: a checkpoint folder or a GGUF file; its architecture, experts, types, sizes."""
-    from gguf_export.inspect import describe
+    from gguf_export.checking.inspect import describe
 
     found = describe(path)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=1))
         return
-    from gguf_export.console import print_table, size
+    from gguf_export.commands.console import print_table, size
 
     print_table(str(path), ("", ""), found.facts())
     print_table(

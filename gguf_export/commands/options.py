@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from calibration.hidden import Storage
-    from calibration.model import Arithmetic
-    from calibration.text import Chunks
-    from gguf_export.reader import GGUFFile
-    from quantize.recipe import Recipe
-    from quantize.shards import Checkpoint
+    from calibration.forward.hidden import Storage
+    from calibration.forward.layers import Arithmetic
+    from calibration.text.chunks import Chunks
+    from quantize.recipes.recipe import Recipe
+    from quantize.sources.checkpoint import Checkpoint
+    from quantize.sources.gguf_file import GGUFFile
 
 Command = Callable[..., None]
 
@@ -106,15 +106,15 @@ forward_options = together(
 
 def say(line: str) -> None:
     """One line for the person at the terminal, beside what goes to standard output."""
-    from quantize.untrusted import printable
+    from quantize.containers.untrusted import printable
 
     click.echo(printable(line), err=True)
 
 
 def read_recipes(ftypes: Sequence[str], options: dict[str, Any]) -> list[Recipe]:
     """One recipe for each file type, from `recipe_options`, which are taken out of `options`."""
-    from quantize.ftypes import ftype
-    from quantize.recipe import Recipe, parse_qtype, parse_tensor_type, read_tensor_types
+    from quantize.recipes.ftypes import ftype
+    from quantize.recipes.recipe import Recipe, parse_qtype, parse_tensor_type, read_tensor_types
 
     tensor_types = [parse_tensor_type(text) for text in options.pop("tensor_types")]
     file = options.pop("tensor_type_file")
@@ -139,10 +139,10 @@ def read_recipes(ftypes: Sequence[str], options: dict[str, Any]) -> list[Recipe]
 def open_model(path: Path) -> Checkpoint | GGUFFile:
     """The checkpoint in a folder, or a finished GGUF file."""
     if path.is_file():
-        from gguf_export.compare import open_file
+        from gguf_export.comparing.run import open_file
 
         return open_file(path, say)
-    from quantize.shards import open_checkpoint
+    from quantize.sources.checkpoint import open_checkpoint
 
     return open_checkpoint(path)
 
@@ -153,8 +153,8 @@ def read_chunks(model: Checkpoint | GGUFFile, options: dict[str, Any]) -> Chunks
     n_chunk, n_ctx, parse_special = (options.pop(name) for name in ("n_chunk", "n_ctx", "parse_special"))
     if not texts and not prompts:
         return None
-    from calibration.text import make_chunks, read_prompts, read_text
-    from gguf_export.vocabulary import tokenizer_of
+    from calibration.text.chunks import make_chunks, read_prompts, read_text
+    from gguf_export.vocab.same_tokens import tokenizer_of
 
     return make_chunks(
         [read_text(path) for path in texts] + [read_prompts(path) for path in prompts],
@@ -171,7 +171,7 @@ def read_forward(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
     Raises:
         DeviceError: torch cannot compute there.
     """
-    from calibration.model import Arithmetic, best_dtype
+    from calibration.forward.layers import Arithmetic, best_dtype
 
     device, storage = read_device(options)
     return Arithmetic(device, best_dtype(device)), storage
@@ -181,8 +181,8 @@ def read_device(options: dict[str, Any]) -> tuple[str, Storage]:
     """As `read_forward`, for a verb that chooses the type of products itself."""
     import torch
 
-    from calibration.hidden import Storage
-    from calibration.model import refuse_device
+    from calibration.forward.hidden import Storage
+    from calibration.forward.layers import refuse_device
 
     device, scratch, hidden = (options.pop(name) for name in ("device", "scratch", "hidden"))
     refuse_device(device)

@@ -53,10 +53,10 @@ def verify(
 
     The exit status is 1 where an error is found; warnings leave it 0.
     """
-    from gguf_export import checksums
-    from gguf_export import verify as verifying
-    from gguf_export.console import ProgressView
-    from quantize.shards import open_checkpoint
+    from gguf_export.checking import checksums
+    from gguf_export.checking import verify as verifying
+    from gguf_export.commands.console import ProgressView
+    from quantize.sources.checkpoint import open_checkpoint
 
     if imatrix_name is not None and against is None:
         raise click.UsageError("--imatrix compares with a checkpoint: give --against MODEL, too")
@@ -67,7 +67,7 @@ def verify(
     checkpoint = open_checkpoint(against) if against else None
     imatrix = None
     if imatrix_name not in (None, "none"):
-        from calibration.imatrix import load_imatrix
+        from calibration.importance.imatrix import load_imatrix
 
         imatrix = load_imatrix(str(imatrix_name), prior=prior)
     with ProgressView(quiet=quiet) as view:

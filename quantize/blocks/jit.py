@@ -52,6 +52,5 @@ def _forget_when_callees_change(compiled: Any) -> None:
 @cache
 def _stamp_of_sources() -> str:
     """A hash of every file in which callees lie."""
-    folder = Path(__file__).parent
-    files = sorted([*folder.glob("*.py"), folder.parent / "rounding.py"])
+    files = sorted(Path(__file__).parent.glob("*.py"))
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -28,7 +28,7 @@ from quantize.blocks.base import BlockFormat
 from quantize.blocks.half import load_f16, store_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import LANES, Chunk, chunks, importance_lanes
-from quantize.rounding import nearest
+from quantize.blocks.rounding import nearest
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 84

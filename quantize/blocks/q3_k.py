@@ -31,8 +31,8 @@ from quantize.blocks.lanes import (
 )
 from quantize.blocks.q3 import make_q3
 from quantize.blocks.qx import BEST_ISCALE, EPS, LARGEST, N_STATE, SCALE, find_largest, make_qx
+from quantize.blocks.rounding import nearest_signed
 from quantize.blocks.signed import fit, largest_scale, search_codes
-from quantize.rounding import nearest_signed
 from quantize.tensors import Array, QType
 
 QK_K, N_SUB, SUB = 256, 16, 16

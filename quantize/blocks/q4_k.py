@@ -16,7 +16,7 @@ from quantize.blocks.base import BlockFormat
 from quantize.blocks.jit import kernel
 from quantize.blocks.k4_scales import HEAD, N_SUB, QK_K, SUB, decoded_scales, fit
 from quantize.blocks.lanes import LANES, chunks, importance_lanes
-from quantize.rounding import nearest
+from quantize.blocks.rounding import nearest
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 144

@@ -20,8 +20,8 @@ from quantize.blocks.half import load_f16, store_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import LANES, ONE, ZERO, chunks, importance_lanes, nearest_int, rounded_to_half
 from quantize.blocks.qx import EPS
+from quantize.blocks.rounding import nearest_signed
 from quantize.blocks.signed import fit, largest_scale, search_codes
-from quantize.rounding import nearest_signed
 from quantize.tensors import Array, QType
 
 QK_K, N_SUB, SUB = 256, 16, 16

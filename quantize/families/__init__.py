@@ -7,9 +7,9 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.language import Family
-from quantize.untrusted import quoted
 
 __all__ = ["FAMILIES", "Family", "family_of", "supported_architectures"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from quantize.containers.shard_index import StoredTensor
+from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.language import Family, Source, Tensor, evaluate
-from quantize.shard_index import StoredTensor
 from quantize.tensors import QType, TensorSpec
-from quantize.untrusted import quoted
 
 __all__ = ["QTYPES", "Binding", "bind", "embedding_rows", "layers_of"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from quantize.containers.untrusted import F32_MAX, quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.language import COMMON_HPARAMS, Family, evaluate
 from quantize.families.rope import normalise_rope, rope_scaling
 from quantize.hparams import Hparams
-from quantize.untrusted import F32_MAX, quoted
 
 __all__ = ["complete_config", "read_hparams", "shape_dims"]
 

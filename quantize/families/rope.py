@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from quantize.containers.untrusted import F32_MAX, quoted
 from quantize.exceptions import CheckpointError
 from quantize.hparams import Hparams, RopeScaling
 from quantize.tensors import Array
-from quantize.untrusted import F32_MAX, quoted
 
 __all__ = ["normalise_rope", "rope_freqs", "rope_scaling"]
 

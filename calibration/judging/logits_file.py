@@ -1,0 +1,107 @@
+"""llama.cpp's file of a base's logits (llama-perplexity --save-all-logits), read chunk by chunk (CONTRACT 5.1).
+
+    "_logits_"  i32 n_ctx  i32 n_vocab  i32 n_chunk  i32 tokens[n_chunk * n_ctx]
+    per chunk, for each of its n_ctx - 1 - n_ctx / 2 targets:
+        f32 scale  f32 min_log_prob  u16 codes[n_vocab, rounded up to an even number]
+
+ln p = scale * code + min_log_prob, in float32. The file holds no ln p below that of the likeliest token - 16.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from quantize.containers.untrusted import regular_size
+from quantize.exceptions import LogitsError
+
+__all__ = ["LogitsFile", "is_logits_file"]
+
+MAGIC = b"_logits_"
+HEADER = len(MAGIC) + 12  # bytes
+MAX_CTX, MAX_VOCAB, MAX_CHUNK = 1 << 24, 1 << 24, 1 << 24
+
+
+def is_logits_file(path: Path) -> bool:
+    """Whether a file begins as llama-perplexity's logits files do."""
+    try:
+        regular_size(path, LogitsError)
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, LogitsError):
+        return False
+
+
+class LogitsFile:
+    """An open file of logits; `tokens` int32 [n_chunk, n_ctx] are the text's, before BOS is put in.
+
+    Raises:
+        LogitsError: not such a file, or its size is not what its header says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        size = regular_size(path, LogitsError)
+        try:
+            with path.open("rb") as file:
+                head = file.read(HEADER)
+                if len(head) < HEADER or not head.startswith(MAGIC):
+                    raise LogitsError(f"{path}: not a file of llama-perplexity --save-all-logits")
+                counts: tuple[int, int, int] = struct.unpack_from("<3i", head, len(MAGIC))
+                self.n_ctx, self.n_vocab, self.n_chunk = counts
+                self._check(size)
+                tokens = np.frombuffer(file.read(4 * self.n_chunk * self.n_ctx), "<i4")
+        except OSError as error:
+            raise LogitsError(f"{path}: cannot be read: {error.strerror}") from error
+        self.tokens: npt.NDArray[np.int32] = tokens.reshape(self.n_chunk, self.n_ctx).astype(np.int32)
+        if self.tokens.min() < 0 or self.tokens.max() >= self.n_vocab:
+            raise LogitsError(f"{path}: damaged: a token is not below {self.n_vocab}")
+
+    @property
+    def n_scored(self) -> int:
+        """Targets of a chunk."""
+        return self.n_ctx - 1 - self.n_ctx // 2
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one target."""
+        return 8 + 4 * ((self.n_vocab + 1) // 2)
+
+    def log_probs(self, chunk: int) -> npt.NDArray[np.float32]:
+        """ln p f32 [n_scored, n_vocab] of one chunk.
+
+        Raises:
+            LogitsError: the file cannot be read, ends early, or holds scales that are no numbers.
+        """
+        n_bytes = self.n_scored * self.row_bytes
+        try:
+            with self.path.open("rb") as file:
+                file.seek(HEADER + 4 * self.n_chunk * self.n_ctx + chunk * n_bytes)
+                data = file.read(n_bytes)
+        except OSError as error:
+            raise LogitsError(f"{self.path}: cannot be read: {error.strerror}") from error
+        if len(data) != n_bytes:
+            raise LogitsError(f"{self.path}: truncated: it ends within chunk {chunk}")
+        rows = np.frombuffer(data, np.uint8).reshape(self.n_scored, self.row_bytes)
+        scale, least = rows[:, :8].copy().view("<f4").T[:, :, None]
+        if not (np.isfinite(scale).all() and np.isfinite(least).all()):
+            raise LogitsError(f"{self.path}: damaged: chunk {chunk} holds a scale that is no number")
+        codes = rows[:, 8 : 8 + 2 * self.n_vocab].copy().view("<u2")
+        found: npt.NDArray[np.float32] = scale * codes.astype(np.float32) + least
+        return found
+
+    def _check(self, size: int) -> None:
+        if not (
+            3 <= self.n_ctx <= MAX_CTX and 0 < self.n_vocab <= MAX_VOCAB and 0 < self.n_chunk <= MAX_CHUNK
+        ):
+            raise LogitsError(
+                f"{self.path}: damaged: context {self.n_ctx}, vocabulary {self.n_vocab}, chunks {self.n_chunk}"
+            )
+        expected = HEADER + 4 * self.n_chunk * self.n_ctx + self.n_chunk * self.n_scored * self.row_bytes
+        if size < expected:
+            raise LogitsError(
+                f"{self.path}: truncated: {size} bytes of {expected}; was the program that wrote it stopped?"
+            )

@@ -1,0 +1,83 @@
+"""SHA256SUMS beside the files of a folder, as `sha256sum` writes and checks it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from gguf_export.checking.findings import Finding, error, info
+from quantize.containers.untrusted import read_bytes, regular_size
+from quantize.exceptions import GGUFError, OutputError
+from quantize.telling import Progress, Report, silent
+
+__all__ = ["SUMS", "check_sum", "sha256"]
+
+SUMS = "SHA256SUMS"
+MAX_BYTES = 2**24  # of a SHA256SUMS
+READ_BYTES = 2**20
+
+
+def check_sum(path: Path, report: Report = silent) -> Finding:
+    """Check a file against the SHA256SUMS of its folder; where it is not listed yet, add it.
+
+    Raises:
+        GGUFError: the file, or SHA256SUMS, cannot be read.
+        OutputError: SHA256SUMS cannot be written.
+    """
+    sums = path.with_name(SUMS)
+    if not path.name.isprintable():
+        raise OutputError(f"{path}: a name that cannot stand in {SUMS}; rename the file")
+    if sums.is_symlink():  # a stranger's folder could have us write into any file of yours
+        raise OutputError(f"{sums}: is a link, which is not followed; remove it")
+    listed, before = _listed(sums)
+    found = sha256(path, report)
+    if path.name not in listed:
+        try:
+            with sums.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(f"{before}{found}  {path.name}\n")
+        except OSError as fault:
+            raise OutputError(f"{sums}: cannot be written: {fault.strerror}") from None
+        return info(str(path), f"SHA-256 {found} was added to {SUMS}")
+    if listed[path.name] != found:
+        return error(
+            str(path),
+            f"SHA-256 is {found}, {SUMS} says {listed[path.name]}",
+            f"the file is damaged: fetch it again; if it was made anew, remove its line from {SUMS}",
+        )
+    return info(str(path), f"SHA-256 is {found}, as {SUMS} says")
+
+
+def sha256(path: Path, report: Report = silent) -> str:
+    """The SHA-256 of a file, hexadecimal.
+
+    Raises:
+        GGUFError: the file cannot be read.
+    """
+    total, done = regular_size(path, GGUFError), 0
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while data := file.read(READ_BYTES):
+                digest.update(data)
+                done += len(data)
+                report(Progress("hashing", done, total))
+    except OSError as fault:
+        raise GGUFError(f"{path}: cannot be read: {fault.strerror}") from None
+    return digest.hexdigest()
+
+
+def _listed(sums: Path) -> tuple[dict[str, str], str]:
+    """File name -> hash, and what must come before a new line; lines are `hash`, a space, a space or an asterisk, the
+    name."""
+    if not sums.exists():
+        return {}, ""
+    try:
+        text = read_bytes(sums, MAX_BYTES, GGUFError).decode("utf-8")
+    except UnicodeDecodeError:
+        raise GGUFError(f"{sums}: cannot be read as text; remove it") from None
+    listed = {}
+    for line in text.replace("\r\n", "\n").split("\n"):
+        digest, _, name = line.partition(" ")
+        if len(digest) == 64 and name[:1] in (" ", "*"):
+            listed[name[1:]] = digest.lower()
+    return listed, "\n" if text and not text.endswith("\n") else ""

@@ -1,0 +1,269 @@
+"""Whether llama.cpp would load a GGUF file: everything its loader checks before the first token.
+
+The container itself (counts, offsets, sizes, names) is checked by `quantize.containers.gguf`, which reads nothing
+that ggml refuses. Here are the checks of src/llama-model-loader.cpp, src/llama-model.cpp, src/llama-vocab.cpp and
+src/models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gguf import GGUFValueType as Type
+from gguf.constants import MODEL_ARCH_NAMES
+
+from gguf_export.checking.findings import Finding, error, info, warning
+from gguf_export.vocab import pretokenizers
+from quantize.containers.untrusted import quoted
+from quantize.exceptions import GGUFError
+from quantize.families import Family, family_of, supported_architectures
+from quantize.families.binding import layers_of
+from quantize.families.language import evaluate
+from quantize.hparams import Hparams
+from quantize.recipes.layout import padded
+from quantize.sources.gguf_file import GGUFFile
+
+__all__ = ["check_structure"]
+
+MAX_LAYERS, MAX_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
+
+AGAIN = "convert the model again"
+FETCH = "fetch the file again, or convert the model again"
+
+REQUIRED = {"context_length", "embedding_length", "block_count", "attention.layer_norm_rms_epsilon"}
+PER_LAYER = {  # arrays are fine, too
+    *("feed_forward_length", "attention.head_count", "attention.head_count_kv", "expert_used_count"),
+}
+ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+SPLIT_TYPES = {"split.no": Type.UINT16, "split.count": Type.UINT16, "split.tensors.count": Type.INT32}
+ARCH_TYPES = {
+    **dict.fromkeys(
+        (
+            *("context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size"),
+            *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
+            *("attention.value_length", "expert_count", "expert_used_count", "expert_shared_count"),
+            *("expert_feed_forward_length", "expert_gating_func", "expert_group_count"),
+            *("expert_group_used_count", "rope.dimension_count", "rope.scaling.original_context_length"),
+        ),
+        Type.UINT32,
+    ),
+    **dict.fromkeys(
+        (
+            *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base"),
+            *("rope.scaling.factor", "rope.scaling.attn_factor", "expert_weights_scale"),
+            *("rope.scale_linear", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"),
+            *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+        ),
+        Type.FLOAT32,
+    ),
+    "rope.scaling.type": Type.STRING,
+    "rope.scaling.finetuned": Type.BOOL,
+    "expert_weights_norm": Type.BOOL,
+}
+TOKENIZER_TYPES = {
+    **dict.fromkeys(("model", "pre"), (Type.STRING,)),
+    **dict.fromkeys(("tokens", "merges"), (Type.STRING,)),
+    "scores": (Type.FLOAT32, Type.INT32),
+    "token_type": (Type.INT32,),
+    **dict.fromkeys(
+        (
+            f"{kind}_token_id"
+            for kind in ("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "mask")
+        ),
+        (Type.UINT32,),
+    ),
+    **dict.fromkeys((f"add_{what}" for what in ("bos_token", "eos_token", "space_prefix")), (Type.BOOL,)),
+}
+TOKENIZER_ARRAYS = {"tokens", "merges", "scores", "token_type"}
+
+
+def check_structure(file: GGUFFile) -> list[Finding]:
+    """Everything that the loader would refuse or warn of, in an open file; no weight is read."""
+    findings = [*_architecture(file), *_tokenizer(file), *_tail(file)]
+    if file.keys.get("split.count", 0) not in (0, 1):
+        return [*findings, info("split.count", "one file of several: the list of tensors is not checked")]
+    arch = file.keys.get("general.architecture")
+    arrays = [name for name in sorted(PER_LAYER) if isinstance(file.keys.get(f"{arch}.{name}"), list)]
+    if arrays:
+        return [
+            *findings,
+            info(f"{arch}.{arrays[0]}", "differs by layer: the tensors are not checked by name"),
+        ]
+    try:
+        hparams = file.hparams
+    except GGUFError as fault:
+        # A key that is missing or of a wrong type may have been named already, more precisely.
+        if not any(finding.severity == "error" for finding in findings):
+            findings.append(error(str(file.path), str(fault).removeprefix(f"{file.path}: "), AGAIN))
+        return findings
+    return [*findings, *_dimensions(file, hparams), *_tensors(file, hparams)]
+
+
+def _architecture(file: GGUFFile) -> Iterator[Finding]:
+    """Keys that must be there, and types, which the loader takes literally."""
+    arch = file.keys.get("general.architecture")
+    if not isinstance(arch, str):
+        yield error("general.architecture", "is missing or no text", f"is this a model? if so, {AGAIN}")
+        return
+    if arch not in MODEL_ARCH_NAMES.values():
+        yield warning(
+            "general.architecture", f"{quoted(arch)} is unknown here, and perhaps to llama.cpp", AGAIN
+        )
+    for key, wanted in {**SPLIT_TYPES, "general.name": Type.STRING}.items():
+        there = file.types.get(key, (wanted, None))[0]
+        if there != wanted:
+            yield error(key, f"is of type {there.name}, the loader wants {wanted.name}", AGAIN)
+    scaling = file.keys.get(f"{arch}.rope.scaling.type", "none")
+    if isinstance(scaling, str) and scaling not in ROPE_SCALINGS:
+        yield error(f"{arch}.rope.scaling.type", f"{quoted(scaling)} is unknown to llama.cpp", AGAIN)
+    for name in sorted(REQUIRED):
+        if f"{arch}.{name}" not in file.keys and name != "attention.layer_norm_rms_epsilon":
+            yield error(f"{arch}.{name}", "is missing", AGAIN)
+    if not {f"{arch}.attention.layer_norm_{kind}epsilon" for kind in ("rms_", "")} & file.keys.keys():
+        yield error(f"{arch}.attention.layer_norm_rms_epsilon", "is missing", AGAIN)
+    for name, wanted in ARCH_TYPES.items():
+        key = f"{arch}.{name}"
+        found, element = file.types.get(key, (None, None))
+        if found == Type.ARRAY and name in PER_LAYER:
+            if element not in (Type.INT32, Type.UINT32) or len(file.keys[key]) != file.keys.get(
+                f"{arch}.block_count"
+            ):
+                yield error(key, "is no array of one u32 or i32 for each layer", AGAIN)
+        elif found is not None and found != wanted:
+            yield error(key, f"is of type {found.name}, the loader wants {wanted.name}", AGAIN)
+    quantized = any(stored.spec.qtype.name not in ("F32", "F16", "BF16") for stored in file.tensors.values())
+    if quantized and file.keys.get("general.quantization_version", 2) != 2:
+        yield warning("general.quantization_version", "is not 2, ggml's present one", AGAIN)
+
+
+def _dimensions(file: GGUFFile, hparams: Hparams) -> Iterator[Finding]:
+    """Numbers that must go with each other."""
+    arch = hparams.arch
+
+    def fault(name: str, text: str) -> Finding:
+        return error(f"{arch}.{name}", text, AGAIN)
+
+    if not 1 <= hparams.n_layer <= MAX_LAYERS:
+        yield fault("block_count", f"is {hparams.n_layer}, the loader takes 1 to {MAX_LAYERS}")
+    if hparams.n_expert > MAX_EXPERTS:
+        yield fault("expert_count", f"is {hparams.n_expert}, the loader takes at most {MAX_EXPERTS}")
+    if hparams.n_expert and not 1 <= hparams.n_expert_used <= hparams.n_expert:
+        yield fault("expert_used_count", f"is {hparams.n_expert_used}, of {hparams.n_expert} experts")
+    if not hparams.n_expert and hparams.n_expert_used:
+        yield fault("expert_used_count", f"is {hparams.n_expert_used}, but there are no experts")
+    groups = file.keys.get(f"{arch}.expert_group_count", 0)
+    if hparams.n_expert and isinstance(groups, int) and groups >= hparams.n_expert:
+        yield fault("expert_group_count", f"is {groups}, of {hparams.n_expert} experts")
+    if hparams.n_head_kv < 1 or hparams.n_head % hparams.n_head_kv:
+        yield fault("attention.head_count_kv", f"is {hparams.n_head_kv}, of {hparams.n_head} heads")
+    rope = file.keys.get(f"{arch}.rope.dimension_count", hparams.head_dim)
+    if arch == "llama" and rope != hparams.head_dim:
+        yield fault("rope.dimension_count", f"is {quoted(rope)}, heads have {hparams.head_dim} dimensions")
+    if hparams.rms_norm_eps <= 0:
+        yield fault("attention.layer_norm_rms_epsilon", f"is {hparams.rms_norm_eps}")
+    if hparams.rope_freq_base <= 0 or not math.isfinite(hparams.rope_freq_base):
+        yield fault("rope.freq_base", f"is {hparams.rope_freq_base}")
+
+
+def _tokenizer(file: GGUFFile) -> Iterator[Finding]:
+    prefix = "tokenizer.ggml."
+    keys: Mapping[str, Any] = {
+        key.removeprefix(prefix): value for key, value in file.keys.items() if key.startswith(prefix)
+    }
+    for name in ("model", "tokens"):
+        if name not in keys:
+            yield error(prefix + name, "is missing: the file has no vocabulary", AGAIN)
+            return
+    wrong = False
+    for name, wanted in TOKENIZER_TYPES.items():
+        kind, element = file.types.get(prefix + name, (None, None))
+        found = element if name in TOKENIZER_ARRAYS else kind
+        if name in keys and ((name in TOKENIZER_ARRAYS) != (kind == Type.ARRAY) or found not in wanted):
+            wrong = True
+            yield error(prefix + name, "is of a type that the loader does not take", AGAIN)
+    if wrong:
+        return
+    n_tokens = len(keys["tokens"])
+    texts = [text.partition("\0")[0] for text in keys["tokens"]]  # the loader reads C strings
+    if len(set(texts)) < n_tokens:
+        double = Counter(texts).most_common(1)[0][0]
+        yield error(f"{prefix}tokens", f"{quoted(double)} is there twice", AGAIN)
+    for name in ("scores", "token_type"):
+        if name in keys and len(keys[name]) < n_tokens:
+            yield error(prefix + name, f"has {len(keys[name])} entries for {n_tokens} tokens", AGAIN)
+    if keys["model"] == "gpt2":
+        if "merges" not in keys:
+            yield error(f"{prefix}merges", "is missing: a byte-level BPE cannot do without", AGAIN)
+        if keys.get("pre", "default") not in (*pretokenizers.KNOWN, "default"):
+            yield error(f"{prefix}pre", f"{quoted(keys['pre'])} is unknown to llama.cpp", AGAIN)
+    for name, value in keys.items():
+        if name.endswith("_token_id") and isinstance(value, int) and value >= n_tokens:
+            yield warning(prefix + name, f"is {value}, the last token is {n_tokens - 1}", AGAIN)
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is not None and embedding.spec.n_row != n_tokens:
+        yield error(
+            f"{prefix}tokens", f"{n_tokens} tokens for an embedding of {embedding.spec.n_row} rows", AGAIN
+        )
+
+
+def _tensors(file: GGUFFile, hparams: Hparams) -> Iterator[Finding]:
+    """Each tensor that the architecture needs, in its shape, and none that it does not know."""
+    expected = _expected(hparams)
+    if expected is None:
+        yield info(
+            str(file.path), f"architecture {quoted(hparams.arch)}: its tensors are not known here by name"
+        )
+        return
+    for name, (shape, optional) in expected.items():
+        stored = file.tensors.get(name)
+        if stored is None:
+            if not optional:
+                yield error(name, "is missing", FETCH)
+        elif _trimmed(stored.spec.shape) != _trimmed(shape):
+            yield error(name, f"has shape {list(stored.spec.shape)}, {list(shape)} is expected", AGAIN)
+    for name in file.tensors:
+        if name not in expected:
+            yield error(quoted(name), f"architecture {hparams.arch} has no such tensor", AGAIN)
+
+
+def _expected(hparams: Hparams) -> dict[str, tuple[tuple[int, ...], bool]] | None:
+    """Shape, and whether the loader can do without, of every tensor by name; None for an unknown architecture."""
+    families = [family_of({"architectures": [name]}) for name in supported_architectures()]
+    families = list({id(family): family for family in families if family.arch == hparams.arch}.values())
+    dims = {name: value for name, value in vars(hparams).items() if type(value) is int}
+    fitting = [family for family in families if _has_experts(family) == (hparams.n_expert > 0)]
+    if not fitting or any(family.dims for family in families) or hparams.n_layer > MAX_LAYERS:
+        return None
+    expected: dict[str, tuple[tuple[int, ...], bool]] = {}
+    for family in families:
+        for tensor in family.tensors:
+            if family in fitting or tensor.optional:
+                for bid in layers_of(family, tensor, dims):
+                    shape = tuple(evaluate(axis, dims) for axis in tensor.shape.split())
+                    expected[tensor.name.format(bid=bid)] = (shape, tensor.optional)
+        for computed in family.computed:
+            expected[computed.name] = ((hparams.head_dim // 2,), True)
+    return expected
+
+
+def _has_experts(family: Family) -> bool:
+    return any(tensor.where == "moe" for tensor in family.tensors)
+
+
+def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """ggml knows no ones in front: a matrix of one row is a vector."""
+    first = next((i for i, n in enumerate(shape) if n > 1), len(shape) - 1)
+    return shape[first:]
+
+
+def _tail(file: GGUFFile) -> Iterator[Finding]:
+    if not file.tensors:
+        yield error(str(file.path), "holds no tensors", "is this a vocabulary only, or an importance matrix?")
+        return
+    last = list(file.tensors.values())[-1]
+    end = last.offset + last.n_bytes
+    if file.n_bytes > max(end, last.offset + padded(last.n_bytes), end + -last.n_bytes % file.alignment):
+        yield warning(str(file.path), f"{file.n_bytes - end} bytes lie behind the last tensor", FETCH)

@@ -1,0 +1,94 @@
+"""What a model's files are called, and where LM Studio looks for them.
+
+GGUF's naming convention (ggml's docs/gguf.md) as llama.cpp's converter applies it (gguf-py/gguf/utility.py:
+naming_convention): base name, size label, fine-tune, version, type. The words come from a stranger's metadata, so
+nothing of them reaches a path unfiltered.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gguf_export.metadata.model_id import is_type
+from gguf_export.metadata.model_keys import KeyValue
+from quantize.exceptions import OutputError
+
+__all__ = [
+    "find_publisher",
+    "lmstudio_path",
+    "lmstudio_root",
+    "model_folder",
+    "output_name",
+    "safe_name",
+]
+
+_FORBIDDEN = frozenset('/\\:*?"<>|')
+_DEVICES = frozenset(
+    ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"))
+)
+_MAX_BYTES = 180  # leaves room for type, shard number and extension in the 255 bytes of a file name
+
+
+def output_name(keys: Iterable[KeyValue], ftype: str) -> str:
+    """File name of the model that `keys` describe, in the file type `ftype`: `Harmony-4x7B-Q4_K_M.gguf`."""
+    return f"{_stem(keys)}-{ftype.upper()}.gguf"
+
+
+def model_folder(keys: Iterable[KeyValue]) -> str:
+    """Name of the folder that holds all types of the model, as they are published: `Harmony-4x7B-GGUF`."""
+    return f"{_stem(keys)}-GGUF"
+
+
+def _stem(keys: Iterable[KeyValue]) -> str:
+    """Unlike the converter, drop the type (`bf16`) of a name that could not be taken to pieces, too.
+
+    The type of the checkpoint is not that of the file.
+    """
+    said = {kv.key: kv.value for kv in keys if kv.key.startswith("general.") and isinstance(kv.value, str)}
+    base = said.get("general.basename") or "-".join(
+        word for word in said.get("general.name", "").split() if not is_type(word)
+    )
+    rest = (said.get(f"general.{key}", "") for key in ("size_label", "finetune", "version"))
+    return safe_name("-".join(text for text in (base or "model", *rest) if text))
+
+
+def safe_name(text: str) -> str:
+    """`text` as one component of a path on Linux, macOS and Windows, whoever wrote it.
+
+    No separator, no control or formatting character, no name of a device, no dot or dash at either end; what is not
+    allowed becomes "-" or goes. Never empty.
+    """
+    kept = "".join(
+        "-" if char in _FORBIDDEN or char.isspace() else char
+        for char in text
+        if char.isspace() or not unicodedata.category(char).startswith("C")
+    )
+    kept = kept.encode("utf-8")[:_MAX_BYTES].decode("utf-8", errors="ignore").strip(".-")
+    if kept.partition(".")[0].upper() in _DEVICES:
+        kept = f"model-{kept}"
+    return kept or "model"
+
+
+def lmstudio_root() -> Path:
+    """Where LM Studio keeps its models unless told otherwise."""
+    return Path.home() / ".lmstudio" / "models"
+
+
+def find_publisher(config: Mapping[str, Any]) -> str | None:
+    """Who published the model by its id, `_name_or_path` of config.json; None where that is no `publisher/model`."""
+    publisher, slash, model = str(config.get("_name_or_path", "")).partition("/")
+    return publisher if slash and publisher.strip(".~ ") and model and "/" not in model else None
+
+
+def lmstudio_path(root: Path, publisher: str, model: str, file: str) -> Path:
+    """`root/publisher/model/file`: LM Studio looks exactly two folders deep.
+
+    Raises:
+        OutputError: the publisher is empty.
+    """
+    if not publisher.strip():
+        raise OutputError(f"{file}: LM Studio wants publisher/model/file; name a publisher")
+    return root / safe_name(publisher) / safe_name(model) / Path(file).name

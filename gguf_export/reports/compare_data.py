@@ -1,0 +1,153 @@
+"""The figures of a comparison for spreadsheets and programs: CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from calibration.judging.perplexity import Estimate
+from calibration.judging.side_by_side import Comparison, Model, OnText
+from gguf_export.reports.compare_facts import base_name, imatrix_of, labels, versions
+
+__all__ = ["compare_csv", "compare_dict", "compare_json"]
+
+
+def _figures(result: OnText) -> dict[str, float]:
+    """The flat figures of one model on one text."""
+    s = result.statistics
+    found: dict[str, float] = {"n_target": s.n}
+    for name in (
+        "ppl",
+        "ppl_base",
+        "ln_ratio",
+        "ppl_ratio",
+        "ppl_difference",
+        "kld",
+        "mean_dp",
+        "rms_dp",
+        "same_top",
+    ):
+        estimate: Estimate = getattr(s, name)
+        found |= {name: estimate.value, f"{name}_error": estimate.error}
+    found |= {"correlation": s.correlation}
+    found |= {"kld_min": s.kld_min, "kld_median": s.kld_median, "kld_max": s.kld_max}
+    found |= {f"kld_q{fraction:g}": value for fraction, value in s.kld_quantiles.items() if fraction != 0.5}
+    found |= {f"dp_q{fraction:g}": value for fraction, value in s.dp_quantiles.items()}
+    return found
+
+
+def compare_csv(comparison: Comparison) -> str:
+    """One line for each model and text: sizes in bytes, shares as fractions of 1, KLD in nats."""
+    lines = []
+    for label, model, results in zip(labels(comparison), comparison.models, comparison.results, strict=True):
+        for index, result in enumerate(results):
+            where = {
+                "model": label,
+                "text": comparison.text_name(index),
+                "n_chunk": comparison.texts[index].n_chunk,
+                "n_ctx": comparison.texts[index].n_ctx,
+                "base": base_name(comparison),
+                "activations": comparison.activations,
+                "n_bytes": model.n_bytes,
+                "bpw": model.bpw,
+            }
+            routed = {"same_experts": math.nan, "router_kld": math.nan}
+            if result.router is not None:
+                routed = {
+                    "same_experts": float(np.nanmean(result.router.same)),
+                    "router_kld": float(np.nanmean(result.router.kld)),
+                }
+            lines.append(where | _figures(result) | routed)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(lines[0])
+    for line in lines:
+        values = ("" if isinstance(v, float) and not math.isfinite(v) else v for v in line.values())
+        writer.writerow([f"{v:.9g}" if isinstance(v, float) else v for v in values])
+    return out.getvalue()
+
+
+def compare_dict(comparison: Comparison) -> dict[str, Any]:
+    """Everything but the scores of single targets, as JSON takes it; None where there is no number."""
+    base = comparison.base
+    found: dict[str, Any] = {
+        "base": {
+            "name": base_name(comparison),
+            "n_bytes": base.n_bytes if isinstance(base, Model) else None,
+            "bpw": base.bpw if isinstance(base, Model) else None,
+        },
+        "activations": comparison.activations,
+        "versions": versions(),
+        "texts": [
+            {
+                "name": comparison.text_name(index),
+                "n_chunk": text.n_chunk,
+                "n_ctx": text.n_ctx,
+                "base_ppl": comparison.base_ppl[index].value,
+                "base_ppl_error": comparison.base_ppl[index].error,
+            }
+            for index, text in enumerate(comparison.texts)
+        ],
+        "models": [
+            {
+                "label": label,
+                "name": model.name,
+                "n_bytes": model.n_bytes,
+                "bpw": model.bpw,
+                "imatrix": _imatrix(model),
+                "texts": {
+                    comparison.text_name(index): _figures(result) | _routers(result)
+                    for index, result in enumerate(results)
+                },
+            }
+            for label, model, results in zip(
+                labels(comparison), comparison.models, comparison.results, strict=True
+            )
+        ],
+        "timings": asdict(comparison.timings),
+    }
+    cleaned: dict[str, Any] = _finite(found)
+    return cleaned
+
+
+def _imatrix(model: Model) -> dict[str, Any] | None:
+    """What a round trip was encoded with; None where there is none, or a file was judged."""
+    imatrix = imatrix_of(model)
+    if imatrix is None:
+        return None
+    return {
+        "file": imatrix.file,
+        "datasets": imatrix.datasets,
+        "n_chunk": imatrix.chunk_count,
+        "n_ctx": imatrix.chunk_size,
+        "prior": imatrix.prior,
+    }
+
+
+def _routers(result: OnText) -> dict[str, Any]:
+    if result.router is None:
+        return {}
+    return {
+        "router_same_by_layer": result.router.same.tolist(),
+        "router_kld_by_layer": result.router.kld.tolist(),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def compare_json(comparison: Comparison) -> str:
+    """See `compare_dict`."""
+    return json.dumps(compare_dict(comparison), indent=1, allow_nan=False) + "\n"

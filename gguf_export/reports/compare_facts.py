@@ -1,0 +1,110 @@
+"""What a comparison is of: the names of its models, and how they were measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from calibration.importance.imatrix import Imatrix
+from calibration.judging.logits_file import LogitsFile
+from calibration.judging.round_trip import RoundTrip
+from calibration.judging.side_by_side import Comparison, Model
+from gguf_export.writing.fingerprint import version
+
+__all__ = ["base_name", "imatrix_of", "labels", "protocol", "versions"]
+
+ACTIVATIONS = {
+    "exact": "exact, so that only the weights are judged",
+    "int8": "rounded to 8 bits as llama.cpp's CPU kernels do",
+}
+
+PROTOCOL = "that of llama-perplexity: the second half of each chunk is scored; ± is one standard error"
+
+PART = re.compile(r"(?<=-)|(?<=\.)(?=\D)")
+"""Where one part of a file's name ends: Model-8x7B-v0.1-Q4_K_M, Model.Q4_K_M."""
+
+FILE_TYPE = re.compile(r"(I?Q|TQ)\d_\w+|B?F16|F32|MXFP4\w*", re.IGNORECASE)
+
+
+def labels(comparison: Comparison) -> list[str]:
+    """A short name for each model: what tells its file from the others and from the base, else its file type."""
+    base = comparison.base
+    names = [_stem(model) for model in comparison.models]
+    whole = [name for model, name in zip(comparison.models, names, strict=True) if _is_file(model)]
+    beside = [_stem(base)] if isinstance(base, Model) and _is_file(base) else []
+    cut = _cut([PART.split(name) for name in dict.fromkeys(whole + beside)], base_name(comparison))
+    shown = [
+        "".join(PART.split(name)[cut:]) if _is_file(model) else name
+        for model, name in zip(comparison.models, names, strict=True)
+    ]
+    return shown if len(set(shown)) == len(shown) else [model.name for model in comparison.models]
+
+
+def _cut(names: Sequence[list[str]], base: str) -> int:
+    """How many parts all names have in common; one name alone is held against the base's and its file type."""
+    first = names[0] if names else []
+    if len(names) > 1:
+        shortest = min(map(len, names))
+        return next(
+            (i for i in range(shortest - 1) if any(one[i] != first[i] for one in names)), shortest - 1
+        )
+    typed = next((i for i, part in enumerate(first) if FILE_TYPE.fullmatch(part.rstrip("-."))), 0)
+    for i in range(1, len(first)):
+        if "".join(first[:i]).rstrip("-.") == base:
+            return i
+    return typed
+
+
+def _is_file(model: Model) -> bool:
+    return model.name.endswith(".gguf")
+
+
+def _stem(model: Model) -> str:
+    return Path(model.name).name.removesuffix(".gguf") if _is_file(model) else model.name
+
+
+def base_name(comparison: Comparison) -> str:
+    """What the base is called."""
+    base = comparison.base
+    path = base.path if isinstance(base, LogitsFile) else Path(base.name)
+    return path.name or path.resolve().name
+
+
+def imatrix_of(model: Model) -> Imatrix | None:
+    """The importances of a round trip; of a file they are not known here."""
+    return model.source.imatrix if isinstance(model.source, RoundTrip) else None
+
+
+def versions() -> dict[str, str]:
+    """Of the programs that measured."""
+    return {"moe-gguf": version(), "torch": str(torch.__version__)}
+
+
+def protocol(comparison: Comparison) -> list[tuple[str, str]]:
+    """How it was measured: (what, how) each."""
+    found = [("base", base_name(comparison))]
+    for index, text in enumerate(comparison.texts):
+        amount = f"{text.n_chunk:,} chunk{'s' * (text.n_chunk != 1)} of {text.n_ctx:,} tokens"
+        found.append((f"text {comparison.text_name(index)}", amount))
+    found += [("protocol", PROTOCOL), ("activations", ACTIVATIONS[comparison.activations])]
+    for told in dict.fromkeys(_importances(model) for model in comparison.models):
+        if told:
+            found.append(("importances of round trips", told))
+    return [*found, ("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))]
+
+
+def _importances(model: Model) -> str:
+    if not isinstance(model.source, RoundTrip):
+        return ""
+    imatrix = model.source.imatrix
+    if imatrix is None:
+        return "none"
+    parts = [Path(imatrix.file).name or "an importance matrix"]
+    if imatrix.chunk_count:
+        parts.append(f"{imatrix.chunk_count:,} chunks of {imatrix.chunk_size:,} tokens")
+    if imatrix.prior:
+        parts.append(f"prior of {imatrix.prior:g} tokens")
+    return ", ".join(parts)

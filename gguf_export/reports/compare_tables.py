@@ -1,0 +1,189 @@
+"""The figures of a comparison as a person reads them: on the terminal, on a page, on a model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from calibration.forward.streams import Timings
+from calibration.judging.logits_file import LogitsFile
+from calibration.judging.perplexity import Estimate
+from calibration.judging.side_by_side import Comparison, Model, OnText
+from gguf_export.reports.compare_facts import base_name, labels, protocol
+from gguf_export.reports.figures import NOTHING, significant
+
+__all__ = [
+    "DETAILS",
+    "DIVERGENCE",
+    "GLANCE",
+    "QUALITY",
+    "compare_markdown",
+    "gib",
+    "nats",
+    "text_table",
+    "timing_table",
+    "with_error",
+]
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+NOISE = 1e-8
+"""Differences of float32 logits: a smaller error has no digits worth showing."""
+
+
+def gib(n_bytes: float) -> str:
+    """Bytes in GiB, three digits behind the point; small files in MiB."""
+    return f"{n_bytes / 2**30:.3f} GiB" if n_bytes >= 1 << 30 else f"{n_bytes / 2**20:.2f} MiB"
+
+
+def with_error(estimate: Estimate, factor: float = 1.0) -> str:
+    """A value and its standard error, both to the place of the error's second digit; below 1e-8 all is rounding."""
+    value, error = factor * estimate.value, factor * estimate.error
+    if not math.isfinite(value):
+        return NOTHING
+    places = 6 if abs(value) < 1 else 2
+    if error >= NOISE and math.isfinite(error):
+        places = max(0, 1 - math.floor(math.log10(error)))
+    return _fixed(value, places) + (f" ± {error:.{places}f}" if math.isfinite(error) else "")
+
+
+def _fixed(value: float, places: int) -> str:
+    """So many places, and no minus before zeros."""
+    return f"{round(value, places) + 0.0:,.{places}f}"
+
+
+def ppl(estimate: Estimate) -> str:
+    """A perplexity with its error: four places as llama-perplexity prints them, since levels differ by little."""
+    return f"{estimate.value:,.4f}" + (f" ± {estimate.error:.4f}" if math.isfinite(estimate.error) else "")
+
+
+def nats(value: float, digits: int = 3) -> str:
+    """A KLD: so many digits, six places at most; zero where nothing but rounding is left."""
+    if abs(value) < 5e-7:
+        return "0"
+    return significant(value, digits) if abs(value) >= 1e-4 else _fixed(value, 6)
+
+
+Figure = Callable[[Model, OnText], str]
+
+FIGURES: dict[str, Figure] = {
+    "size": lambda model, result: gib(model.n_bytes),
+    "bpw": lambda model, result: f"{model.bpw:.2f}",
+    "PPL": lambda model, result: ppl(result.statistics.ppl),
+    "ln PPL ratio": lambda model, result: with_error(result.statistics.ln_ratio),
+    "same top %": lambda model, result: with_error(result.statistics.same_top, 100),
+    "same experts %": lambda model, result: same_experts(result),
+    "mean KLD": lambda model, result: with_error(result.statistics.kld),
+    "median KLD": lambda model, result: nats(result.statistics.kld_median),
+    "99 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.99]),
+    "99.9 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.999]),
+    "max KLD": lambda model, result: nats(result.statistics.kld_max),
+    "RMS Δp %": lambda model, result: with_error(result.statistics.rms_dp, 100),
+}
+"""Heading -> what stands under it for one model on one text."""
+
+BRIEF: dict[str, Figure] = {
+    "PPL": lambda model, result: f"{result.statistics.ppl.value:,.4f}",
+    "RMS Δp %": lambda model, result: significant(100 * result.statistics.rms_dp.value),
+    "median KLD": lambda model, result: nats(result.statistics.kld_median, 2),
+    "99 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.99], 2),
+    "99.9 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.999], 2),
+    "max KLD": lambda model, result: nats(result.statistics.kld_max, 2),
+}
+"""The same with fewer digits, and without an error that is only that of the text: a terminal has 80 columns."""
+
+QUALITY = ("size", "bpw", "PPL", "ln PPL ratio", "same top %", "same experts %")
+DIVERGENCE = ("mean KLD", "median KLD", "99 % KLD", "99.9 % KLD", "max KLD", "RMS Δp %")
+"""The two tables of a page, together all figures."""
+
+GLANCE = ("size", "mean KLD", "same top %", "PPL")
+DETAILS = ("median KLD", "99 % KLD", "99.9 % KLD", "max KLD", "RMS Δp %", "ln PPL ratio", "same experts %")
+"""The two tables of a terminal, together all figures but the bits per weight."""
+
+
+def text_table(
+    comparison: Comparison, text: int, headings: Sequence[str] = QUALITY + DIVERGENCE, *, brief: bool = False
+) -> Table:
+    """Some figures on one text: one row for each model, the base first where a figure is its own too.
+
+    `brief` is for a terminal: see `BRIEF`.
+    """
+    figures = FIGURES | (BRIEF if brief else {})
+    if all(same_experts(results[text]) == NOTHING for results in comparison.results):
+        headings = [heading for heading in headings if heading != "same experts %"]
+    own = _own(comparison, text)
+    if brief:
+        own["PPL"] = f"{comparison.base_ppl[text].value:,.4f}"
+    rows = []
+    if own.keys() & set(headings):
+        name = "base" if brief else f"{base_name(comparison)} (base)"
+        rows = [(name, *(own.get(heading, NOTHING) for heading in headings))]
+    for label, model, results in zip(labels(comparison), comparison.models, comparison.results, strict=True):
+        rows.append((label, *(figures[heading](model, results[text]) for heading in headings)))
+    return ("model", *(f">{heading}" for heading in headings)), rows
+
+
+def _own(comparison: Comparison, text: int) -> dict[str, str]:
+    """The figures of the base itself."""
+    size, bpw = base_size(comparison)
+    return {"size": size, "bpw": bpw, "PPL": ppl(comparison.base_ppl[text])}
+
+
+def base_size(comparison: Comparison) -> tuple[str, str]:
+    """Size and bits per weight of the base, where it is a model."""
+    base = comparison.base
+    return (NOTHING, NOTHING) if isinstance(base, LogitsFile) else (gib(base.n_bytes), f"{base.bpw:.2f}")
+
+
+def same_experts(result: OnText) -> str:
+    """Share of tokens that go to the base's experts, mean over the layers, in percent."""
+    if result.router is None or np.isnan(result.router.same).all():
+        return NOTHING
+    return f"{100 * float(np.nanmean(result.router.same)):.2f}"
+
+
+MODEL_CARD = ("PPL", "ln PPL ratio", "mean KLD", "99.9 % KLD", "same top %", "same experts %")
+
+
+def compare_markdown(comparison: Comparison) -> str:
+    """A table for a model card; several texts have a table each."""
+    parts = []
+    for index in range(len(comparison.texts)):
+        columns, rows = text_table(comparison, index, ("size", "bpw", *MODEL_CARD))
+        if len(comparison.texts) > 1:
+            parts += [f"**{_cell(comparison.text_name(index))}**", ""]
+        parts.append(_line([column.lstrip(">") for column in columns]))
+        parts.append(_line(["---", *["---:"] * (len(columns) - 1)]))
+        parts += [_line([_cell(cell) for cell in row]) for row in rows]
+        parts.append("")
+    facts = [f"- {_cell(name)}: {_cell(how)}" for name, how in protocol(comparison)]
+    return "\n".join([*parts, *facts, ""])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def timing_table(timings: Timings) -> Table:
+    """What the time was spent on."""
+    kinds = {
+        "reading": "reading, and encoding of round trips",
+        "decoding": "decoding",
+        "products": "matrix products",
+        "attention": "attention",
+        "comparing": "comparing logits",
+    }
+    seconds = {told: getattr(timings, kind) for kind, told in kinds.items()}
+    seconds["all else"] = timings.total - sum(seconds.values())
+    seconds["total"] = timings.total
+    rows: list[tuple[str, ...]] = [
+        (told, f"{spent:.1f}", f"{100 * spent / max(timings.total, 1e-9):.1f} %")
+        for told, spent in seconds.items()
+    ]
+    return ("work", ">seconds", ">share"), rows

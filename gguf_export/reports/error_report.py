@@ -1,0 +1,79 @@
+"""The error report as a page, a CSV table or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from calibration.judging.matrix_errors import ErrorReport
+from gguf_export.files.replacing import is_device, write_text
+from gguf_export.reports.error_page import error_page
+from quantize.exceptions import OutputError
+
+__all__ = ["FORMATS", "check_outputs", "errors_csv", "errors_json", "write_errors"]
+
+MEASURES = ("rms", "relative", "weighted", "nmse", "cosine")
+
+
+def errors_csv(report: ErrorReport) -> str:
+    """One line for each matrix and type, numbers with nine digits, nothing where there is no number.
+
+    Columns: where the matrix is, what it takes, the tokens that it saw, the measures of `matrix_errors.Errors`,
+    and under `plain_` the same measures of the type without importances.
+    """
+    where = ("tensor", "layer", "projection", "expert", "qtype", "fallback")
+    counts = ("n_elements", "n_bytes", "n_tokens", "n_effective", "n_held_out", "n_judged")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*where, *counts, *MEASURES, *(f"plain_{measure}" for measure in MEASURES)])
+    for row in report.rows:
+        values = [row.name, row.bid, row.projection, row.xid, row.qtype, row.fallback]
+        values += [getattr(row, name) for name in counts]
+        for errors in (row.errors, row.plain):
+            values += [None if errors is None else getattr(errors, measure) for measure in MEASURES]
+        writer.writerow(["" if v is None else f"{v:.9g}" if isinstance(v, float) else v for v in values])
+    return out.getvalue()
+
+
+def errors_json(report: ErrorReport) -> str:
+    """The whole report; null where there is no number."""
+    return json.dumps(asdict(report) | {"facts": dict(report.facts)}, indent=1, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[ErrorReport], str]] = {
+    ".csv": errors_csv,
+    ".json": errors_json,
+    ".html": error_page,
+}
+"""What a file's suffix means."""
+
+
+def write_errors(path: Path, report: ErrorReport) -> None:
+    """Write the report in the form that the file's suffix names; the file appears when it is whole.
+
+    Raises:
+        OutputError: the suffix says nothing, or the file cannot be written.
+    """
+    check_outputs([path], force=True)
+    write_text(path, FORMATS[path.suffix.lower()](report))
+
+
+def check_outputs(paths: Sequence[Path], *, force: bool = False) -> None:
+    """Refuse output files before hours of work: a suffix that says no format, a file that exists, a folder, no folder.
+
+    Raises:
+        OutputError: there is one.
+    """
+    for path in paths:
+        if path.suffix.lower() not in FORMATS:
+            raise OutputError(f"{path}: a report can be written as {', '.join(FORMATS)}; name the file so")
+        if is_device(path):
+            raise OutputError(f"{path}: is no file, so it cannot be replaced; choose another name")
+        if path.exists() and not force:
+            raise OutputError(f"{path}: exists already; pass --force to replace it")
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"{path}: there is no such folder; make it first")

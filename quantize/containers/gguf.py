@@ -1,0 +1,205 @@
+"""The GGUF container as it is read: keys and tensor infos, by the rules of ggml's reader (ggml/src/gguf.cpp).
+
+Every count and length is checked against what is left of the file before anything is allocated, so that a damaged or
+hostile header costs one line and no memory. Models and importance matrices come in this container.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gguf import GGUFValueType
+from gguf.constants import GGML_QUANT_SIZES
+
+from quantize.containers.untrusted import quoted, regular_size
+from quantize.exceptions import GGUFError, MoeGgufError
+from quantize.tensors import QType, TensorSpec
+
+__all__ = ["MAGIC", "MAX_NAME", "SCALARS", "Container", "KeyType", "StoredTensor", "read_container"]
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+
+SCALARS = {
+    GGUFValueType.UINT8: "<B",
+    GGUFValueType.INT8: "<b",
+    GGUFValueType.UINT16: "<H",
+    GGUFValueType.INT16: "<h",
+    GGUFValueType.UINT32: "<I",
+    GGUFValueType.INT32: "<i",
+    GGUFValueType.FLOAT32: "<f",
+    GGUFValueType.BOOL: "<?",
+    GGUFValueType.UINT64: "<Q",
+    GGUFValueType.INT64: "<q",
+    GGUFValueType.FLOAT64: "<d",
+}
+
+MAX_DIMS = 4  # GGML_MAX_DIMS
+MAX_NAME = 63  # bytes of a tensor's name: GGML_MAX_NAME without its NUL
+MAX_HEADER = 2**27  # bytes; keys and infos of the largest known models take a few ten megabytes
+MAX_ALIGNMENT = 2**20  # bytes; ggml knows no limit, nobody writes more than 4096
+
+KeyType = tuple[GGUFValueType, GGUFValueType | None]
+"""The type of a value, and, of an array, that of its elements."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies."""
+
+    spec: TensorSpec
+    offset: int  # bytes from the start of the file
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Container:
+    """What stands before the weights of a GGUF file."""
+
+    keys: Mapping[str, Any]
+    types: Mapping[str, KeyType]  # of the keys
+    tensors: Mapping[str, StoredTensor]  # in file order
+    n_bytes: int  # of the file
+    alignment: int
+
+
+def read_container(path: Path, error: type[MoeGgufError] = GGUFError) -> Container:
+    """Read keys and tensor infos; no weight is touched.
+
+    Raises:
+        error: not a GGUF file, truncated, or damaged.
+    """
+    n_bytes = regular_size(path, error)
+    try:
+        with path.open("rb") as file:
+            return _read(_Cursor(path, file, n_bytes, error), n_bytes)
+    except OSError as failure:
+        raise error(f"{path}: cannot be read: {failure.strerror}") from None
+
+
+class _Cursor:
+    """Reads little-endian values and never past the end of the file."""
+
+    def __init__(self, path: Path, file: BinaryIO, n_bytes: int, error: type[MoeGgufError]) -> None:
+        self.path, self._file, self._left, self._error = path, file, min(n_bytes, MAX_HEADER), error
+
+    def fault(self, text: str) -> MoeGgufError:
+        return self._error(f"{self.path}: {text}")
+
+    def take(self, n_bytes: int) -> bytes:
+        data = self._file.read(n_bytes) if n_bytes <= self._left else b""
+        if len(data) != n_bytes:
+            raise self.fault("truncated or damaged: the header runs past the end of the file; fetch it again")
+        self._left -= n_bytes
+        return data
+
+    def number(self, layout: str) -> Any:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+
+    def count(self, least_bytes: int) -> int:
+        """A count of things that take at least `least_bytes` each."""
+        number: int = self.number("<Q")
+        if number * least_bytes > self._left:
+            raise self.fault(
+                f"truncated or damaged: {number} entries do not fit into the file; fetch it again"
+            )
+        return number
+
+    def string(self) -> str:
+        # Token texts of byte-level vocabularies are valid UTF-8; what is not is kept readable, never refused.
+        return self.take(self.count(1)).decode("utf-8", "replace")
+
+    def position(self) -> int:
+        return self._file.tell()
+
+    def value(self, kind: int) -> tuple[Any, KeyType]:
+        if kind == GGUFValueType.STRING:
+            return self.string(), (GGUFValueType.STRING, None)
+        if kind != GGUFValueType.ARRAY:
+            return self.number(self._layout(kind)), (GGUFValueType(kind), None)
+        sub_type = self.number("<i")
+        if sub_type == GGUFValueType.STRING:
+            strings = [self.string() for _ in range(self.count(8))]
+            return strings, (GGUFValueType.ARRAY, GGUFValueType.STRING)
+        layout = self._layout(sub_type)
+        size = struct.calcsize(layout)
+        n = self.count(size)
+        numbers = list(struct.unpack(f"<{n}{layout[1:]}", self.take(n * size)))
+        return numbers, (GGUFValueType.ARRAY, GGUFValueType(sub_type))
+
+    def _layout(self, kind: int) -> str:
+        if kind not in SCALARS:
+            raise self.fault(f"damaged: value type {kind} does not exist; fetch it again")
+        return SCALARS[GGUFValueType(kind)]
+
+
+def _read(cursor: _Cursor, n_bytes: int) -> Container:
+    if cursor.take(4) != MAGIC:
+        raise cursor.fault("not a GGUF file")
+    version = cursor.number("<I")
+    if version not in VERSIONS:
+        raise cursor.fault(f"GGUF version {version} is not supported; versions 2 and 3 are")
+    n_tensors, n_keys = cursor.count(24), cursor.count(13)
+    keys: dict[str, Any] = {}
+    types: dict[str, KeyType] = {}
+    for _ in range(n_keys):
+        key = cursor.string()
+        if not key or key in keys:
+            fault = "stands twice" if key else "is empty"
+            raise cursor.fault(f"damaged: key {quoted(key)} {fault}; fetch it again")
+        keys[key], types[key] = cursor.value(cursor.number("<i"))
+    infos = [_read_info(cursor) for _ in range(n_tensors)]
+    alignment = _alignment(cursor, keys, types)
+    start = cursor.position() + -cursor.position() % alignment
+    tensors: dict[str, StoredTensor] = {}
+    expected = 0
+    for spec, offset, size in infos:
+        if spec.name in tensors:
+            raise cursor.fault(f"damaged: tensor {quoted(spec.name)} stands twice; fetch it again")
+        if offset != expected:
+            raise cursor.fault(
+                f"damaged: {quoted(spec.name)} starts at {offset}, not at {expected}; fetch it again"
+            )
+        if start + offset + size > n_bytes:
+            raise cursor.fault(f"truncated: the file ends before {quoted(spec.name)} does; fetch it again")
+        tensors[spec.name] = StoredTensor(spec, start + offset, size)
+        expected = offset + size + -size % alignment
+    return Container(keys, types, tensors, n_bytes, alignment)
+
+
+def _alignment(cursor: _Cursor, keys: Mapping[str, Any], types: Mapping[str, KeyType]) -> int:
+    alignment: Any = keys.get("general.alignment", 32)
+    is_u32 = types.get("general.alignment", (GGUFValueType.UINT32, None))[0] == GGUFValueType.UINT32
+    if not is_u32 or not 1 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise cursor.fault(
+            f"damaged: general.alignment {quoted(alignment)} is not a power of two as u32; fetch it again"
+        )
+    return int(alignment)
+
+
+def _read_info(cursor: _Cursor) -> tuple[TensorSpec, int, int]:
+    name = cursor.string()
+    if not name or len(name.encode()) > MAX_NAME:
+        raise cursor.fault(
+            f"damaged: a tensor is called {quoted(name)}; names have 1 to {MAX_NAME} bytes; fetch it again"
+        )
+    n_dims = cursor.number("<I")
+    if not 1 <= n_dims <= MAX_DIMS:
+        raise cursor.fault(f"damaged: {quoted(name)} has {n_dims} dimensions; fetch it again")
+    ne = [cursor.number("<Q") for _ in range(n_dims)]
+    kind = cursor.number("<i")
+    if kind not in GGML_QUANT_SIZES:
+        raise cursor.fault(f"{quoted(name)}: tensor type {kind} is unknown here")
+    qtype = QType(kind)
+    offset: int = cursor.number("<Q")
+    block_size, type_size = GGML_QUANT_SIZES[qtype]
+    if min(ne) < 1 or ne[0] % block_size:
+        raise cursor.fault(
+            f"damaged: {quoted(name)} has shape {ne}, which {qtype.name} cannot hold; fetch it again"
+        )
+    spec = TensorSpec(name, tuple(reversed(ne)), qtype)
+    return spec, offset, spec.n_elements // block_size * type_size

@@ -1,0 +1,79 @@
+"""The plan of a file: the resolved type, size and offset of every tensor, known before a weight is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from quantize.recipes.ftypes import Ftype
+from quantize.tensors import QType, TensorSpec
+
+ALIGNMENT = 32
+"""Every tensor starts at a multiple of so many bytes (`GGUF_DEFAULT_ALIGNMENT`)."""
+
+
+def padded(n_bytes: int) -> int:
+    """The next multiple of `ALIGNMENT`."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the output: its type, and where its bytes lie in the data section."""
+
+    spec: TensorSpec
+    qtype: QType
+    n_bytes: int  # without padding
+    offset: int  # bytes from the start of the data section, a multiple of ALIGNMENT
+    requires_imatrix: bool = False  # must not be encoded without importances
+    fallback_from: QType | None = (
+        None  # the type that was meant, where the rows do not divide into its blocks
+    )
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of one expert's matrix; slab `xid` starts at `offset + xid * slab_bytes`."""
+        return self.n_bytes // self.spec.n_expert
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of blocks."""
+        return self.slab_bytes // self.spec.n_row
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All tensors of a file in their order: by layer, then bytewise by name."""
+
+    ftype: Ftype
+    tensors: tuple[PlannedTensor, ...]
+    unmatched: tuple[str, ...] = ()  # the patterns of the recipe that decided no tensor's type
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors without padding, llama-quantize's "quant size"."""
+        return sum(tensor.n_bytes for tensor in self.tensors)
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the data section, the padding after each tensor included."""
+        return sum(padded(tensor.n_bytes) for tensor in self.tensors)
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight, of all tensors together."""
+        return 8 * self.n_bytes / max(1, sum(tensor.spec.n_elements for tensor in self.tensors))
+
+    @property
+    def fallbacks(self) -> tuple[PlannedTensor, ...]:
+        """The tensors whose rows do not divide into the blocks of the type that was meant."""
+        return tuple(tensor for tensor in self.tensors if tensor.fallback_from is not None)
+
+    @property
+    def summary(self) -> dict[QType, tuple[int, int]]:
+        """For each type that occurs, most bytes first: number of tensors, bytes."""
+        n_tensors, n_bytes = Counter[QType](), Counter[QType]()
+        for tensor in self.tensors:
+            n_tensors[tensor.qtype] += 1
+            n_bytes[tensor.qtype] += tensor.n_bytes
+        return {qtype: (n_tensors[qtype], size) for qtype, size in n_bytes.most_common()}

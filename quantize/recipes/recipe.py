@@ -1,0 +1,321 @@
+"""Rules become one type per tensor: the plan of a file, complete before a weight is read.
+
+A plan equals what `convert_hf_to_gguf.py` (to the checkpoint's own float type) followed by `llama-quantize`
+makes of a checkpoint: types, order and offsets. Decisions where the two-step route leaves room:
+
+* A tensor that is quantized is encoded from its original values, whatever their float type; llama.cpp's route
+  would round an F32 checkpoint to F16 first. BF16 and F16 checkpoints give the same bytes on both routes.
+* A tensor that is left alone keeps the type of the source (`stored_type`): BF16 in a BF16 checkpoint.
+* The file types F32, F16 and BF16 are llama-quantize's: all that may be quantized is converted, nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from gguf import GGML_QUANT_SIZES
+
+from quantize.blocks import MODULES
+from quantize.containers.untrusted import quoted, read_bytes
+from quantize.exceptions import RecipeError
+from quantize.hparams import Hparams
+from quantize.recipes.ftypes import FALLBACKS, Category, Ftype, Place, category, is_70b
+from quantize.recipes.layout import Plan, PlannedTensor, padded
+from quantize.tensors import QType, TensorSpec
+
+__all__ = [
+    "Plan",
+    "PlannedTensor",
+    "Recipe",
+    "parse_qtype",
+    "parse_tensor_type",
+    "plan",
+    "read_tensor_types",
+    "stored_type",
+]
+
+MAX_FILE_BYTES = 2**20  # of a file of tensor types
+
+_FLOATS = (QType.F32, QType.F16, QType.BF16)
+_FFN = (Category.FFN_UP, Category.FFN_GATE, Category.FFN_DOWN)
+
+# Small tensors in which every bit counts. Those of RWKV, BERT, gemma3n, glm5-next and vision are not listed.
+_CONVERTED_TO_F32 = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "ssm_conv1d.weight",
+    "shortconv.conv.weight",
+    "indexer.proj.weight",
+)
+_NOT_QUANTIZED = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    "indexer.k_proj.weight",
+    "indexer.q_proj.weight",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The rules of one file, each named and meant as llama-quantize's option of that name.
+
+    `tensor_types` are pairs (regular expression, type); the first expression that is found anywhere in a name
+    decides, in place of the file type's mix. Expressions are lower-cased, as llama-quantize does. They are
+    Python's, where llama-quantize takes ECMAScript's; what is usual for tensor names is the same in both.
+    Bracket classes such as `[[:digit:]]` are refused here, look-behind and inline flags there.
+
+    Raises:
+        RecipeError: an expression that is none, a type that cannot be written.
+    """
+
+    ftype: Ftype
+    tensor_types: tuple[tuple[str, QType], ...] = ()
+    output_tensor_type: QType | None = None
+    token_embedding_type: QType | None = None
+    pure: bool = False  # every tensor takes the default type, none a rule's
+    leave_output_tensor: bool = False  # output.weight keeps the type it is stored in
+
+    def __post_init__(self) -> None:
+        demanded = [
+            self.output_tensor_type,
+            self.token_embedding_type,
+            *(qtype for _, qtype in self.tensor_types),
+        ]
+        for qtype in demanded:
+            if qtype is not None:
+                parse_qtype(qtype.name)
+        _ = self.patterns
+
+    @cached_property
+    def patterns(self) -> tuple[re.Pattern[str], ...]:
+        """The compiled expressions of `tensor_types`."""
+        return tuple(_compiled(pattern) for pattern, _qtype in self.tensor_types)
+
+
+def plan(
+    specs: Sequence[TensorSpec], hparams: Hparams, recipe: Recipe, has_imatrix: bool, *, dry_run: bool = False
+) -> Plan:
+    """Decide every tensor of a file: `llama_tensor_get_type` for each, in the order of llama-quantize.
+
+    Args:
+        specs: the tensors of the source, in any order, names unique.
+        hparams: of the model; the rules ask for arch, layers, experts and heads.
+        recipe: the rules.
+        has_imatrix: an importance matrix will be used; some rules depend on it.
+        dry_run: do not refuse a plan that needs an importance matrix and has none.
+
+    Raises:
+        RecipeError: a tensor needs an importance matrix and there is none; a type that was demanded for the
+            output or the token embedding does not fit its rows; a feed-forward tensor of a model with experts
+            names no layer.
+    """
+    ordered = sorted(specs, key=lambda spec: (_layer(spec.name), spec.name.encode()))
+    chooser = _Chooser(ordered, hparams, recipe, has_imatrix)
+    tensors: list[PlannedTensor] = []
+    offset = 0
+    for spec in ordered:
+        qtype, meant = chooser.choose(spec)
+        block_size, type_size = GGML_QUANT_SIZES[qtype]
+        needs = (
+            qtype in recipe.ftype.needs_imatrix
+            and _is_quantizable(spec, recipe)
+            and category(spec.name) not in (Category.OUTPUT, Category.TOKEN_EMBD)
+        )
+        if needs and not has_imatrix and not dry_run:
+            raise RecipeError(
+                f"{spec.name}: {qtype.name} in a {recipe.ftype.name} file needs an importance matrix; "
+                "give one, or choose another file type"
+            )
+        n_bytes = spec.n_elements // block_size * type_size
+        fallback_from = meant if meant != qtype else None
+        tensors.append(PlannedTensor(spec, qtype, n_bytes, offset, needs, fallback_from))
+        offset += padded(n_bytes)
+    return Plan(recipe.ftype, tuple(tensors), chooser.unmatched())
+
+
+def stored_type(spec: TensorSpec) -> QType:
+    """The type of a tensor before it is quantized, as llama.cpp's converter decides it (`prepare_tensors`).
+
+    Vectors, norms, routers and whatever is not called `.weight` are F32; the others keep the source's type.
+    """
+    if spec.qtype not in _FLOATS:
+        return spec.qtype
+    always_f32 = (
+        len(spec.shape) <= 1 or spec.name.endswith(_CONVERTED_TO_F32) or not spec.name.endswith(".weight")
+    )
+    return QType.F32 if always_f32 else spec.qtype
+
+
+def _is_quantizable(spec: TensorSpec, recipe: Recipe) -> bool:
+    """Whether llama-quantize may change its type (`tensor_allows_quantization`): not a small tensor."""
+    is_matrix = any(n > 1 for n in spec.shape[:-1])  # ggml_n_dims >= 2
+    return (
+        is_matrix
+        and spec.name.endswith("weight")
+        and not any(part in spec.name for part in _NOT_QUANTIZED)
+        and not (recipe.leave_output_tensor and category(spec.name) is Category.OUTPUT)
+    )
+
+
+class _Chooser:
+    """Chooses types one by one, and counts: some rules ask the how-maniest of its kind a tensor is."""
+
+    def __init__(
+        self, specs: Sequence[TensorSpec], hparams: Hparams, recipe: Recipe, has_imatrix: bool
+    ) -> None:
+        categories = Counter(category(spec.name) for spec in specs)
+        self.n_attn_v = categories[Category.ATTN_V]
+        self.tied = categories[Category.OUTPUT] == 0
+        self.hparams, self.recipe, self.has_imatrix = hparams, recipe, has_imatrix
+        self.seen = Counter[Category]()
+        self.matched = set[int]()
+
+    def choose(self, spec: TensorSpec) -> tuple[QType, QType]:
+        """The type of the next tensor, and the one that was meant before the width of its rows was seen."""
+        recipe, kind = self.recipe, category(spec.name)
+        if not _is_quantizable(spec, recipe):
+            stored = stored_type(spec)
+            return stored, stored
+        if kind is Category.TOKEN_EMBD and recipe.token_embedding_type is not None:
+            named = spec.name == "per_layer_token_embd.weight" and self._pattern(spec.name) is not None
+            if not named:
+                return _demanded(spec, recipe.token_embedding_type, "token embedding type")
+        if kind is Category.OUTPUT and recipe.output_tensor_type is not None:
+            return _demanded(spec, recipe.output_tensor_type, "output tensor type")
+        if recipe.ftype.qtype in _FLOATS:
+            return recipe.ftype.qtype, recipe.ftype.qtype
+        index = self._pattern(spec.name)
+        if index is not None:
+            self.matched.add(index)
+            meant = recipe.tensor_types[index][1]
+        else:
+            meant = recipe.ftype.qtype if recipe.pure else self._mixed(spec, kind)
+        return fallback(spec, meant), meant
+
+    def unmatched(self) -> tuple[str, ...]:
+        """The patterns that have decided no type so far."""
+        return tuple(
+            pattern for i, (pattern, _) in enumerate(self.recipe.tensor_types) if i not in self.matched
+        )
+
+    def _pattern(self, name: str) -> int | None:
+        return next((i for i, pattern in enumerate(self.recipe.patterns) if pattern.search(name)), None)
+
+    def _mixed(self, spec: TensorSpec, kind: Category) -> QType:
+        """The file type's own choice (`llama_tensor_get_type_impl`)."""
+        ftype = self.recipe.ftype
+        if kind is Category.OUTPUT or (self.tied and kind is Category.TOKEN_EMBD):
+            if self.recipe.output_tensor_type is not None:
+                return self.recipe.output_tensor_type
+            return ftype.output if _fits(spec, ftype.qtype) else QType.Q8_0
+        qtype = ftype.choose(self._place(spec, kind))
+        if kind is Category.ATTN_V and is_70b(self.hparams) and qtype in (QType.Q3_K, QType.Q4_K):
+            return QType.Q5_K
+        return qtype
+
+    def _place(self, spec: TensorSpec, kind: Category) -> Place:
+        hparams = self.hparams
+        i = self.seen[kind]
+        self.seen[kind] += 1
+        if kind in _FFN and hparams.n_expert > 1:
+            i = _layer(spec.name)
+            if not 0 <= i < hparams.n_layer:
+                raise RecipeError(f"{spec.name}: names no layer of a model with {hparams.n_layer} layers")
+        return Place(
+            category=kind,
+            stacked=spec.n_expert > 1,
+            i=i,
+            n=self.n_attn_v if kind is Category.ATTN_V else hparams.n_layer,
+            n_gqa=hparams.n_gqa,
+            n_expert=hparams.n_expert,
+            has_imatrix=self.has_imatrix,
+        )
+
+
+def parse_qtype(name: str) -> QType:
+    """A tensor type by its name, in any case.
+
+    Raises:
+        RecipeError: there is no such type, or it cannot be written.
+    """
+    found = next((qtype for qtype in MODULES if qtype.name == name.upper()), None)
+    if found is None:
+        known = ", ".join(qtype.name for qtype in MODULES)
+        raise RecipeError(f"unknown tensor type {quoted(name)}; known: {known}")
+    return found
+
+
+def parse_tensor_type(text: str) -> tuple[str, QType]:
+    """`PATTERN=TYPE`, split at the first `=`, as in llama-quantize's `--tensor-type`.
+
+    Raises:
+        RecipeError: not of that form, no regular expression, or no type.
+    """
+    pattern, _, name = text.partition("=")
+    if not pattern or not name:
+        raise RecipeError(f"tensor type {quoted(text)} is not of the form PATTERN=TYPE, such as attn_q=q8_0")
+    _compiled(pattern)
+    return pattern, parse_qtype(name)
+
+
+def read_tensor_types(path: Path) -> tuple[tuple[str, QType], ...]:
+    """The `PATTERN=TYPE` of a file, separated by spaces or newlines: llama-quantize's `--tensor-type-file`.
+
+    Raises:
+        RecipeError: the file cannot be read, or something in it is no `PATTERN=TYPE`.
+    """
+    words = read_bytes(
+        path, MAX_FILE_BYTES, RecipeError
+    ).split()  # at ASCII white space, as a C++ stream does
+    try:
+        return tuple(parse_tensor_type(word.decode("utf-8")) for word in words)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not a text file in UTF-8") from error
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # [[:digit:]] is only a warning to Python, and not what was meant
+            return re.compile(pattern.lower())
+    except (re.error, Warning, OverflowError, RecursionError) as error:
+        raise RecipeError(f"{quoted(pattern)} is not a regular expression: {quoted(error)}") from error
+
+
+def _layer(name: str) -> int:
+    """The layer in a tensor's name, -1 where there is none."""
+    found = re.match(r"blk\.(\d+)", name)
+    return int(found[1]) if found else -1
+
+
+def _fits(spec: TensorSpec, qtype: QType) -> bool:
+    return bool(spec.n_per_row % GGML_QUANT_SIZES[qtype][0] == 0)
+
+
+def fallback(spec: TensorSpec, qtype: QType) -> QType:
+    """The type itself, or what takes its place where its blocks do not divide the rows (`tensor_type_fallback`)."""
+    if _fits(spec, qtype):
+        return qtype
+    smaller = FALLBACKS.get(qtype, qtype)
+    return smaller if _fits(spec, smaller) else QType.F16
+
+
+def _demanded(spec: TensorSpec, qtype: QType, what: str) -> tuple[QType, QType]:
+    """A type that llama-quantize seeks no fallback for; it dies where the type does not fit."""
+    if not _fits(spec, qtype):
+        raise RecipeError(
+            f"{spec.name}: rows of {spec.n_per_row} weights do not divide into the "
+            f"{GGML_QUANT_SIZES[qtype][0]}-weight blocks of {qtype.name}; choose another {what}"
+        )
+    return qtype, qtype

@@ -1,0 +1,4 @@
+"""Models that tensors are read from: the checkpoint of Hugging Face, a finished GGUF file.
+
+All offer the same questions. Nothing here encodes a weight or writes a file.
+"""

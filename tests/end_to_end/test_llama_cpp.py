@@ -1,0 +1,125 @@
+"""A real llama.cpp loads our files and answers with the probabilities of the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import llama
+import numpy as np
+import pytest
+from pico import pico_dense, pico_mixtral
+
+from gguf_export.writing.export import prepare, run
+from quantize.recipes.ftypes import ftype
+from quantize.recipes.recipe import Recipe
+from quantize.sources.checkpoint import open_checkpoint
+
+N_TOKENS = 200
+TEXT_BYTES = 2000  # enough for so many tokens
+
+
+def export(model: Path, folder: Path, *ftypes: str, **options: Any) -> dict[str, Path]:
+    recipes = [Recipe(ftype(name)) for name in ftypes]
+    done = run(prepare(open_checkpoint(model), recipes, folder, **options), force=True)
+    return {name: file.path for name, file in zip(ftypes, done.files, strict=True)}
+
+
+def reference_probs(model: Path, ids: list[int]) -> np.ndarray:
+    """(T, V): what transformers' float32 arithmetic gives on the bf16 shards."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        logits = loaded(torch.tensor([ids])).logits[0]
+    return logits.double().softmax(-1).numpy()
+
+
+@pytest.fixture(scope="module", params=["demo_model", "bench"])
+def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A trained model, a text of its own language, and its files."""
+    found = request.getfixturevalue(request.param)
+    if request.param == "bench":
+        model, text = found / "harmony-nano", found / "texts" / "wiki.txt"
+    else:
+        model, text = found, found.parent / "demo_texts" / "eval.txt"
+    files = export(model, tmp_path_factory.mktemp("files"), "BF16", "Q8_0", "Q5_K_M", "Q4_K_M")
+    with text.open(encoding="utf-8") as lines:
+        yield model, lines.read(TEXT_BYTES), files
+
+
+def test_probabilities_agree_with_transformers(compared: Any) -> None:
+    model, text, files = compared
+    with llama.serve(files["BF16"]) as server:
+        ids = server.tokenize(text)[:N_TOKENS]
+        assert len(ids) == N_TOKENS
+        bf16 = server.all_next_token_probs(ids)
+    with llama.serve(files["Q8_0"]) as server:
+        q8_0 = server.all_next_token_probs(ids)
+    expected = reference_probs(model, ids)
+    assert np.abs(bf16 - expected).max() < 0.01
+    assert np.abs(q8_0 - expected).max() < 0.03
+
+
+def test_every_level_loads_and_completes(compared: Any) -> None:
+    _, text, files = compared
+    for path in files.values():
+        with llama.serve(path) as server:
+            assert server.complete(text[:100], n_predict=8)
+
+
+@pytest.mark.parametrize("n_expert", [2, 3, 6, 16])
+def test_any_number_of_experts_loads(tmp_path: Path, n_expert: int) -> None:
+    model = pico_mixtral(tmp_path / "Pico", n_expert=n_expert, n_expert_used=min(3, n_expert), n_layer=1)
+    assert llama.load_error(export(model, tmp_path, "Q8_0")["Q8_0"]) is None
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"tied": True},
+        {"head_dim": 32},
+        {"n_vocab": 333},
+        {"dtype": "F16"},
+        {"layout": "fused"},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {
+            # An explicit head_dim, for transformers 5.23 stumbles over Mixtral's null when it computes yarn.
+            "head_dim": 16,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        },
+    ],
+    ids=str,
+)
+def test_variants_agree_with_transformers(tmp_path: Path, shape: dict[str, Any]) -> None:
+    """Random weights with large logits: a wrong permutation or scaling changes everything."""
+    model = pico_mixtral(tmp_path / "Pico", **shape)
+    check_agreement(model, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "MistralForCausalLM"])
+def test_dense_donors_agree_with_transformers(tmp_path: Path, architecture: str) -> None:
+    check_agreement(pico_dense(tmp_path / "Pico", architecture=architecture), tmp_path)
+
+
+def test_llama3_rope_agrees_with_transformers(tmp_path: Path) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    model = pico_dense(tmp_path / "Pico", architecture="LlamaForCausalLM", rope_scaling=scaling)
+    check_agreement(model, tmp_path)
+
+
+def check_agreement(model: Path, folder: Path) -> None:
+    file = export(model, folder, "F32")["F32"]
+    # After these ids no model here is sure of EOS, for which the server would report nothing.
+    ids = [1, *np.random.default_rng(2).integers(3, 300, 60).tolist()]
+    with llama.serve(file) as server:
+        ours = server.next_token_probs(ids)
+    assert np.abs(ours - reference_probs(model, ids)[-1]).max() < 0.01

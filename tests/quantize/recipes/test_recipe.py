@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+import pickle
+import random
+
+import gguf
+import pytest
+from places import BENCH, SNAPSHOTS
+from recipe_cases import SMALL, Model, recipe_of, section, snapshot, snapshot_cases
+
+from quantize.exceptions import RecipeError
+from quantize.recipes.ftypes import FTYPES, ftype
+from quantize.recipes.recipe import (
+    Recipe,
+    parse_qtype,
+    parse_tensor_type,
+    plan,
+    read_tensor_types,
+    stored_type,
+)
+from quantize.tensors import QType, TensorSpec
+
+RECIPES = SNAPSHOTS / "recipes"
+REFERENCE = BENCH / "reference"
+
+CASES = snapshot_cases()
+
+
+def plan_of(model: Model, name: str, *options: str, has_imatrix: bool = False, dry_run: bool = False):
+    return plan(model.specs, model.hparams, recipe_of(ftype(name), options), has_imatrix, dry_run=dry_run)
+
+
+def types_of(planned) -> dict[str, str]:
+    return {tensor.spec.name: tensor.qtype.name for tensor in planned.tensors}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_types_are_those_of_llama_quantize(name):
+    sections = {}
+    for case in CASES[name]:
+        planned = plan_of(
+            case.model, case.ftype.name, *case.options, has_imatrix=case.has_imatrix, dry_run=True
+        )
+        types = {
+            tensor.spec.name: (tensor.qtype.name, tensor.fallback_from.name if tensor.fallback_from else "")
+            for tensor in planned.tensors
+        }
+        sections[case.title] = section(case, types)
+    heading, _, expected = (RECIPES / f"{name}.txt").read_text(encoding="utf-8").partition("\n")
+    assert "llama-quantize" in heading
+    assert snapshot(sections, "").partition("\n")[2] == expected
+
+
+def test_every_file_type_has_a_snapshot():
+    assert {path.stem for path in RECIPES.iterdir()} == {known.name for known in FTYPES} | {"options"}
+
+
+def test_types_and_order_are_those_of_the_reference_files():
+    if not REFERENCE.is_dir():
+        pytest.skip("no ../shared/bench: the reference files of harmony-nano are not part of the project")
+    n_embd, n_ff, n_expert, n_vocab = 256, 768, 4, 4096
+    model = Model(n_expert, False, 6, n_embd, n_ff, n_head=8, n_head_kv=4, n_vocab=n_vocab)  # the same widths
+    files = json.loads((REFERENCE / "llama-quantize-sha256.json").read_text(encoding="utf-8"))
+    for name, columns in files.items():
+        for column, tensors in columns.items():
+            planned = plan_of(model, name, has_imatrix=column == "imatrix")
+            assert list(types_of(planned).items()) == [(key, value["type"]) for key, value in tensors.items()]
+
+
+@pytest.mark.parametrize("known", FTYPES, ids=lambda known: known.name)
+def test_ids_are_those_of_general_file_type(known):
+    name = "ALL_F32" if known.name == "F32" else f"MOSTLY_{known.name}"
+    assert known.id == gguf.LlamaFileType[name].value
+    assert ftype(str(known.id)) is known
+    assert ftype(known.name.lower()) is known
+
+
+def test_a_file_type_has_the_aliases_of_llama_quantize():
+    assert [ftype(name).name for name in ("Q3_K", "q4_k", "Q5_K")] == ["Q3_K_M", "Q4_K_M", "Q5_K_M"]
+
+
+@pytest.mark.parametrize("name", ["Q4_K_XL", "", "COPY", "999", "-1"])
+def test_an_unknown_file_type_names_the_known(name):
+    with pytest.raises(RecipeError, match=r"unknown file type .*Q4_K_M") as error:
+        ftype(name)
+    assert "\n" not in str(error.value)
+
+
+def test_the_order_of_the_source_does_not_matter():
+    model = Model(8, n_layer=12, extras=True)
+    shuffled = random.Random(1).sample(model.specs, len(model.specs))
+    recipe = Recipe(ftype("Q4_K_M"))
+    planned = plan(shuffled, model.hparams, recipe, False)
+    assert planned == plan(model.specs, model.hparams, recipe, False)
+    names = [tensor.spec.name for tensor in planned.tensors]
+    assert names[:4] == ["output.weight", "output_norm.weight", "token_embd.weight", "blk.0.attn_k.weight"]
+    assert names.index("blk.2.ffn_norm.weight") < names.index("blk.10.attn_k.weight")
+
+
+def test_offsets_and_sizes():
+    specs = [
+        TensorSpec("output.weight", (3, 256), QType.BF16),
+        TensorSpec("output_norm.weight", (3,), QType.BF16),
+        TensorSpec("token_embd.weight", (5, 64), QType.BF16),
+        TensorSpec("blk.0.ffn_up_exps.weight", (2, 3, 256), QType.BF16),
+    ]
+    planned = plan(specs, Model(2, n_layer=1).hparams, Recipe(ftype("Q4_K_M")), False)
+    #  Q6_K: 3 rows of 210 bytes; F32: 3 of 4; Q5_0 for Q4_K: 10 blocks of 22; Q4_K: 2 experts of 3 rows of 144
+    assert [(tensor.n_bytes, tensor.offset) for tensor in planned.tensors] == [
+        (630, 0),
+        (12, 640),
+        (220, 672),
+        (864, 896),
+    ]
+    assert planned.tensors[3].slab_bytes == 432
+    assert planned.tensors[3].row_bytes == 144
+    assert planned.n_bytes == 630 + 12 + 220 + 864
+    assert planned.data_bytes == 896 + 864
+    assert planned.bpw == 8 * 1726 / (768 + 3 + 320 + 1536)
+    assert [(tensor.spec.name, tensor.fallback_from) for tensor in planned.fallbacks] == [
+        ("token_embd.weight", QType.Q4_K)
+    ]
+    assert planned.summary == {
+        QType.Q4_K: (1, 864),
+        QType.Q6_K: (1, 630),
+        QType.Q5_0: (1, 220),
+        QType.F32: (1, 12),
+    }
+
+
+def test_an_empty_plan_has_no_bytes():
+    planned = plan([], SMALL.hparams, Recipe(ftype("Q4_0")), False)
+    assert (planned.n_bytes, planned.data_bytes, planned.bpw) == (0, 0, 0.0)
+
+
+def test_q2_k_s_needs_an_imatrix():
+    with pytest.raises(
+        RecipeError, match=r"^blk\.0\.attn_k\.weight: Q2_K in a Q2_K_S file needs an importance matrix"
+    ):
+        plan_of(SMALL, "Q2_K_S")
+    for has_imatrix, dry_run in ((False, True), (True, False)):
+        planned = plan_of(SMALL, "Q2_K_S", has_imatrix=has_imatrix, dry_run=dry_run)
+        for tensor in planned.tensors:
+            needs = tensor.qtype is QType.Q2_K and tensor.spec.name != "token_embd.weight"
+            assert tensor.requires_imatrix == needs, tensor.spec.name
+    assert not any(tensor.requires_imatrix for tensor in plan_of(SMALL, "Q2_K").tensors)
+
+
+@pytest.mark.parametrize(
+    ("option", "qtype", "tensor"),
+    [
+        ("--output-tensor-type", "q6_k", "output.weight"),
+        ("--token-embedding-type", "q8_0", "token_embd.weight"),
+    ],
+)
+def test_a_demanded_type_must_fit(option, qtype, tensor):
+    model = Model(4, n_layer=1, n_embd=40, n_head=1, n_head_kv=1)
+    with pytest.raises(
+        RecipeError, match=rf"^{tensor}: rows of 40 weights .*{qtype.upper()}; choose another"
+    ):
+        plan_of(model, "Q4_K_M", option, qtype)
+
+
+def test_an_expert_tensor_must_name_a_layer():
+    for name in ("ffn_down_exps.weight", "blk.7.ffn_down_exps.weight"):
+        specs = [TensorSpec(name, (4, 256, 256), QType.BF16)]
+        with pytest.raises(RecipeError, match=rf"^{name}: names no layer of a model with 4 layers"):
+            plan(specs, SMALL.hparams, Recipe(ftype("Q4_K_M")), False)
+
+
+def test_patterns_that_decide_nothing_are_told():
+    options = ("attn_q=q8_0", "attn_q|attn_k=q6_k", "attn_q=q4_0", "norm=q8_0", "ATTN_V=q4_k")
+    words = [word for option in options for word in ("--tensor-type", option)]
+    assert plan_of(SMALL, "Q4_K_S", *words).unmatched == ("attn_q", "norm")
+    assert plan_of(SMALL, "BF16", *words).unmatched == tuple(option.partition("=")[0] for option in options)
+
+
+@pytest.mark.parametrize("source", [QType.F32, QType.F16, QType.BF16])
+def test_what_is_left_alone_keeps_the_type_of_a_float_source(source):
+    specs = [TensorSpec(spec.name, spec.shape, source) for spec in SMALL.specs]
+    types = types_of(plan(specs, SMALL.hparams, Recipe(ftype("Q8_0"), leave_output_tensor=True), False))
+    assert types["output.weight"] == source.name
+    assert types["output_norm.weight"] == types["blk.0.ffn_gate_inp.weight"] == "F32"
+    assert types["blk.0.ffn_up_exps.weight"] == "Q8_0"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("blk.0.attn_q.weight", (8, 256), QType.BF16),
+        ("blk.0.attn_q.bias", (8,), QType.F32),
+        ("blk.0.ffn_up_exps.bias", (4, 8), QType.F32),
+        ("blk.0.attn_q_norm.weight", (4, 32), QType.F32),
+        ("blk.0.ffn_gate_inp.weight", (4, 256), QType.F32),
+        ("rope_freqs.weight", (16,), QType.F32),
+    ],
+)
+def test_the_converters_types(name, shape, expected):
+    assert stored_type(TensorSpec(name, shape, QType.BF16)) is expected
+
+
+def test_a_quantized_source_is_not_converted():
+    assert stored_type(TensorSpec("blk.0.ffn_gate_inp.weight", (4, 256), QType.Q8_0)) is QType.Q8_0
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("attn_q", "PATTERN=TYPE"),
+        ("=q8_0", "PATTERN=TYPE"),
+        ("attn_q=", "PATTERN=TYPE"),
+        ("attn_q=q9_9", "unknown tensor type 'q9_9'; known: F32"),
+        ("attn_q=iq2_xs", "unknown tensor type 'iq2_xs'"),
+        ("attn_(q=q8_0", "not a regular expression"),
+        ("blk.[[:digit:]]=q8_0", "not a regular expression"),
+        ("(?=q)=q8_0", "not a regular expression"),  # split at the first =, as in llama-quantize
+    ],
+)
+def test_a_bad_tensor_type(text, complaint):
+    with pytest.raises(RecipeError) as error:
+        parse_tensor_type(text)
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_tensor_types_from_a_file(tmp_path):
+    path = tmp_path / "types.txt"
+    path.write_bytes(b"  attn_q=q8_0 attn_k=Q6_k\r\n\n\tblk\\.[0-3]\\.ffn_down=F16")
+    pairs = (("attn_q", QType.Q8_0), ("attn_k", QType.Q6_K), (r"blk\.[0-3]\.ffn_down", QType.F16))
+    assert read_tensor_types(path) == pairs
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"attn_q=q8_0 # queries", "'#' is not of the form"),
+        (b"\xff=q8_0", "not a text file in UTF-8"),
+        (None, "file is missing"),
+    ],
+)
+def test_a_bad_file_of_tensor_types_is_named(tmp_path, content, complaint):
+    path = tmp_path / "types.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecipeError) as error:
+        read_tensor_types(path)
+    assert str(path) in str(error.value)
+    assert complaint in str(error.value)
+
+
+def test_a_recipe_is_checked_when_it_is_made():
+    with pytest.raises(RecipeError, match="unknown tensor type 'IQ2_XS'"):
+        Recipe(ftype("Q4_K_M"), tensor_types=(("attn_q", QType.IQ2_XS), ("attn_q", QType.Q8_0)))
+    with pytest.raises(RecipeError, match="not a regular expression"):
+        Recipe(ftype("Q4_K_M"), tensor_types=(("*", QType.Q8_0),))
+
+
+def test_recipes_and_plans_can_be_pickled():
+    planned = plan_of(SMALL, "Q4_K_M", "--tensor-type", "attn_q=q8_0")
+    assert pickle.loads(pickle.dumps(planned)) == planned
+    recipe = recipe_of(ftype("Q4_K_M"), ["--tensor-type", "attn_q=q8_0"])
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+
+
+def test_70b_is_a_matter_of_layers_heads_and_experts():
+    def attn_v(**fields: int) -> set[str]:
+        model = Model(**{"n_expert": 0, "n_layer": 80, "n_head_kv": 1, **fields})
+        return {qtype for name, qtype in types_of(plan_of(model, "Q3_K_S")).items() if "attn_v" in name}
+
+    assert attn_v() == attn_v(n_expert=4) == {"Q5_K"}
+    assert attn_v(n_layer=79) == attn_v(n_head_kv=8) == {"Q3_K"}
+    assert attn_v(n_expert=8) == {"Q8_0"}
+
+
+def test_type_names_are_understood_in_any_case():
+    assert parse_qtype("q4_K") is parse_qtype("Q4_k") is QType.Q4_K
