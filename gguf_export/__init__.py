@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gguf_export.writing.export import Exported, export
+    from gguf_export.writing.export import ExportResult, export
 
-__all__ = ["Exported", "export"]
+__all__ = ["ExportResult", "export"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from quantize.blocks import block_format
 from quantize.blocks.jit import kernel
 from quantize.exceptions import ImatrixError, RecipeError
-from quantize.telling import Progress, Report, silent
+from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import Array, QType
 
 __all__ = ["compile_kernels", "decode", "encode", "first_non_finite", "row_bytes"]
@@ -144,20 +144,20 @@ def _first_with(bits: Array, mask: int) -> int:
     return -1
 
 
-def compile_kernels(jobs: Iterable[tuple[npt.DTypeLike, QType, bool]], report: Report = silent) -> None:
+def compile_kernels(jobs: Iterable[tuple[npt.DTypeLike, QType, bool]], progress: OnProgress = silent) -> None:
     """Compile, or load from numba's cache, the encoders that are about to be used, and say so.
 
     Args:
         jobs: (type of the weights, tensor type, with importance?) of each encoder; repetitions are free.
-        report: told before each kernel and at the end: stage "compiling kernels".
+        progress: told before each kernel and at the end: stage "compiling kernels".
     """
     wanted = dict.fromkeys(
         (np.dtype(np.float32 if np.dtype(dtype) == np.float16 else dtype), qtype, with_importance)
         for dtype, qtype, with_importance in jobs
     )
     for done, (dtype, qtype, with_importance) in enumerate(wanted):
-        report(Progress("compiling kernels", done, len(wanted), "kernels"))
+        progress(Progress("compiling kernels", done, len(wanted), "kernels"))
         n = block_format(qtype).block_size
         weights = np.zeros((1, n), dtype)
         encode(weights, qtype, np.ones(n, np.float32) if with_importance else None)
-    report(Progress("compiling kernels", len(wanted), len(wanted), "kernels"))
+    progress(Progress("compiling kernels", len(wanted), len(wanted), "kernels"))

@@ -1,20 +1,96 @@
-"""The errors that a user can cause, in one tree.
+"""The errors that a user can cause, in one tree, sorted by what failed.
 
-Every message is one line that names the file or tensor and says what to do about it; the command line prints it as it
-is and exits with status 1. Anything else that is raised is a defect of this project.
+    MoeGgufError
+    ├── CheckpointError          a Hugging Face folder: missing, damaged, unsupported, inconsistent
+    │   └── NotFiniteError       a weight is NaN or infinity
+    ├── GGUFError                a GGUF file that cannot be read
+    ├── TokenizerError           missing, unknown, or not that of the embedding
+    ├── DecodeError              blocks of a type that nothing here can decode
+    ├── RecipeError              a file type, tensor type or override that cannot be applied
+    ├── ImatrixError             an importance matrix that cannot be read or does not fit the model
+    │   └── NeedsImatrixError    a type that is of no use without importances
+    ├── TextError                a text that cannot be used
+    ├── LogitsError              a file of logits that cannot be read or does not fit the model
+    ├── DeviceError              a device on which torch cannot compute here
+    ├── ActivationError          a layer or expert whose output is not finite
+    └── OutputError              an output that cannot be written
+        ├── OutputExistsError    it is there already
+        ├── OutputBusyError      another run is writing it
+        └── NoSpaceError         the disk has no room for it
+
+An error has fields: the place (file, key or tensor), the message, the remedy, and the setting that the remedy is about.
+Settings are named as the library names them; whoever shows the line may spell them otherwise (`line`). Anything else
+that is raised is a defect of this project.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+SETTING = "{setting}"
+"""Stands in a remedy for the name of the setting."""
+
+
+def one_line(
+    place: str, message: str, remedy: str = "", setting: str = "", spell: Callable[[str], str] = str
+) -> str:
+    """`place: message; remedy`, without the parts that are empty; `spell` writes the setting's name."""
+    line = f"{place}: {message}" if place else message
+    return f"{line}; {remedy.replace(SETTING, spell(setting))}" if remedy else line
 
 
 class MoeGgufError(Exception):
     """Base of all errors that this project raises on purpose."""
+
+    def __init__(self, place: str, message: str = "", remedy: str = "", *, setting: str = "") -> None:
+        """Take the fields apart, as `one_line` puts them together.
+
+        Args:
+            place: the file, key or tensor; several are joined with ": ". May be empty.
+            message: what is wrong.
+            remedy: what to do about it; `{setting}` in it stands for the setting's name.
+            setting: the parameter that the remedy is about, such as "force".
+        """
+        if not message:
+            place, message = "", place
+        super().__init__(place, message, remedy)
+        self.place, self.message, self.remedy, self.setting = place, message, remedy, setting
+
+    def line(self, spell: Callable[[str], str] = str) -> str:
+        """The error in one line; `spell` writes the name of a setting, such as `force` as `--force`."""
+        return one_line(self.place, self.message, self.remedy, self.setting, spell)
+
+    def __str__(self) -> str:
+        return self.line()
+
+    def __reduce__(self) -> Any:
+        return _rebuilt, (type(self), self.place, self.message, self.remedy, self.setting)
+
+
+def _rebuilt(kind: type[MoeGgufError], place: str, message: str, remedy: str, setting: str) -> MoeGgufError:
+    """An error that was pickled."""
+    return kind(place, message, remedy, setting=setting)
 
 
 class CheckpointError(MoeGgufError):
     """A Hugging Face folder that cannot be read: missing, damaged, unsupported or inconsistent."""
 
 
+class NotFiniteError(CheckpointError):
+    """A weight is NaN or infinity: nothing that was made from this model is worth keeping."""
+
+
+class GGUFError(MoeGgufError):
+    """A GGUF file that cannot be read."""
+
+
 class TokenizerError(MoeGgufError):
     """A tokenizer that is missing, unknown or does not fit the embedding."""
+
+
+class DecodeError(MoeGgufError):
+    """Blocks of a type that nothing here can decode."""
 
 
 class RecipeError(MoeGgufError):
@@ -25,8 +101,16 @@ class ImatrixError(MoeGgufError):
     """An importance matrix that cannot be read or does not fit the model."""
 
 
+class NeedsImatrixError(ImatrixError):
+    """A tensor type that is of no use without importances, and there are none."""
+
+
 class TextError(MoeGgufError):
     """A calibration text that cannot be used."""
+
+
+class LogitsError(MoeGgufError):
+    """A file of logits that cannot be read or does not fit the model."""
 
 
 class DeviceError(MoeGgufError):
@@ -37,13 +121,17 @@ class ActivationError(MoeGgufError):
     """A layer or expert whose output is not finite."""
 
 
-class GGUFError(MoeGgufError):
-    """A GGUF file that cannot be read."""
-
-
 class OutputError(MoeGgufError):
-    """An output that cannot be written: it exists, the disk is full, the folder is not writable."""
+    """An output that cannot be written: the folder or the disk does not allow it."""
 
 
-class LogitsError(MoeGgufError):
-    """A file of logits that cannot be read or does not fit the model."""
+class OutputExistsError(OutputError):
+    """An output that is there already, and was not to be replaced."""
+
+
+class OutputBusyError(OutputError):
+    """An output that another run is writing."""
+
+
+class NoSpaceError(OutputError):
+    """An output for which the disk has no room."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,13 +11,19 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as QType
+from gguf.constants import GGML_QUANT_SIZES
 
 from quantize.hparams import Hparams
 
-__all__ = ["Array", "QType", "Rows", "TensorSource", "TensorSpec"]
+__all__ = ["Array", "QType", "Rows", "TensorSource", "TensorSpec", "layer_of"]
 
 Array = npt.NDArray[Any]
 Rows = tuple[int, int]  # a half-open range of rows of one matrix
+
+EXPERTS = "_exps."
+"""Stands in the name of every tensor that holds the matrices of experts (llama.cpp: src/llama-arch.cpp)."""
+
+_LAYER = re.compile(r"blk\.(\d+)\.")
 
 NUMPY_TYPES: dict[QType, np.dtype[Any]] = {
     QType.F32: np.dtype("<f4"),
@@ -30,8 +37,11 @@ NUMPY_TYPES: dict[QType, np.dtype[Any]] = {
 class TensorSpec:
     """One tensor as GGUF knows it; it holds no data and no Hugging Face name.
 
-    `shape` is (n_expert, n_out, n_in) for stacked experts, (n_out, n_in) for a matrix, (n,) for a vector: the NumPy
-    order, the reverse of ggml's `ne`. `qtype` is the type in which the source stores it.
+    `shape` is (n_out, n_in) for a matrix, (n,) for a vector, and has more axes in front for a stack of matrices: the
+    NumPy order, the reverse of ggml's `ne`. `qtype` is the type in which the source stores it.
+
+    A stack is read and written one matrix at a time. llama.cpp calls the stacks of experts `..._exps`; others, such as
+    the heads of `attn_k_b`, have no experts.
     """
 
     name: str
@@ -39,9 +49,24 @@ class TensorSpec:
     qtype: QType
 
     @property
-    def n_expert(self) -> int:
-        """Number of matrices: experts of a 3-D tensor, else 1."""
-        return self.shape[0] if len(self.shape) == 3 else 1
+    def bid(self) -> int | None:
+        """The layer in the tensor's name, None where there is none."""
+        return layer_of(self.name)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the first axis counts experts."""
+        return len(self.shape) == 3 and EXPERTS in self.name
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether there are rows at all: not a vector."""
+        return len(self.shape) > 1
+
+    @property
+    def n_matrix(self) -> int:
+        """Number of matrices: the experts of a stack of experts, 1 for a matrix or a vector."""
+        return math.prod(self.shape[:-2])
 
     @property
     def n_row(self) -> int:
@@ -58,6 +83,29 @@ class TensorSpec:
         """Number of weights."""
         return math.prod(self.shape)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row as it is stored (`ggml_row_size`); the rows divide into the blocks of `qtype`."""
+        block_size, type_size = GGML_QUANT_SIZES[self.qtype]
+        return self.n_per_row // block_size * type_size
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the whole tensor as it is stored, without padding."""
+        return self.row_bytes * self.n_row * self.n_matrix
+
+    def label(self, xid: int = 0) -> str:
+        """One matrix as messages call it: the tensor, and the expert where there are experts."""
+        if self.n_matrix == 1 and not self.has_experts:
+            return self.name
+        return f"{self.name}, {'expert' if self.has_experts else 'matrix'} {xid}"
+
+
+def layer_of(name: str) -> int | None:
+    """The layer in the GGUF name of a tensor, None where the tensor belongs to none."""
+    match = _LAYER.match(name)
+    return int(match[1]) if match else None
+
 
 class TensorSource(Protocol):
     """Whoever can hand out tensors: a checkpoint, a finished GGUF, a round trip through an encoder."""
@@ -72,7 +120,7 @@ class TensorSource(Protocol):
         ...
 
     def read(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
-        """The matrix of expert `xid` (0 where there are none), or its rows `rows[0]:rows[1]`.
+        """Matrix `xid` of a stack (0 where there is one matrix), or its rows `rows[0]:rows[1]`.
 
         Returns [n_row, n_per_row], C-contiguous, owned by the caller: uint16 (bits of bfloat16), float16 or float32.
         May be called from several threads.

@@ -184,7 +184,7 @@ class Lane:
         """Names of tensors with a weight that is NaN or infinite; of experts, only one is looked at."""
         for name, spec in self.specs.items():
             if name.startswith(prefixes):
-                matrix = StoredMatrix(self.stream.source, spec, xid if spec.n_expert > 1 else 0)
+                matrix = StoredMatrix(self.stream.source, spec, xid if spec.n_matrix > 1 else 0)
                 firsts = range(0, spec.n_row, VOCAB_BLOCK)
                 if any(
                     first_non_finite(matrix.rows(first, first + VOCAB_BLOCK)) is not None for first in firsts

@@ -18,7 +18,7 @@ from calibration.forward.saved_state import Keeper
 from calibration.forward.streams import Observer, OnLogits, OnWeights, Stream, Timings
 from calibration.forward.walk import Walk
 from calibration.text.tokenizer import Tokens
-from quantize.telling import Report, silent
+from quantize.telling import OnProgress, silent
 
 __all__ = ["Observer", "OnLogits", "OnWeights", "Stream", "Timings", "forward"]
 
@@ -37,7 +37,7 @@ def forward(
     first_logit: int = 0,
     follow_first: bool = False,
     keeper: Keeper | None = None,
-    report: Report = silent,
+    progress: OnProgress = silent,
 ) -> Timings:
     """Run chunks of tokens [C, P] through one or several models of the same shape.
 
@@ -58,7 +58,7 @@ def forward(
         follow_first: all streams send tokens to the experts that the first stream chose, with their own weights.
         keeper: is shown the state of the pass behind each layer, and may bring it back to that of an earlier pass with
             the same arguments, whose layers are then not passed again; their weights are handed out at the end.
-        report: is told how much of the work is done, in tokens that have passed the whole model.
+        progress: is told how much of the work is done, in tokens that have passed the whole model.
 
     Raises:
         ActivationError: a layer or expert gave a value that is not finite.
@@ -69,7 +69,7 @@ def forward(
     storage = storage or Storage()
     start, earlier = time.perf_counter(), 0.0
     with storage.open(arithmetic.device) as shelf, torch.inference_mode():
-        walk = Walk(streams, tokens, arithmetic, storage, shelf, observers, on_weights, report)
+        walk = Walk(streams, tokens, arithmetic, storage, shelf, observers, on_weights, progress)
         if keeper is not None:
             keeper.recall(walk.state)
             earlier = walk.timings.total

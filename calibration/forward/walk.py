@@ -15,7 +15,7 @@ from calibration.forward.saved_state import PassState
 from calibration.forward.streams import Observer, OnLogits, OnWeights, Stream, Timings
 from calibration.text.tokenizer import Tokens
 from quantize.exceptions import TokenizerError
-from quantize.telling import Progress, Report
+from quantize.telling import OnProgress, Progress
 from quantize.tensors import Array, TensorSpec
 
 __all__ = ["Walk"]
@@ -40,13 +40,13 @@ class Walk:
         shelf: Shelf,
         observers: Sequence[Observer],
         on_weights: OnWeights | None,
-        report: Report,
+        progress: OnProgress,
     ) -> None:
         refuse_unknown([stream.source for stream in streams])
         self.device = arithmetic.device
         self.observers = observers
         self.on_weights = on_weights
-        self.report = report
+        self.progress = progress
         self.n_ctx = tokens.shape[1]
         self.tokens = torch.from_numpy(tokens).long().reshape(-1)
         self.places = torch.arange(len(self.tokens))
@@ -79,7 +79,7 @@ class Walk:
         self.state.n_weight += spec.n_row * spec.n_per_row
         n_token = self.timings.n_token
         done = min(n_token * self.state.n_weight // self.n_weight, n_token)
-        self.report(Progress("calculating", done, n_token, unit="tokens"))
+        self.progress(Progress("calculating", done, n_token, unit="tokens"))
 
     def show(self, lane: Lane, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
         """Let the observers see the common input of some matrices."""
@@ -253,9 +253,9 @@ class Walk:
         if self.on_weights is not None:
             for spec in lane.specs.values():
                 if spec.name not in lane.taken:
-                    for xid in range(spec.n_expert):
+                    for xid in range(spec.n_matrix):
                         lane.release(lane.stored(spec.name, xid))
-        self.report(Progress("calculating", self.timings.n_token, self.timings.n_token, unit="tokens"))
+        self.progress(Progress("calculating", self.timings.n_token, self.timings.n_token, unit="tokens"))
 
 
 def _blocks(rows: Tensor, size: int) -> Iterator[Tensor]:

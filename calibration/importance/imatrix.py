@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGUFWriter
 
-from quantize.containers.gguf import StoredTensor, read_container
+from quantize.containers.gguf import GGUFTensor, read_container
 from quantize.containers.untrusted import quoted, regular_size
 from quantize.exceptions import ImatrixError, OutputError
 from quantize.tensors import QType, TensorSpec
@@ -146,7 +146,7 @@ class Imatrix:
             entry = self.entries.get(spec.name)
             if entry is None:
                 continue
-            want = spec.n_per_row * spec.n_expert
+            want = spec.n_per_row * spec.n_matrix
             n_mat = len(entry.counts)
             if entry.sums.size != want:
                 told = f"{spec.name} has {entry.sums.size} values there and needs {want} in this model"
@@ -154,15 +154,15 @@ class Imatrix:
                     raise ImatrixError(f"{self._label}: {told}; it was made for another model")
                 warnings.append(f"{self._label}: {told}; ignored")
                 del self.entries[spec.name]
-            elif n_mat != spec.n_expert:
+            elif n_mat != spec.n_matrix:
                 # one count for all experts: .dat files, and GGUF files made from them
                 if n_mat != 1:
                     raise ImatrixError(
                         f"{self._label}: {spec.name} has counts of {n_mat} experts and the model has "
-                        f"{spec.n_expert}; it was made for another model"
+                        f"{spec.n_matrix}; it was made for another model"
                     )
-                entry.sums = entry.sums.reshape(spec.n_expert, spec.n_per_row)
-                entry.counts = np.repeat(entry.counts, spec.n_expert)
+                entry.sums = entry.sums.reshape(spec.n_matrix, spec.n_per_row)
+                entry.counts = np.repeat(entry.counts, spec.n_matrix)
         return warnings
 
     def missing(self, specs: Iterable[TensorSpec]) -> list[str]:
@@ -254,7 +254,7 @@ def _load_gguf(path: str | Path) -> Imatrix:
     return Imatrix(entries, [str(name) for name in datasets], chunk_count, chunk_size)
 
 
-def _values(path: str | Path, stored: StoredTensor) -> Vector:
+def _values(path: str | Path, stored: GGUFTensor) -> Vector:
     """All values of an F32 tensor, which `read_container` found to lie within the file."""
     found = np.fromfile(path, "<f4", stored.spec.n_elements, offset=stored.offset)
     if len(found) < stored.spec.n_elements:

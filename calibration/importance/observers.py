@@ -18,7 +18,7 @@ from calibration.forward.streams import name_of
 from calibration.importance.imatrix import COUNTS, SUMS, Entry, Imatrix
 from calibration.text.chunks import Chunks
 from quantize.hparams import Hparams
-from quantize.telling import Report, silent
+from quantize.telling import OnProgress, silent
 from quantize.tensors import Array, TensorSource, TensorSpec
 
 __all__ = ["Collected", "ImatrixObserver", "RouterLoad", "RouterObserver", "collect_imatrix"]
@@ -50,8 +50,8 @@ class ImatrixObserver(Observer):
         for spec in specs:
             entry = self.imatrix.entries.get(spec.name)
             if entry is None:
-                shape = (spec.n_expert, spec.n_per_row)
-                entry = Entry(np.zeros(shape, np.float32), np.zeros(spec.n_expert, np.int64))
+                shape = (spec.n_matrix, spec.n_per_row)
+                entry = Entry(np.zeros(shape, np.float32), np.zeros(spec.n_matrix, np.int64))
                 self.imatrix.entries[spec.name] = entry
             entry.sums[xid] += sums
             entry.counts[xid] += len(x)
@@ -155,7 +155,7 @@ def collect_imatrix(
     arithmetic: Arithmetic | None = None,
     storage: Storage | None = None,
     keeper: Keeper | None = None,
-    report: Report = silent,
+    progress: OnProgress = silent,
 ) -> Collected:
     """Run calibration text through a model and keep importances and router load.
 
@@ -173,7 +173,7 @@ def collect_imatrix(
         arithmetic: see `forward`; default bfloat16 products where the CPU has them.
         storage: see `forward`.
         keeper: see `forward`.
-        report: told the tokens that are through.
+        progress: told the tokens that are through.
 
     Raises:
         ActivationError, CheckpointError, TokenizerError: see `forward`.
@@ -195,6 +195,6 @@ def collect_imatrix(
         on_weights=hand_over if on_weights is not None else None,
         hold_down=prior > 0 and on_weights is not None,
         keeper=keeper,
-        report=report,
+        progress=progress,
     )
     return Collected(importances.imatrix, router.load, timings)

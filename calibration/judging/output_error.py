@@ -34,7 +34,7 @@ from quantize.blocks import block_format
 from quantize.codec import compile_kernels, decode, encode, first_non_finite, row_bytes
 from quantize.exceptions import CheckpointError, TextError
 from quantize.recipes.recipe import fallback
-from quantize.telling import Report, silent
+from quantize.telling import OnProgress, silent
 from quantize.tensors import NUMPY_TYPES, Array, QType, TensorSource, TensorSpec
 
 __all__ = ["is_judged", "measure_errors"]
@@ -55,7 +55,7 @@ def measure_errors(
     arithmetic: Arithmetic | None = None,
     storage: Storage | None = None,
     jobs: int | None = None,
-    report: Report = silent,
+    progress: OnProgress = silent,
 ) -> ErrorReport:
     """Measure what each type does to each matrix of attention and feed-forward, expert by expert.
 
@@ -74,7 +74,7 @@ def measure_errors(
         arithmetic: see `forward`; default bfloat16 products where the CPU has them.
         storage: see `forward`.
         jobs: threads that encode, by default one for each processor.
-        report: told the tokens that are through.
+        progress: told the tokens that are through.
 
     Raises:
         TextError: the chunks of the texts differ in length.
@@ -89,7 +89,7 @@ def measure_errors(
     sampler = Sampler(is_judged, fit.n_token, held_out.n_token, n_judged, arithmetic)
     qtypes = tuple(dict.fromkeys(qtypes))
     rows: list[MatrixErrors] = []
-    _compile_kernels(source, qtypes, baseline, report)
+    _compile_kernels(source, qtypes, baseline, progress)
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
 
         def judge(spec: TensorSpec, xid: int, weights: Array) -> None:
@@ -108,7 +108,7 @@ def measure_errors(
             observers=[Beginning(importances, fit.n_token), Beginning(router, fit.n_token), sampler],
             on_weights=judge,
             hold_down=prior > 0,
-            report=report,
+            progress=progress,
         )
     hparams = source.hparams
     order = {qtype.name: index for index, qtype in enumerate(qtypes)}
@@ -151,7 +151,9 @@ def _refuse_non_finite(spec: TensorSpec, xid: int, weights: Array) -> None:
         )
 
 
-def _compile_kernels(source: TensorSource, qtypes: Sequence[QType], baseline: bool, report: Report) -> None:
+def _compile_kernels(
+    source: TensorSource, qtypes: Sequence[QType], baseline: bool, progress: OnProgress
+) -> None:
     wanted = {
         (NUMPY_TYPES.get(spec.qtype, np.dtype(np.float32)), fallback(spec, qtype), known)
         for spec in source.specs()
@@ -159,7 +161,7 @@ def _compile_kernels(source: TensorSource, qtypes: Sequence[QType], baseline: bo
         for qtype in qtypes
         for known in ((True, False) if baseline else (True,))
     }
-    compile_kernels(sorted(wanted, key=str), report)
+    compile_kernels(sorted(wanted, key=str), progress)
 
 
 @dataclass(frozen=True)

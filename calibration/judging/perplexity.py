@@ -15,7 +15,7 @@ from calibration.forward.hidden import Storage
 from calibration.forward.layers import Arithmetic
 from calibration.forward.run import Stream, forward
 from calibration.text.chunks import Chunks
-from quantize.telling import Report, silent
+from quantize.telling import OnProgress, silent
 from quantize.tensors import TensorSource
 
 __all__ = ["Estimate", "NllScores", "first_scored", "measure_perplexity", "nll_of_targets", "perplexity"]
@@ -82,7 +82,7 @@ def measure_perplexity(
     *,
     arithmetic: Arithmetic | None = None,
     storage: Storage | None = None,
-    report: Report = silent,
+    progress: OnProgress = silent,
 ) -> Estimate:
     """Perplexity of a model on chunks of text.
 
@@ -97,6 +97,6 @@ def measure_perplexity(
         storage=storage,
         on_logits=scores,
         first_logit=first_scored(chunks.n_ctx),
-        report=report,
+        progress=progress,
     )
     return perplexity(np.concatenate(scores.streams[0]))

@@ -69,7 +69,7 @@ class RoundTrip:
         if spec.qtype == origin.qtype and spec.qtype in NUMPY_TYPES:
             return np.ascontiguousarray(weights).view(np.uint8)
         if first_non_finite(weights) is not None:  # blocks would hide it
-            place = f" of expert {xid}" if spec.n_expert > 1 else ""
+            place = f" of expert {xid}" if spec.n_matrix > 1 else ""
             raise CheckpointError(
                 f"{spec.name}: a weight{place} is not a finite number; the checkpoint is damaged"
             )

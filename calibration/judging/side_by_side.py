@@ -27,7 +27,7 @@ from calibration.text.chunks import Chunks
 from quantize.exceptions import GGUFError, LogitsError
 from quantize.hparams import Hparams
 from quantize.recipes.recipe import stored_type
-from quantize.telling import Progress, Report, silent
+from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import Array, TensorSource
 
 __all__ = ["Activations", "Comparison", "Model", "OnText", "RouterAgreement", "compare", "refuse_other_model"]
@@ -106,7 +106,7 @@ def compare(
     arithmetic: Arithmetic | None = None,
     storage: Storage | None = None,
     keeper: Keeper | None = None,
-    report: Report = silent,
+    progress: OnProgress = silent,
 ) -> Comparison:
     """Measure models against a base on texts, all in one pass: every source is read once, however long the texts are.
 
@@ -120,7 +120,7 @@ def compare(
         arithmetic: see `forward`; default float32, since differences are small.
         storage: see `forward`.
         keeper: see `forward`; a pass that goes on behind the last layer compares all chunks anew.
-        report: told the tokens that are through, then the chunks that are compared.
+        progress: told the tokens that are through, then the chunks that are compared.
 
     Raises:
         GGUFError: a model is not the base's kind: other dimensions or tensors.
@@ -138,7 +138,7 @@ def compare(
     for model in shown[1:]:
         refuse_other_model(shown[0], model)
     starts = np.cumsum([0] + [text.n_chunk for text in texts])
-    comparer = _Comparer(base if isinstance(base, LogitsFile) else None, all_chunks, report)
+    comparer = _Comparer(base if isinstance(base, LogitsFile) else None, all_chunks, progress)
     routers = _RouterComparer(shown, all_chunks.n_token, starts * all_chunks.n_ctx)
     is_routed = shown[0].source.hparams.n_expert > 0 and not isinstance(base, LogitsFile)
     rounding = InputRounding(stored_type) if activations == "int8" else None
@@ -151,7 +151,7 @@ def compare(
         on_logits=comparer,
         first_logit=first_scored(all_chunks.n_ctx),
         keeper=keeper,
-        report=report,
+        progress=progress,
     )
     n_base = len(shown) - len(models)
     results = []
@@ -219,9 +219,9 @@ def _refuse_other_text(base: LogitsFile, chunks: Chunks, models: Sequence[Model]
 class _Comparer:
     """`on_logits`: the scores of each chunk, `scores[model][chunk]`."""
 
-    def __init__(self, file: LogitsFile | None, chunks: Chunks, report: Report) -> None:
+    def __init__(self, file: LogitsFile | None, chunks: Chunks, progress: OnProgress) -> None:
         self.file = file
-        self.report = report
+        self.progress = progress
         self.chunks = chunks
         self.scores: list[list[Scores]] = []
 
@@ -236,7 +236,7 @@ class _Comparer:
             if index == len(self.scores):
                 self.scores.append([])
             self.scores[index].append(score(one, base, targets))
-        self.report(Progress("comparing", chunk + 1, self.chunks.n_chunk, unit="chunks"))
+        self.progress(Progress("comparing", chunk + 1, self.chunks.n_chunk, unit="chunks"))
 
     def read(self, chunk: int, device: torch.device) -> Tensor:
         """ln p of the base's file, f32 [n, V]."""

@@ -32,7 +32,7 @@ from quantize import codec
 from quantize.blocks import MODULES
 from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
-from quantize.telling import Progress, Report, silent
+from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import NUMPY_TYPES, Array, QType, TensorSpec
 
 __all__ = ["Comparison", "compare", "is_certain"]
@@ -48,7 +48,7 @@ def compare(
     exact: bool | None = None,
     imatrix: Imatrix | None = None,
     jobs: int = 1,
-    report: Report = silent,
+    progress: OnProgress = silent,
 ) -> list[Finding]:
     """Hold all tensors of a file against a checkpoint.
 
@@ -60,7 +60,7 @@ def compare(
             that know no importances, and what is not quantized, are compared to the byte.
         imatrix: the importances with which the file was made.
         jobs: threads.
-        report: called with the progress in tensors.
+        progress: called with the progress in tensors.
 
     Raises:
         CheckpointError: the checkpoint cannot be read any more.
@@ -90,7 +90,7 @@ def compare(
         if not left[name]:
             findings += _verdicts(comparison, slab.spec, judged.pop(name))
             done += 1
-            report(Progress("comparing with the checkpoint", done, n_tensors, "tensors"))
+            progress(Progress("comparing with the checkpoint", done, n_tensors, "tensors"))
     return findings + comparison.habits.findings(file.path)
 
 
@@ -289,6 +289,6 @@ def _damage(spec: TensorSpec, qtype: QType, one: Judgement, bad: Spots) -> Findi
 def _experts(spec: TensorSpec, xids: list[int]) -> str:
     if len(spec.shape) != 3:
         return ""
-    if len(xids) == spec.n_expert:
+    if len(xids) == spec.n_matrix:
         return "all experts: "
     return f"expert{'s' if len(xids) > 1 else ''} {', '.join(map(str, xids))}: "

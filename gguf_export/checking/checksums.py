@@ -8,7 +8,7 @@ from pathlib import Path
 from gguf_export.checking.findings import Finding, error, info
 from quantize.containers.untrusted import read_bytes, regular_size
 from quantize.exceptions import GGUFError, OutputError
-from quantize.telling import Progress, Report, silent
+from quantize.telling import OnProgress, Progress, silent
 
 __all__ = ["SUMS", "check_sum", "sha256"]
 
@@ -17,7 +17,7 @@ MAX_BYTES = 2**24  # of a SHA256SUMS
 READ_BYTES = 2**20
 
 
-def check_sum(path: Path, report: Report = silent) -> Finding:
+def check_sum(path: Path, progress: OnProgress = silent) -> Finding:
     """Check a file against the SHA256SUMS of its folder; where it is not listed yet, add it.
 
     Raises:
@@ -30,7 +30,7 @@ def check_sum(path: Path, report: Report = silent) -> Finding:
     if sums.is_symlink():  # a stranger's folder could have us write into any file of yours
         raise OutputError(f"{sums}: is a link, which is not followed; remove it")
     listed, before = _listed(sums)
-    found = sha256(path, report)
+    found = sha256(path, progress)
     if path.name not in listed:
         try:
             with sums.open("a", encoding="utf-8", newline="\n") as file:
@@ -47,7 +47,7 @@ def check_sum(path: Path, report: Report = silent) -> Finding:
     return info(str(path), f"SHA-256 is {found}, as {SUMS} says")
 
 
-def sha256(path: Path, report: Report = silent) -> str:
+def sha256(path: Path, progress: OnProgress = silent) -> str:
     """The SHA-256 of a file, hexadecimal.
 
     Raises:
@@ -60,7 +60,7 @@ def sha256(path: Path, report: Report = silent) -> str:
             while data := file.read(READ_BYTES):
                 digest.update(data)
                 done += len(data)
-                report(Progress("hashing", done, total))
+                progress(Progress("hashing", done, total))
     except OSError as fault:
         raise GGUFError(f"{path}: cannot be read: {fault.strerror}") from None
     return digest.hexdigest()

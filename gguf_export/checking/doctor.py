@@ -14,13 +14,13 @@ from gguf_export.files.text_files import optional_object
 from gguf_export.metadata.model_keys import KeyValue, count_params, model_keys
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.vocab.special_tokens import token_text
-from quantize.containers.shard_index import INDEX, StoredTensor, index_shards
+from quantize.containers.shard_index import INDEX, ShardTensor, index_shards
 from quantize.containers.untrusted import quoted, read_json, refuse_foreign_links
 from quantize.exceptions import CheckpointError, TokenizerError
 from quantize.families import family_of
 from quantize.families.language import COMMON_HPARAMS
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
-from quantize.telling import Report, silent
+from quantize.telling import OnProgress, Remark, silent
 
 __all__ = ["examine"]
 
@@ -39,7 +39,7 @@ CHAT_TOKENS = (
 
 
 def examine(
-    path: Path, *, full: bool = False, pre: str | None = None, report: Report = silent
+    path: Path, *, full: bool = False, pre: str | None = None, progress: OnProgress = silent
 ) -> list[Finding]:
     """Look for everything that would stop an export, or make it useless.
 
@@ -47,7 +47,7 @@ def examine(
         path: the folder of a Hugging Face checkpoint.
         full: read all weights instead of some rows of each matrix.
         pre: name of the pre-tokenizer, where it is not recognised.
-        report: called with the progress in tensors.
+        progress: called with the progress in tensors.
 
     Returns:
         What was found; a healthy checkpoint has neither errors nor warnings.
@@ -73,7 +73,7 @@ def examine(
     findings += _words(checkpoint)
     findings += _tokenizer(checkpoint, raw, pre)
     try:
-        findings += check_weights(checkpoint, full=full, report=report)
+        findings += check_weights(checkpoint, full=full, progress=progress)
     except CheckpointError as fault:
         findings.append(_from(fault, ""))
     return findings
@@ -167,7 +167,7 @@ def _is_pointer(path: Path) -> bool:
         return False
 
 
-def _types(stored: Mapping[str, StoredTensor]) -> Iterator[Finding]:
+def _types(stored: Mapping[str, ShardTensor]) -> Iterator[Finding]:
     """A mixture of float types: rounding that somebody did to some tensors and not to others."""
     matrices = {name: one for name, one in stored.items() if len(one.shape) > 1}
     found = Counter(one.dtype for one in matrices.values())
@@ -185,7 +185,7 @@ def _types(stored: Mapping[str, StoredTensor]) -> Iterator[Finding]:
 
 def _words(checkpoint: Checkpoint) -> list[Finding]:
     """What the keys of a GGUF file cannot say, and what of the model card and generation_config.json is left out."""
-    notes: list[str] = []
+    notes: list[Remark | str] = []
     try:
         model_keys(
             checkpoint.path,
@@ -199,13 +199,13 @@ def _words(checkpoint: Checkpoint) -> list[Finding]:
     return [_noted(note) for note in notes]
 
 
-def _noted(note: str) -> Finding:
-    place, _, message = note.partition(": ")
+def _noted(note: Remark | str) -> Finding:
+    place, _, message = str(note).partition(": ")
     return warning(place, message, "repair that file, or remove it")
 
 
 def _tokenizer(checkpoint: Checkpoint, raw: Mapping[str, Any], pre: str | None) -> Iterator[Finding]:
-    notes: list[str] = []
+    notes: list[Remark | str] = []
     path, n_vocab = checkpoint.path, checkpoint.hparams.n_vocab
     try:
         keys = vocab.vocab_keys(path, checkpoint.config, n_vocab, pre, note=notes.append)
@@ -215,7 +215,7 @@ def _tokenizer(checkpoint: Checkpoint, raw: Mapping[str, Any], pre: str | None) 
         yield _from(fault, "copy the tokenizer of the model there")
         return
     for note in notes:
-        yield warning("tokenizer", note, "correct the tokenizer's files if that was not meant")
+        yield warning("tokenizer", str(note), "correct the tokenizer's files if that was not meant")
     by_name: dict[str, KeyValue] = {kv.key.removeprefix("tokenizer.ggml."): kv for kv in keys}
     tokens: list[str] = by_name["tokens"].value
     unused = sum(kind == 5 for kind in by_name["token_type"].value)

@@ -94,7 +94,7 @@ def describe(path: Path) -> Description:
     if path.is_dir():
         checkpoint = open_checkpoint(path)
         stored = [
-            (spec, row_bytes(spec.qtype, spec.n_per_row) * spec.n_row * spec.n_expert)
+            (spec, row_bytes(spec.qtype, spec.n_per_row) * spec.n_row * spec.n_matrix)
             for spec in checkpoint.specs()
         ]
         architecture = ", ".join(map(str, checkpoint.config.get("architectures") or ()))

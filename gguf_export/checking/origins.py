@@ -42,11 +42,11 @@ def nearest_experts(sides: Decoded, spec: TensorSpec) -> list[int]:
 
     It is itself unless another one is clearly nearer and explains the weights as well as the type can.
     """
-    if spec.n_expert == 1:
+    if spec.n_matrix == 1:
         return [0]
     rows = _middle(spec)
     here, there = (
-        np.stack([np.nan_to_num(side(spec, xid, rows)).reshape(-1) for xid in range(spec.n_expert)]).astype(
+        np.stack([np.nan_to_num(side(spec, xid, rows)).reshape(-1) for xid in range(spec.n_matrix)]).astype(
             np.float64
         )
         for side in (sides.decoded, sides.weights)
@@ -73,7 +73,7 @@ def _origins(sides: Decoded, spec: TensorSpec, xid: int) -> Iterator[str]:
     rows = _middle(spec)
     here = sides.decoded(spec, xid, rows)
     for other in _look_alikes(sides.checkpoint, spec):
-        if _is_near(sides, spec, here, sides.weights(other, min(xid, other.n_expert - 1), rows)):
+        if _is_near(sides, spec, here, sides.weights(other, min(xid, other.n_matrix - 1), rows)):
             yield f"the weights of {other.name} are in its place"
     for text, weights in _turned(sides, spec):
         if _is_near(sides, spec, sides.decoded(spec, xid, (0, spec.n_row)), weights):

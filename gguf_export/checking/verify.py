@@ -21,7 +21,7 @@ from quantize.containers.untrusted import quoted
 from quantize.exceptions import GGUFError, TokenizerError
 from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
-from quantize.telling import Progress, Report, silent
+from quantize.telling import OnProgress, Progress, silent
 
 __all__ = ["verify"]
 
@@ -36,7 +36,7 @@ def verify(
     exact: bool | None = None,
     imatrix: Imatrix | None = None,
     jobs: int = 1,
-    report: Report = silent,
+    progress: OnProgress = silent,
 ) -> list[Finding]:
     """Look for everything that can be wrong with a GGUF file.
 
@@ -48,7 +48,7 @@ def verify(
             and codes are compared, and bytes only where a type knows no importances.
         imatrix: the importances with which the file was made, None for none.
         jobs: threads that compare.
-        report: told how far it is.
+        progress: told how far it is.
 
     Returns:
         What was found; a healthy file has neither errors nor warnings.
@@ -63,10 +63,10 @@ def verify(
         return [error(str(path), text, "" if ";" in text else "give a GGUF file")]
     try:
         findings = check_structure(file)
-        findings += _numbers(file, report)
+        findings += _numbers(file, progress)
         if against is not None:
             findings += _same_keys(file, against)
-            findings += compare(file, against, exact=exact, imatrix=imatrix, jobs=jobs, report=report)
+            findings += compare(file, against, exact=exact, imatrix=imatrix, jobs=jobs, progress=progress)
     except GGUFError as fault:  # the file changes while it is read
         return [error(str(path), str(fault).removeprefix(f"{path}: "), "it cannot be read")]
     if against is not None and exact is not False and imatrix is None:
@@ -84,7 +84,7 @@ def _unused_imatrix(file: GGUFFile) -> Iterator[Finding]:
         )
 
 
-def _numbers(file: GGUFFile, report: Report) -> Iterator[Finding]:
+def _numbers(file: GGUFFile, progress: OnProgress) -> Iterator[Finding]:
     """Scales and floats that are NaN or infinite; experts in which nothing but zeros is stored."""
     total, done = sum(stored.n_bytes for stored in file.tensors.values()), 0
     for name, stored in file.tensors.items():
@@ -103,7 +103,7 @@ def _numbers(file: GGUFFile, report: Report) -> Iterator[Finding]:
                 is_empty = is_empty and not blocks.any()
                 row = bad_row(blocks, spec.qtype)
                 done += blocks.nbytes
-                report(Progress("checking numbers", done, total))
+                progress(Progress("checking numbers", done, total))
                 if row is not None:
                     yield error(
                         name,

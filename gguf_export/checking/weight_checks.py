@@ -11,7 +11,7 @@ from gguf_export.checking.findings import Finding, error, info, warning
 from gguf_export.writing.slabs import SLAB_BYTES
 from quantize.codec import encode, first_non_finite, row_bytes
 from quantize.sources.checkpoint import Checkpoint
-from quantize.telling import Progress, Report, silent
+from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import Array, QType, Rows, TensorSpec
 
 __all__ = ["check_weights"]
@@ -26,7 +26,9 @@ Hashes = dict[int, dict[int, list[bytes]]]
 MERGE = "look at the mergekit configuration, and merge again if that was not meant"
 
 
-def check_weights(checkpoint: Checkpoint, *, full: bool = False, report: Report = silent) -> list[Finding]:
+def check_weights(
+    checkpoint: Checkpoint, *, full: bool = False, progress: OnProgress = silent
+) -> list[Finding]:
     """Look at some rows of each matrix, or at all.
 
     Raises:
@@ -36,19 +38,19 @@ def check_weights(checkpoint: Checkpoint, *, full: bool = False, report: Report 
     hashes: Hashes = {}
     specs = checkpoint.specs()
     for done, spec in enumerate(specs):
-        report(Progress("looking at the weights", done, len(specs), "tensors"))
-        for xid in range(spec.n_expert):
+        progress(Progress("looking at the weights", done, len(specs), "tensors"))
+        for xid in range(spec.n_matrix):
             findings += _matrix(checkpoint, spec, xid, full, hashes)
         if spec.name.endswith("ffn_gate_inp.weight"):
             findings += _router(spec, _as_f32(checkpoint.read(spec)))
-    report(Progress("looking at the weights", len(specs), len(specs), "tensors"))
+    progress(Progress("looking at the weights", len(specs), len(specs), "tensors"))
     return [*findings, *_twins(hashes, full)]
 
 
 def _matrix(
     checkpoint: Checkpoint, spec: TensorSpec, xid: int, full: bool, hashes: Hashes
 ) -> Iterator[Finding]:
-    expert = f"expert {xid}: " if spec.n_expert > 1 else ""
+    expert = f"expert {xid}: " if spec.n_matrix > 1 else ""
     digest = hashlib.blake2b(digest_size=16)
     is_zero, largest = True, 0.0
     for rows in _rows(checkpoint, spec, full):
@@ -74,7 +76,7 @@ def _matrix(
             f"{expert}a weight of {largest:.3g} is beyond what F16, and the scales of quantized blocks, can hold",
             "look at the donors of the merge",
         )
-    if spec.n_expert > 1:
+    if spec.n_matrix > 1:
         layer = int(spec.name.split(".")[1])
         hashes.setdefault(layer, {}).setdefault(xid, []).append(digest.digest())
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from calibration.forward.hidden import Storage
     from calibration.forward.layers import Arithmetic
     from calibration.judging.side_by_side import Comparison
-    from gguf_export.comparing.run import NamedText, Prepared
+    from gguf_export.comparing.run import CompareJob, NamedText
 
 output_options = together(
     click.option("--json", "json_path", type=FILE, metavar="FILE", help="Write all figures as JSON."),
@@ -161,7 +161,7 @@ def compare(
                 arithmetic=arithmetic,
                 storage=storage,
                 keeper=keeper,
-                report=view,
+                progress=view,
             )
         _write(found, outputs)
     if not quiet:
@@ -249,7 +249,7 @@ def _print_tables(found: Comparison) -> None:
         click.echo(printable(f"{name}: {how}"))
 
 
-def _print_timings(found: Comparison, prepared: Prepared) -> None:
+def _print_timings(found: Comparison, prepared: CompareJob) -> None:
     from gguf_export.commands.console import print_table, size
     from gguf_export.reports.compare_tables import timing_table
 

@@ -31,7 +31,7 @@ def doctor(model: Path, full: bool, pre: str | None, as_json: bool, quiet: bool)
     from gguf_export.commands.console import ProgressView
 
     with ProgressView(quiet=quiet) as view:
-        findings = examine(model, full=full, pre=pre, report=view)
+        findings = examine(model, full=full, pre=pre, progress=view)
     finish(findings, as_json)
 
 

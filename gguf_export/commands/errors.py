@@ -121,7 +121,7 @@ def errors(
             arithmetic=arithmetic,
             storage=storage,
             jobs=jobs,
-            report=view,
+            progress=view,
         )
     for path in outputs:
         write_errors(path, report)

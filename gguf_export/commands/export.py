@@ -24,7 +24,7 @@ from gguf_export.commands.options import (
 
 if TYPE_CHECKING:
     from calibration.importance.imatrix import Imatrix
-    from gguf_export.writing.export import Export, Exported
+    from gguf_export.writing.export import ExportJob, ExportResult
 
 
 @click.command()
@@ -154,7 +154,9 @@ def export(
         return
     with ProgressView(quiet=quiet) as view:
         if chunks is None:
-            exported = exporting.run(prepared, jobs=jobs, force=force, restart=restart, report=view, note=say)
+            exported = exporting.run(
+                prepared, jobs=jobs, force=force, restart=restart, progress=view, note=say
+            )
         else:
             from gguf_export.writing.calibrated import run_calibrated
 
@@ -167,7 +169,7 @@ def export(
                 restart=restart,
                 arithmetic=arithmetic,
                 storage=storage,
-                report=view,
+                progress=view,
                 note=say,
             )
             exported = done.exported
@@ -184,7 +186,7 @@ def export(
     _print_exported(exported)
 
 
-def _say_remarks(prepared: Export, imatrix: Imatrix | None) -> None:
+def _say_remarks(prepared: ExportJob, imatrix: Imatrix | None) -> None:
     """A fallback is never silent: each kind gets one line, with its count; `imatrix` is one that was counted."""
     from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
 
@@ -198,7 +200,7 @@ def _say_remarks(prepared: Export, imatrix: Imatrix | None) -> None:
         say(line)
 
 
-def _print_plan(prepared: Export) -> None:
+def _print_plan(prepared: ExportJob) -> None:
     from gguf_export.commands.console import print_table, size
 
     for file in prepared.files:
@@ -216,7 +218,7 @@ def _print_plan(prepared: Export) -> None:
         click.echo(f"{size(file.n_bytes)}, {file.plan.bpw:.2f} bits per weight\n")
 
 
-def _print_exported(exported: Exported) -> None:
+def _print_exported(exported: ExportResult) -> None:
     from gguf_export.commands.console import print_table, size
 
     seconds = exported.seconds.wall

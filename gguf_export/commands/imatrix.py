@@ -88,7 +88,7 @@ def imatrix(
                 arithmetic=arithmetic,
                 storage=storage,
                 keeper=keeper,
-                report=view,
+                progress=view,
             )
         save(output, collected.imatrix, legacy=output.suffix == ".dat")
     if not quiet:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quantize.recipes.recipe import Recipe
     from quantize.sources.checkpoint import Checkpoint
     from quantize.sources.gguf_file import GGUFFile
+    from quantize.telling import Remark
 
 Command = Callable[..., None]
 
@@ -104,11 +105,11 @@ forward_options = together(
 """How the forward pass is run; see `read_forward`."""
 
 
-def say(line: str) -> None:
-    """One line for the person at the terminal, beside what goes to standard output."""
+def say(remark: Remark | str) -> None:
+    """Show one line to the person at the terminal, beside what goes to standard output."""
     from quantize.containers.untrusted import printable
 
-    click.echo(printable(line), err=True)
+    click.echo(printable(str(remark)), err=True)
 
 
 def read_recipes(ftypes: Sequence[str], options: dict[str, Any]) -> list[Recipe]:

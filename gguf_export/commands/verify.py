@@ -77,7 +77,7 @@ def verify(
             exact=True if imatrix_name is not None else False if quick else None,
             imatrix=imatrix,
             jobs=jobs or os.cpu_count() or 1,
-            report=view,
+            progress=view,
         )
         if sums:
             findings.append(checksums.check_sum(file, view))

@@ -16,19 +16,17 @@ from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.judging.round_trip import RoundTrip, SharedSource
 from calibration.judging.side_by_side import Activations, Comparison, Model, compare, refuse_other_model
 from calibration.text.chunks import N_CTX, Chunks, make_chunks, read_text
-from gguf_export.files.text_files import Note, discard
 from gguf_export.vocab.same_tokens import bos_of, refuse_other_vocabulary, tokenizer_of, vocabulary_of
 from gguf_export.writing import fingerprint, pass_state
 from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import GGUFError, LogitsError, MoeGgufError, TextError
-from quantize.recipes.recipe import Recipe
-from quantize.recipes.recipe import plan as make_plan
+from quantize.recipes.recipe import Recipe, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
-from quantize.telling import Report, silent
+from quantize.telling import Note, OnProgress, discard, silent
 
-__all__ = ["NamedText", "Prepared", "fingerprint_of", "prepare", "run"]
+__all__ = ["CompareJob", "NamedText", "fingerprint_of", "prepare", "run"]
 
 ROUND_TRIP = "(round trip)"
 """Stands behind the name of a type that was judged without writing a file."""
@@ -43,7 +41,7 @@ class NamedText:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class CompareJob:
     """Everything that was asked for, opened and found to fit together; no weight is read yet."""
 
     base: Model | LogitsFile
@@ -68,7 +66,7 @@ def prepare(
     n_ctx: int = N_CTX,
     n_chunk: int | None = None,
     note: Note = discard,
-) -> Prepared:
+) -> CompareJob:
     """Open the models and cut the texts.
 
     Args:
@@ -111,17 +109,17 @@ def prepare(
         if logits is None
         else [_own_text(logits, sources[0], texts, n_chunk)]
     )
-    return Prepared(found_base, tuple(models), tuple(chunks), sources, imatrix)
+    return CompareJob(found_base, tuple(models), tuple(chunks), sources, imatrix)
 
 
 def run(
-    prepared: Prepared,
+    prepared: CompareJob,
     *,
     activations: Activations = "exact",
     arithmetic: Arithmetic | None = None,
     storage: Storage | None = None,
     keeper: Keeper | None = None,
-    report: Report = silent,
+    progress: OnProgress = silent,
 ) -> Comparison:
     """The pass itself: see `calibration.judging.side_by_side.compare`."""
     return compare(
@@ -132,12 +130,12 @@ def run(
         arithmetic=arithmetic,
         storage=storage,
         keeper=keeper,
-        report=report,
+        progress=progress,
     )
 
 
 def fingerprint_of(
-    prepared: Prepared, activations: Activations, arithmetic: Arithmetic, storage: Storage
+    prepared: CompareJob, activations: Activations, arithmetic: Arithmetic, storage: Storage
 ) -> dict[str, str]:
     """All that decides what `run` finds, by names that a person understands."""
     models = [

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from quantize.containers.untrusted import read_bytes, read_json
 from quantize.exceptions import TokenizerError
 
-__all__ = ["Note", "discard", "optional_object", "optional_text"]
-
-Note = Callable[[str], None]
-"""Who is told, in one line, what was left out or replaced: the library itself never prints."""
+__all__ = ["optional_object", "optional_text"]
 
 MAX_TEXT_BYTES = 16 * 2**20  # of a template or a model card
-
-
-def discard(_note: str) -> None:
-    """Tell nobody."""
 
 
 def optional_object(path: Path) -> dict[str, Any] | None:

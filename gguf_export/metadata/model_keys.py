@@ -15,11 +15,11 @@ from typing import Any
 from gguf import GGUFValueType
 
 from calibration.importance.imatrix import Imatrix
-from gguf_export.files.text_files import Note, discard
 from gguf_export.metadata.model_card import TEXTS, Card, read_card
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError, RecipeError
 from quantize.hparams import Hparams, RopeScaling
+from quantize.telling import Note, discard
 from quantize.tensors import TensorSpec
 
 __all__ = [
@@ -98,8 +98,8 @@ def count_params(specs: Iterable[TensorSpec]) -> ParameterCount:
     for spec in specs:
         total += spec.n_elements
         if "_exps." in spec.name and len(spec.shape) == 3:
-            expert += spec.n_elements // spec.n_expert
-            n_expert += spec.n_expert
+            expert += spec.n_elements // spec.n_matrix
+            n_expert += spec.n_matrix
             n_stacked += 1
         else:
             shared += spec.n_elements

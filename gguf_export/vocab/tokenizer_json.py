@@ -14,12 +14,13 @@ from typing import Any
 from gguf import TokenType
 
 from calibration.text.tokenizer import refuse_marked_subwords
-from gguf_export.files.text_files import Note, optional_object, optional_text
+from gguf_export.files.text_files import optional_object, optional_text
 from gguf_export.vocab import pretokenizers
 from gguf_export.vocab.special_tokens import TYPES, dicts, token_text
 from gguf_export.vocab.tokens import Slots, Token, added_token, added_tokens_decoder
 from quantize.containers.untrusted import guarded, quoted
 from quantize.exceptions import TokenizerError
+from quantize.telling import Note
 
 __all__ = ["is_sentencepiece_like", "merges_of", "put_byte_level", "put_sentencepiece_like"]
 

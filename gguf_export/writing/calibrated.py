@@ -22,15 +22,14 @@ from calibration.importance.imatrix import Entry, Imatrix
 from calibration.importance.observers import Collected, collect_imatrix
 from calibration.text.chunks import Chunks
 from gguf_export.files.disk import allocated
-from gguf_export.files.text_files import Note, discard
 from gguf_export.writing import fingerprint, pass_state
-from gguf_export.writing.export import Export, Exported, compile_kernels, opened
+from gguf_export.writing.export import ExportJob, ExportResult, compile_kernels, opened
 from gguf_export.writing.journal import journal_path
 from gguf_export.writing.pass_state import StateFile, state_path
 from gguf_export.writing.sink import Sink
 from gguf_export.writing.slabs import Seconds, Worker, slabs_of_matrix
 from quantize.exceptions import OutputError
-from quantize.telling import Report, silent
+from quantize.telling import Note, OnProgress, discard, silent
 from quantize.tensors import Array, TensorSpec
 
 __all__ = ["Calibrated", "expected_imatrix", "run_calibrated"]
@@ -40,7 +39,7 @@ __all__ = ["Calibrated", "expected_imatrix", "run_calibrated"]
 class Calibrated:
     """What `run_calibrated` did."""
 
-    exported: Exported
+    exported: ExportResult
     collected: Collected
 
 
@@ -58,7 +57,7 @@ def expected_imatrix(specs: Sequence[TensorSpec], chunks: Chunks, *, prior: floa
     covered = (spec for spec in specs if spec.name.startswith("blk.") and len(spec.shape) > 1)
     entries = {
         spec.name: Entry(
-            np.zeros((spec.n_expert, spec.n_per_row), np.float32), np.zeros(spec.n_expert, np.int64)
+            np.zeros((spec.n_matrix, spec.n_per_row), np.float32), np.zeros(spec.n_matrix, np.int64)
         )
         for spec in covered
     }
@@ -73,7 +72,7 @@ def expected_imatrix(specs: Sequence[TensorSpec], chunks: Chunks, *, prior: floa
 
 
 def run_calibrated(
-    export: Export,
+    export: ExportJob,
     chunks: Chunks,
     *,
     jobs: int | None = None,
@@ -81,7 +80,7 @@ def run_calibrated(
     restart: bool = False,
     arithmetic: Arithmetic | None = None,
     storage: Storage | None = None,
-    report: Report = silent,
+    progress: OnProgress = silent,
     note: Note = discard,
 ) -> Calibrated:
     """Write the files of an export that was prepared with `expected_imatrix`, calibrating on the way.
@@ -93,7 +92,7 @@ def run_calibrated(
         force, restart, note: see `export.run`. What an earlier run encoded is not encoded again, and the text goes on
             behind the last layer whose state was kept.
         arithmetic, storage: see `calibration.forward.run.forward`.
-        report: told the tokens that are through.
+        progress: told the tokens that are through.
 
     Raises:
         OutputError, CheckpointError: see `export.run`.
@@ -111,12 +110,14 @@ def run_calibrated(
     sinks: list[Sink] = []
     with (
         _state(export, chunks, arithmetic, storage, sinks, force, restart, note) as keeper,
-        opened(export, force=force, restart=restart, imatrix_hash=source, report=report, note=note) as ready,
+        opened(
+            export, force=force, restart=restart, imatrix_hash=source, progress=progress, note=note
+        ) as ready,
         ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool,
     ):
         sinks += ready
         worker = Worker(export.checkpoint, sinks)
-        compile_kernels(export, report)
+        compile_kernels(export, progress)
 
         def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix) -> None:
             importance = imatrix.importance(spec.name, xid)
@@ -135,17 +136,17 @@ def run_calibrated(
             arithmetic=arithmetic,
             storage=storage,
             keeper=keeper,
-            report=report,
+            progress=progress,
         )
     seconds.wall = time.monotonic() - started
-    exported = Exported(export.files, export.checkpoint.bytes_read - read_before, seconds)
+    exported = ExportResult(export.files, export.checkpoint.bytes_read - read_before, seconds)
     imatrix = replace(collected.imatrix, file=export.imatrix.file)
     return Calibrated(exported, replace(collected, imatrix=imatrix))
 
 
 @contextlib.contextmanager
 def _state(
-    export: Export,
+    export: ExportJob,
     chunks: Chunks,
     arithmetic: Arithmetic,
     storage: Storage,

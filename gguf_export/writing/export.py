@@ -15,7 +15,6 @@ from pathlib import Path
 
 from calibration.importance.imatrix import Imatrix, load_imatrix
 from gguf_export.files.disk import allocated, check_space
-from gguf_export.files.text_files import Note, discard
 from gguf_export.metadata import file_names as names
 from gguf_export.metadata import model_keys as metadata
 from gguf_export.metadata.model_keys import KeyValue
@@ -26,7 +25,6 @@ from gguf_export.writing.journal import Journal
 from gguf_export.writing.sink import Sink
 from gguf_export.writing.slabs import (
     SLAB_BYTES,
-    NotFiniteError,
     Seconds,
     Worker,
     in_window,
@@ -34,13 +32,12 @@ from gguf_export.writing.slabs import (
     source_bytes,
 )
 from quantize import codec
-from quantize.exceptions import ActivationError, ImatrixError, OutputError
+from quantize.exceptions import ActivationError, ImatrixError, NotFiniteError, OutputError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.layout import Plan
-from quantize.recipes.recipe import Recipe
-from quantize.recipes.recipe import plan as make_plan
+from quantize.recipes.recipe import Recipe, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
-from quantize.telling import Progress, Report, silent
+from quantize.telling import Note, OnProgress, Progress, Remark, discard, silent
 from quantize.tensors import NUMPY_TYPES
 
 
@@ -59,18 +56,18 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportJob:
     """A prepared export: what will be read, what will be written, and with which importances."""
 
     checkpoint: Checkpoint
     files: tuple[OutputFile, ...]
     imatrix: Imatrix | None = None
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[Remark | str, ...] = ()
     """What a careful reader wants to be told: fallbacks taken, settings that a GGUF cannot say."""
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What `run` did."""
 
     files: tuple[OutputFile, ...]
@@ -91,9 +88,9 @@ def export(
     jobs: int | None = None,
     force: bool = False,
     restart: bool = False,
-    report: Report = silent,
+    progress: OnProgress = silent,
     note: Note = discard,
-) -> Exported:
+) -> ExportResult:
     """Quantize the checkpoint in folder `model` to one GGUF file for each file type, from one read of its shards.
 
     Args:
@@ -102,7 +99,7 @@ def export(
         folder: where the files go.
         imatrix: importances, or the file that holds them.
         name, override_kv, pre, publisher: see `prepare`.
-        jobs, force, restart, report, note: see `run`.
+        jobs, force, restart, progress, note: see `run`.
 
     Raises:
         MoeGgufError: see `prepare` and `run`.
@@ -120,7 +117,7 @@ def export(
         pre=pre,
         publisher=publisher,
     )
-    return run(prepared, jobs=jobs, force=force, restart=restart, report=report, note=note)
+    return run(prepared, jobs=jobs, force=force, restart=restart, progress=progress, note=note)
 
 
 def prepare(
@@ -133,7 +130,7 @@ def prepare(
     override_kv: Sequence[str] = (),
     pre: str | None = None,
     publisher: str | None = None,
-) -> Export:
+) -> ExportJob:
     """Plan the files; nothing is written and no weight is read.
 
     Args:
@@ -150,7 +147,7 @@ def prepare(
         MoeGgufError: a recipe, tokenizer, imatrix or setting that does not fit the model.
     """
     specs, hparams = checkpoint.specs(), checkpoint.hparams
-    remarks = list(checkpoint.remarks)
+    remarks: list[Remark | str] = list(checkpoint.remarks)
     if imatrix is not None:
         remarks += imatrix.check(specs)
     overrides = [metadata.parse_override(text) for text in override_kv]
@@ -176,7 +173,7 @@ def prepare(
         _refuse_blind(plan, imatrix)
     if len({file.path for file in files}) < len(files):
         raise OutputError(f"{files[0].path}: two of the files would have the same name; give each type once")
-    return Export(checkpoint, tuple(files), imatrix, tuple(remarks))
+    return ExportJob(checkpoint, tuple(files), imatrix, tuple(remarks))
 
 
 def _refuse_blind(plan: Plan, imatrix: Imatrix | None) -> None:
@@ -190,14 +187,14 @@ def _refuse_blind(plan: Plan, imatrix: Imatrix | None) -> None:
 
 
 def run(
-    export: Export,
+    export: ExportJob,
     *,
     jobs: int | None = None,
     force: bool = False,
     restart: bool = False,
-    report: Report = silent,
+    progress: OnProgress = silent,
     note: Note = discard,
-) -> Exported:
+) -> ExportResult:
     """Write the files of a prepared export, or go on with writing them where an earlier run was stopped.
 
     Args:
@@ -205,7 +202,7 @@ def run(
         jobs: threads that read, encode and write; by default one for each processor.
         force: replace files that exist.
         restart: use nothing of an earlier run that was stopped.
-        report: called with the progress in bytes of the checkpoint, as far as it is still to be read.
+        progress: called with the progress in bytes of the checkpoint, as far as it is still to be read.
         note: told, in one line each, what is continued, what is begun afresh and why, what was kept.
 
     Raises:
@@ -217,37 +214,37 @@ def run(
     jobs = jobs or os.cpu_count() or 1
     read_before = export.checkpoint.bytes_read
     seconds = Seconds()
-    with opened(export, force=force, restart=restart, report=report, note=note) as sinks:
+    with opened(export, force=force, restart=restart, progress=progress, note=note) as sinks:
         worker = Worker(export.checkpoint, sinks, export.imatrix)
         slabs = [slab for slab in slabs_of(export.checkpoint) if worker.lacking(slab)]
         if slabs:
-            compile_kernels(export, report)
+            compile_kernels(export, progress)
         done, total = 0, sum(map(source_bytes, slabs))
         # Closed before the sinks are: an error or Ctrl-C must not close a file that is written to.
         with closing(in_window(worker, slabs, jobs)) as finished:
             for slab, spent in finished:
                 seconds.add(spent)
                 done += source_bytes(slab)
-                report(Progress("encoding", done, total))
+                progress(Progress("encoding", done, total))
     seconds.wall = time.monotonic() - started
-    return Exported(export.files, export.checkpoint.bytes_read - read_before, seconds)
+    return ExportResult(export.files, export.checkpoint.bytes_read - read_before, seconds)
 
 
 @contextmanager
 def opened(
-    export: Export,
+    export: ExportJob,
     *,
     force: bool = False,
     restart: bool = False,
     imatrix_hash: str | None = None,
-    report: Report = silent,
+    progress: OnProgress = silent,
     note: Note = discard,
 ) -> Iterator[list[Sink]]:
     """The outputs, locked and ready for slabs; they get their names when the block ends well.
 
     Args:
         export: what `prepare` returned.
-        force, restart, report, note: as in `run`.
+        force, restart, progress, note: as in `run`.
         imatrix_hash: of what the importances are made from, where they are made only while the files are.
 
     Raises:
@@ -261,7 +258,7 @@ def opened(
                 journal.forget()
             if not journal.is_locked and not sinks:
                 note(f"{file.path.parent}: locks are unknown here; do not run the same export twice at once")
-            sinks.append(Sink(file.path, file.keys, file.plan, journal, note=note, report=report))
+            sinks.append(Sink(file.path, file.keys, file.plan, journal, note=note, progress=progress))
         if not force:
             _refuse_existing(sinks, journals)
         check_space(
@@ -295,7 +292,7 @@ def _refuse_existing(sinks: Sequence[Sink], journals: Sequence[Journal]) -> None
             raise OutputError(f"{sink.path}: exists already; pass --force to replace it")
 
 
-def _lock(stack: ExitStack, export: Export, imatrix: str) -> list[Journal]:
+def _lock(stack: ExitStack, export: ExportJob, imatrix: str) -> list[Journal]:
     """The journal of each file; they are locked in one order, so that of two runs one gets them all."""
     checkpoint = fingerprint.of_checkpoint(export.checkpoint)
     journals: dict[Path, Journal] = {}
@@ -315,11 +312,11 @@ def _lock(stack: ExitStack, export: Export, imatrix: str) -> list[Journal]:
     return [journals[file.path] for file in export.files]
 
 
-def compile_kernels(export: Export, report: Report) -> None:
+def compile_kernels(export: ExportJob, progress: OnProgress) -> None:
     """Compile before the first slab, so that the first run says what it is doing while it does."""
     wanted = set()
     for file in export.files:
         for planned in file.plan.tensors:
             known = export.imatrix is not None and export.imatrix.importance(planned.spec.name, 0) is not None
             wanted.add((NUMPY_TYPES[planned.spec.qtype], planned.qtype, known))
-    codec.compile_kernels(sorted(wanted, key=str), report)
+    codec.compile_kernels(sorted(wanted, key=str), progress)

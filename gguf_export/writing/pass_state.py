@@ -27,9 +27,9 @@ from calibration.forward.saved_state import DamagedStateError, PassState, opened
 from calibration.text.chunks import Chunks
 from gguf_export.files.disk import LockedError
 from gguf_export.files.replacing import PARTIAL_SUFFIX, Lock, replacing
-from gguf_export.files.text_files import Note, discard
 from gguf_export.writing.fingerprint import hashed, version
 from quantize.exceptions import OutputError
+from quantize.telling import Note, discard
 
 __all__ = ["StateFile", "discard_older", "fingerprint", "state_path"]
 

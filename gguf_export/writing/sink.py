@@ -19,13 +19,12 @@ from types import TracebackType
 from typing import Any
 
 from gguf_export.files.disk import durable, durable_folder, forget_pages
-from gguf_export.files.text_files import Note, discard
 from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.writing.header import header
 from gguf_export.writing.journal import Journal, Piece
 from quantize.exceptions import OutputError
 from quantize.recipes.layout import Plan, PlannedTensor, padded
-from quantize.telling import Progress, Report, silent
+from quantize.telling import Note, OnProgress, Progress, discard, silent
 from quantize.tensors import Array
 
 PARTIAL_SUFFIX = ".partial"
@@ -55,7 +54,7 @@ class Sink:
         journal: Journal | None = None,
         *,
         note: Note = discard,
-        report: Report = silent,
+        progress: OnProgress = silent,
     ) -> None:
         """Look at what an earlier run left; nothing is written yet.
 
@@ -65,7 +64,7 @@ class Sink:
             plan: all tensors.
             journal: remembers what is done, for a run that is stopped; the caller closes it.
             note: told what is continued and what is not, and why.
-            report: called while what is done is read back.
+            progress: called while what is done is read back.
 
         Raises:
             OutputError: the partial file cannot be read.
@@ -75,7 +74,7 @@ class Sink:
         self._header = header(keys, plan)
         self.plan = plan
         self.n_bytes = len(self._header) + plan.data_bytes
-        self._journal, self._note, self._report = journal, note, report
+        self._journal, self._note, self._progress = journal, note, progress
         self._file: Any = None
         self._lock, self._sync_lock = threading.Lock(), threading.Lock()
         self._syncer = ThreadPoolExecutor(1)  # starts its thread when it has something to do
@@ -229,7 +228,7 @@ class Sink:
                     if not left and crc == piece.crc:
                         yield piece
                 done += max(0, piece.n_bytes)
-                self._report(Progress("checking what is done", done, total))
+                self._progress(Progress("checking what is done", done, total))
 
     def _create(self) -> None:
         # Never a journal that tells of a file that is not there: it is emptied first and begun last.

@@ -14,14 +14,13 @@ from typing import TypeVar
 from calibration.importance.imatrix import Imatrix
 from gguf_export.writing.sink import Sink
 from quantize import codec
-from quantize.exceptions import CheckpointError
+from quantize.exceptions import NotFiniteError
 from quantize.recipes.layout import PlannedTensor
 from quantize.sources.checkpoint import Checkpoint
 from quantize.tensors import Array, QType, Rows, TensorSpec
 
 __all__ = [
     "SLAB_BYTES",
-    "NotFiniteError",
     "Seconds",
     "Slab",
     "Worker",
@@ -120,10 +119,6 @@ def _offset(slab: Slab, planned: PlannedTensor) -> int:
     return (slab.xid * slab.spec.n_row + slab.rows[0]) * planned.row_bytes
 
 
-class NotFiniteError(CheckpointError):
-    """A weight is NaN or infinity: nothing that was made from this checkpoint is worth keeping."""
-
-
 def refuse_non_finite(spec: TensorSpec, slab: Slab, weights: Array) -> None:
     """Stop at a NaN or infinity, as llama-quantize does.
 
@@ -167,7 +162,7 @@ def _collect(pending: dict[Future[T], Slab]) -> Iterator[tuple[Slab, T]]:
 def slabs_of(checkpoint: Checkpoint) -> Iterator[Slab]:
     """All slabs of a checkpoint, in the order in which they are read."""
     for spec in checkpoint.specs():
-        for xid in range(spec.n_expert):
+        for xid in range(spec.n_matrix):
             yield from slabs_of_matrix(checkpoint, spec, xid)
 
 

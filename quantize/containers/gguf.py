@@ -19,7 +19,7 @@ from quantize.containers.untrusted import quoted, regular_size
 from quantize.exceptions import GGUFError, MoeGgufError
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["MAGIC", "MAX_NAME", "SCALARS", "Container", "KeyType", "StoredTensor", "read_container"]
+__all__ = ["MAGIC", "MAX_NAME", "SCALARS", "Container", "GGUFTensor", "KeyType", "read_container"]
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -48,7 +48,7 @@ KeyType = tuple[GGUFValueType, GGUFValueType | None]
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class GGUFTensor:
     """Where one tensor lies."""
 
     spec: TensorSpec
@@ -62,7 +62,7 @@ class Container:
 
     keys: Mapping[str, Any]
     types: Mapping[str, KeyType]  # of the keys
-    tensors: Mapping[str, StoredTensor]  # in file order
+    tensors: Mapping[str, GGUFTensor]  # in file order
     n_bytes: int  # of the file
     alignment: int
 
@@ -155,7 +155,7 @@ def _read(cursor: _Cursor, n_bytes: int) -> Container:
     infos = [_read_info(cursor) for _ in range(n_tensors)]
     alignment = _alignment(cursor, keys, types)
     start = cursor.position() + -cursor.position() % alignment
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, GGUFTensor] = {}
     expected = 0
     for spec, offset, size in infos:
         if spec.name in tensors:
@@ -166,7 +166,7 @@ def _read(cursor: _Cursor, n_bytes: int) -> Container:
             )
         if start + offset + size > n_bytes:
             raise cursor.fault(f"truncated: the file ends before {quoted(spec.name)} does; fetch it again")
-        tensors[spec.name] = StoredTensor(spec, start + offset, size)
+        tensors[spec.name] = GGUFTensor(spec, start + offset, size)
         expected = offset + size + -size % alignment
     return Container(keys, types, tensors, n_bytes, alignment)
 

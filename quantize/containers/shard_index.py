@@ -16,7 +16,7 @@ from typing import Any
 from quantize.containers.untrusted import MAX_JSON_BYTES, parse_json, quoted, read_json, regular_size
 from quantize.exceptions import CheckpointError
 
-__all__ = ["StoredTensor", "index_shards", "read_header"]
+__all__ = ["ShardTensor", "index_shards", "read_header"]
 
 DTYPE_BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -34,7 +34,7 @@ INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class ShardTensor:
     """One tensor as it lies in a shard: `n_bytes` bytes at `start` of `path`, row-major, little-endian."""
 
     name: str  # Hugging Face's
@@ -45,7 +45,7 @@ class StoredTensor:
     n_bytes: int
 
 
-def index_shards(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
+def index_shards(folder: Path) -> tuple[dict[str, ShardTensor], list[str]]:
     """All tensors of the checkpoint in a folder by Hugging Face name, and remarks on files that were left aside.
 
     Raises:
@@ -58,7 +58,7 @@ def index_shards(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
             raise CheckpointError(_nothing_to_read(folder))
         return read_header(single), []
     weight_map = _weight_map(index)
-    stored: dict[str, StoredTensor] = {}
+    stored: dict[str, ShardTensor] = {}
     shards = sorted(set(weight_map.values()))
     for shard in shards:
         path = folder / shard
@@ -82,7 +82,7 @@ def index_shards(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
     return stored, [f"{SINGLE} is not read because there is a {INDEX}"] if beside else []
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+def read_header(path: Path) -> dict[str, ShardTensor]:
     """The tensors of one safetensors file, every byte range checked.
 
     Raises:
@@ -111,7 +111,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _entry(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+def _entry(path: Path, name: str, entry: Any, data_start: int) -> ShardTensor:
     where = f"{path}: tensor {quoted(name)}"
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: header entry is not an object")
@@ -128,7 +128,7 @@ def _entry(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
         raise CheckpointError(
             f"{where}: {end - begin} bytes are stored, {dtype} {shape} has {-(-n_bits // 8)}"
         )
-    return StoredTensor(name, path, dtype, tuple(shape), data_start + begin, end - begin)
+    return ShardTensor(name, path, dtype, tuple(shape), data_start + begin, end - begin)
 
 
 def _sizes(values: Any) -> list[int] | None:
@@ -138,7 +138,7 @@ def _sizes(values: Any) -> list[int] | None:
     return values if all(type(value) is int and 0 <= value <= MAX_SIZE for value in values) else None
 
 
-def _check_coverage(path: Path, tensors: Mapping[str, StoredTensor], data_start: int, size: int) -> None:
+def _check_coverage(path: Path, tensors: Mapping[str, ShardTensor], data_start: int, size: int) -> None:
     """Refuse what safetensors refuses: tensors that overlap, leave gaps, or do not end where the file ends."""
     expected = data_start
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.n_bytes)):

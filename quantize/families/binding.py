@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from quantize.containers.shard_index import StoredTensor
+from quantize.containers.shard_index import ShardTensor
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.language import Family, Source, Tensor, evaluate
@@ -22,7 +22,7 @@ class Binding:
 
     spec: TensorSpec
     source: Source
-    stored: tuple[StoredTensor, ...]
+    stored: tuple[ShardTensor, ...]
     n_heads: int = 0  # rows are permuted in so many heads
 
     @property
@@ -32,7 +32,7 @@ class Binding:
 
 
 def bind(
-    family: Family, dims: Mapping[str, int], stored: Mapping[str, StoredTensor]
+    family: Family, dims: Mapping[str, int], stored: Mapping[str, ShardTensor]
 ) -> tuple[list[Binding], list[str]]:
     """Every tensor of the family in the checkpoint, and the stored names that are ignored on purpose.
 
@@ -58,7 +58,7 @@ def bind(
     return bindings, ignored
 
 
-def embedding_rows(family: Family, stored: Mapping[str, StoredTensor]) -> int | None:
+def embedding_rows(family: Family, stored: Mapping[str, ShardTensor]) -> int | None:
     """Rows of the token embedding as stored, None where there is no such matrix."""
     for tensor in family.tensors:
         for source in tensor.sources if tensor.name == "token_embd.weight" else ():
@@ -81,7 +81,7 @@ def layers_of(family: Family, tensor: Tensor, dims: Mapping[str, int]) -> Iterat
 
 
 def _bind(
-    tensor: Tensor, bid: int, dims: Mapping[str, int], stored: Mapping[str, StoredTensor]
+    tensor: Tensor, bid: int, dims: Mapping[str, int], stored: Mapping[str, ShardTensor]
 ) -> Binding | None:
     """The alternative of which most is there; its gaps are reported, not another alternative's."""
     shape = tuple(evaluate(axis, dims) for axis in tensor.shape.split())
@@ -130,7 +130,7 @@ def _stored_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _qtype(stored: tuple[StoredTensor, ...]) -> QType:
+def _qtype(stored: tuple[ShardTensor, ...]) -> QType:
     """The common type of the stored tensors; where they differ, F32, which holds them all."""
     found = set()
     for one in stored:

@@ -33,7 +33,7 @@ class PlannedTensor:
     @property
     def slab_bytes(self) -> int:
         """Bytes of one expert's matrix; slab `xid` starts at `offset + xid * slab_bytes`."""
-        return self.n_bytes // self.spec.n_expert
+        return self.n_bytes // self.spec.n_matrix
 
     @property
     def row_bytes(self) -> int:

@@ -33,9 +33,9 @@ __all__ = [
     "Plan",
     "PlannedTensor",
     "Recipe",
+    "make_plan",
     "parse_qtype",
     "parse_tensor_type",
-    "plan",
     "read_tensor_types",
     "stored_type",
 ]
@@ -101,7 +101,7 @@ class Recipe:
         return tuple(_compiled(pattern) for pattern, _qtype in self.tensor_types)
 
 
-def plan(
+def make_plan(
     specs: Sequence[TensorSpec], hparams: Hparams, recipe: Recipe, has_imatrix: bool, *, dry_run: bool = False
 ) -> Plan:
     """Decide every tensor of a file: `llama_tensor_get_type` for each, in the order of llama-quantize.
@@ -232,7 +232,7 @@ class _Chooser:
                 raise RecipeError(f"{spec.name}: names no layer of a model with {hparams.n_layer} layers")
         return Place(
             category=kind,
-            stacked=spec.n_expert > 1,
+            stacked=spec.n_matrix > 1,
             i=i,
             n=self.n_attn_v if kind is Category.ATTN_V else hparams.n_layer,
             n_gqa=hparams.n_gqa,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.containers.shard_index import StoredTensor, index_shards
+from quantize.containers.shard_index import ShardTensor, index_shards
 from quantize.containers.untrusted import quoted, read_json, refuse_foreign_links
 from quantize.exceptions import CheckpointError
 from quantize.families import Family, family_of
@@ -109,8 +109,8 @@ class Checkpoint:
             IndexError: there is no such expert or row.
         """
         first, last = rows or (0, spec.n_row)
-        if not 0 <= xid < spec.n_expert or not 0 <= first < last <= spec.n_row:
-            raise IndexError(f"{spec.name} has {spec.n_expert} experts of {spec.n_row} rows: {xid}, {rows}")
+        if not 0 <= xid < spec.n_matrix or not 0 <= first < last <= spec.n_row:
+            raise IndexError(f"{spec.name} has {spec.n_matrix} experts of {spec.n_row} rows: {xid}, {rows}")
         if spec.name in self._computed:
             return self._computed[spec.name].reshape(1, -1).copy()
         binding = self._bindings[spec.name]
@@ -164,7 +164,7 @@ class Checkpoint:
             values = values[:, taken] if source.axis == -1 else values[taken]
         return _neighbours(values, binding.n_heads) if binding.n_heads else values
 
-    def _load(self, one: StoredTensor, start: int, shape: tuple[int, ...]) -> Array:
+    def _load(self, one: ShardTensor, start: int, shape: tuple[int, ...]) -> Array:
         """The elements from `start` on, counted in elements of the stored tensor; a file handle for every call."""
         values: Array = np.empty(shape, STORED_TYPES[one.dtype])
         left = values.data.cast("B")
@@ -209,7 +209,7 @@ def _whole(binding: Binding) -> bool:
     return binding.source.transposed or (binding.source.n_parts > 1 and binding.source.axis == -1)
 
 
-def _stored_matrix(binding: Binding, xid: int) -> tuple[StoredTensor, int]:
+def _stored_matrix(binding: Binding, xid: int) -> tuple[ShardTensor, int]:
     """The stored tensor of an expert, and the expert's place in it."""
     return (binding.stored[xid], 0) if binding.source.per_expert else (binding.stored[0], xid)
 

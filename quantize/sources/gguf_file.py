@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from quantize.codec import decode
-from quantize.containers.gguf import StoredTensor, read_container
+from quantize.containers.gguf import GGUFTensor, read_container
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import GGUFError
 from quantize.hparams import Hparams, RopeScaling
 from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSpec
 
-__all__ = ["GGUFFile", "StoredTensor"]
+__all__ = ["GGUFFile", "GGUFTensor"]
 
 
 class GGUFFile:

@@ -43,7 +43,7 @@ from gguf_export.writing.header import header
 from quantize.containers.gguf import SCALARS, read_container
 from quantize.exceptions import MoeGgufError
 from quantize.recipes.ftypes import ftype
-from quantize.recipes.recipe import Recipe, plan, read_tensor_types
+from quantize.recipes.recipe import Recipe, make_plan, read_tensor_types
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 
@@ -126,7 +126,7 @@ def _in(name: str, read: Callable[[Path], object]) -> Callable[[Path], object]:
 def _weights(checkpoint: Checkpoint) -> None:
     for spec in checkpoint.specs():
         step = checkpoint.row_step(spec)
-        checkpoint.read(spec, spec.n_expert - 1, (spec.n_row - step, spec.n_row))
+        checkpoint.read(spec, spec.n_matrix - 1, (spec.n_row - step, spec.n_row))
 
 
 def _export(checkpoint: Checkpoint, imatrix: Imatrix | None = None) -> bytes:
@@ -135,7 +135,7 @@ def _export(checkpoint: Checkpoint, imatrix: Imatrix | None = None) -> bytes:
         checkpoint.path, checkpoint.config, checkpoint.hparams, n_params=count_params(checkpoint.specs())
     )
     recipe = Recipe(ftype("Q8_0"))
-    planned = plan(checkpoint.specs(), checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
+    planned = make_plan(checkpoint.specs(), checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
     return header(assemble(keys, recipe.ftype.id, imatrix), planned)
 
 
@@ -173,9 +173,9 @@ def _imatrix(name: str) -> Callable[[Path], object]:
         imatrix.check(specs)
         _export(checkpoint, imatrix)
         imatrix.starved(2)
-        found = [imatrix.importance(spec.name, spec.n_expert - 1) for spec in specs]
+        found = [imatrix.importance(spec.name, spec.n_matrix - 1) for spec in specs]
         imatrix.prior = 0.0 if imatrix.legacy else 1.0
-        return found, [imatrix.importance(spec.name, spec.n_expert - 1) for spec in specs]
+        return found, [imatrix.importance(spec.name, spec.n_matrix - 1) for spec in specs]
 
     return read
 
@@ -242,7 +242,7 @@ def prepare_seeds(folder: Path) -> Path:
     shutil.move(exported.files[0].path, model / "model.gguf")
     entries = {
         spec.name: Entry(
-            np.ones((spec.n_expert, spec.n_per_row), np.float32), np.full(spec.n_expert, 9, np.int64)
+            np.ones((spec.n_matrix, spec.n_per_row), np.float32), np.full(spec.n_matrix, 9, np.int64)
         )
         for spec in checkpoint.specs()
         if len(spec.shape) > 1

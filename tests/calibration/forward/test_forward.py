@@ -311,13 +311,13 @@ def test_every_matrix_is_read_once_and_handed_over_after_its_inputs(
         on_weights=on_weights,
         hold_down=hold_down,
         on_logits=(lambda _, __: None) if with_logits else None,
-        report=reports.append,
+        progress=reports.append,
     )
-    units = {(spec.name, xid) for spec in source.specs() for xid in range(spec.n_expert)}
+    units = {(spec.name, xid) for spec in source.specs() for xid in range(spec.n_matrix)}
     assert source.reads == dict.fromkeys(units, 1)
     assert set(given) == units
     for spec in source.specs():
-        for xid in range(spec.n_expert):
+        for xid in range(spec.n_matrix):
             assert np.array_equal(given[spec.name, xid], source.source.read(spec, xid))
     for at, (kind, name, xid) in enumerate(watcher.events):
         if kind == "weights":

@@ -65,12 +65,12 @@ def test_sums_and_counts_of_every_matrix(pico: Path, chunks: Chunks) -> None:
     for spec in in_layers:
         entry = found.entries[spec.name]
         assert entry.sums.dtype == np.float32
-        assert entry.sums.shape == (spec.n_expert, spec.n_per_row)
-        for xid in range(spec.n_expert):
+        assert entry.sums.shape == (spec.n_matrix, spec.n_per_row)
+        for xid in range(spec.n_matrix):
             assert entry.counts[xid] == recorder.counts.get((spec.name, xid), 0)
             wanted = recorder.sums.get((spec.name, xid), np.zeros(spec.n_per_row))
             np.testing.assert_allclose(entry.sums[xid], wanted, rtol=1e-5)
-        if spec.n_expert > 1:
+        if spec.n_matrix > 1:
             assert entry.counts.sum() == chunks.n_token * 2  # two experts per token
         else:
             assert entry.counts.tolist() == [chunks.n_token]  # all positions, BOS included
@@ -125,7 +125,7 @@ def test_importances_are_complete_when_weights_are_handed_over(
 
     source = open_checkpoint(pico)
     whole = collect_imatrix(source, chunks, prior=prior, on_weights=encode, arithmetic=EXACT).imatrix
-    assert set(used) == {(spec.name, xid) for spec in source.specs() for xid in range(spec.n_expert)}
+    assert set(used) == {(spec.name, xid) for spec in source.specs() for xid in range(spec.n_matrix)}
     assert source.bytes_read == source.n_bytes
     assert sum(one is not None for one in used.values()) == 2 * (5 + 3 * 6)
     for (name, xid), at_the_time in used.items():

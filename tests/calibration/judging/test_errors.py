@@ -107,7 +107,7 @@ def importance_of(x: torch.Tensor) -> Array:
 
 
 def matrices(model: Checkpoint) -> list[tuple[TensorSpec, int]]:
-    return [(spec, xid) for spec in model.specs() if is_judged(spec) for xid in range(spec.n_expert)]
+    return [(spec, xid) for spec in model.specs() if is_judged(spec) for xid in range(spec.n_matrix)]
 
 
 def f32(weights: Array) -> Array:
@@ -219,7 +219,7 @@ def test_a_prior_weighs_with_the_mean_of_the_whole_layer(
     for row in found.rows:
         spec, xid = specs[row.name], row.xid or 0
         whole = torch.cat(
-            [fit[row.name, other] for other in range(spec.n_expert) if (row.name, other) in fit]
+            [fit[row.name, other] for other in range(spec.n_matrix) if (row.name, other) in fit]
         )
         own = fit.get((row.name, xid), whole[:0])
         mean = whole.double().square().mean(dim=0)

@@ -112,8 +112,8 @@ def importances(model: Path) -> Imatrix:
     return Imatrix(
         {
             spec.name: Entry(
-                np.exp(2 * rng.standard_normal((spec.n_expert, spec.n_per_row))).astype(np.float32),
-                np.full(spec.n_expert, 10, np.int64),
+                np.exp(2 * rng.standard_normal((spec.n_matrix, spec.n_per_row))).astype(np.float32),
+                np.full(spec.n_matrix, 10, np.int64),
             )
             for spec in open_checkpoint(model).specs()
             if spec.name.startswith("blk.") and len(spec.shape) > 1
@@ -149,7 +149,7 @@ def rewrite(path: Path, name: str, edit: Callable[[np.ndarray], np.ndarray | Non
     stored = GGUFFile(path).tensors[name]
     content = np.fromfile(path, np.uint8)
     part = content[stored.offset : stored.offset + stored.n_bytes]
-    shaped = part.reshape(stored.spec.n_expert, stored.spec.n_row, -1).copy()
+    shaped = part.reshape(stored.spec.n_matrix, stored.spec.n_row, -1).copy()
     edited = edit(shaped)
     part[:] = (shaped if edited is None else edited).reshape(-1)
     content.tofile(path)
@@ -172,14 +172,14 @@ def test_a_single_changed_byte_is_named(copy: Callable[[str], Path], model: Path
 def flip(path: Path, seed: int, reach: slice | None = None) -> str:
     """Change one bit of any tensor of experts; returns how the finding begins. `reach`: of each block these bytes."""
     rng = np.random.default_rng(seed)
-    tensors = [one for one in GGUFFile(path).tensors.values() if one.spec.n_expert > 1]
+    tensors = [one for one in GGUFFile(path).tensors.values() if one.spec.n_matrix > 1]
     stored = tensors[rng.integers(len(tensors))]
     at = int(rng.integers(stored.n_bytes))
     if reach is not None:
         type_size = GGML_QUANT_SIZES[stored.spec.qtype][1]
         at += int(rng.integers(reach.start, reach.stop)) - at % type_size
     change(path, stored.spec.name, at, lambda byte: byte ^ 1 << int(rng.integers(8)))
-    return f"error: {stored.spec.name}: expert {at * stored.spec.n_expert // stored.n_bytes}: 1 of "
+    return f"error: {stored.spec.name}: expert {at * stored.spec.n_matrix // stored.n_bytes}: 1 of "
 
 
 @pytest.mark.parametrize("name", TYPES)

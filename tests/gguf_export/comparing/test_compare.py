@@ -38,8 +38,7 @@ from gguf_export.reports.compare_tables import DETAILS, GLANCE, compare_markdown
 from gguf_export.writing.export import prepare, run
 from quantize.exceptions import GGUFError
 from quantize.recipes.ftypes import ftype
-from quantize.recipes.recipe import Recipe
-from quantize.recipes.recipe import plan as make_plan
+from quantize.recipes.recipe import Recipe, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.tensors import QType
@@ -226,7 +225,7 @@ def test_a_shared_source_reads_each_matrix_once(checkpoint: Checkpoint) -> None:
     models = [Model("a", RoundTrip(shared, plan), 1, 1), Model("b", RoundTrip(shared, plan), 1, 1)]
     tokens = np.arange(2 * N_CTX, dtype=np.int32).reshape(2, N_CTX)
     compare(Model("base", shared, 1, 1), models, [Chunks(("t",), tokens, 1)])
-    assert len(source.reads) == len(set(source.reads)) == sum(spec.n_expert for spec in checkpoint.specs())
+    assert len(source.reads) == len(set(source.reads)) == sum(spec.n_matrix for spec in checkpoint.specs())
     assert not shared._kept
 
 

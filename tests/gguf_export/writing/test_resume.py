@@ -23,7 +23,7 @@ from calibration.importance.imatrix import Entry, Imatrix
 from gguf_export.files.disk import durable
 from gguf_export.writing import sink as writer
 from gguf_export.writing import slabs
-from gguf_export.writing.export import Export, Exported, prepare, run
+from gguf_export.writing.export import ExportJob, ExportResult, prepare, run
 from gguf_export.writing.journal import Journal, Piece, journal_path
 from gguf_export.writing.sink import Sink
 from quantize.exceptions import OutputError
@@ -54,7 +54,7 @@ def whole(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 def plan_of(
     model: Path, folder: Path, *ftypes: str, imatrix: Imatrix | None = None, **options: Any
-) -> Export:
+) -> ExportJob:
     recipes = [Recipe(ftype(name)) for name in ftypes or FTYPES]
     return prepare(open_checkpoint(model), recipes, folder, imatrix=imatrix, **options)
 
@@ -93,7 +93,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def resumed(model: Path, folder: Path, **options: Any) -> tuple[Exported, list[str]]:
+def resumed(model: Path, folder: Path, **options: Any) -> tuple[ExportResult, list[str]]:
     notes: list[str] = []
     run_options = {key: options.pop(key) for key in ("force", "restart") if key in options}
     return run(plan_of(model, folder, **options), note=notes.append, **run_options), notes
@@ -242,7 +242,7 @@ def of_another_name(_model: Path) -> dict[str, Any]:
 def with_importances(model: Path) -> dict[str, Any]:
     entries = {
         spec.name: Entry(
-            np.ones((spec.n_expert, spec.n_per_row), np.float32), np.ones(spec.n_expert, np.int64)
+            np.ones((spec.n_matrix, spec.n_per_row), np.float32), np.ones(spec.n_matrix, np.int64)
         )
         for spec in open_checkpoint(model).specs()
     }

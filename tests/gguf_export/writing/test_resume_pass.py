@@ -684,7 +684,7 @@ def test_all_kinds_of_storage(
         notes: list[str] = []
         moments: list[Progress] = []
         with StateFile(tmp_path / "s", "s", {}, note=notes.append) as keeper:
-            found = collected(folder, name, keeper, storage, process_output=True, report=moments.append)
+            found = collected(folder, name, keeper, storage, process_output=True, progress=moments.append)
         assert notes == ["s: continued, 2 of 3 layers are done"]
         assert found.imatrix.entries.keys() == want.imatrix.entries.keys()
         for key, entry in want.imatrix.entries.items():

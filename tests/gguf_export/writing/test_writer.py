@@ -22,7 +22,7 @@ from quantize.exceptions import GGUFError, OutputError
 from quantize.hparams import Hparams
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.layout import Plan
-from quantize.recipes.recipe import Recipe, plan
+from quantize.recipes.recipe import Recipe, make_plan
 from quantize.sources.gguf_file import GGUFFile
 from quantize.tensors import QType, TensorSpec
 
@@ -45,7 +45,7 @@ KEYS = [
 
 @pytest.fixture
 def small_plan() -> Plan:
-    return plan(SPECS, HPARAMS, Recipe(ftype("Q8_0")), has_imatrix=False)
+    return make_plan(SPECS, HPARAMS, Recipe(ftype("Q8_0")), has_imatrix=False)
 
 
 def write(path: Path, whole: Plan) -> dict[str, np.ndarray]:
@@ -121,7 +121,7 @@ def test_our_reader_agrees_with_the_library(tmp_path: Path, small_plan: Plan) ->
 
 
 def test_trailing_ones_are_dropped(small_plan: Plan) -> None:
-    one_row = plan(
+    one_row = make_plan(
         [TensorSpec("a.weight", (1, 32), QType.BF16)], HPARAMS, Recipe(ftype("F32")), has_imatrix=False
     )
     written = header([], one_row)

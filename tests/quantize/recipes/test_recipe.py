@@ -13,9 +13,9 @@ from quantize.exceptions import RecipeError
 from quantize.recipes.ftypes import FTYPES, ftype
 from quantize.recipes.recipe import (
     Recipe,
+    make_plan,
     parse_qtype,
     parse_tensor_type,
-    plan,
     read_tensor_types,
     stored_type,
 )
@@ -28,7 +28,9 @@ CASES = snapshot_cases()
 
 
 def plan_of(model: Model, name: str, *options: str, has_imatrix: bool = False, dry_run: bool = False):
-    return plan(model.specs, model.hparams, recipe_of(ftype(name), options), has_imatrix, dry_run=dry_run)
+    return make_plan(
+        model.specs, model.hparams, recipe_of(ftype(name), options), has_imatrix, dry_run=dry_run
+    )
 
 
 def types_of(planned) -> dict[str, str]:
@@ -91,8 +93,8 @@ def test_the_order_of_the_source_does_not_matter():
     model = Model(8, n_layer=12, extras=True)
     shuffled = random.Random(1).sample(model.specs, len(model.specs))
     recipe = Recipe(ftype("Q4_K_M"))
-    planned = plan(shuffled, model.hparams, recipe, False)
-    assert planned == plan(model.specs, model.hparams, recipe, False)
+    planned = make_plan(shuffled, model.hparams, recipe, False)
+    assert planned == make_plan(model.specs, model.hparams, recipe, False)
     names = [tensor.spec.name for tensor in planned.tensors]
     assert names[:4] == ["output.weight", "output_norm.weight", "token_embd.weight", "blk.0.attn_k.weight"]
     assert names.index("blk.2.ffn_norm.weight") < names.index("blk.10.attn_k.weight")
@@ -105,7 +107,7 @@ def test_offsets_and_sizes():
         TensorSpec("token_embd.weight", (5, 64), QType.BF16),
         TensorSpec("blk.0.ffn_up_exps.weight", (2, 3, 256), QType.BF16),
     ]
-    planned = plan(specs, Model(2, n_layer=1).hparams, Recipe(ftype("Q4_K_M")), False)
+    planned = make_plan(specs, Model(2, n_layer=1).hparams, Recipe(ftype("Q4_K_M")), False)
     #  Q6_K: 3 rows of 210 bytes; F32: 3 of 4; Q5_0 for Q4_K: 10 blocks of 22; Q4_K: 2 experts of 3 rows of 144
     assert [(tensor.n_bytes, tensor.offset) for tensor in planned.tensors] == [
         (630, 0),
@@ -130,7 +132,7 @@ def test_offsets_and_sizes():
 
 
 def test_an_empty_plan_has_no_bytes():
-    planned = plan([], SMALL.hparams, Recipe(ftype("Q4_0")), False)
+    planned = make_plan([], SMALL.hparams, Recipe(ftype("Q4_0")), False)
     assert (planned.n_bytes, planned.data_bytes, planned.bpw) == (0, 0, 0.0)
 
 
@@ -166,7 +168,7 @@ def test_an_expert_tensor_must_name_a_layer():
     for name in ("ffn_down_exps.weight", "blk.7.ffn_down_exps.weight"):
         specs = [TensorSpec(name, (4, 256, 256), QType.BF16)]
         with pytest.raises(RecipeError, match=rf"^{name}: names no layer of a model with 4 layers"):
-            plan(specs, SMALL.hparams, Recipe(ftype("Q4_K_M")), False)
+            make_plan(specs, SMALL.hparams, Recipe(ftype("Q4_K_M")), False)
 
 
 def test_patterns_that_decide_nothing_are_told():
@@ -179,7 +181,7 @@ def test_patterns_that_decide_nothing_are_told():
 @pytest.mark.parametrize("source", [QType.F32, QType.F16, QType.BF16])
 def test_what_is_left_alone_keeps_the_type_of_a_float_source(source):
     specs = [TensorSpec(spec.name, spec.shape, source) for spec in SMALL.specs]
-    types = types_of(plan(specs, SMALL.hparams, Recipe(ftype("Q8_0"), leave_output_tensor=True), False))
+    types = types_of(make_plan(specs, SMALL.hparams, Recipe(ftype("Q8_0"), leave_output_tensor=True), False))
     assert types["output.weight"] == source.name
     assert types["output_norm.weight"] == types["blk.0.ffn_gate_inp.weight"] == "F32"
     assert types["blk.0.ffn_up_exps.weight"] == "Q8_0"

@@ -72,7 +72,7 @@ def test_experts_are_the_stored_matrices(mixtral: Path) -> None:
     for name, part in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
         for bid in range(2):
             spec = specs[f"blk.{bid}.ffn_{name}_exps.weight"]
-            assert spec.qtype is QType.BF16 and spec.n_expert == 4
+            assert spec.qtype is QType.BF16 and spec.n_matrix == 4
             for xid in range(4):
                 expected = stored[f"model.layers.{bid}.block_sparse_moe.experts.{xid}.{part}.weight"]
                 found = checkpoint.read(spec, xid)
@@ -105,7 +105,7 @@ def test_some_rows_are_those_rows_of_the_whole(tmp_path: Path, layout: Any) -> N
     checkpoint = open_checkpoint(pico.pico_mixtral(tmp_path, layout=layout, n_layer=1, tokenizer=False))
     for spec in checkpoint.specs():
         step = checkpoint.row_step(spec)
-        for xid in range(spec.n_expert):
+        for xid in range(spec.n_matrix):
             whole = checkpoint.read(spec, xid)
             assert whole.shape == (spec.n_row, spec.n_per_row)
             for first, last in {(0, 1), (0, spec.n_row), (spec.n_row // 3, spec.n_row // 2 + 1)}:
@@ -122,7 +122,7 @@ def test_some_rows_are_those_rows_of_the_whole(tmp_path: Path, layout: Any) -> N
 def test_a_pass_reads_each_byte_once(mixtral: Path, tmp_path: Path, layout: Any) -> None:
     checkpoint = open_checkpoint(pico.pico_mixtral(tmp_path, layout=layout, tokenizer=False))
     for spec in checkpoint.specs():
-        for xid in range(spec.n_expert):
+        for xid in range(spec.n_matrix):
             checkpoint.read(spec, xid)
     assert checkpoint.bytes_read == checkpoint.n_bytes == open_checkpoint(mixtral).n_bytes
 
@@ -134,7 +134,7 @@ def test_the_layouts_hold_the_same_model(mixtral: Path, tmp_path: Path) -> None:
         fused = open_checkpoint(folder)
         assert fused.hparams == split.hparams and fused.specs() == split.specs() and fused.remarks == ()
         for spec in split.specs():
-            for xid in range(spec.n_expert):
+            for xid in range(spec.n_matrix):
                 np.testing.assert_array_equal(fused.read(spec, xid), split.read(spec, xid))
 
 
@@ -183,7 +183,7 @@ def test_experts_of_different_types_are_read_as_f32_and_that_is_said(broken: Pat
 
 def test_threads_read_what_one_reads(mixtral: Path) -> None:
     checkpoint = open_checkpoint(mixtral)
-    units = [(spec, xid) for spec in checkpoint.specs() for xid in range(spec.n_expert)]
+    units = [(spec, xid) for spec in checkpoint.specs() for xid in range(spec.n_matrix)]
     expected = [checkpoint.read(*unit).tobytes() for unit in units]
     found: list[list[bytes]] = [[] for _ in range(4)]
 
@@ -215,7 +215,7 @@ def test_reading_an_expert_allocates_an_expert(tmp_path: Path, layout: Any) -> N
 
 def test_an_expert_or_row_that_is_not_there(mixtral: Path) -> None:
     checkpoint = open_checkpoint(mixtral)
-    spec = next(spec for spec in checkpoint.specs() if spec.n_expert > 1)
+    spec = next(spec for spec in checkpoint.specs() if spec.n_matrix > 1)
     for xid, rows in ((4, None), (-1, None), (0, (0, spec.n_row + 1)), (0, (5, 5))):
         with pytest.raises(IndexError, match="experts of"):
             checkpoint.read(spec, xid, rows)
@@ -646,7 +646,7 @@ def sha256_as(checkpoint: Checkpoint, spec: TensorSpec, qtype: str) -> str:
     import hashlib
 
     digest = hashlib.sha256()
-    for xid in range(spec.n_expert):
+    for xid in range(spec.n_matrix):
         values = checkpoint.read(spec, xid)
         digest.update((pico.to_f32(values) if qtype == "F32" else values).tobytes())
     return digest.hexdigest()
@@ -689,7 +689,7 @@ def test_the_synthetic_checkpoint_is_one(tmp_path: Path) -> None:
     split, fused = open_checkpoint(tmp_path / "split"), open_checkpoint(tmp_path / "fused")
     assert split.hparams == fused.hparams and split.remarks == fused.remarks == ()
     for spec in split.specs():
-        for xid in range(spec.n_expert):
+        for xid in range(spec.n_matrix):
             values = split.read(spec, xid)
             np.testing.assert_array_equal(fused.read(spec, xid), values)
             assert 0.01 < pico.to_f32(values).std() < 0.03

@@ -1,0 +1,72 @@
+"""Where units of work are done: the threads of this process, or whatever else offers the same `map`.
+
+A unit is a pure function of one small item. Nothing here knows what the work is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+__all__ = ["Engine", "Threads"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Engine(Protocol):
+    """Does units of work, several at a time."""
+
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Generator[tuple[Item, Result], None, None]:
+        """Yield (item, function(item)) in the order in which the units end.
+
+        Items are taken when there is room for them, so memory in flight is a few units. Closing the generator, or an
+        error in a unit, drops the units that have not begun and waits for those that have.
+        """
+        ...
+
+
+class Threads:
+    """An engine of threads in this process; a context manager, reusable while it is open."""
+
+    def __init__(self, jobs: int | None = None) -> None:
+        """Prepare `jobs` threads, by default one for each processor; they start with the first unit."""
+        self.jobs = jobs or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self.jobs)
+
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Generator[tuple[Item, Result], None, None]:
+        """See `Engine.map`; at most two units per thread are waiting or in work."""
+        pending: dict[Future[Result], Item] = {}
+        try:
+            for item in items:
+                if len(pending) >= 2 * self.jobs:
+                    yield from _ended(pending)
+                pending[self._pool.submit(function, item)] = item
+            while pending:
+                yield from _ended(pending)
+        finally:
+            # Without this an error or Ctrl-C would wait for units whose result is not wanted.
+            for future in pending:
+                future.cancel()
+            wait(pending)
+
+    def __enter__(self) -> Threads:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ended(pending: dict[Future[Result], Item]) -> Iterable[tuple[Item, Result]]:
+    """The units that ended first, taken out of `pending`."""
+    ended, _ = wait(pending, return_when=FIRST_COMPLETED)
+    return [(pending.pop(future), future.result()) for future in ended]
