@@ -187,7 +187,7 @@ def train(w: Weights, names: list[str], texts: list[Tensor], n_steps: int, top_l
             rows.append(sequences(text, torch.randint(len(text) - N_CTX, (1,)).tolist()))
         value = loss(w, torch.cat(rows))
         optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         total += value.item()
@@ -237,7 +237,7 @@ def merge(base: Weights, tuned: list[Weights], routers: list[Tensor]) -> Weights
 def save(weights: Weights, tokenizer: bytes, folder: Path) -> None:
     """The checkpoint as Hugging Face lays it out: one shard per layer, an index, the configuration."""
     folder.mkdir(parents=True, exist_ok=True)
-    index = {}
+    index: dict[str, str] = {}
     for bid in range(N_LAYER):
         shard = f"model-{bid + 1:05d}-of-{N_LAYER:05d}.safetensors"
         names = [n for n in weights if (int(n.split(".")[2]) if ".layers." in n else 0) == bid]
