@@ -21,7 +21,7 @@ __all__ = ["compare_csv", "compare_dict", "compare_json"]
 def _figures(result: OnText) -> dict[str, float]:
     """The flat figures of one model on one text."""
     s = result.statistics
-    found: dict[str, float] = {"n_target": s.n}
+    figures: dict[str, float] = {"n_target": s.n}
     for name in (
         "ppl",
         "ppl_base",
@@ -34,20 +34,20 @@ def _figures(result: OnText) -> dict[str, float]:
         "same_top",
     ):
         estimate: Estimate = getattr(s, name)
-        found |= {name: estimate.value, f"{name}_error": estimate.error}
-    found |= {"correlation": s.correlation}
-    found |= {"kld_min": s.kld_min, "kld_median": s.kld_median, "kld_max": s.kld_max}
-    found |= {f"kld_q{fraction:g}": value for fraction, value in s.kld_quantiles.items() if fraction != 0.5}
-    found |= {f"dp_q{fraction:g}": value for fraction, value in s.dp_quantiles.items()}
-    return found
+        figures |= {name: estimate.value, f"{name}_error": estimate.error}
+    figures |= {"correlation": s.correlation}
+    figures |= {"kld_min": s.kld_min, "kld_median": s.kld_median, "kld_max": s.kld_max}
+    figures |= {f"kld_q{fraction:g}": value for fraction, value in s.kld_quantiles.items() if fraction != 0.5}
+    figures |= {f"dp_q{fraction:g}": value for fraction, value in s.dp_quantiles.items()}
+    return figures
 
 
 def compare_csv(comparison: Comparison) -> str:
-    """One line for each model and text: sizes in bytes, shares as fractions of 1, KLD in nats."""
+    """Write a line for each model and text: sizes in bytes, shares as fractions of 1, KLD in nats."""
     lines = []
     for label, model, results in zip(labels(comparison), comparison.models, comparison.results, strict=True):
         for index, result in enumerate(results):
-            where = {
+            place = {
                 "model": label,
                 "text": comparison.text_name(index),
                 "n_chunk": comparison.texts[index].n_chunk,
@@ -57,13 +57,13 @@ def compare_csv(comparison: Comparison) -> str:
                 "n_bytes": model.n_bytes,
                 "bpw": model.bpw,
             }
-            routed = {"same_experts": math.nan, "router_kld": math.nan}
+            routers = {"same_experts": math.nan, "router_kld": math.nan}
             if result.router is not None:
-                routed = {
+                routers = {
                     "same_experts": float(np.nanmean(result.router.same)),
                     "router_kld": float(np.nanmean(result.router.kld)),
                 }
-            lines.append(where | _figures(result) | routed)
+            lines.append(place | _figures(result) | routers)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(lines[0])
@@ -74,9 +74,9 @@ def compare_csv(comparison: Comparison) -> str:
 
 
 def compare_dict(comparison: Comparison) -> dict[str, Any]:
-    """Everything but the scores of single targets, as JSON takes it; None where there is no number."""
+    """All figures but the scores of single targets, as JSON takes them; None where there is no number."""
     base = comparison.base
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "base": {
             "name": base_name(comparison),
             "n_bytes": base.n_bytes if isinstance(base, Model) else None,
@@ -112,12 +112,12 @@ def compare_dict(comparison: Comparison) -> dict[str, Any]:
         ],
         "timings": asdict(comparison.timings),
     }
-    cleaned: dict[str, Any] = _finite(found)
-    return cleaned
+    finite: dict[str, Any] = _finite(figures)
+    return finite
 
 
 def _imatrix(model: Model) -> dict[str, Any] | None:
-    """What a round trip was encoded with; None where there is none, or a file was judged."""
+    """The importances that a round trip was encoded with; None without any, and for a file."""
     imatrix = imatrix_of(model)
     if imatrix is None:
         return None
@@ -140,14 +140,14 @@ def _routers(result: OnText) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN."""
+    """The same value with None for NaN and infinities, which JSON has not."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare_json(comparison: Comparison) -> str:
-    """See `compare_dict`."""
+    """Write all figures as JSON; see `compare_dict`."""
     return json.dumps(compare_dict(comparison), indent=1, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""What a comparison is of: the names of its models, and how they were measured."""
+"""The names of the models of a comparison, and how they were measured."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ FILE_TYPE = re.compile(r"(I?Q|TQ)\d_\w+|B?F16|F32|MXFP4\w*", re.IGNORECASE)
 
 
 def labels(comparison: Comparison) -> list[str]:
-    """A short name for each model: what tells its file from the others and from the base, else its file type."""
+    """A short name for each model: the end of its file's name, from where it differs from the others' and the base's.
+
+    Where the files have nothing in common, or there is one alone, its file type; full names where short ones are equal.
+    """
     base = comparison.base
     names = [_stem(model) for model in comparison.models]
-    whole = [name for model, name in zip(comparison.models, names, strict=True) if _is_file(model)]
-    beside = [_stem(base)] if isinstance(base, Model) and _is_file(base) else []
-    cut = _cut([PART.split(name) for name in dict.fromkeys(whole + beside)], base_name(comparison))
+    of_files = [name for model, name in zip(comparison.models, names, strict=True) if _is_file(model)]
+    of_base = [_stem(base)] if isinstance(base, Model) and _is_file(base) else []
+    cut = _cut([PART.split(name) for name in dict.fromkeys(of_files + of_base)], base_name(comparison))
     shown = [
         "".join(PART.split(name)[cut:]) if _is_file(model) else name
         for model, name in zip(comparison.models, names, strict=True)
@@ -44,12 +47,12 @@ def labels(comparison: Comparison) -> list[str]:
 
 
 def _cut(names: Sequence[list[str]], base: str) -> int:
-    """How many parts all names have in common; one name alone is held against the base's and its file type."""
+    """The number of parts that all names have in common; one name alone is compared with the base's."""
     first = names[0] if names else []
     if len(names) > 1:
         shortest = min(map(len, names))
         return next(
-            (i for i in range(shortest - 1) if any(one[i] != first[i] for one in names)), shortest - 1
+            (i for i in range(shortest - 1) if any(parts[i] != first[i] for parts in names)), shortest - 1
         )
     typed = next((i for i, part in enumerate(first) if FILE_TYPE.fullmatch(part.rstrip("-."))), 0)
     for i in range(1, len(first)):
@@ -67,33 +70,33 @@ def _stem(model: Model) -> str:
 
 
 def base_name(comparison: Comparison) -> str:
-    """What the base is called."""
+    """The name of the base's file or folder."""
     base = comparison.base
     path = base.path if isinstance(base, LogitsFile) else Path(base.name)
     return path.name or path.resolve().name
 
 
 def imatrix_of(model: Model) -> Imatrix | None:
-    """The importances of a round trip; of a file they are not known here."""
+    """The importances of a round trip; None for a file, whose importances are not known here."""
     return model.source.imatrix if isinstance(model.source, RoundTrip) else None
 
 
 def versions() -> dict[str, str]:
-    """Of the programs that measured."""
+    """Names and versions of the programs that measured."""
     return {"moe-gguf": version(), "torch": str(torch.__version__)}
 
 
 def protocol(comparison: Comparison) -> list[tuple[str, str]]:
-    """How it was measured: (what, how) each."""
-    found = [("base", base_name(comparison))]
+    """How it was measured, as (term, meaning) each."""
+    facts = [("base", base_name(comparison))]
     for index, text in enumerate(comparison.texts):
         amount = f"{text.n_chunk:,} chunk{'s' * (text.n_chunk != 1)} of {text.n_ctx:,} tokens"
-        found.append((f"text {comparison.text_name(index)}", amount))
-    found += [("protocol", PROTOCOL), ("activations", ACTIVATIONS[comparison.activations])]
-    for told in dict.fromkeys(_importances(model) for model in comparison.models):
-        if told:
-            found.append(("importances of round trips", told))
-    return [*found, ("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))]
+        facts.append((f"text {comparison.text_name(index)}", amount))
+    facts += [("protocol", PROTOCOL), ("activations", ACTIVATIONS[comparison.activations])]
+    for importances in dict.fromkeys(_importances(model) for model in comparison.models):
+        if importances:
+            facts.append(("importances of round trips", importances))
+    return [*facts, ("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))]
 
 
 def _importances(model: Model) -> str:

@@ -11,35 +11,37 @@ from calibration.forward.streams import Timings
 from calibration.judging.logits_file import LogitsFile
 from calibration.judging.perplexity import Estimate
 from calibration.judging.side_by_side import Comparison, Model, OnText
+from gguf_export.files.sizes import size_in_words
 from gguf_export.reports.compare_facts import base_name, labels, protocol
 from gguf_export.reports.figures import NOTHING, significant
+from gguf_export.reports.pages import TableText
 
 __all__ = [
     "DETAILS",
     "DIVERGENCE",
+    "GIB_PLACES",
     "GLANCE",
     "QUALITY",
     "compare_markdown",
-    "gib",
     "nats",
+    "router_table",
     "text_table",
     "timing_table",
     "with_error",
 ]
 
-Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+GIB_PLACES = 3
+"""Decimals of a size in GiB: levels of a model differ by little."""
 
 NOISE = 1e-8
 """Differences of float32 logits: a smaller error has no digits worth showing."""
 
 
-def gib(n_bytes: float) -> str:
-    """Bytes in GiB, three digits behind the point; small files in MiB."""
-    return f"{n_bytes / 2**30:.3f} GiB" if n_bytes >= 1 << 30 else f"{n_bytes / 2**20:.2f} MiB"
-
-
 def with_error(estimate: Estimate, factor: float = 1.0) -> str:
-    """A value and its standard error, both to the place of the error's second digit; below 1e-8 all is rounding."""
+    """Write `factor` times a value ± its standard error, both to the place of the error's second digit.
+
+    An error below `NOISE` is rounding and says nothing of the place; then six decimals are written.
+    """
     value, error = factor * estimate.value, factor * estimate.error
     if not math.isfinite(value):
         return NOTHING
@@ -50,7 +52,7 @@ def with_error(estimate: Estimate, factor: float = 1.0) -> str:
 
 
 def _fixed(value: float, places: int) -> str:
-    """So many places, and no minus before zeros."""
+    """Write a value with `places` decimals, and no minus before zeros."""
     return f"{round(value, places) + 0.0:,.{places}f}"
 
 
@@ -60,7 +62,7 @@ def ppl(estimate: Estimate) -> str:
 
 
 def nats(value: float, digits: int = 3) -> str:
-    """A KLD: so many digits, six places at most; zero where nothing but rounding is left."""
+    """Write a KLD with `digits` significant digits, but six decimals at most; 0 where only rounding is left."""
     if abs(value) < 5e-7:
         return "0"
     return significant(value, digits) if abs(value) >= 1e-4 else _fixed(value, 6)
@@ -69,7 +71,7 @@ def nats(value: float, digits: int = 3) -> str:
 Figure = Callable[[Model, OnText], str]
 
 FIGURES: dict[str, Figure] = {
-    "size": lambda model, result: gib(model.n_bytes),
+    "size": lambda model, result: size_in_words(model.n_bytes, GIB_PLACES),
     "bpw": lambda model, result: f"{model.bpw:.2f}",
     "PPL": lambda model, result: ppl(result.statistics.ppl),
     "ln PPL ratio": lambda model, result: with_error(result.statistics.ln_ratio),
@@ -82,7 +84,7 @@ FIGURES: dict[str, Figure] = {
     "max KLD": lambda model, result: nats(result.statistics.kld_max),
     "RMS Δp %": lambda model, result: with_error(result.statistics.rms_dp, 100),
 }
-"""Heading -> what stands under it for one model on one text."""
+"""Heading -> the figure under it, for one model on one text."""
 
 BRIEF: dict[str, Figure] = {
     "PPL": lambda model, result: f"{result.statistics.ppl.value:,.4f}",
@@ -105,10 +107,14 @@ DETAILS = ("median KLD", "99 % KLD", "99.9 % KLD", "max KLD", "RMS Δp %", "ln P
 
 def text_table(
     comparison: Comparison, text: int, headings: Sequence[str] = QUALITY + DIVERGENCE, *, brief: bool = False
-) -> Table:
-    """Some figures on one text: one row for each model, the base first where a figure is its own too.
+) -> TableText:
+    """The table of some figures on one text: a row for each model, before them the base's where it has such figures.
 
-    `brief` is for a terminal: see `BRIEF`.
+    Args:
+        comparison: the models and their results.
+        text: index of the text.
+        headings: keys of `FIGURES`; "same experts %" is left out where no model has experts.
+        brief: take the figures of `BRIEF`, for a terminal.
     """
     figures = FIGURES | (BRIEF if brief else {})
     if all(same_experts(results[text]) == NOTHING for results in comparison.results):
@@ -134,7 +140,14 @@ def _own(comparison: Comparison, text: int) -> dict[str, str]:
 def base_size(comparison: Comparison) -> tuple[str, str]:
     """Size and bits per weight of the base, where it is a model."""
     base = comparison.base
-    return (NOTHING, NOTHING) if isinstance(base, LogitsFile) else (gib(base.n_bytes), f"{base.bpw:.2f}")
+    return (
+        (NOTHING, NOTHING)
+        if isinstance(base, LogitsFile)
+        else (
+            size_in_words(base.n_bytes, GIB_PLACES),
+            f"{base.bpw:.2f}",
+        )
+    )
 
 
 def same_experts(result: OnText) -> str:
@@ -144,11 +157,27 @@ def same_experts(result: OnText) -> str:
     return f"{100 * float(np.nanmean(result.router.same)):.2f}"
 
 
+def router_table(comparison: Comparison) -> TableText:
+    """The table of how far the routers agree with the base's, mean over the layers; the comparison has routers."""
+    texts = [comparison.text_name(index) for index in range(len(comparison.texts))]
+    columns = (
+        "model",
+        *(f">same experts %, {name}" for name in texts),
+        *(f">router KLD, {name}" for name in texts),
+    )
+    rows: list[tuple[str, ...]] = []
+    for label, results in zip(labels(comparison), comparison.results, strict=True):
+        routers = [result.router for result in results if result.router is not None]
+        klds = (significant(float(np.nanmean(router.kld))) for router in routers)
+        rows.append((label, *(same_experts(result) for result in results), *klds))
+    return columns, rows
+
+
 MODEL_CARD = ("PPL", "ln PPL ratio", "mean KLD", "99.9 % KLD", "same top %", "same experts %")
 
 
 def compare_markdown(comparison: Comparison) -> str:
-    """A table for a model card; several texts have a table each."""
+    """Write a Markdown table for a model card, one for each text, and how it was measured."""
     parts = []
     for index in range(len(comparison.texts)):
         columns, rows = text_table(comparison, index, ("size", "bpw", *MODEL_CARD))
@@ -170,8 +199,8 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def timing_table(timings: Timings) -> Table:
-    """What the time was spent on."""
+def timing_table(timings: Timings) -> TableText:
+    """The table of the seconds that each kind of work took."""
     kinds = {
         "reading": "reading, and encoding of round trips",
         "decoding": "decoding",
@@ -179,11 +208,11 @@ def timing_table(timings: Timings) -> Table:
         "attention": "attention",
         "comparing": "comparing logits",
     }
-    seconds = {told: getattr(timings, kind) for kind, told in kinds.items()}
+    seconds = {work: getattr(timings, kind) for kind, work in kinds.items()}
     seconds["all else"] = timings.total - sum(seconds.values())
     seconds["total"] = timings.total
     rows: list[tuple[str, ...]] = [
-        (told, f"{spent:.1f}", f"{100 * spent / max(timings.total, 1e-9):.1f} %")
-        for told, spent in seconds.items()
+        (work, f"{spent:.1f}", f"{100 * spent / max(timings.total, 1e-9):.1f} %")
+        for work, spent in seconds.items()
     ]
     return ("work", ">seconds", ">share"), rows

@@ -1,38 +1,38 @@
-"""The heatmaps of an error report: tokens routed and output errors, layer by expert or projection."""
+"""The heat maps of an error report: tokens routed and output errors, layer by expert or projection."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 from calibration.judging.matrix_errors import ErrorReport, MatrixErrors
 from gguf_export.reports.figures import NOTHING, count, percent, significant
-from gguf_export.reports.html import Cell, Html, Scale, heatmap, legend
+from gguf_export.reports.heat_maps import Cell, HeatMap, Legend, Scale
 
 __all__ = ["ErrorMaps", "pairs_map", "routing_map"]
 
-PERCENT_FROM = 1e-3
-"""Where the largest output error of a type is below this, its heatmaps show parts per million."""
+PPM_BELOW = 1e-3
+"""Where the largest output error of a type is below this, its heat maps show parts per million."""
 
 
-def routing_map(report: ErrorReport) -> tuple[Scale, Html]:
-    """Layer by expert: the share of the fitted tokens; and its scale."""
-    tokens = {
+def routing_map(report: ErrorReport) -> tuple[Legend, HeatMap]:
+    """Layer by expert: the share of the calibration tokens that the router sent there."""
+    rows = {
         (row.bid, row.xid): row
         for row in report.of(report.qtypes[0])
         if row.xid is not None and row.bid is not None
     }
 
     def cell(bid: int, xid: int) -> Cell | None:
-        row = tokens.get((bid, xid))
+        row = rows.get((bid, xid))
         if row is None:
             return None
         share = row.n_tokens / max(1, report.n_fit)
-        told = f"layer {bid}, expert {xid}: {count(row.n_tokens)} tokens, {percent(share)}"
-        return Cell(share, f"{100 * share:.0f}", told, warn=row.starved)
+        title = f"layer {bid}, expert {xid}: {count(row.n_tokens)} tokens, {percent(share)}"
+        return Cell(share, f"{100 * share:.0f}", title, warn=row.starved)
 
-    scale = Scale.over([row.n_tokens / max(1, report.n_fit) for row in tokens.values()], low=0.0)
+    scale = Scale.over([row.n_tokens / max(1, report.n_fit) for row in rows.values()], low=0.0)
     layers, experts = range(report.n_layer), range(report.n_expert)
-    drawn = heatmap(
+    heat_map = HeatMap(
         "Tokens routed, in percent of all",
         "expert",
         [str(xid) for xid in experts],
@@ -42,11 +42,13 @@ def routing_map(report: ErrorReport) -> tuple[Scale, Html]:
         scale,
         "load",
     )
-    return scale, drawn
+    warnings = ["starved: no token"] if report.starved else []
+    key = Legend("tokens routed", percent(scale.low, 2), percent(scale.high, 2), "load", warnings)
+    return key, heat_map
 
 
-def pairs_map(report: ErrorReport) -> Html:
-    """Expert by expert: the share of the fitted tokens, over all layers, that went to both."""
+def pairs_map(report: ErrorReport) -> HeatMap:
+    """Expert by expert: the share of the calibration tokens, over all layers, that went to both."""
     experts = range(report.n_expert)
     n_token = max(1, report.n_fit * len(report.routing))
     shares = {
@@ -62,7 +64,7 @@ def pairs_map(report: ErrorReport) -> Html:
         share = shares[one, other]
         return Cell(share, f"{100 * share:.0f}", f"experts {one} and {other} together: {percent(share)}")
 
-    return heatmap(
+    return HeatMap(
         "Tokens routed to both, in percent of all",
         "expert",
         [str(xid) for xid in experts],
@@ -75,48 +77,49 @@ def pairs_map(report: ErrorReport) -> Html:
 
 
 class ErrorMaps:
-    """The heatmaps of one type: one scale for all of them, and numbers short enough for their cells."""
+    """The heat maps of one type: one scale for all of them, and numbers short enough for their cells."""
 
     def __init__(self, report: ErrorReport, rows: Sequence[MatrixErrors]) -> None:
         self._report = report
         self._rows = rows
         self._layers = range(report.n_layer)
         self._scale = Scale.over((row.errors.nmse for row in rows), log=True)
-        self._millionths = self._scale.high < PERCENT_FROM
-        self._unit = "ppm" if self._millionths else "%"
+        self._is_ppm = self._scale.high < PPM_BELOW
+        self._unit = "ppm" if self._is_ppm else "%"
 
-    def legend(self) -> Html:
-        """The colours, and what the hatched cells mean."""
-        unjudged = ["no token, so no output error"] if self._report.unjudged else []
-        return legend("output error", self._scale, self._with_unit, "error", *unjudged)
+    def legend(self) -> Legend:
+        """The colours of all of these maps, and the meaning of hatched cells."""
+        warnings = ["no token, so no output error"] if self._report.unjudged else []
+        low, high = self._with_unit(self._scale.low), self._with_unit(self._scale.high)
+        return Legend("output error", low, high, "error", warnings)
 
-    def experts(self) -> Iterable[Html]:
-        """One heatmap for each projection of the experts: layer by expert."""
+    def experts(self) -> Iterator[HeatMap]:
+        """One heat map for each projection of the experts: layer by expert."""
         for projection in dict.fromkeys(row.projection for row in self._rows if row.xid is not None):
-            found = {(row.bid, row.xid): row for row in self._rows if row.projection == projection}
+            by_place = {(row.bid, row.xid): row for row in self._rows if row.projection == projection}
             experts = range(self._report.n_expert)
-            rows = [[found.get((bid, xid)) for bid in self._layers] for xid in experts]
-            yield self._draw(projection, "expert", [str(xid) for xid in experts], rows)
+            rows = [[by_place.get((bid, xid)) for bid in self._layers] for xid in experts]
+            yield self._heat_map(projection, "expert", [str(xid) for xid in experts], rows)
 
-    def dense(self) -> Iterable[Html]:
-        """One heatmap for what all tokens pass: layer by projection."""
+    def dense(self) -> Iterator[HeatMap]:
+        """One heat map, if any, for the matrices that all tokens pass: layer by projection."""
         names = list(dict.fromkeys(row.projection for row in self._rows if row.xid is None))
-        found = {(row.bid, row.projection): row for row in self._rows if row.xid is None}
+        by_place = {(row.bid, row.projection): row for row in self._rows if row.xid is None}
         if names:
             only_attention = all(name.startswith("attn_") for name in names)
             labels = [name.removeprefix("attn_") if only_attention else name for name in names]
             caption = "attention" if only_attention else "matrices without experts"
-            rows = [[found.get((bid, name)) for bid in self._layers] for name in names]
-            yield self._draw(caption, "projection", labels, rows)
+            rows = [[by_place.get((bid, name)) for bid in self._layers] for name in names]
+            yield self._heat_map(caption, "projection", labels, rows)
 
-    def _draw(
+    def _heat_map(
         self,
         caption: str,
         row_label: str,
         labels: Sequence[str],
         rows: Sequence[Sequence[MatrixErrors | None]],
-    ) -> Html:
-        return heatmap(
+    ) -> HeatMap:
+        return HeatMap(
             f"{caption}, output error in {self._unit}",
             row_label,
             labels,
@@ -133,14 +136,14 @@ class ErrorMaps:
         nmse = row.errors.nmse
         if nmse is None:
             return Cell(None, NOTHING, f"{row.place}: no held-out token", warn=True)
-        told = f"{row.place}: {percent(nmse)}"
+        title = f"{row.place}: {percent(nmse)}"
         if row.plain and row.plain.nmse is not None:
-            told += f", without importances {percent(row.plain.nmse)}"
-        return Cell(nmse, self._shown(nmse), f"{told}; {count(row.n_tokens)} tokens")
+            title += f", without importances {percent(row.plain.nmse)}"
+        return Cell(nmse, self._short(nmse), f"{title}; {count(row.n_tokens)} tokens")
 
-    def _shown(self, nmse: float) -> str:
-        short = significant(nmse * (1e6 if self._millionths else 100), 2)
+    def _short(self, nmse: float) -> str:
+        short = significant(nmse * (1e6 if self._is_ppm else 100), 2)
         return short.removeprefix("0") or "0"
 
     def _with_unit(self, nmse: float) -> str:
-        return f"{significant(nmse * 1e6, 3)} ppm" if self._millionths else percent(nmse)
+        return f"{significant(nmse * 1e6, 3)} ppm" if self._is_ppm else percent(nmse)

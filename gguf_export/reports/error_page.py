@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from calibration.judging.matrix_errors import ErrorReport, totals, worst
 from gguf_export.reports.error_maps import ErrorMaps, pairs_map, routing_map
-from gguf_export.reports.error_tables import projection_table, totals_table, worst_table
-from gguf_export.reports.figures import count, percent, plain
-from gguf_export.reports.html import (
-    Html,
-    Section,
-    join,
-    legend,
-    page,
-    panels,
-    table,
-    terms,
-    tiles,
-)
-from gguf_export.reports.plot import Axis, Point, Series, plot
+from gguf_export.reports.error_plots import entropy_plot, layer_plot, size_plot
+from gguf_export.reports.error_tables import projection_table, totals_table, unknown_table, worst_table
+from gguf_export.reports.figures import count, percent
+from gguf_export.reports.pages import Page, Panels, Part, Section, Table, Terms, Tiles
+from gguf_export.reports.rendering import render
 
 __all__ = ["error_page"]
 
-MOST_NAMED = 20
-"""Experts of which too little is known that are named; the rest are counted."""
+MAX_NAMED = 6
+"""Starved experts that are named among the first figures."""
 
 MEANINGS = (
     (
@@ -76,160 +66,92 @@ MEANINGS = (
 
 
 def error_page(report: ErrorReport) -> str:
-    """The whole page."""
-    sections = [Section("Totals by type", _totals(report))]
+    """Make the page: one HTML file without script and network."""
+    title = f"{report.model}: what each type costs each {'expert' if report.n_expert else 'matrix'}"
+    return render(Page(title, _lead(report), list(_sections(report)), "Made by moe-gguf errors."))
+
+
+def _sections(report: ErrorReport) -> Iterator[Section]:
+    yield Section("", [Tiles(list(_first_figures(report)))])
+    plots = Panels([size_plot(report), layer_plot(report)])
+    yield Section("Totals by type", [Table(*totals_table(report)), plots])
     if report.n_expert:
-        sections.append(_routing(report))
+        yield _routing(report)
     for qtype in report.qtypes:
-        sections.append(_type_section(report, qtype))
-    sections += [
-        Section("What the numbers mean", terms(MEANINGS)),
-        Section("How it was measured", terms([("model", report.model), *report.facts])),
-    ]
+        yield _of_type(report, qtype)
+    yield Section("What the numbers mean", [Terms(MEANINGS)])
+    yield Section("How it was measured", [Terms([("model", report.model), *report.facts])])
+
+
+def _lead(report: ErrorReport) -> str:
     experts = (
         f", {report.n_expert} experts in each, {report.n_expert_used} of them for each token"
         if report.n_expert
         else ""
     )
-    lead = (
+    return (
         f"{report.n_layer} layers{experts}. Every matrix was quantized alone, and its output compared with the "
-        f"original's on {_judged_on(report)} tokens of text that the importances were not fitted on."
+        f"original's on {_n_judged(report)} tokens of text that the importances were not fitted on."
     )
-    sections.insert(0, Section("", tiles(_glance(report))))
-    title = f"{report.model}: what each type costs each {'expert' if report.n_expert else 'matrix'}"
-    return page(title, lead, sections, "Made by moe-gguf errors.")
 
 
-def _judged_on(report: ErrorReport) -> str:
-    """How many tokens: of the held-out ones each matrix takes so many at most."""
+def _n_judged(report: ErrorReport) -> str:
+    """The number of tokens that matrices were judged on, in words: each takes only some of the held-out ones."""
     most = max((row.n_judged for row in report.rows), default=0)
-    all_of_them = count(report.n_held_out)
-    return all_of_them if most >= report.n_held_out else f"up to {count(most)} of the {all_of_them} held-out"
+    n_held_out = count(report.n_held_out)
+    return n_held_out if most >= report.n_held_out else f"up to {count(most)} of the {n_held_out} held-out"
 
 
-def _glance(report: ErrorReport) -> Iterable[tuple[str, str, str]]:
+def _first_figures(report: ErrorReport) -> Iterator[tuple[str, str, str]]:
+    """The figures to see first: label, figure and remark of each."""
     for qtype in report.qtypes:
-        found = totals(qtype, report.of(qtype))
-        yield f"{qtype}, {found.bpw:.2f} bpw", percent(found.median_nmse), "median output error"
-    first = report.of(report.qtypes[0])
-    for row in worst(first, 1):
+        total = totals(qtype, report.of(qtype))
+        yield f"{qtype}, {total.bpw:.2f} bpw", percent(total.median_nmse), "median output error"
+    rows = report.of(report.qtypes[0])
+    for row in worst(rows, 1):
         yield f"lost most as {row.qtype}", percent(row.errors.nmse), row.place
-    helped = totals("", first)
-    if helped.n_compared:
+    total = totals("", rows)
+    if total.n_compared:
         yield (
-            f"importances helped {first[0].qtype}",
-            percent(helped.n_helped / helped.n_compared, 2),
-            f"of {count(helped.n_compared)} matrices: a lower output error than without",
+            f"importances helped {rows[0].qtype}",
+            percent(total.n_helped / total.n_compared, 2),
+            f"of {count(total.n_compared)} matrices: a lower output error than without",
         )
     if report.n_expert:
         n_starved = len(report.starved)
-        remark = ", ".join(f"layer {bid} expert {xid}" for bid, xid in report.starved[:6])
+        names = ", ".join(f"layer {bid} expert {xid}" for bid, xid in report.starved[:MAX_NAMED])
         yield (
             "starved experts",
             count(n_starved) if n_starved else "none",
-            remark + (" …" if n_starved > 6 else ""),
+            names + (" …" if n_starved > MAX_NAMED else ""),
         )
-
-
-def _totals(report: ErrorReport) -> Html:
-    columns, lines = totals_table(report)
-    return join([table(columns, lines), panels([_size_plot(report), _layer_plot(report)])])
-
-
-def _size_plot(report: ErrorReport) -> Html:
-    """Median output error and its range over the middle 80 % of the matrices, by size."""
-    points = []
-    for qtype in report.qtypes:
-        rows = report.of(qtype)
-        found = sorted(row.errors.nmse for row in rows if row.errors.nmse is not None)
-        if found:
-            low, middle, high = (found[int(share * (len(found) - 1) + 0.5)] for share in (0.1, 0.5, 0.9))
-            points.append(Point(totals("", rows).bpw, middle, low, high, qtype))
-    if len(points) < 2:
-        return Html("")
-    return plot(
-        "Median output error by size, with the middle 80 % of the matrices",
-        [Series("", sorted(points, key=lambda point: point.x))],
-        Axis("bits per weight", show=lambda value: f"{value:g}"),
-        Axis("output error", log=True, show=lambda value: f"{plain(100 * value, 2)} %"),
-    )
-
-
-def _layer_plot(report: ErrorReport) -> Html:
-    """Median output error of each layer, by type."""
-    lines = []
-    for qtype in report.qtypes:
-        by_layer = (
-            (bid, [row for row in report.of(qtype) if row.bid == bid]) for bid in range(report.n_layer)
-        )
-        medians = [(bid, totals("", rows).median_nmse) for bid, rows in by_layer]
-        lines.append(Series(qtype, [Point(bid, value) for bid, value in medians if value is not None]))
-    if report.n_layer < 2:
-        return Html("")
-    return plot(
-        "Median output error by layer",
-        lines,
-        Axis("layer", show=lambda value: f"{value:g}"),
-        Axis("output error", log=True, show=lambda value: f"{plain(100 * value, 2)} %"),
-    )
 
 
 def _routing(report: ErrorReport) -> Section:
-    """Layer by expert: the share of tokens."""
-    scale, drawn = routing_map(report)
-    warnings = ["starved: no token"] if report.starved else []
+    """Where the tokens went, and the experts of which too little is known."""
     even = percent(report.n_expert_used / report.n_expert)
     lead = (
         f"{count(report.n_fit)} tokens of calibration text, {report.n_expert_used} of {report.n_expert} experts for "
         f"each: {even} would be an even share. An expert that sees few tokens is quantized on thin evidence."
     )
-    key = legend("tokens routed", scale, lambda value: percent(value, 2), "load", *warnings)
-    pieces = [drawn]
+    key, heat_map = routing_map(report)
+    maps: list[Part] = [heat_map]
     if report.n_expert_used > 1:
-        pieces.append(pairs_map(report))
-    maps = panels([*pieces, _entropy_plot(report)], max(report.n_layer, report.n_expert), "n-load")
-    return Section("Where the tokens went", join([key, maps, _starved(report)]), lead)
+        maps.append(pairs_map(report))
+    panels = Panels([*maps, entropy_plot(report)], max(report.n_layer, report.n_expert), "n-load")
+    unknown = unknown_table(report)
+    return Section("Where the tokens went", [key, panels, *([Table(*unknown)] if unknown[1] else [])], lead)
 
 
-def _entropy_plot(report: ErrorReport) -> Html:
-    """How sure the router of each layer is."""
-    highest = math.log(report.n_expert)
-    points = [Point(bid, layer.entropy / highest) for bid, layer in enumerate(report.routing)]
-    if len(points) < 2:
-        return Html("")
-    return plot(
-        "Entropy of the router by layer: at 1 it cannot tell the experts apart",
-        [Series("", points)],
-        Axis("layer", show=lambda value: f"{value:g}"),
-        Axis("entropy / ln(experts)", show=lambda value: f"{value:.2f}"),
-    )
-
-
-def _starved(report: ErrorReport) -> Html:
-    """Experts of which too little is known, by name."""
-    lacks = (
-        (report.starved, "no calibration token: quantized without knowing its inputs"),
-        (report.unjudged, "no held-out token: output error not known"),
-    )
-    places = sorted({place for places, _ in lacks for place in places})
-    lines = [
-        (f"layer {bid}, expert {xid}", "; ".join(told for lacking, told in lacks if (bid, xid) in lacking))
-        for bid, xid in places[:MOST_NAMED]
-    ]
-    if len(places) > MOST_NAMED:
-        lines.append((f"… and {count(len(places) - MOST_NAMED)} more", "see the hatched cells"))
-    return table(("expert", "what is not known"), lines) if lines else Html("")
-
-
-def _type_section(report: ErrorReport, qtype: str) -> Section:
-    """Heatmaps of the output error, the totals of each projection and the worst ten."""
+def _of_type(report: ErrorReport, qtype: str) -> Section:
+    """Heat maps of the output error, the totals of each projection and the worst ten matrices."""
     rows = report.of(qtype)
     maps = ErrorMaps(report, rows)
-    pieces = [
+    parts: list[Part] = [
         maps.legend(),
-        panels([*maps.experts(), *maps.dense()], report.n_layer, f"n-{qtype}"),
-        table(*projection_table(rows), "By projection"),
-        table(*worst_table(rows), "The worst ten"),
+        Panels([*maps.experts(), *maps.dense()], report.n_layer, f"n-{qtype}"),
+        Table(*projection_table(rows), "By projection"),
+        Table(*worst_table(rows), "The worst ten"),
     ]
     fallbacks = [row for row in rows if row.fallback]
     lead = ""
@@ -238,4 +160,4 @@ def _type_section(report: ErrorReport, qtype: str) -> Section:
             f"{len(fallbacks)} matrices have rows that {qtype} does not divide; llama.cpp's fallback "
             f"({', '.join(sorted({row.fallback or '' for row in fallbacks}))}) was measured for them."
         )
-    return Section(f"Output error as {qtype}", join(pieces), lead)
+    return Section(f"Output error as {qtype}", parts, lead)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from calibration.judging.matrix_errors import ErrorReport
 from gguf_export.files.replacing import is_device, write_text
-from gguf_export.reports.error_page import error_page
 from quantize.exceptions import OutputError
 
 __all__ = ["FORMATS", "check_outputs", "errors_csv", "errors_json", "write_errors"]
@@ -20,10 +19,10 @@ MEASURES = ("rms", "relative", "weighted", "nmse", "cosine")
 
 
 def errors_csv(report: ErrorReport) -> str:
-    """One line for each matrix and type, numbers with nine digits, nothing where there is no number.
+    """One line for each matrix and type, numbers with nine digits; a cell is empty where there is no number.
 
-    Columns: where the matrix is, what it takes, the tokens that it saw, the measures of `matrix_errors.Errors`,
-    and under `plain_` the same measures of the type without importances.
+    Columns: the place of the matrix, its size, the tokens that it saw, the measures of `matrix_errors.Errors`, and
+    under `plain_` the same measures of the type without importances.
     """
     where = ("tensor", "layer", "projection", "expert", "qtype", "fallback")
     counts = ("n_elements", "n_bytes", "n_tokens", "n_effective", "n_held_out", "n_judged")
@@ -44,29 +43,36 @@ def errors_json(report: ErrorReport) -> str:
     return json.dumps(asdict(report) | {"facts": dict(report.facts)}, indent=1, allow_nan=False) + "\n"
 
 
+def errors_html(report: ErrorReport) -> str:
+    """The report as a page."""
+    from gguf_export.reports.error_page import error_page  # noqa: PLC0415 - matplotlib and jinja2 for pages only
+
+    return error_page(report)
+
+
 FORMATS: dict[str, Callable[[ErrorReport], str]] = {
     ".csv": errors_csv,
     ".json": errors_json,
-    ".html": error_page,
+    ".html": errors_html,
 }
-"""What a file's suffix means."""
+"""Suffix of a file -> the form that it is written in."""
 
 
 def write_errors(path: Path, report: ErrorReport) -> None:
     """Write the report in the form that the file's suffix names; the file appears when it is whole.
 
     Raises:
-        OutputError: the suffix says nothing, or the file cannot be written.
+        OutputError: the suffix names no form, or the file cannot be written.
     """
     check_outputs([path], force=True)
     write_text(path, FORMATS[path.suffix.lower()](report))
 
 
 def check_outputs(paths: Sequence[Path], *, force: bool = False) -> None:
-    """Refuse output files before hours of work: a suffix that says no format, a file that exists, a folder, no folder.
+    """Refuse output files before hours of work.
 
     Raises:
-        OutputError: there is one.
+        OutputError: a suffix names no form, a file exists (without `force`), a folder is in the way or is missing.
     """
     for path in paths:
         if path.suffix.lower() not in FORMATS:

@@ -7,43 +7,45 @@ from itertools import groupby
 
 from calibration.judging.matrix_errors import ErrorReport, MatrixErrors, Totals, totals, worst
 from gguf_export.reports.figures import NOTHING, count, percent
+from gguf_export.reports.pages import TableText
 
-__all__ = ["projection_table", "totals_table", "worst_table"]
+__all__ = ["projection_table", "totals_table", "unknown_table", "worst_table"]
 
-Columns = tuple[str, ...]
-Lines = list[tuple[str, ...]]
+MAX_NAMED = 20
+"""Experts of which too little is known that are named; the rest are counted."""
 
 
-def totals_table(report: ErrorReport) -> tuple[Columns, Lines]:
-    """Columns and lines of the totals by type; '>' marks columns of numbers."""
+def totals_table(report: ErrorReport) -> TableText:
+    """The table of the totals by type."""
     columns = ("type", ">bpw", ">weight error", ">median output error", ">worst", ">mean cosine")
     compared = (">median without importances", ">importances helped")
-    found = [totals(qtype, report.of(qtype)) for qtype in report.qtypes]
+    by_type = [totals(qtype, report.of(qtype)) for qtype in report.qtypes]
     with_plain = any(row.plain is not None for row in report.rows)
-    return columns + compared * with_plain, [_total_line(one) + _compared(one) * with_plain for one in found]
+    rows = [_total_cells(total) + _compared_cells(total) * with_plain for total in by_type]
+    return columns + compared * with_plain, rows
 
 
-def _total_line(one: Totals) -> tuple[str, ...]:
+def _total_cells(total: Totals) -> tuple[str, ...]:
     return (
-        one.label,
-        f"{one.bpw:.2f}",
-        percent(one.relative),
-        percent(one.median_nmse),
-        _worst(one),
-        _cosine(one.mean_cosine),
+        total.label,
+        f"{total.bpw:.2f}",
+        percent(total.relative),
+        percent(total.median_nmse),
+        _worst(total),
+        _cosine(total.mean_cosine),
     )
 
 
-def _compared(one: Totals) -> tuple[str, ...]:
-    return (percent(one.median_plain_nmse), _helped(one))
+def _compared_cells(total: Totals) -> tuple[str, ...]:
+    return (percent(total.median_plain_nmse), _helped(total))
 
 
-def _helped(one: Totals) -> str:
-    return f"{count(one.n_helped)} of {count(one.n_compared)}" if one.n_compared else NOTHING
+def _helped(total: Totals) -> str:
+    return f"{count(total.n_helped)} of {count(total.n_compared)}" if total.n_compared else NOTHING
 
 
-def worst_table(rows: Sequence[MatrixErrors], n: int = 10) -> tuple[Columns, Lines]:
-    """Columns and lines of the matrices that lost most."""
+def worst_table(rows: Sequence[MatrixErrors], n: int = 10) -> TableText:
+    """The table of the `n` matrices that lost most."""
     experts = any(row.xid is not None for row in rows)
     compared = any(row.plain is not None for row in rows)
     columns = ("matrix", *(">tokens routed", ">effective") * experts, ">output error")
@@ -59,21 +61,37 @@ def worst_table(rows: Sequence[MatrixErrors], n: int = 10) -> tuple[Columns, Lin
     ]
 
 
-def projection_table(rows: Sequence[MatrixErrors]) -> tuple[Columns, Lines]:
-    """Columns and lines of the totals of each projection."""
+def projection_table(rows: Sequence[MatrixErrors]) -> TableText:
+    """The table of the totals of each projection."""
     compared = any(row.plain is not None for row in rows)
     columns = ("projection", ">matrices", ">weight error", ">median output error", ">worst")
-    lines: Lines = []
+    lines: list[tuple[str, ...]] = []
     ordered = sorted(rows, key=lambda row: row.projection)
     for projection, group in groupby(ordered, key=lambda row: row.projection):
-        one = totals(projection, list(group))
-        numbers = (percent(one.relative), percent(one.median_nmse), _worst(one))
-        lines.append((projection, count(one.n_matrices), *numbers, *(_helped(one),) * compared))
+        total = totals(projection, list(group))
+        numbers = (percent(total.relative), percent(total.median_nmse), _worst(total))
+        lines.append((projection, count(total.n_matrices), *numbers, *(_helped(total),) * compared))
     return (*columns, *(">importances helped",) * compared), lines
 
 
-def _worst(one: Totals) -> str:
-    return percent(one.worst.errors.nmse) if one.worst else NOTHING
+def unknown_table(report: ErrorReport) -> TableText:
+    """The table of the experts of which too little is known; without rows where there are none."""
+    gaps = (
+        (report.starved, "no calibration token: quantized without knowing its inputs"),
+        (report.unjudged, "no held-out token: output error not known"),
+    )
+    places = sorted({place for lacking, _ in gaps for place in lacking})
+    rows: list[tuple[str, ...]] = [
+        (f"layer {bid}, expert {xid}", "; ".join(gap for lacking, gap in gaps if (bid, xid) in lacking))
+        for bid, xid in places[:MAX_NAMED]
+    ]
+    if len(places) > MAX_NAMED:
+        rows.append((f"… and {count(len(places) - MAX_NAMED)} more", "see the hatched cells"))
+    return ("expert", "what is not known"), rows
+
+
+def _worst(total: Totals) -> str:
+    return percent(total.worst.errors.nmse) if total.worst else NOTHING
 
 
 def _cosine(value: float | None) -> str:

@@ -12,7 +12,10 @@ NOTHING = "-"
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """So many significant digits: 0.00123, 4.50, 12,300; with an exponent only where zeros would be hard to count."""
+    """Write a value with `digits` significant digits: 0.00123, 4.50, 12,300.
+
+    An exponent stands only where zeros would be hard to count.
+    """
     if value is None or not math.isfinite(value):
         return NOTHING
     if value == 0:
@@ -23,16 +26,16 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def plain(value: float, digits: int = 3) -> str:
-    """At most so many significant digits, and no zeros behind the last: 0.1, 0.01, 0.015, 20; 1e-06."""
+    """Write a value with at most `digits` significant digits and no trailing zeros: 0.1, 0.015, 20; 1e-06."""
     short = f"{value:.{digits}g}"
     return short if value and abs(value) < 0.99e-5 else f"{Decimal(short):f}"
 
 
 def percent(value: float | None, digits: int = 3) -> str:
-    """A share, 1 being all: 0.202 %."""
+    """Write a share (1 is all of it) in percent: 0.202 %."""
     return NOTHING if value is None else f"{significant(100 * value, digits)} %"
 
 
 def count(value: float | None) -> str:
-    """A whole number with separators."""
+    """Write a whole number with separators of thousands."""
     return NOTHING if value is None else f"{value:,.0f}"

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import math
-import random
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from measured import EVIL, make_comparison, make_report
 
-from calibration.judging.matrix_errors import ErrorReport, Errors, LayerRouting, MatrixErrors
+from calibration.judging.matrix_errors import ErrorReport
+from gguf_export.reports.canvas import PALETTE, SERIES_COLOURS
+from gguf_export.reports.compare_page import compare_page
 from gguf_export.reports.error_page import error_page
 from gguf_export.reports.error_report import check_outputs, write_errors
 from gguf_export.reports.figures import count, percent, plain, significant
-from gguf_export.reports.html import Cell, Html, Scale, Section, heatmap, legend, page, table, terms, tiles
-from gguf_export.reports.plot import (
-    BOTTOM,
-    CHAR_WIDTH,
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    TOP,
-    WIDTH,
-    Axis,
-    Point,
-    Series,
-    plot,
-)
-from gguf_export.reports.style import COLOURS, N_LEVELS, RAMPS, SERIES, STYLE, contrast
+from gguf_export.reports.heat_maps import N_LEVELS, Cell, HeatMap, Legend, Scale
+from gguf_export.reports.pages import Page, Panels, Part, Section, Table, Terms, Tiles
+from gguf_export.reports.plots import Axis, Plot, Point, Series
+from gguf_export.reports.rendering import render
 from quantize.exceptions import OutputError
 
-EVIL = '</title><script>alert("1")</script><img src=x onerror=y>&amp;\'"'
 VOID = {"meta", "input", "img", "br", "link"}
 
 
@@ -67,50 +60,26 @@ class Checker(HTMLParser):
         return [found for name, found in self.tags if name == tag and kind in (found.get("class") or "")]
 
 
-def make_report(n_layer: int = 3, n_expert: int = 4, model: str = "Pico-4x1M") -> ErrorReport:
-    """Errors drawn by chance; expert 1 of layer 0 is starved, expert 2 of layer 1 was not judged."""
-    rng = random.Random(0)
-
-    def line(qtype: str, bid: int, projection: str, xid: int | None) -> MatrixErrors:
-        level = {"Q4_K": 2e-3, "Q8_0": 1e-5}[qtype] * math.exp(rng.gauss(0, 0.4))
-        starved, unjudged = (bid, xid) == (0, 1), (bid, xid) == (1, 2)
-        nmse = None if unjudged else level
-        plain = None if qtype == "Q8_0" else Errors(0.01, 0.07, None, nmse and 1.1 * nmse, 0.99)
-        return MatrixErrors(
-            name=f"blk.{bid}.{projection}{'_exps' if xid is not None else ''}.weight",
-            xid=xid,
-            qtype=qtype,
-            n_elements=256,
-            n_bytes=144,
-            n_tokens=0 if starved else 100 + 10 * bid,
-            n_effective=90.0,
-            n_held_out=0 if unjudged else 20,
-            n_judged=0 if unjudged else 20,
-            errors=Errors(0.01, 0.07, 0.06, nmse, None if nmse is None else 1 - nmse / 2),
-            plain=plain,
-        )
-
-    places: list[tuple[str, int | None]] = [("attn_q", None), ("attn_v", None)]
-    places += [(name, xid) for name in ("ffn_gate", "ffn_down") for xid in range(n_expert)]
-    rows = [line(q, bid, *place) for q in ("Q4_K", "Q8_0") for bid in range(n_layer) for place in places]
-    facts = (("importances fitted on", "text.txt: 200 tokens"),)
-    pairs = tuple(
-        tuple(100 if one == other else one + other for other in range(n_expert)) for one in range(n_expert)
-    )
-    routing = (LayerRouting(0.5 * math.log(n_expert), pairs),) * n_layer
-    return ErrorReport(model, n_layer, n_expert, 2, ("Q4_K", "Q8_0"), tuple(rows), 200, 40, facts, routing)
-
-
 # -- the whole page
 
 
-@pytest.mark.parametrize("document", [error_page(make_report()), error_page(make_report(40, 9))])
-def test_page_is_self_contained_and_well_formed(document: str) -> None:
+PAGES = {
+    "errors": lambda: error_page(make_report()),
+    "errors of a large model": lambda: error_page(make_report(40, 9)),
+    "comparison": lambda: compare_page(make_comparison(9, ("prose", "code"), n_layer=32)),
+    "comparison of one model": lambda: compare_page(make_comparison(1)),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_self_contained_and_well_formed(name: str) -> None:
+    document = PAGES[name]()
     found = Checker(document)
     names = {name for name, _ in found.tags}
     assert not names & {"script", "link", "img", "iframe", "object", "base", "form"}
     for _, attributes in found.tags:
-        assert not {"src", "href", "action", "onload", "onclick"} & set(attributes)
+        assert not {"src", "action", "onload", "onclick"} & set(attributes)
+        assert (attributes.get("href") or "#").startswith("#")  # a marker, drawn many times
     assert (
         "url(" not in document
         and "@import" not in document
@@ -120,7 +89,9 @@ def test_page_is_self_contained_and_well_formed(document: str) -> None:
     assert {"viewport", "color-scheme"} <= {one.get("name") for one in found.having("meta")}
     identifiers = [one["id"] for _, one in found.tags if "id" in one]
     assert len(identifiers) == len(set(identifiers))
-    assert {one["for"] for one in found.having("label")} == set(identifiers)
+    assert {one["for"] for one in found.having("label")} <= set(identifiers)
+    assert {(one["href"] or "").removeprefix("#") for one in found.having("use")} <= set(identifiers)
+    assert len(found.having("meta")) == 4 and document.count("<style") == 1
     assert "nan" not in document and "None" not in document and "inf" not in re.sub("inform", "", document)
 
 
@@ -131,22 +102,37 @@ def test_names_of_strangers_stay_text() -> None:
     assert {name for name, _ in found.tags}.isdisjoint({"script", "img"})
 
 
-def test_every_piece_escapes() -> None:
-    cell = Cell(1.0, EVIL, EVIL)
-    scale = Scale(0.0, 1.0)
-    pieces = [
-        table((EVIL, ">" + EVIL), [(EVIL, EVIL)], EVIL),
-        tiles([(EVIL, EVIL, EVIL)]),
-        terms([(EVIL, EVIL)]),
-        heatmap(EVIL, EVIL, [EVIL], EVIL, [EVIL], [[cell]], scale, "error"),
-        legend(EVIL, scale, lambda value: EVIL, "error", EVIL),
-        plot(EVIL, [Series(EVIL, [Point(1, 1, name=EVIL)])] * 2, Axis(EVIL, show=lambda _: EVIL), Axis(EVIL)),
+def every_part(text: str) -> list[Part]:
+    """A part of each kind, with the same text wherever one can stand."""
+    cell, scale = Cell(1.0, text, text), Scale(0.0, 1.0)
+    axis = Axis(text, show=lambda _: text)
+    points = [Point(1, 1, name=text), Point(2, 3, 2, 4, name=text)]
+    return [
+        Table((text, ">" + text), [(text, text)], text),
+        Tiles([(text, text, text)]),
+        Terms([(text, text)]),
+        Panels([HeatMap(text, text, [text], text, [text], [[cell]], scale, "error")]),
+        Legend(text, text, text, "error", [text]),
+        Plot(text, [Series(text, points), Series(text, points)], axis, axis),
     ]
-    for piece in [*pieces, page(EVIL, EVIL, [Section(EVIL, Html(""), EVIL)], EVIL)]:
-        found = Checker(piece)
-        assert {name for name, _ in found.tags}.isdisjoint({"script", "img"}), piece
-        assert not any("onerror" in attributes for _, attributes in found.tags)
-        assert EVIL in "".join(found.texts)
+
+
+@pytest.mark.parametrize("index", range(len(every_part(""))))
+def test_every_part_escapes(index: int) -> None:
+    document = render(Page(EVIL, EVIL, [Section(EVIL, [every_part(EVIL)[index]], EVIL)], EVIL))
+    found = Checker(document)
+    assert {name for name, _ in found.tags}.isdisjoint({"script", "img"})
+    assert not any("onerror" in attributes for _, attributes in found.tags)
+    assert EVIL in "".join(found.texts)
+
+
+def test_what_does_not_print_is_shown_escaped() -> None:
+    name = "a\x1b[31m\nb\u202ec\ud800"
+    document = render(Page(name, name, [Section(name, every_part(name), name)], name))
+    Checker(document)
+    document.encode("utf-8")  # a name of a file may hold half of a character
+    assert not any(char in document for char in "\x1b\u202e\ud800") and "a\nb" not in document
+    assert document.count(r"a\x1b[31m\nb\u202ec\ud800") > 20
 
 
 def test_page_shows_what_the_report_says() -> None:
@@ -191,36 +177,54 @@ def test_large_models_stay_readable() -> None:
     document = error_page(make_report(48, 64))
     assert len(document) < 3e6
     found = Checker(document)
-    assert all("many" in (one["class"] or "") for one in found.having("table", "heat"))
+    assert all("dense" in (one["class"] or "") for one in found.having("table", "heat"))
     assert len(found.having("input", "switch")) == 3  # numbers on demand: tokens and two types
 
 
 # -- colours
 
 
-@pytest.mark.parametrize("shade", [0, 1], ids=["light", "dark"])
-def test_contrast_is_enough_to_read(shade: int) -> None:
-    colours = {name: pair[shade] for name, pair in COLOURS.items()}
+STYLE = (files("gguf_export.reports") / "templates" / "page.css").read_text(encoding="utf-8")
+
+VARIABLES = [dict(re.findall(r"--([\w-]+): (#\w{6});", part)) for part in STYLE.split("@media")[:2]]
+"""Name -> colour, in the light and in the dark."""
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2)."""
+    channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours (WCAG 2), 1 to 21; text needs 4.5."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("colours", VARIABLES, ids=["light", "dark"])
+def test_contrast_is_enough_to_read(colours: dict[str, str]) -> None:
     for name in ("ink", "soft"):
         for ground in ("paper", "card"):
             assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
-    for name in ("accent", "warn"):
-        assert contrast(colours[name], colours["paper"]) >= 3
-    for pair in SERIES:
-        assert contrast(pair[shade], colours["paper"]) >= 3
-    variables = dict(re.findall(r"--([\w-]+):(#\w+)", STYLE.split("@media")[shade]))
-    for name, ramps in RAMPS.items():
-        assert len(ramps[shade]) == N_LEVELS
-        for level, colour in enumerate(ramps[shade]):
-            assert variables[f"{name}{level}"] == colour
-            assert contrast(variables[f"on-{name}{level}"], colour) >= 4.5
+    for name in ("accent", "warn", *(f"s{index}" for index in range(len(SERIES_COLOURS)))):
+        assert contrast(colours[name], colours["paper"]) >= 3, name
+    for name in ("load", "error"):
+        for level in range(N_LEVELS):
+            assert contrast(colours[f"on-{name}{level}"], colours[f"{name}{level}"]) >= 4.5
 
 
-@pytest.mark.parametrize("name", RAMPS)
-def test_ramps_rise_evenly(name: str) -> None:
-    for shade, ramp in enumerate(RAMPS[name]):
-        apart = [contrast(colour, COLOURS["paper"][shade]) for colour in ramp]
+@pytest.mark.parametrize("colours", VARIABLES, ids=["light", "dark"])
+def test_ramps_rise_evenly(colours: dict[str, str]) -> None:
+    for name in ("load", "error"):
+        apart = [contrast(colours[f"{name}{level}"], colours["paper"]) for level in range(N_LEVELS)]
         assert apart == sorted(apart)  # more is further from the paper
+        assert f".{name} .c{N_LEVELS - 1} {{" in STYLE and f".c{N_LEVELS} " not in STYLE
+
+
+def test_drawings_have_the_colours_of_the_style_sheet() -> None:
+    assert PALETTE.items() <= VARIABLES[0].items() and VARIABLES[0].keys() == VARIABLES[1].keys()
 
 
 def test_contrast_is_that_of_wcag() -> None:
@@ -241,66 +245,20 @@ def test_scale_levels() -> None:
 
 
 def test_table_columns_and_cells() -> None:
-    found = Checker(table(("name", ">number"), [("a", Html("<b>1</b>"))], "caption"))
-    assert ("b", {}) in found.tags and "caption" in found.texts
-    assert len(found.having("td", "n")) == 1 and found.having("th")[0] == {"scope": "col"}
+    part = Table(("name", ">number"), [("a", "1")], "caption")
+    found = Checker(render(Page("", "", [Section("", [part])])))
+    assert "caption" in found.texts and len(found.having("td", "n")) == 1
+    assert found.having("th") == [{"scope": "col"}, {"scope": "col", "class": "n"}, {"scope": "row"}]
 
 
-def numbers(figure: str) -> list[tuple[float, float]]:
-    """The points of the lines of a plot."""
-    lines = re.findall(r'<path d="M([\d.,L-]+)"/>', figure)
-    pairs = (pair.split(",") for line in lines for pair in line.split("L"))
-    return [(float(x), float(y)) for x, y in pairs]
+def test_a_page_of_24_levels_is_small() -> None:
+    comparison = make_comparison(24, ("prose", "code", "chat"), n_layer=48)
+    assert len(compare_page(comparison).encode()) < 600_000
 
 
-def test_plot_puts_points_where_they_belong() -> None:
-    points = [Point(4.5, 1e-2), Point(5.5, 1e-3), Point(8.5, 1e-5)]
-    figure = plot("title", [Series("a", points)], Axis("x"), Axis("y", log=True))
-    Checker(figure)
-    (x0, y0), (x1, y1), (x2, y2) = numbers(figure)
-    assert LEFT < x0 < x1 < x2 < WIDTH - RIGHT and TOP < y0 < y1 < y2 < HEIGHT - BOTTOM
-    assert (x1 - x0) / (x2 - x0) == pytest.approx(1 / 4, abs=0.01)
-    assert (y1 - y0) / (y2 - y0) == pytest.approx(1 / 3, abs=0.01)
-
-
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize(
-    "values", [(1.0,), (3.0, 3.0), (0.001, 1000.0), (0.98, 1.0), (7.0, 8.0), (1e-9, 2e-9)]
-)
-def test_ticks_are_round_and_within(values: tuple[float, ...], log: bool) -> None:
-    drawn = Axis("x", log=log).over(values)
-    assert drawn.low < min(values) and max(values) < drawn.high
-    assert 1 <= len(drawn.ticks) <= 12 and len(set(drawn.ticks)) == len(drawn.ticks)
-    for tick in drawn.ticks:
-        assert drawn.low <= tick <= drawn.high
-        assert re.fullmatch(r"\d\.\d?\d?0*e[+-]\d+", f"{tick:.8e}"), tick
-
-
-def test_what_a_plot_cannot_draw_is_left_out() -> None:
-    points = [Point(1, 0.0), Point(2, 0.1, low=0.0, high=0.2), Point(3, math.nan), Point(math.inf, 1.0)]
-    figure = plot("title", [Series("a", points)], Axis("x"), Axis("y", log=True))
-    Checker(figure)
-    assert figure.count("<title>") == 1 and "nan" not in figure
-    assert plot("title", [Series("a", [])], Axis("x"), Axis("y")) == ""
-
-
-def test_names_stand_beside_points_without_touching() -> None:
-    crowd = [Point(5 + i / 50, 1.0, name=f"model number {i}") for i in range(40)]
-    figure = plot(
-        "t", [Series("a", crowd, line=False), Series("b", crowd, named=False)], Axis("x"), Axis("y")
-    )
-    found = re.findall(r'class="name" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)<', figure)
-    assert 2 <= len(found) < 40
-    assert all(f"<title>{point.name}, a: " in figure for point in crowd)  # hovering tells them all
-    boxes = []
-    for x, y, anchor, name in found:
-        left = float(x) - (0 if anchor == "start" else CHAR_WIDTH * len(name))
-        boxes.append((left, left + CHAR_WIDTH * len(name), float(y)))
-    for i, (left, right, y) in enumerate(boxes):
-        assert left >= 0 and right <= WIDTH
-        assert not any(left < r and le < right and abs(y - other) < 12 for le, r, other in boxes[:i])
-    long = plot("t", [Series("", [Point(1, 1, name="x" * 200 + "Q4_K_M")])], Axis("x"), Axis("y"))
-    assert re.search(r">…x+Q4_K_M</text>", long)
+def test_equal_figures_give_equal_pages() -> None:
+    assert compare_page(make_comparison(4)) == compare_page(make_comparison(4))
+    assert error_page(make_report()) == error_page(make_report())
 
 
 def test_the_lead_says_on_how_many_tokens() -> None:
@@ -321,6 +279,16 @@ def test_reports_appear_whole_and_replace_no_folder(tmp_path: Path) -> None:
         check_outputs([tmp_path / "a.csv"], force=True)
     write_errors(tmp_path / "b.json", make_report())
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["b.json"]
+
+
+def test_tables_and_data_need_neither_templates_nor_plots() -> None:
+    script = (
+        "import sys\n"
+        "from gguf_export.reports import compare_data, compare_tables, error_report, error_tables\n"
+        "print([name for name in ('jinja2', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_figures() -> None:
