@@ -97,7 +97,7 @@ def check_structure(file: GGUFFile) -> list[Finding]:
     except GGUFError as fault:
         # A key that is missing or of a wrong type may have been named already, more precisely.
         if not any(finding.severity == "error" for finding in findings):
-            findings.append(error(str(file.path), str(fault).removeprefix(f"{file.path}: "), AGAIN))
+            findings.append(Finding.of(fault, remedy=AGAIN, place=str(file.path)))
         return findings
     return [*findings, *_dimensions(file, hparams), *_tensors(file, hparams)]
 

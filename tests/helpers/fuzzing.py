@@ -31,8 +31,7 @@ from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.text.chunks import read_prompts, read_text
 from calibration.text.tokenizer import open_tokenizer
 from gguf_export.checking.checksums import check_sum
-from gguf_export.checking.doctor import examine
-from gguf_export.checking.findings import as_json
+from gguf_export.checking.doctor import doctor
 from gguf_export.checking.inspect import inspect
 from gguf_export.checking.verify import verify
 from gguf_export.metadata.model_keys import KeyValue, assemble, count_params, model_keys
@@ -140,7 +139,7 @@ def _export(checkpoint: Checkpoint, imatrix: Imatrix | None = None) -> bytes:
 
 
 def _model(folder: Path) -> object:
-    assert all(str(finding).isprintable() for finding in examine(folder))
+    assert all(str(finding).isprintable() for finding in doctor(folder))
     json.dumps(inspect(folder).as_dict(), allow_nan=False)
     checkpoint = open_checkpoint(folder)
     _weights(checkpoint)
@@ -153,7 +152,7 @@ def _gguf(folder: Path) -> object:
     for options in ({}, {"against": checkpoint}):
         findings = verify(path, **options)  # type: ignore[arg-type]
         assert all(str(finding).isprintable() for finding in findings)
-        json.dumps(as_json(findings), allow_nan=False)
+        json.dumps(findings.as_json(), allow_nan=False)
     json.dumps(inspect(path).as_dict(), allow_nan=False)
     file = GGUFFile(path)
     return _each(
