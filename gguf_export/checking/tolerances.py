@@ -12,13 +12,12 @@ __all__ = ["TINY_ERROR", "Tolerance", "tolerance"]
 class Tolerance(NamedTuple):
     """The largest errors that the rounding of a type explains; all are ratios."""
 
-    matrix: float  # squared error of a matrix, relative to its squared weights
-    weight: (
-        float  # error of one weight, relative to the largest weight of its block, made without importances
-    )
-    weight_with_importances: (
-        float  # the same with importances, which may sacrifice a weight for its neighbours
-    )
+    matrix: float
+    """Squared error of a matrix, relative to its squared weights."""
+    weight: float
+    """Error of a weight, relative to the largest weight of its block, where there were no importances."""
+    weight_with_importances: float
+    """The same with importances, which may sacrifice a weight for its neighbours."""
 
 
 TOLERANCES: dict[QType, Tolerance] = {
