@@ -26,25 +26,25 @@ def check_sum(path: Path, progress: OnProgress = silent) -> Finding:
     """
     sums = path.with_name(SUMS)
     if not path.name.isprintable():
-        raise OutputError(f"{path}: a name that cannot stand in {SUMS}; rename the file")
-    if sums.is_symlink():  # a stranger's folder could have us write into any file of yours
-        raise OutputError(f"{sums}: is a link, which is not followed; remove it")
-    listed, before = _listed(sums)
-    found = sha256(path, progress)
+        raise OutputError(str(path), f"a name that cannot stand in {SUMS}", "rename the file")
+    if sums.is_symlink():  # a stranger's folder could make it lead to any file of the user's
+        raise OutputError(str(sums), "is a link, which is not followed", "remove it")
+    listed, separator = _listed(sums)
+    digest = sha256(path, progress)
     if path.name not in listed:
         try:
             with sums.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(f"{before}{found}  {path.name}\n")
+                file.write(f"{separator}{digest}  {path.name}\n")
         except OSError as fault:
-            raise OutputError(f"{sums}: cannot be written: {fault.strerror}") from None
-        return info(str(path), f"SHA-256 {found} was added to {SUMS}")
-    if listed[path.name] != found:
+            raise OutputError(str(sums), f"cannot be written: {fault.strerror}") from None
+        return info(str(path), f"SHA-256 {digest} was added to {SUMS}")
+    if listed[path.name] != digest:
         return error(
             str(path),
-            f"SHA-256 is {found}, {SUMS} says {listed[path.name]}",
+            f"SHA-256 is {digest}, {SUMS} says {listed[path.name]}",
             f"the file is damaged: fetch it again; if it was made anew, remove its line from {SUMS}",
         )
-    return info(str(path), f"SHA-256 is {found}, as {SUMS} says")
+    return info(str(path), f"SHA-256 is {digest}, as {SUMS} says")
 
 
 def sha256(path: Path, progress: OnProgress = silent) -> str:
@@ -62,19 +62,21 @@ def sha256(path: Path, progress: OnProgress = silent) -> str:
                 done += len(data)
                 progress(Progress("hashing", done, total))
     except OSError as fault:
-        raise GGUFError(f"{path}: cannot be read: {fault.strerror}") from None
+        raise GGUFError(str(path), f"cannot be read: {fault.strerror}") from None
     return digest.hexdigest()
 
 
 def _listed(sums: Path) -> tuple[dict[str, str], str]:
-    """File name -> hash, and what must come before a new line; lines are `hash`, a space, a space or an asterisk, the
-    name."""
+    """File name -> hash, and the line break that is missing before a new line.
+
+    A line is the hash, a space, a space or an asterisk, and the name.
+    """
     if not sums.exists():
         return {}, ""
     try:
         text = read_bytes(sums, MAX_BYTES, GGUFError).decode("utf-8")
     except UnicodeDecodeError:
-        raise GGUFError(f"{sums}: cannot be read as text; remove it") from None
+        raise GGUFError(str(sums), "cannot be read as text", "remove it") from None
     listed = {}
     for line in text.replace("\r\n", "\n").split("\n"):
         digest, _, name = line.partition(" ")

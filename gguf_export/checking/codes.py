@@ -1,9 +1,9 @@
 """Whether the codes of a block are those of its weights, whatever the importances were with which it was made.
 
 Importances decide on the scales of a block. Its codes follow: for K types ggml rounds, at the end, each weight to the
-nearest code that the stored scales offer (quantize_row_*_impl of ggml/src/ggml-quants.c), and so it is, but for the
-rounding of a half, with the tables of IQ4_NL and IQ4_XS. A code that is not the nearest one was changed afterwards, or
-made by a program with other ideas, which shows in all blocks.
+nearest code that the stored scales offer (quantize_row_*_impl of ggml/src/ggml-quants.c). For IQ4_NL and IQ4_XS it does
+so with the scale before that became a half. A code that is not the nearest one was changed afterwards, or made by a
+program that rounds in another way, which shows in all blocks.
 """
 
 from __future__ import annotations
@@ -16,28 +16,31 @@ from gguf.constants import GGML_QUANT_SIZES
 from quantize.codec import decode
 from quantize.tensors import Array, QType
 
-__all__ = ["misplaced"]
+__all__ = ["not_nearest"]
 
-ELEMENTS = 2**20  # at a time: the arithmetic takes some eight numbers of 64 bits for each
-SLACK = 0.002  # by so much, in steps of the scale, another value may be nearer: what rounding explains
-MOST_SLACK = 5.0  # where rounding explains more, codes 11 apart are not told from each other any more
-ROUNDED = (QType.IQ4_NL, QType.IQ4_XS)  # types whose codes are those of a scale before it became a half
+WEIGHTS_AT_ONCE = 2**20  # the arithmetic takes some eight numbers of 64 bits for each
+SLACK = 0.002  # in steps of the scale: another value may be nearer by this much, which rounding explains
+MAX_SLACK = 5.0  # where rounding explains more, codes 11 apart cannot be told from each other any more
+CODED_BEFORE_ROUNDING = (
+    QType.IQ4_NL,
+    QType.IQ4_XS,
+)  # their codes are those of a scale before it became a half
 IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64)
 
 
 @dataclass(frozen=True)
 class _Codes:
-    """Where the codes of a block are, and what they stand for, in steps of the scale from the lowest on."""
+    """Where the codes of a block are, and the values that they stand for."""
 
-    first: int  # byte
-    last: int
-    values: Array  # float64, ascending
+    first: int  # byte of the block
+    last: int  # the byte behind them
+    values: Array  # float64, ascending from 0, in steps of the scale
 
     @property
     def middles(self) -> Array:
-        """Where one value gives way to the next."""
-        found: Array = (self.values[1:] + self.values[:-1]) / 2
-        return found
+        """The middle between each value and the next."""
+        middles: Array = (self.values[1:] + self.values[:-1]) / 2
+        return middles
 
 
 def _linear(first: int, last: int, n: int) -> _Codes:
@@ -55,12 +58,12 @@ CODES: dict[QType, _Codes] = {
 }
 
 
-def misplaced(blocks: Array, weights: Array, qtype: QType) -> Array | None:
-    """Which blocks hold codes that are not the nearest to their weights; None for types that do not tell.
+def not_nearest(blocks: Array, weights: Array, qtype: QType) -> Array | None:
+    """Which blocks hold codes that are not the nearest to their weights; None for types whose codes do not follow.
 
     Args:
         blocks: as stored, uint8 [rows, row bytes].
-        weights: what they were made from, float32 [rows, n_per_row].
+        weights: the weights that they were made from, float32 [rows, n_per_row].
         qtype: their type.
 
     Returns:
@@ -70,29 +73,33 @@ def misplaced(blocks: Array, weights: Array, qtype: QType) -> Array | None:
     if codes is None:
         return None
     n_rows, n_per_row = weights.shape
-    step = max(1, ELEMENTS // n_per_row)
-    parts = [slice(first, first + step) for first in range(0, n_rows, step)]
-    return np.concatenate([_misplaced(blocks[part], weights[part], qtype, codes) for part in parts])
+    step = max(1, WEIGHTS_AT_ONCE // n_per_row)
+    pieces = [slice(first, first + step) for first in range(0, n_rows, step)]
+    return np.concatenate([_not_nearest(blocks[piece], weights[piece], qtype, codes) for piece in pieces])
 
 
-def _misplaced(blocks: Array, weights: Array, qtype: QType, codes: _Codes) -> Array:
+def _not_nearest(blocks: Array, weights: Array, qtype: QType, codes: _Codes) -> Array:
     block_size, type_size = GGML_QUANT_SIZES[qtype]
-    lowest, highest = blocks.copy(), blocks.copy()
+    lowest, highest = blocks.copy(), blocks.copy()  # with the least and the largest code everywhere
     for ends, bits in ((lowest, 0), (highest, 0xFF)):
         ends.reshape(-1, type_size)[:, codes.first : codes.last] = bits
     n_per_row = weights.shape[1]
-    low, high, now = (decode(one, qtype, n_per_row).astype(np.float64) for one in (lowest, highest, blocks))
-    with np.errstate(all="ignore"):  # no step at all: the scale is 0, and any code is right
+    low, high, stored = (
+        decode(each, qtype, n_per_row).astype(np.float64) for each in (lowest, highest, blocks)
+    )
+    with np.errstate(all="ignore"):  # a step of 0: the scale is 0, and any code is right
         step = (high - low) / codes.values[-1]
-        wanted = np.clip((weights - low) / step, 0, codes.values[-1])
-        nearest = codes.values[np.searchsorted(codes.middles, np.nan_to_num(wanted))]
-        excess = np.abs((now - low) / step - wanted) - np.abs(nearest - wanted)
+        exact = np.clip((weights - low) / step, 0, codes.values[-1])
+        nearest = codes.values[np.searchsorted(codes.middles, np.nan_to_num(exact))]
+        excess = np.abs((stored - low) / step - exact) - np.abs(nearest - exact)
     excess[step == 0] = 0
     slack: Array = np.full(len(excess.reshape(-1, block_size)), SLACK)
-    if qtype in ROUNDED:
+    if qtype in CODED_BEFORE_ROUNDING:
         d = np.abs(blocks.reshape(-1, type_size)[:, :2].copy().view("<f2")[:, 0].astype(np.float64))
-        lost = np.maximum(2.0**-11, 2.0**-25 / np.maximum(d, 2.0**-24))  # of the scale, when it became a half
+        lost = np.maximum(
+            2.0**-11, 2.0**-25 / np.maximum(d, 2.0**-24)
+        )  # share of the scale that a half rounds off
         slack = 2.5 * codes.values[-1] * lost
-        slack[slack > MOST_SLACK] = np.inf
-    found: Array = ~(excess.reshape(-1, block_size).max(axis=1) <= slack)  # what is no number is not right
-    return found
+        slack[slack > MAX_SLACK] = np.inf
+    is_wrong: Array = ~(excess.reshape(-1, block_size).max(axis=1) <= slack)  # `not <=` also catches NaN
+    return is_wrong

@@ -1,28 +1,30 @@
-"""What is in a checkpoint or a GGUF file, told from headers alone."""
+"""What is in a checkpoint or a GGUF file, from headers alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gguf import LlamaFileType
 
-from quantize.codec import row_bytes
+from gguf_export.files.sizes import size_in_words
 from quantize.exceptions import MoeGgufError
 from quantize.hparams import Hparams
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.tensors import TensorSpec
 
-MAX_SHOWN = 64  # elements of an array, characters of a text
+__all__ = ["ModelFacts", "TensorFacts", "TypeFacts", "in_words", "inspect"]
+
+MAX_SHOWN = 64  # elements of an array
 
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """One tensor."""
+    """One tensor; its shape is in NumPy's order."""
 
     name: str
     shape: tuple[int, ...]
@@ -41,11 +43,11 @@ class TypeFacts:
 
 
 @dataclass(frozen=True)
-class Description:
-    """What `describe` found. Sizes are bytes of weights; `keys` are the metadata of a GGUF file."""
+class ModelFacts:
+    """The figures of a model; sizes are bytes of weights, `keys` the metadata of a GGUF file, long arrays cut."""
 
     path: str
-    kind: str  # "checkpoint" or "gguf"
+    kind: Literal["checkpoint", "gguf"]
     name: str
     ftype: str
     hparams: Hparams
@@ -53,7 +55,7 @@ class Description:
     n_bytes: int
     types: tuple[TypeFacts, ...]
     tensors: tuple[TensorFacts, ...]
-    keys: dict[str, Any]
+    keys: Mapping[str, Any]
 
     @property
     def bpw(self) -> float:
@@ -64,88 +66,97 @@ class Description:
         """Everything, as JSON takes it."""
         return {**asdict(self), "bpw": self.bpw}
 
-    def facts(self) -> list[tuple[str, str]]:
-        """The lines that a person wants to see first."""
-        hp = self.hparams
-        experts = f"{hp.n_expert}, {hp.n_expert_used} used" if hp.n_expert else "none (dense)"
-        return [
-            ("kind", self.kind),
-            ("name", self.name),
-            ("architecture", hp.arch),
-            ("file type", self.ftype),
-            ("layers", str(hp.n_layer)),
-            ("experts", experts),
-            ("embedding", str(hp.n_embd)),
-            ("feed-forward", str(hp.n_ff)),
-            ("heads", f"{hp.n_head}, {hp.n_head_kv} for keys and values"),
-            ("context", f"{hp.n_ctx_train:,} tokens"),
-            ("vocabulary", f"{hp.n_vocab:,} tokens"),
-            ("weights", f"{self.n_elements:,}"),
-            ("size", f"{self.n_bytes / 2**30:.3f} GiB, {self.bpw:.2f} bits per weight"),
-        ]
 
-
-def describe(path: Path) -> Description:
-    """Look at a checkpoint folder or a GGUF file.
+def inspect(path: str | Path) -> ModelFacts:
+    """Look at a checkpoint folder or a GGUF file; no weight is read.
 
     Raises:
-        MoeGgufError: it is neither, or it is damaged.
+        CheckpointError, GGUFError: it is damaged.
+        MoeGgufError: there is neither.
     """
+    path = Path(path)
     if path.is_dir():
-        checkpoint = open_checkpoint(path)
-        stored = [
-            (spec, row_bytes(spec.qtype, spec.n_per_row) * spec.n_row * spec.n_matrix)
-            for spec in checkpoint.specs()
-        ]
-        architecture = ", ".join(map(str, checkpoint.config.get("architectures") or ()))
-        return _description(path, "checkpoint", architecture, "", checkpoint.hparams, stored, {})
+        return _checkpoint_facts(path)
     if not path.exists():
-        raise MoeGgufError(f"{path}: does not exist")
+        raise MoeGgufError(str(path), "does not exist")
+    return _file_facts(path)
+
+
+def _checkpoint_facts(path: Path) -> ModelFacts:
+    checkpoint = open_checkpoint(path)
+    architecture = ", ".join(map(str, checkpoint.config.get("architectures") or ()))
+    specs = checkpoint.specs()
+    ftype = ", ".join(dict.fromkeys(spec.qtype.name for spec in specs))
+    return _facts(path, "checkpoint", architecture, ftype, checkpoint.hparams, specs, {})
+
+
+def _file_facts(path: Path) -> ModelFacts:
     file = GGUFFile(path)
-    stored = [(tensor.spec, tensor.n_bytes) for tensor in file.tensors.values()]
     try:
-        ftype = LlamaFileType(file.keys.get("general.file_type", -1)).name.removeprefix("MOSTLY_")
+        ftype = LlamaFileType(file.keys.get("general.file_type", -1)).name
     except ValueError:
         ftype = "unknown"
-    keys = {key: _shortened(value) for key, value in file.keys.items()}
+    ftype = ftype.removeprefix("MOSTLY_").removeprefix("ALL_")
     name = str(file.keys.get("general.name", ""))
-    return _description(path, "gguf", name, ftype.removeprefix("ALL_"), file.hparams, stored, keys)
+    keys = {key: _shortened(value) for key, value in file.keys.items()}
+    return _facts(path, "gguf", name, ftype, file.hparams, file.specs(), keys)
 
 
-def _description(
+def _facts(
     path: Path,
-    kind: str,
+    kind: Literal["checkpoint", "gguf"],
     name: str,
     ftype: str,
     hparams: Hparams,
-    stored: Sequence[tuple[TensorSpec, int]],
-    keys: dict[str, Any],
-) -> Description:
-    types: dict[str, list[tuple[TensorSpec, int]]] = {}
-    for spec, n_bytes in stored:
-        types.setdefault(spec.qtype.name, []).append((spec, n_bytes))
-    return Description(
+    specs: Sequence[TensorSpec],
+    keys: Mapping[str, Any],
+) -> ModelFacts:
+    by_type: dict[str, list[TensorSpec]] = {}
+    for spec in specs:
+        by_type.setdefault(spec.qtype.name, []).append(spec)
+    return ModelFacts(
         path=str(path),
         kind=kind,
         name=name,
-        ftype=ftype or ", ".join(types),
+        ftype=ftype,
         hparams=hparams,
-        n_elements=sum(spec.n_elements for spec, _ in stored),
-        n_bytes=sum(n_bytes for _, n_bytes in stored),
+        n_elements=sum(spec.n_elements for spec in specs),
+        n_bytes=sum(spec.n_bytes for spec in specs),
         types=tuple(
-            TypeFacts(qtype, len(of), sum(s.n_elements for s, _ in of), sum(n for _, n in of))
-            for qtype, of in sorted(types.items())
+            TypeFacts(qtype, len(of), sum(spec.n_elements for spec in of), sum(spec.n_bytes for spec in of))
+            for qtype, of in sorted(by_type.items())
         ),
-        tensors=tuple(TensorFacts(spec.name, spec.shape, spec.qtype.name, n) for spec, n in stored),
+        tensors=tuple(TensorFacts(spec.name, spec.shape, spec.qtype.name, spec.n_bytes) for spec in specs),
         keys=keys,
     )
 
 
 def _shortened(value: Any) -> Any:
-    """Vocabularies are long and chat templates longer: their beginning says enough."""
+    """A value as JSON takes it, of an array the beginning: vocabularies are long."""
     if isinstance(value, list):
         more = [f"... {len(value):,} in all"] if len(value) > MAX_SHOWN else []
         return [*map(_shortened, value[:MAX_SHOWN]), *more]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no such numbers
     return value
+
+
+def in_words(facts: ModelFacts) -> list[tuple[str, str]]:
+    """The facts that a person wants to see first: pairs of a label and a text."""
+    hp = facts.hparams
+    experts = f"{hp.n_expert}, {hp.n_expert_used} used" if hp.n_expert else "none (dense)"
+    return [
+        ("kind", facts.kind),
+        ("name", facts.name),
+        ("architecture", hp.arch),
+        ("file type", facts.ftype),
+        ("layers", str(hp.n_layer)),
+        ("experts", experts),
+        ("embedding", str(hp.n_embd)),
+        ("feed-forward", str(hp.n_ff)),
+        ("heads", f"{hp.n_head}, {hp.n_head_kv} for keys and values"),
+        ("context", f"{hp.n_ctx_train:,} tokens"),
+        ("vocabulary", f"{hp.n_vocab:,} tokens"),
+        ("weights", f"{facts.n_elements:,}"),
+        ("size", f"{size_in_words(facts.n_bytes)}, {facts.bpw:.2f} bits per weight"),
+    ]

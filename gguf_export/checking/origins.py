@@ -1,43 +1,25 @@
-"""Where weights come from that are not where they should be: another expert, another tensor, heads turned wrongly."""
+"""Where misplaced weights come from: another expert, another tensor, heads in a wrong order, a matrix turned."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 
+from gguf_export.checking.file_check import FileCheck
 from quantize.sources.checkpoint import Checkpoint
 from quantize.tensors import Array, Rows, TensorSpec
 
-__all__ = ["Decoded", "nearest_experts", "origin"]
+__all__ = ["nearest_experts", "origin"]
 
 SAMPLED = 8  # rows of each expert
 NEARER = 0.995
-"""To be another expert, one must be nearer to it than to itself by so much. The distances to two experts differ by
-chance by some thousandths at most over thousands of weights, and truly by their own distance."""
+"""Another expert counts as nearer when its distance is below this share of the distance to the expert itself. The
+distances to two experts differ by chance by some thousandths at most over thousands of weights, and truly by the
+distance of the two from each other."""
 
 
-class Decoded(Protocol):
-    """Both sides of a comparison, as float32 [rows, n_per_row]."""
-
-    checkpoint: Checkpoint
-
-    def decoded(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
-        """Weights of the file."""
-        ...
-
-    def weights(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
-        """Weights of the checkpoint."""
-        ...
-
-    def limit(self, spec: TensorSpec) -> float:
-        """The relative squared error that the type of the file's tensor explains."""
-        ...
-
-
-def nearest_experts(sides: Decoded, spec: TensorSpec) -> list[int]:
+def nearest_experts(check: FileCheck, spec: TensorSpec) -> list[int]:
     """For each expert of a tensor of the file, the expert of the checkpoint whose weights it holds.
 
     It is itself unless another one is clearly nearer and explains the weights as well as the type can.
@@ -49,63 +31,77 @@ def nearest_experts(sides: Decoded, spec: TensorSpec) -> list[int]:
         np.stack([np.nan_to_num(side(spec, xid, rows)).reshape(-1) for xid in range(spec.n_matrix)]).astype(
             np.float64
         )
-        for side in (sides.decoded, sides.weights)
+        for side in (check.decoded, check.weights)
     )
     energy = np.square(there).sum(axis=1)
-    apart = np.square(here).sum(axis=1)[:, None] + energy[None, :] - 2 * here @ there.T  # [here, there]
-    found = []
-    for xid, distances in enumerate(apart):
+    distance = np.square(here).sum(axis=1)[:, None] + energy[None, :] - 2 * here @ there.T  # [here, there]
+    nearest = []
+    for xid, distances in enumerate(distance):
         near = int(distances.argmin())
         is_other = (
             distances[near] < NEARER * distances[xid] - 1e-9 * energy[xid]
-            and distances[near] <= sides.limit(spec) * energy[near]
+            and distances[near] <= check.tolerance(spec).matrix * energy[near]
         )
-        found.append(near if is_other else xid)
-    return found
+        nearest.append(near if is_other else xid)
+    return nearest
 
 
-def origin(sides: Decoded, spec: TensorSpec, xid: int) -> str | None:
-    """What the weights of an expert of the file are, where they are not its own; None where nobody knows."""
-    return next(_origins(sides, spec, xid), None)
+def origin(check: FileCheck, spec: TensorSpec, xid: int) -> str | None:
+    """What the weights of an expert of the file are in truth, in words; None where they resemble nothing."""
+    return next(_origins(check, spec, xid), None)
 
 
-def _origins(sides: Decoded, spec: TensorSpec, xid: int) -> Iterator[str]:
+def _origins(check: FileCheck, spec: TensorSpec, xid: int) -> Iterator[str]:
     rows = _middle(spec)
-    here = sides.decoded(spec, xid, rows)
-    for other in _look_alikes(sides.checkpoint, spec):
-        if _is_near(sides, spec, here, sides.weights(other, min(xid, other.n_matrix - 1), rows)):
+    here = check.decoded(spec, xid, rows)
+    for other in _look_alikes(check.checkpoint, spec):
+        if _is_near(check, spec, here, check.weights(other, min(xid, other.n_matrix - 1), rows)):
             yield f"the weights of {other.name} are in its place"
-    for text, weights in _turned(sides, spec):
-        if _is_near(sides, spec, sides.decoded(spec, xid, (0, spec.n_row)), weights):
+    for text, weights in _turned(check, spec):
+        if _is_near(check, spec, check.decoded(spec, xid, (0, spec.n_row)), weights):
             yield text
     if spec.n_row == spec.n_per_row:
-        whole = sides.weights(spec, xid, (0, spec.n_row))
-        if _is_near(sides, spec, here, np.ascontiguousarray(whole.T)[rows[0] : rows[1]]):
+        whole = check.weights(spec, xid, (0, spec.n_row))
+        if _is_near(check, spec, here, np.ascontiguousarray(whole.T)[rows[0] : rows[1]]):
             yield "is transposed"
 
 
 def _look_alikes(checkpoint: Checkpoint, spec: TensorSpec) -> list[TensorSpec]:
     """Tensors of the same shape: those of the same layer first, then those of the same name in other layers."""
-    layer, _, kind = spec.name.rpartition(".ffn_") if ".ffn_" in spec.name else spec.name.rpartition(".attn_")
     same_shape = [
         other for other in checkpoint.specs() if other.shape == spec.shape and other.name != spec.name
     ]
-    near = [other for other in same_shape if layer and other.name.startswith(f"{layer}.")]
-    far = [other for other in same_shape if kind and other not in near and other.name.endswith(kind)]
-    return near + far + [other for other in same_shape if not layer]
+    if spec.bid is None:
+        return same_shape
+    near = [other for other in same_shape if other.bid == spec.bid]
+    # Vectors are small: the norms of all layers are tried, of whatever name.
+    far = [
+        other
+        for other in same_shape
+        if other.bid != spec.bid and (_kind(other) == _kind(spec) or not spec.is_matrix)
+    ]
+    return near + far
 
 
-def _turned(sides: Decoded, spec: TensorSpec) -> Iterator[tuple[str, Array]]:
-    """The ways in which rows of q and k for rotary positions are in a wrong order (LlamaModel.permute)."""
-    found = re.search(r"\.attn_([qk])\.(weight|bias)$", spec.name)
-    if not found:
+def _kind(spec: TensorSpec) -> str:
+    """The name of a tensor without its layer: `attn_q.weight`."""
+    return spec.name if spec.bid is None else spec.name.removeprefix(f"blk.{spec.bid}.")
+
+
+def _turned(check: FileCheck, spec: TensorSpec) -> Iterator[tuple[str, Array]]:
+    """The ways in which rows of q and k for rotary positions are in a wrong order (LlamaModel.permute), in words, each
+    with the weights of the checkpoint in that order."""
+    hparams = check.checkpoint.hparams
+    projection = _kind(spec).partition(".")[0]
+    if projection == "attn_q":
+        n_heads, n_others = hparams.n_head, hparams.n_head_kv
+    elif projection == "attn_k":
+        n_heads, n_others = hparams.n_head_kv, hparams.n_head
+    else:
         return
-    hparams = sides.checkpoint.hparams
-    heads = {"q": hparams.n_head, "k": hparams.n_head_kv}
-    n_heads = heads.pop(found[1])
-    (n_others,) = heads.values()
-    right = sides.weights(spec, 0, (0, spec.n_row))
-    if len(spec.shape) == 1:
+    right = check.weights(spec, 0, (0, spec.n_row))
+    shape = right.shape
+    if not spec.is_matrix:
         right = right.reshape(-1, 1)
 
     def pairs(values: Array, n: int) -> Array:
@@ -116,7 +112,6 @@ def _turned(sides: Decoded, spec: TensorSpec) -> Iterator[tuple[str, Array]]:
         """Neighbours to rotary halves."""
         return values.reshape(n, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
 
-    shape = (1, -1) if len(spec.shape) == 1 else right.shape
     if hparams.rope_neox:
         yield (
             "its rows are permuted, which this architecture does not want",
@@ -139,7 +134,7 @@ def _middle(spec: TensorSpec) -> Rows:
     return first, min(spec.n_row, first + SAMPLED)
 
 
-def _is_near(sides: Decoded, spec: TensorSpec, here: Array, there: Array) -> bool:
+def _is_near(check: FileCheck, spec: TensorSpec, here: Array, there: Array) -> bool:
     with np.errstate(all="ignore"):
         apart = float(np.square(here - there, dtype=np.float64).sum())
-        return apart <= sides.limit(spec) * float(np.square(there, dtype=np.float64).sum())
+        return apart <= check.tolerance(spec).matrix * float(np.square(there, dtype=np.float64).sum())

@@ -81,7 +81,7 @@ TOKENIZER_ARRAYS = {"tokens", "merges", "scores", "token_type"}
 
 
 def check_structure(file: GGUFFile) -> list[Finding]:
-    """Everything that the loader would refuse or warn of, in an open file; no weight is read."""
+    """Look for everything in an open file that the loader would refuse or warn of; no weight is read."""
     findings = [*_architecture(file), *_tokenizer(file), *_tail(file)]
     if file.keys.get("split.count", 0) not in (0, 1):
         return [*findings, info("split.count", "one file of several: the list of tensors is not checked")]
@@ -97,7 +97,7 @@ def check_structure(file: GGUFFile) -> list[Finding]:
     except GGUFError as fault:
         # A key that is missing or of a wrong type may have been named already, more precisely.
         if not any(finding.severity == "error" for finding in findings):
-            findings.append(error(str(file.path), str(fault).removeprefix(f"{file.path}: "), AGAIN))
+            findings.append(Finding.of(fault, remedy=AGAIN, place=str(file.path)))
         return findings
     return [*findings, *_dimensions(file, hparams), *_tensors(file, hparams)]
 
@@ -140,7 +140,7 @@ def _architecture(file: GGUFFile) -> Iterator[Finding]:
 
 
 def _dimensions(file: GGUFFile, hparams: Hparams) -> Iterator[Finding]:
-    """Numbers that must go with each other."""
+    """Whether the dimensions are in the loader's limits and fit each other."""
     arch = hparams.arch
 
     def fault(name: str, text: str) -> Finding:
@@ -169,6 +169,7 @@ def _dimensions(file: GGUFFile, hparams: Hparams) -> Iterator[Finding]:
 
 
 def _tokenizer(file: GGUFFile) -> Iterator[Finding]:
+    """Whether the vocabulary is complete, of the types that the loader takes, and that of the embedding."""
     prefix = "tokenizer.ggml."
     keys: Mapping[str, Any] = {
         key.removeprefix(prefix): value for key, value in file.keys.items() if key.startswith(prefix)
@@ -177,14 +178,16 @@ def _tokenizer(file: GGUFFile) -> Iterator[Finding]:
         if name not in keys:
             yield error(prefix + name, "is missing: the file has no vocabulary", AGAIN)
             return
-    wrong = False
-    for name, wanted in TOKENIZER_TYPES.items():
+    has_wrong_types = False
+    for name, allowed in TOKENIZER_TYPES.items():
         kind, element = file.types.get(prefix + name, (None, None))
-        found = element if name in TOKENIZER_ARRAYS else kind
-        if name in keys and ((name in TOKENIZER_ARRAYS) != (kind == Type.ARRAY) or found not in wanted):
-            wrong = True
+        is_array = name in TOKENIZER_ARRAYS
+        if name in keys and (
+            is_array != (kind == Type.ARRAY) or (element if is_array else kind) not in allowed
+        ):
+            has_wrong_types = True
             yield error(prefix + name, "is of a type that the loader does not take", AGAIN)
-    if wrong:
+    if has_wrong_types:
         return
     n_tokens = len(keys["tokens"])
     texts = [text.partition("\0")[0] for text in keys["tokens"]]  # the loader reads C strings
@@ -210,7 +213,7 @@ def _tokenizer(file: GGUFFile) -> Iterator[Finding]:
 
 
 def _tensors(file: GGUFFile, hparams: Hparams) -> Iterator[Finding]:
-    """Each tensor that the architecture needs, in its shape, and none that it does not know."""
+    """Whether each tensor that the architecture needs is there in its shape, and no other tensor."""
     expected = _expected(hparams)
     if expected is None:
         yield info(
@@ -254,12 +257,13 @@ def _has_experts(family: Family) -> bool:
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """ggml knows no ones in front: a matrix of one row is a vector."""
+    """A shape without axes of length 1 in front: for ggml a matrix of one row is a vector."""
     first = next((i for i, n in enumerate(shape) if n > 1), len(shape) - 1)
     return shape[first:]
 
 
 def _tail(file: GGUFFile) -> Iterator[Finding]:
+    """Whether there are tensors, and nothing but padding behind the last."""
     if not file.tensors:
         yield error(str(file.path), "holds no tensors", "is this a vocabulary only, or an importance matrix?")
         return

@@ -4,158 +4,106 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from gguf import GGUFValueType
-
-from calibration.importance.imatrix import Imatrix
-from gguf_export.checking.against import compare, is_certain
-from gguf_export.checking.findings import Finding, error, info, warning
-from gguf_export.checking.scales import bad_row, is_known
+from calibration.importance.imatrix import Imatrix, load_imatrix
+from gguf_export.checking.against import check_against
+from gguf_export.checking.checksums import check_sum
+from gguf_export.checking.file_check import IMATRIX_KEY, Level, follows_from_weights
+from gguf_export.checking.findings import Finding, Findings, info
+from gguf_export.checking.key_checks import check_keys
+from gguf_export.checking.stored_numbers import check_numbers
 from gguf_export.checking.structure import check_structure
-from gguf_export.metadata import model_keys as metadata
-from gguf_export.metadata.model_keys import KeyValue
-from gguf_export.vocab import vocab_keys as vocab
 from quantize.containers.untrusted import quoted
-from quantize.exceptions import GGUFError, TokenizerError
-from quantize.sources.checkpoint import Checkpoint
+from quantize.engine import Engine, Threads
+from quantize.exceptions import GGUFError
+from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
-from quantize.telling import OnProgress, Progress, silent
+from quantize.telling import OnProgress, silent
 
 __all__ = ["verify"]
 
-SCANNED_BYTES = 16 * 2**20  # of a tensor at a time
-VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.model", "tokenizer.ggml.pre")
-
 
 def verify(
-    path: Path,
+    path: str | Path,
     *,
-    against: Checkpoint | None = None,
-    exact: bool | None = None,
-    imatrix: Imatrix | None = None,
-    jobs: int = 1,
+    against: str | Path | Checkpoint | None = None,
+    level: Level = "auto",
+    imatrix: str | Path | Imatrix | None = None,
+    prior: float = 0.0,
+    sums: bool = False,
+    jobs: int | None = None,
+    engine: Engine | None = None,
     progress: OnProgress = silent,
-) -> list[Finding]:
-    """Look for everything that can be wrong with a GGUF file.
+) -> Findings:
+    """Look for everything that can be wrong with a GGUF file, whoever made it.
 
     Args:
-        path: the file, made by whomever.
-        against: the checkpoint that it was made from.
-        exact: the quantized tensors must be, to the byte, what llama.cpp makes of the checkpoint with `imatrix`; None:
-            they are compared so where the file names no importances, and may be those of another program; False: errors
-            and codes are compared, and bytes only where a type knows no importances.
-        imatrix: the importances with which the file was made, None for none.
-        jobs: threads that compare.
-        progress: told how far it is.
+        path: the file.
+        against: the checkpoint that it was made from, or its folder; every expert of every tensor is compared with it.
+        level: how strictly quantized tensors are compared with the checkpoint. "bytes": they must be what llama.cpp
+            makes of it with `imatrix`. "auto": bytes are compared where the importances are known (`imatrix` is given,
+            or the file names none), and may be those of another program. "errors": errors and codes are compared, and
+            bytes only of types that know no importances.
+        imatrix: the importances with which the file was made, or their file; None for none.
+        prior: as in export, where `imatrix` is a file.
+        sums: check the file by the SHA256SUMS beside it, too; a file that is not listed there is added.
+        jobs: threads that compare, by default one for each processor.
+        engine: compares in the place of threads.
+        progress: called with the progress of each stage.
 
     Returns:
-        What was found; a healthy file has neither errors nor warnings.
+        The findings; a healthy file has neither errors nor warnings.
 
     Raises:
         CheckpointError, ImatrixError: `against` or `imatrix` cannot be read, or do not go together.
+        GGUFError: the file or its SHA256SUMS cannot be hashed or read.
+        OutputError: SHA256SUMS cannot be written.
     """
+    path = Path(path)
+    checkpoint = open_checkpoint(against) if isinstance(against, (str, Path)) else against
+    importances = load_imatrix(imatrix, prior=prior) if isinstance(imatrix, (str, Path)) else imatrix
+    with Threads(jobs) as threads:
+        findings = _check(path, checkpoint, level, importances, engine or threads, progress)
+    if sums:
+        findings.append(check_sum(path, progress))
+    return Findings(findings)
+
+
+def _check(
+    path: Path,
+    checkpoint: Checkpoint | None,
+    level: Level,
+    imatrix: Imatrix | None,
+    engine: Engine,
+    progress: OnProgress,
+) -> list[Finding]:
     try:
         file = GGUFFile(path)
     except GGUFError as fault:
-        text = str(fault).removeprefix(f"{path}: ")
-        return [error(str(path), text, "" if ";" in text else "give a GGUF file")]
+        return [Finding.of(fault, remedy="give a GGUF file", place=str(path))]
     try:
         findings = check_structure(file)
-        findings += _numbers(file, progress)
-        if against is not None:
-            findings += _same_keys(file, against)
-            findings += compare(file, against, exact=exact, imatrix=imatrix, jobs=jobs, progress=progress)
-    except GGUFError as fault:  # the file changes while it is read
-        return [error(str(path), str(fault).removeprefix(f"{path}: "), "it cannot be read")]
-    if against is not None and exact is not False and imatrix is None:
+        findings += check_numbers(file, progress)
+        if checkpoint is not None:
+            findings += check_keys(file, checkpoint)
+            findings += check_against(
+                file, checkpoint, engine, level=level, imatrix=imatrix, progress=progress
+            )
+    except GGUFError as fault:
+        return [Finding.of(fault, remedy="fetch it again", place=str(path))]
+    if checkpoint is not None and level != "errors" and imatrix is None:
         findings += _unused_imatrix(file)
     return findings
 
 
 def _unused_imatrix(file: GGUFFile) -> Iterator[Finding]:
-    name = "quantize.imatrix.file"
-    if name in file.keys and not all(is_certain(stored.spec.qtype) for stored in file.tensors.values()):
+    """Says that a file was made with importances that were not given, where they would allow a sharper comparison."""
+    qtypes = {stored.spec.qtype for stored in file.tensors.values()}
+    if IMATRIX_KEY in file.keys and not all(map(follows_from_weights, qtypes)):
         yield info(
-            name,
-            f"the file was made with {quoted(file.keys[name])}: with --imatrix and that file every byte is compared, "
-            "without it errors, and the codes of K types, IQ4_NL and IQ4_XS, which may miss a low bit of a scale",
+            IMATRIX_KEY,
+            f"the file was made with {quoted(file.keys[IMATRIX_KEY])} and compared without: by errors, and by the "
+            "codes of K types, IQ4_NL and IQ4_XS, which may miss a low bit of a scale",
+            "name that file as {setting} to compare every byte",
+            setting="imatrix",
         )
-
-
-def _numbers(file: GGUFFile, progress: OnProgress) -> Iterator[Finding]:
-    """Scales and floats that are NaN or infinite; experts in which nothing but zeros is stored."""
-    total, done = sum(stored.n_bytes for stored in file.tensors.values()), 0
-    for name, stored in file.tensors.items():
-        spec = stored.spec
-        if not is_known(spec.qtype):
-            yield info(name, f"the numbers of {spec.qtype.name} cannot be checked here")
-            continue
-        n_matrices = stored.spec.n_elements // (spec.n_row * spec.n_per_row)
-        row_bytes = stored.n_bytes // (n_matrices * spec.n_row)
-        step = max(1, SCANNED_BYTES // row_bytes)
-        for xid in range(n_matrices):
-            expert = f"expert {xid}: " if n_matrices > 1 else ""
-            is_empty = True
-            for first in range(0, spec.n_row, step):
-                blocks = file.read_blocks(spec, xid, (first, min(first + step, spec.n_row)))
-                is_empty = is_empty and not blocks.any()
-                row = bad_row(blocks, spec.qtype)
-                done += blocks.nbytes
-                progress(Progress("checking numbers", done, total))
-                if row is not None:
-                    yield error(
-                        name,
-                        f"{expert}row {first + row} holds a number that is NaN or infinite",
-                        "fetch the file again; if it is whole, its checkpoint is damaged",
-                    )
-                    break
-            if is_empty and spec.n_row > 1:
-                yield warning(name, f"{expert}all zeros", "fetch the file again, or look at its checkpoint")
-
-
-def _same_keys(file: GGUFFile, checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Whether the file says of the model what the checkpoint says."""
-    wanted = metadata.model_keys(
-        checkpoint.path,
-        checkpoint.config,
-        checkpoint.hparams,
-        n_params=metadata.count_params(checkpoint.specs()),
-    )
-    for kv in wanted:
-        if kv.key.startswith(f"{checkpoint.hparams.arch}.") and not _is_same(file.keys.get(kv.key), kv):
-            yield error(
-                kv.key,
-                f"is {quoted(file.keys.get(kv.key, 'missing'))}, the checkpoint says {quoted(kv.value)}",
-                "convert the checkpoint again",
-            )
-    try:
-        tokenizer = vocab.vocab_keys(
-            checkpoint.path,
-            checkpoint.config,
-            checkpoint.hparams.n_vocab,
-            file.keys.get("tokenizer.ggml.pre") if file.keys.get("tokenizer.ggml.model") == "gpt2" else None,
-        )
-    except TokenizerError as fault:
-        yield info("tokenizer.ggml.tokens", f"not compared: {fault}")
-        return
-    for kv in tokenizer:
-        if _is_same(file.keys.get(kv.key), kv):
-            continue
-        if kv.key in VOCABULARY:
-            yield error(kv.key, "is not that of the checkpoint", "convert the checkpoint again")
-        elif kv.key not in file.keys:
-            yield warning(kv.key, "is missing, the checkpoint has it", "convert the checkpoint again")
-        else:
-            yield warning(
-                kv.key, "is not that of the checkpoint", "convert the checkpoint again, unless it was set"
-            )
-
-
-def _is_same(found: Any, wanted: KeyValue) -> bool:
-    if wanted.type == GGUFValueType.FLOAT32:
-        return isinstance(found, float) and np.float32(found) == np.float32(wanted.value)
-    if wanted.type == GGUFValueType.ARRAY and wanted.sub_type == GGUFValueType.FLOAT32:
-        return isinstance(found, list) and found == [float(np.float32(value)) for value in wanted.value]
-    return bool(found == wanted.value)

@@ -1,56 +1,62 @@
-"""What the weights of a checkpoint tell, of a sample of their rows or of all: damage, dead routers, experts twice."""
+"""Faults of the weights of a checkpoint: damage, dead routers, identical experts.
+
+Some rows of each matrix show most of them; all rows are read where that is asked for.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from gguf_export.checking.findings import Finding, error, info, warning
+from gguf_export.checking.weights import to_f32
 from gguf_export.writing.slabs import SLAB_BYTES
-from quantize.codec import encode, first_non_finite, row_bytes
+from quantize.codec import first_non_finite
 from quantize.sources.checkpoint import Checkpoint
 from quantize.telling import OnProgress, Progress, silent
-from quantize.tensors import Array, QType, Rows, TensorSpec
+from quantize.tensors import Array, Rows, TensorSpec
 
 __all__ = ["check_weights"]
 
 SAMPLED = 4  # rows at the beginning, in the middle and at the end of each matrix
 F16_MAX = 65504.0
 K_BLOCK = 256  # weights of a super-block
+ROUTER = "ffn_gate_inp"  # stands in the names of the router's tensors
 
 Hashes = dict[int, dict[int, list[bytes]]]
 """Layer -> expert -> a hash of each of its matrices."""
 
 MERGE = "look at the mergekit configuration, and merge again if that was not meant"
+DONORS = "look at the donors of the merge"
 
 
 def check_weights(
     checkpoint: Checkpoint, *, full: bool = False, progress: OnProgress = silent
-) -> list[Finding]:
-    """Look at some rows of each matrix, or at all.
+) -> Iterator[Finding]:
+    """Look at some rows of each matrix, or with `full` at all.
 
     Raises:
         CheckpointError: a shard cannot be read.
     """
-    findings = list(_widths(checkpoint))
+    yield from _widths(checkpoint)
     hashes: Hashes = {}
     specs = checkpoint.specs()
     for done, spec in enumerate(specs):
         progress(Progress("looking at the weights", done, len(specs), "tensors"))
         for xid in range(spec.n_matrix):
-            findings += _matrix(checkpoint, spec, xid, full, hashes)
-        if spec.name.endswith("ffn_gate_inp.weight"):
-            findings += _router(spec, _as_f32(checkpoint.read(spec)))
+            yield from _matrix(checkpoint, spec, xid, full, hashes)
+        if spec.name.endswith(f"{ROUTER}.weight"):
+            yield from _router(spec, to_f32(checkpoint.read(spec)))
     progress(Progress("looking at the weights", len(specs), len(specs), "tensors"))
-    return [*findings, *_twins(hashes, full)]
+    yield from _twins(hashes, full)
 
 
 def _matrix(
     checkpoint: Checkpoint, spec: TensorSpec, xid: int, full: bool, hashes: Hashes
 ) -> Iterator[Finding]:
-    expert = f"expert {xid}: " if spec.n_matrix > 1 else ""
+    """Faults of one matrix; notes its hash, where it is one of an expert."""
     digest = hashlib.blake2b(digest_size=16)
     is_zero, largest = True, 0.0
     for rows in _rows(checkpoint, spec, full):
@@ -59,33 +65,31 @@ def _matrix(
         if bad is not None:
             row, column = divmod(bad, spec.n_per_row)
             yield error(
-                spec.name,
-                f"{expert}row {rows[0] + row}, column {column} is NaN or infinite",
+                spec.label(xid),
+                f"row {rows[0] + row}, column {column} is NaN or infinite",
                 "download the checkpoint again, or merge again; it cannot be quantized",
             )
             return
         digest.update(weights.tobytes())
-        magnitude = float(np.abs(_as_f32(weights)).max())
+        magnitude = float(np.abs(to_f32(weights)).max())
         is_zero, largest = is_zero and magnitude == 0, max(largest, magnitude)
-    if is_zero and spec.name.endswith(".weight") and "ffn_gate_inp" not in spec.name:
-        which = "all zeros" if full else "all zeros, as far as was looked"
-        yield warning(spec.name, f"{expert}{which}", "look at the donors of the merge")
+    if is_zero and spec.name.endswith(".weight") and ROUTER not in spec.name:
+        yield warning(spec.label(xid), "all zeros" if full else "all zeros, as far as was looked", DONORS)
     if largest > F16_MAX:
         yield warning(
-            spec.name,
-            f"{expert}a weight of {largest:.3g} is beyond what F16, and the scales of quantized blocks, can hold",
-            "look at the donors of the merge",
+            spec.label(xid),
+            f"a weight of {largest:.3g} is beyond what F16, and the scales of quantized blocks, can hold",
+            DONORS,
         )
-    if spec.n_matrix > 1:
-        layer = int(spec.name.split(".")[1])
-        hashes.setdefault(layer, {}).setdefault(xid, []).append(digest.digest())
+    if spec.has_experts and spec.bid is not None:
+        hashes.setdefault(spec.bid, {}).setdefault(xid, []).append(digest.digest())
 
 
 def _rows(checkpoint: Checkpoint, spec: TensorSpec, full: bool) -> Iterator[Rows]:
-    """Ranges of rows, in multiples of what costs no more than itself to read."""
+    """The ranges of rows to look at, in multiples of `row_step`, which cost their own bytes to read and no more."""
     step = checkpoint.row_step(spec)
     if full or spec.n_row <= 3 * max(step, SAMPLED):
-        size = max(1, SLAB_BYTES // (step * row_bytes(spec.qtype, spec.n_per_row))) * step
+        size = max(1, SLAB_BYTES // (step * spec.row_bytes)) * step
         for first in range(0, spec.n_row, size):
             yield first, min(first + size, spec.n_row)
         return
@@ -95,9 +99,9 @@ def _rows(checkpoint: Checkpoint, spec: TensorSpec, full: bool) -> Iterator[Rows
 
 
 def _router(spec: TensorSpec, rows: Array) -> Iterator[Finding]:
-    """[E, D]: one row for each expert; a token goes to those whose rows are most like it."""
+    """Faults of a router [E, D], which sends a token to the experts whose rows resemble it most."""
     if not np.isfinite(rows).all():
-        return  # said already
+        return  # `_matrix` has said so
     dead = [xid for xid, row in enumerate(rows) if not row.any()]
     if len(dead) == len(rows):
         yield warning(
@@ -106,36 +110,37 @@ def _router(spec: TensorSpec, rows: Array) -> Iterator[Finding]:
         return
     if dead:
         yield warning(spec.name, f"the router's rows of experts {_list(dead)} are zero", MERGE)
-    same: dict[bytes, list[int]] = {}
+    experts_of: dict[bytes, list[int]] = {}
     for xid, row in enumerate(rows):
         if row.any():
-            same.setdefault(row.tobytes(), []).append(xid)
-    for xids in same.values():
+            experts_of.setdefault(row.tobytes(), []).append(xid)
+    for xids in experts_of.values():
         if len(xids) > 1:
             yield warning(spec.name, f"the router's rows of experts {_list(xids)} are identical", MERGE)
 
 
 def _twins(hashes: Hashes, full: bool) -> Iterator[Finding]:
     """Experts that are the same in all their matrices: a merge of a model with itself."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for layer, experts in hashes.items():
-        same: dict[bytes, list[int]] = {}
+    layers_of: dict[tuple[int, ...], list[int]] = {}
+    for bid, experts in hashes.items():
+        experts_of: dict[bytes, list[int]] = {}
         for xid, digests in experts.items():
-            same.setdefault(b"".join(digests), []).append(xid)
-        for xids in same.values():
+            experts_of.setdefault(b"".join(digests), []).append(xid)
+        for xids in experts_of.values():
             if len(xids) > 1:
-                groups.setdefault(tuple(xids), []).append(layer)
-    for twins, layers in groups.items():
+                layers_of.setdefault(tuple(xids), []).append(bid)
+    for twins, layers in layers_of.items():
         where = "all layers" if len(layers) == len(hashes) else f"layers {_list(layers)}"
         sampled = "" if full else ", as far as was looked"
-        yield warning("experts", f"experts {_list(list(twins))} are identical in {where}{sampled}", MERGE)
+        yield warning("experts", f"experts {_list(twins)} are identical in {where}{sampled}", MERGE)
 
 
 def _widths(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Matrices whose rows K types cannot hold."""
     narrow = [
         spec
         for spec in checkpoint.specs()
-        if len(spec.shape) > 1 and spec.n_per_row % K_BLOCK and "ffn_gate_inp" not in spec.name
+        if spec.is_matrix and spec.n_per_row % K_BLOCK and ROUTER not in spec.name
     ]
     if narrow:
         yield info(
@@ -145,11 +150,7 @@ def _widths(checkpoint: Checkpoint) -> Iterator[Finding]:
         )
 
 
-def _as_f32(weights: Array) -> Array:
-    found: Array = encode(weights, QType.F32).view(np.float32)
-    return found
-
-
-def _list(numbers: list[int]) -> str:
+def _list(numbers: Sequence[int]) -> str:
+    """`0, 2, 5`, the first eight of them."""
     shown = ", ".join(map(str, numbers[:8]))
     return f"{shown} and {len(numbers) - 8} more" if len(numbers) > 8 else shown

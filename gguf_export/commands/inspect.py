@@ -16,23 +16,23 @@ from gguf_export.commands.options import FILE
 @click.option("--tensors", is_flag=True, help="One line for each tensor, too.")
 def inspect(path: Path, as_json: bool, tensors: bool) -> None:
     """Say what PATH is: a checkpoint folder or a GGUF file; its architecture, experts, types, sizes."""
-    from gguf_export.checking.inspect import describe
+    from gguf_export.checking import inspect as checking
 
-    found = describe(path)
+    facts = checking.inspect(path)
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=1))
+        click.echo(json.dumps(facts.as_dict(), indent=1))
         return
     from gguf_export.commands.console import print_table, size
 
-    print_table(str(path), ("", ""), found.facts())
+    print_table(str(path), ("", ""), checking.in_words(facts))
     print_table(
         "",
         ("type", ">tensors", ">weights", ">size"),
-        [(row.qtype, str(row.n_tensors), f"{row.n_elements:,}", size(row.n_bytes)) for row in found.types],
+        [(row.qtype, str(row.n_tensors), f"{row.n_elements:,}", size(row.n_bytes)) for row in facts.types],
     )
     if tensors:
         print_table(
             "",
             ("tensor", ">shape", "type", ">size"),
-            [(t.name, " x ".join(map(str, t.shape)), t.qtype, size(t.n_bytes)) for t in found.tensors],
+            [(t.name, " x ".join(map(str, t.shape)), t.qtype, size(t.n_bytes)) for t in facts.tensors],
         )

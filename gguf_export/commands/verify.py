@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
-from gguf_export.commands.doctor import finish
 from gguf_export.commands.options import FILE, JOBS, QUIET
+from gguf_export.commands.show_findings import show_findings
 
 
 @click.command()
@@ -53,10 +52,8 @@ def verify(
 
     The exit status is 1 where an error is found; warnings leave it 0.
     """
-    from gguf_export.checking import checksums
-    from gguf_export.checking import verify as verifying
+    from gguf_export.checking import verify as checking
     from gguf_export.commands.console import ProgressView
-    from quantize.sources.checkpoint import open_checkpoint
 
     if imatrix_name is not None and against is None:
         raise click.UsageError("--imatrix compares with a checkpoint: give --against MODEL, too")
@@ -64,21 +61,15 @@ def verify(
         raise click.UsageError("--quick goes with --against MODEL, and without --imatrix")
     if prior and imatrix_name in (None, "none"):
         raise click.UsageError("--prior goes with --imatrix FILE")
-    checkpoint = open_checkpoint(against) if against else None
-    imatrix = None
-    if imatrix_name not in (None, "none"):
-        from calibration.importance.imatrix import load_imatrix
-
-        imatrix = load_imatrix(str(imatrix_name), prior=prior)
     with ProgressView(quiet=quiet) as view:
-        findings = verifying.verify(
+        findings = checking.verify(
             file,
-            against=checkpoint,
-            exact=True if imatrix_name is not None else False if quick else None,
-            imatrix=imatrix,
-            jobs=jobs or os.cpu_count() or 1,
+            against=against,
+            level="bytes" if imatrix_name is not None else "errors" if quick else "auto",
+            imatrix=None if imatrix_name == "none" else imatrix_name,
+            prior=prior,
+            sums=sums,
+            jobs=jobs,
             progress=view,
         )
-        if sums:
-            findings.append(checksums.check_sum(file, view))
-    finish(findings, as_json)
+    show_findings(findings, as_json)

@@ -31,9 +31,8 @@ from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.text.chunks import read_prompts, read_text
 from calibration.text.tokenizer import open_tokenizer
 from gguf_export.checking.checksums import check_sum
-from gguf_export.checking.doctor import examine
-from gguf_export.checking.findings import as_json
-from gguf_export.checking.inspect import describe
+from gguf_export.checking.doctor import doctor
+from gguf_export.checking.inspect import inspect
 from gguf_export.checking.verify import verify
 from gguf_export.metadata.model_keys import KeyValue, assemble, count_params, model_keys
 from gguf_export.vocab import vocab_keys as vocab
@@ -140,8 +139,8 @@ def _export(checkpoint: Checkpoint, imatrix: Imatrix | None = None) -> bytes:
 
 
 def _model(folder: Path) -> object:
-    assert all(str(finding).isprintable() for finding in examine(folder))
-    json.dumps(describe(folder).as_dict(), allow_nan=False)
+    assert all(str(finding).isprintable() for finding in doctor(folder))
+    json.dumps(inspect(folder).as_dict(), allow_nan=False)
     checkpoint = open_checkpoint(folder)
     _weights(checkpoint)
     return _export(checkpoint)
@@ -153,8 +152,8 @@ def _gguf(folder: Path) -> object:
     for options in ({}, {"against": checkpoint}):
         findings = verify(path, **options)  # type: ignore[arg-type]
         assert all(str(finding).isprintable() for finding in findings)
-        json.dumps(as_json(findings), allow_nan=False)
-    json.dumps(describe(path).as_dict(), allow_nan=False)
+        json.dumps(findings.as_json(), allow_nan=False)
+    json.dumps(inspect(path).as_dict(), allow_nan=False)
     file = GGUFFile(path)
     return _each(
         lambda: tokenizer_of(file).encode("the <s> caf\u00e9\n", parse_special=True),

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
 
-from gguf_export.checking.doctor import examine
+from gguf_export.checking.doctor import doctor
 from gguf_export.cli import main
 
 INDEX = "model.safetensors.index.json"
@@ -34,7 +34,7 @@ def model(pristine: Path, tmp_path: Path) -> Path:
 
 
 def faults(path: Path, **options: Any) -> list[str]:
-    return [str(finding) for finding in examine(path, **options) if finding.severity != "info"]
+    return [str(finding) for finding in doctor(path, **options) if finding.severity != "info"]
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -144,19 +144,22 @@ def link_out_of_the_folder(model: Path) -> None:
 
 FILES = [
     (remove("config.json"), "error: .*config.json: file is missing"),
-    (config(lambda c: c.update(architectures=["RwkvForCausalLM"])), "error: config.json: .*is not supported"),
-    (config(lambda c: c.pop("architectures")), "error: config.json: names no architecture"),
+    (
+        config(lambda c: c.update(architectures=["RwkvForCausalLM"])),
+        "error: .*config.json: .*is not supported",
+    ),
+    (config(lambda c: c.pop("architectures")), "error: .*config.json: names no architecture"),
     (config(lambda c: c.pop("rms_norm_eps")), "warning: config.json: rms_norm_eps is missing"),
     (config(lambda c: c.pop("num_experts_per_tok")), "warning: config.json: num_experts_per_tok is missing"),
     (config(lambda c: c.pop("rope_theta")), "warning: config.json: rope_theta is missing: 1000000"),
     (config(lambda c: c.update(num_local_experts=5)), "error: .*has shape"),
-    (config(lambda c: c.update(num_experts_per_tok=5)), "error: config.json: 5 experts per token"),
+    (config(lambda c: c.update(num_experts_per_tok=5)), "error: .*config.json: 5 experts per token"),
     (config(lambda c: c.update(intermediate_size=128)), "error: .*has shape"),
-    (config(lambda c: c.update(hidden_act="gelu")), "error: config.json: hidden_act"),
+    (config(lambda c: c.update(hidden_act="gelu")), "error: .*config.json: hidden_act"),
     (config(lambda c: c.update(num_hidden_layers=1)), "error: .*would not be read"),
     (
         config(lambda c: c.update(quantization_config={"bits": 4})),
-        "error: config.json: has a quantization_config",
+        "error: .*config.json: has a quantization_config",
     ),
     (config(lambda c: c.update(eos_token_id=7)), "warning: config.json: eos_token_id is 7"),
     (remove(INDEX), f"error: .*there are shards but no {INDEX}"),
@@ -184,9 +187,9 @@ FILES = [
     (added_twice, "warning: added_tokens.json: token .*319.* is '<x>', tokenizer_config.json calls it '<y>'"),
     (settings(lambda c: c.update(chat_template=7)), "warning: .*chat_template"),
     (a_byte_level_tokenizer, "error: .*the pre-tokenizer is unknown"),
-    (config(lambda c: c.update(scoring_func="noisy")), "error: config.json: router function 'noisy'"),
-    (config(lambda c: c.update(scoring_func=["softmax"])), "error: config.json: router function"),
-    (config(lambda c: c.update(n_group=-1)), "error: config.json: n_group -1"),
+    (config(lambda c: c.update(scoring_func="noisy")), "error: .*config.json: router function 'noisy'"),
+    (config(lambda c: c.update(scoring_func=["softmax"])), "error: .*config.json: router function"),
+    (config(lambda c: c.update(n_group=-1)), "error: .*config.json: n_group -1"),
     (
         write("README.md", "---\na: &a [x]\nb: [*a, *a]\n---\n"),
         "warning: .*README.md: front matter: .*references",
@@ -275,10 +278,10 @@ W1, W2, W3 = (
 )
 
 WEIGHTS = [
-    (put(W2, (0, 5), 0x7FC0), "ffn_down_exps.weight: expert 2: row 0, column 5 is NaN"),
-    (put(W1, (95, 0), 0xFF80), "ffn_gate_exps.weight: expert 1: row 95, column 0 is NaN"),
+    (put(W2, (0, 5), 0x7FC0), "ffn_down_exps.weight, expert 2: row 0, column 5 is NaN"),
+    (put(W1, (95, 0), 0xFF80), "ffn_gate_exps.weight, expert 1: row 95, column 0 is NaN"),
     (put("model.norm.weight", 3, 0x7F80), "output_norm.weight: row 0, column 3 is NaN"),
-    (put(W3, ..., 0), "ffn_up_exps.weight: expert 3: all zeros"),
+    (put(W3, ..., 0), "ffn_up_exps.weight, expert 3: all zeros"),
     (put(W3, (0, 0), 0x7800), "expert 3: a weight of .* is beyond what F16"),
     (put(ROUTER, ..., 0), "blk.1.ffn_gate_inp.weight: the router is all zeros"),
     (put(ROUTER, 2, 0), "blk.1.ffn_gate_inp.weight: the router's rows of experts 2 are zero"),
@@ -301,7 +304,7 @@ def test_only_full_finds_what_lies_between_the_samples(tmp_path: Path) -> None:
     weights(lambda s: s[EXPERTS.format(1, 2, "w1")].__setitem__((77, 9), 0x7F80))(model)
     assert faults(model) == []
     (found,) = faults(model, full=True)
-    assert "blk.1.ffn_gate_exps.weight: expert 2: row 77, column 9" in found
+    assert "blk.1.ffn_gate_exps.weight, expert 2: row 77, column 9" in found
 
 
 # --- the command ---

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,8 @@ from gguf import GGUFValueType as Type
 from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
 
 from calibration.importance.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
-from gguf_export.checking.codes import CODES, misplaced
+from gguf_export.checking.codes import CODES, not_nearest
+from gguf_export.checking.file_check import Level
 from gguf_export.checking.findings import Finding
 from gguf_export.checking.verify import verify
 from gguf_export.cli import main
@@ -99,12 +100,40 @@ TYPES = [
 @pytest.mark.parametrize("name", TYPES)
 def test_nothing_is_found_in_a_healthy_file(exported: Callable[[str], Path], model: Path, name: str) -> None:
     assert compared(exported(name), model) == []
-    assert compared(exported(name), model, exact=True) == []
+    assert compared(exported(name), model, level="bytes") == []
 
 
 def test_nothing_is_found_in_a_healthy_dense_file(tmp_path: Path) -> None:
     model = pico_dense(tmp_path / "Pico", architecture="LlamaForCausalLM", biases=True, tied=True)
-    assert compared(export(model, tmp_path / "out", "Q8_0"), model, exact=True) == []
+    assert compared(export(model, tmp_path / "out", "Q8_0"), model, level="bytes") == []
+
+
+def test_another_engine_compares_as_well(copy: Callable[[str], Path], model: Path) -> None:
+    """Whoever offers `map` is given every slab, and may answer in any order."""
+
+    class Backwards:
+        n_units = 0
+
+        def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+            for item in reversed(list(items)):
+                self.n_units += 1
+                yield item, function(item)
+
+    path, engine = copy("Q4_K_M"), Backwards()
+    assert compared(path, model, engine=engine) == []
+    assert engine.n_units >= sum(spec.n_matrix for spec in open_checkpoint(model).specs())
+    told = flip(path, 0)
+    (found,) = compared(path, model, engine=Backwards())
+    assert found.startswith(told)
+
+
+def test_folders_and_files_are_opened_by_their_paths(model: Path, tmp_path: Path) -> None:
+    save_imatrix(tmp_path / "imatrix.gguf", importances(model))
+    imatrix = load_imatrix(tmp_path / "imatrix.gguf", prior=2.0)
+    path = export(model, tmp_path, "Q4_K_M", imatrix)
+    options: dict[str, Any] = {"against": str(model), "level": "bytes", "imatrix": tmp_path / "imatrix.gguf"}
+    assert faults(verify(str(path), **options, prior=2.0)) == []
+    assert faults(verify(str(path), **options)) != []  # another prior makes other bytes
 
 
 def importances(model: Path) -> Imatrix:
@@ -127,9 +156,9 @@ def test_importances_are_part_of_exactness(model: Path, tmp_path: Path) -> None:
     imatrix = importances(model)
     path = export(model, tmp_path, "Q4_K_M", imatrix)
     assert compared(path, model) == []
-    assert compared(path, model, exact=True, imatrix=imatrix) == []
-    found = compared(path, model, exact=True)
-    assert any("encoded in another way" in one and "--imatrix" in one for one in found)
+    assert compared(path, model, level="bytes", imatrix=imatrix) == []
+    found = compared(path, model, level="bytes")
+    assert any("encoded in another way" in one and "(imatrix names" in one for one in found)
 
 
 # --- bytes ---
@@ -164,8 +193,8 @@ def test_a_single_changed_byte_is_named(copy: Callable[[str], Path], model: Path
     change(
         path, "blk.1.ffn_up_exps.weight", (2 * 256 + 100) * row_bytes + row_bytes // 2, lambda byte: byte ^ 1
     )
-    (found,) = compared(path, model, exact=True)
-    assert found.startswith("error: blk.1.ffn_up_exps.weight: expert 2: 1 of ")
+    (found,) = compared(path, model, level="bytes")
+    assert found.startswith("error: blk.1.ffn_up_exps.weight, expert 2: 1 of ")
     assert "the first in row 100" in found
 
 
@@ -179,7 +208,7 @@ def flip(path: Path, seed: int, reach: slice | None = None) -> str:
         type_size = GGML_QUANT_SIZES[stored.spec.qtype][1]
         at += int(rng.integers(reach.start, reach.stop)) - at % type_size
     change(path, stored.spec.name, at, lambda byte: byte ^ 1 << int(rng.integers(8)))
-    return f"error: {stored.spec.name}: expert {at * stored.spec.n_matrix // stored.n_bytes}: 1 of "
+    return f"error: {stored.spec.name}, expert {at * stored.spec.n_matrix // stored.n_bytes}: 1 of "
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -204,7 +233,7 @@ def test_a_bit_of_a_code_is_named_whatever_the_importances(
         (found,) = compared(path, model)
         assert found.startswith(told)
     (hint,) = [one for one in verify(path, against=open_checkpoint(model)) if one.severity == "info"]
-    assert "with --imatrix and that file every byte is compared" in str(hint)
+    assert "name that file as imatrix to compare every byte" in str(hint)
 
 
 def test_another_encoder_is_no_fault(model: Path, tmp_path: Path) -> None:
@@ -217,14 +246,14 @@ def test_another_encoder_is_no_fault(model: Path, tmp_path: Path) -> None:
     told = flip(path, 0, slice(16, 144))
     (found,) = compared(path, model)
     assert found.startswith(told)
-    assert any("encoded in another way" in one for one in compared(path, model, exact=True))
+    assert any("encoded in another way" in one for one in compared(path, model, level="bytes"))
 
 
 def test_quick_compares_codes(copy: Callable[[str], Path], model: Path) -> None:
     path = copy("Q4_K_M")
-    assert compared(path, model, exact=False) == []
+    assert compared(path, model, level="errors") == []
     told = flip(path, 0, slice(16, 144))
-    (found,) = compared(path, model, exact=False)
+    (found,) = compared(path, model, level="errors")
     assert found.startswith(told)
 
 
@@ -243,7 +272,7 @@ def test_codes_are_the_nearest_with_any_importances(qtype: QType, kind: str) -> 
     }[kind]()
     wide = (weights.astype(np.float32).view(np.uint32) >> 16 << 16).view(np.float32)
     for importance in (None, np.exp(2 * rng.standard_normal(1024)).astype(np.float32)):
-        found = misplaced(encode(wide, qtype, importance), wide, qtype)
+        found = not_nearest(encode(wide, qtype, importance), wide, qtype)
         assert found is not None and not found.any()
 
 
@@ -258,7 +287,7 @@ def test_a_damaged_block_stands_out_without_exactness(
 
     rewrite(path, "blk.0.ffn_gate_exps.weight", edit)
     (found,) = [one for one in compared(path, model) if "number" not in one]
-    assert "blk.0.ffn_gate_exps.weight: expert 3: " in found
+    assert "blk.0.ffn_gate_exps.weight, expert 3: " in found
     assert "the first in row 17" in found
 
 
@@ -271,13 +300,13 @@ def test_a_hole_of_zeros_is_named(copy: Callable[[str], Path], model: Path) -> N
     assert "row 50" in found
 
 
-@pytest.mark.parametrize("exact", [None, False, True])
-def test_a_tensor_of_noise_is_named(copy: Callable[[str], Path], model: Path, exact: bool | None) -> None:
+@pytest.mark.parametrize("level", ["auto", "errors", "bytes"])
+def test_a_tensor_of_noise_is_named(copy: Callable[[str], Path], model: Path, level: Level) -> None:
     """Among random scales there are some that are no numbers, and so are the sums of errors."""
     path = copy("Q4_K_M")
     noise = np.random.default_rng(0)
     rewrite(path, "blk.1.attn_v.weight", lambda rows: noise.integers(0, 256, rows.shape, np.uint8))
-    found = [one for one in compared(path, model, exact=exact) if "number" not in one]
+    found = [one for one in compared(path, model, level=level) if "number" not in one]
     assert len(found) == 1
     assert found[0].startswith("error: blk.1.attn_v.weight: differs from the checkpoint")
 
@@ -286,7 +315,7 @@ def test_an_expert_of_zeros_is_named_without_a_checkpoint(copy: Callable[[str], 
     path = copy("Q4_K_M")
     rewrite(path, "blk.0.ffn_up_exps.weight", lambda rows: rows[1].fill(0))
     assert faults(verify(path)) == [
-        "warning: blk.0.ffn_up_exps.weight: expert 1: all zeros; fetch the file again, or look at its checkpoint"
+        "warning: blk.0.ffn_up_exps.weight, expert 1: all zeros; fetch the file again, or look at its checkpoint"
     ]
 
 
@@ -312,7 +341,7 @@ def test_a_scale_that_is_no_number(copy: Callable[[str], Path], name: str, bits:
 
     rewrite(path, "blk.0.ffn_gate_exps.weight", edit)
     (found,) = faults(verify(path))
-    assert found.startswith("error: blk.0.ffn_gate_exps.weight: expert 2: row 9 holds a number that is NaN")
+    assert found.startswith("error: blk.0.ffn_gate_exps.weight, expert 2: row 9 holds a number that is NaN")
 
 
 def test_a_float_that_is_no_number(copy: Callable[[str], Path]) -> None:
@@ -337,7 +366,7 @@ def test_permuted_experts_are_named(copy: Callable[[str], Path], model: Path, na
     path = copy(name)
     rewrite(path, "blk.1.ffn_down_exps.weight", lambda rows: rows[[0, 2, 3, 1]])
     found = compared(path, model)
-    assert [one.partition("weight: ")[2].partition(";")[0] for one in found] == [
+    assert [one.partition("weight, ")[2].partition(";")[0] for one in found] == [
         "expert 1: the weights of expert 2 are in its place",
         "expert 2: the weights of expert 3 are in its place",
         "expert 3: the weights of expert 1 are in its place",
@@ -380,8 +409,8 @@ def test_swapped_w1_and_w3_are_named(copy: Callable[[str], Path], model: Path, n
     path.write_bytes(content)
     found = compared(path, model)
     assert [one.partition("; ")[0] for one in found] == [
-        "error: blk.0.ffn_gate_exps.weight: all experts: the weights of blk.0.ffn_up_exps.weight are in its place",
-        "error: blk.0.ffn_up_exps.weight: all experts: the weights of blk.0.ffn_gate_exps.weight are in its place",
+        "error: blk.0.ffn_gate_exps.weight, all experts: the weights of blk.0.ffn_up_exps.weight are in its place",
+        "error: blk.0.ffn_up_exps.weight, all experts: the weights of blk.0.ffn_gate_exps.weight are in its place",
     ]
 
 
@@ -609,13 +638,21 @@ def test_the_command_says_it_and_exits_so(copy: Callable[[str], Path], model: Pa
     done = invoke("verify", path, "--against", model, "--imatrix", "none", "--quiet", "--json")
     assert done.exit_code == 1
     (found,) = json.loads(done.stdout)
-    assert found["place"] == "blk.1.ffn_up_exps.weight"
-    assert found["message"].startswith("expert 1: ")
+    assert found["place"] == "blk.1.ffn_up_exps.weight, expert 1"
+    assert found["message"].startswith("1 of 256 blocks are not what the checkpoint gives")
     assert invoke("verify", tmp_path / "absent.gguf").exit_code == 1
     assert invoke("verify", path, "--imatrix", "none").exit_code == 2
     assert invoke("verify", path, "--quick").exit_code == 2
     done = invoke("verify", path, "--against", model, "--quick", "--quiet")
     assert done.exit_code == 1
+
+
+def test_the_command_spells_settings_as_options(model: Path, tmp_path: Path) -> None:
+    path = export(model, tmp_path, "Q4_K_M", importances(model))
+    told = "name that file as --imatrix to compare every byte"
+    assert told in invoke("verify", path, "--against", model, "--quiet").stdout
+    (found,) = json.loads(invoke("verify", path, "--against", model, "--quiet", "--json").stdout)
+    assert (found["severity"], found["remedy"]) == ("info", told)
 
 
 def test_the_command_takes_an_imatrix_file(model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""One slab of a GGUF file held against the same weights of the checkpoint: the unit of work of `against`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES
+
+from calibration.importance.imatrix import Imatrix
+from gguf_export.checking.codes import not_nearest
+from gguf_export.checking.deviations import BadBlocks, Deviation
+from gguf_export.checking.tolerances import TINY_ERROR, Tolerance, tolerance
+from gguf_export.checking.weights import can_decode, can_encode, decode_stored, to_f32
+from gguf_export.writing.slabs import Slab
+from quantize import codec
+from quantize.sources.checkpoint import Checkpoint
+from quantize.sources.gguf_file import GGUFFile
+from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
+
+__all__ = ["IMATRIX_KEY", "FileCheck", "Level", "follows_from_weights", "measure"]
+
+Level = Literal["auto", "bytes", "errors"]
+"""How strictly quantized tensors are compared: see `FileCheck.level`."""
+
+IMATRIX_KEY = "quantize.imatrix.file"
+"""Names the importance matrix in a file that was made with one (llama.cpp: src/llama-quant.cpp)."""
+
+
+def follows_from_weights(qtype: QType) -> bool:
+    """Whether the bytes follow from the weights alone, whatever the program and the importances were."""
+    return qtype in NUMPY_TYPES or qtype in (QType.Q8_0, QType.MXFP4)
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """A file, the checkpoint that it was made from, and how they are compared."""
+
+    file: GGUFFile
+    checkpoint: Checkpoint
+    level: Level = "auto"
+    """bytes: they must be those that llama.cpp and this project make with `imatrix`. errors: only types that know no
+    importances are compared to the byte. auto: bytes are compared where the importances are known, and may be those of
+    another program."""
+    imatrix: Imatrix | None = None
+    """The importances with which the file was made, None where they are not known or there were none."""
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the weights are encoded again, to compare bytes."""
+        knows_importances = self.imatrix is not None or IMATRIX_KEY not in self.file.keys
+        return self.level == "bytes" or (self.level == "auto" and knows_importances)
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether bytes of another program are a fault."""
+        return self.level == "bytes"
+
+    @property
+    def may_have_importances(self) -> bool:
+        """Whether the file was made with importances, or perhaps was by a program that does not say so."""
+        if self.imatrix is not None or IMATRIX_KEY in self.file.keys:
+            return True
+        return self.level == "auto"
+
+    def is_comparable(self, spec: TensorSpec) -> bool:
+        """Whether the file has this tensor of the checkpoint, in a shape that fits and a type that can be decoded."""
+        stored = self.file.tensors.get(spec.name)
+        return stored is not None and have_same_rows(stored.spec, spec) and can_decode(stored.spec.qtype)
+
+    def qtype(self, spec: TensorSpec) -> QType:
+        """The type in which the file stores a tensor."""
+        return self.file.tensors[spec.name].spec.qtype
+
+    def tolerance(self, spec: TensorSpec) -> Tolerance:
+        """The errors that this type explains."""
+        return tolerance(self.qtype(spec))
+
+    def blocks(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
+        """Bytes of the file, uint8 [rows, row bytes]; `spec` is the checkpoint's."""
+        return self.file.read_blocks(replace(spec, qtype=self.qtype(spec)), xid, rows)
+
+    def decoded(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
+        """Weights of the file, float32 [rows, n_per_row]."""
+        return to_f32(decode_stored(self.blocks(spec, xid, rows), self.qtype(spec), spec.n_per_row))
+
+    def weights(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
+        """Weights of the checkpoint, float32 [rows, n_per_row]."""
+        return to_f32(self.checkpoint.read(spec, xid, rows))
+
+
+def have_same_rows(stored: TensorSpec, spec: TensorSpec) -> bool:
+    """Whether two shapes hold the same rows; ggml drops axes of length 1 in front."""
+    return stored.n_elements == spec.n_elements and stored.n_per_row == spec.n_per_row
+
+
+def measure(check: FileCheck, slab: Slab) -> Deviation:
+    """Compare one slab.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read any more.
+        GGUFError: neither can the file.
+        ImatrixError: the importances do not fit the rows.
+    """
+    spec, qtype = slab.spec, check.qtype(slab.spec)
+    blocks = check.blocks(spec, slab.xid, slab.rows)
+    weights = check.checkpoint.read(spec, slab.xid, slab.rows)
+    block_size, type_size = GGML_QUANT_SIZES[qtype]
+    deviation = Deviation(n_blocks=blocks.size // type_size)
+    if follows_from_weights(qtype) or (check.encodes and can_encode(qtype)):
+        importance = check.imatrix.importance(spec.name, slab.xid) if check.imatrix else None
+        expected = codec.encode(weights, qtype, importance)
+        differ = (blocks != expected).reshape(-1, type_size).any(axis=1)
+        if not differ.any():
+            return deviation
+        deviation = replace(deviation, other_bytes=BadBlocks.of(differ, slab.rows))
+    exact = to_f32(weights)
+    with np.errstate(all="ignore"):  # damaged numbers may be infinite
+        errors = to_f32(decode_stored(blocks, qtype, spec.n_per_row)) - exact
+        deviation = replace(
+            deviation,
+            squared_error=float(np.square(errors, dtype=np.float64).sum()),
+            squared_weights=float(np.square(exact, dtype=np.float64).sum()),
+        )
+        if qtype in NUMPY_TYPES:
+            return deviation
+        largest_weight = np.abs(exact).reshape(-1, block_size).max(axis=1)
+        largest_error = np.abs(errors).reshape(-1, block_size).max(axis=1)
+        limits = tolerance(qtype)
+        limit = limits.weight_with_importances if check.may_have_importances else limits.weight
+        beyond = ~(largest_error <= limit * largest_weight + TINY_ERROR)  # `not <=` also catches NaN
+        wrong_codes = None if check.is_strict else not_nearest(blocks, exact, qtype)
+    return replace(
+        deviation,
+        beyond_tolerance=BadBlocks.of(beyond, slab.rows),
+        not_nearest=BadBlocks() if wrong_codes is None else BadBlocks.of(wrong_codes, slab.rows),
+    )

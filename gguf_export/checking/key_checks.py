@@ -1,0 +1,75 @@
+"""Whether the keys of a GGUF file say of the model what its checkpoint says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from gguf import GGUFValueType
+
+from gguf_export.checking.findings import Finding, error, warning
+from gguf_export.metadata.model_keys import KeyValue, count_params, model_keys
+from gguf_export.vocab import vocab_keys as vocab
+from quantize.containers.untrusted import quoted
+from quantize.exceptions import TokenizerError
+from quantize.sources.checkpoint import Checkpoint
+from quantize.sources.gguf_file import GGUFFile
+
+__all__ = ["check_keys"]
+
+AGAIN = "convert the checkpoint again"
+VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.model", "tokenizer.ggml.pre")
+"""Keys without which the same text becomes other tokens."""
+
+
+def check_keys(file: GGUFFile, checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Compare the keys of the architecture and of the tokenizer with those that the checkpoint gives.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read any more.
+    """
+    keys = model_keys(
+        checkpoint.path,
+        checkpoint.config,
+        checkpoint.hparams,
+        n_params=count_params(checkpoint.specs()),
+    )
+    for kv in keys:
+        if kv.key.startswith(f"{checkpoint.hparams.arch}.") and not _holds(file.keys.get(kv.key), kv):
+            yield error(
+                kv.key,
+                f"is {quoted(file.keys.get(kv.key, 'missing'))}, the checkpoint says {quoted(kv.value)}",
+                AGAIN,
+            )
+    yield from _check_tokenizer(file, checkpoint)
+
+
+def _check_tokenizer(file: GGUFFile, checkpoint: Checkpoint) -> Iterator[Finding]:
+    is_byte_level = file.keys.get("tokenizer.ggml.model") == "gpt2"
+    pre = file.keys.get("tokenizer.ggml.pre") if is_byte_level else None
+    try:
+        keys = vocab.vocab_keys(checkpoint.path, checkpoint.config, checkpoint.hparams.n_vocab, pre)
+    except TokenizerError as fault:
+        finding = Finding.of(fault, "info", place=str(checkpoint.path))
+        yield replace(finding, message=f"the vocabulary is not compared: {finding.message}")
+        return
+    for kv in keys:
+        if _holds(file.keys.get(kv.key), kv):
+            continue
+        if kv.key in VOCABULARY:
+            yield error(kv.key, "is not that of the checkpoint", AGAIN)
+        elif kv.key not in file.keys:
+            yield warning(kv.key, "is missing, the checkpoint has it", AGAIN)
+        else:
+            yield warning(kv.key, "is not that of the checkpoint", f"{AGAIN}, unless it was set")
+
+
+def _holds(value: Any, expected: KeyValue) -> bool:
+    """Whether the value of a file is the expected one; floats are compared as the file stores them, in 32 bits."""
+    if expected.type == GGUFValueType.FLOAT32:
+        return isinstance(value, float) and np.float32(value) == np.float32(expected.value)
+    if expected.type == GGUFValueType.ARRAY and expected.sub_type == GGUFValueType.FLOAT32:
+        return isinstance(value, list) and value == [float(np.float32(number)) for number in expected.value]
+    return bool(value == expected.value)

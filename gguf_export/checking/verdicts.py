@@ -1,0 +1,123 @@
+"""What is wrong with a tensor, told from the deviations of its matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from gguf_export.checking import origins
+from gguf_export.checking.deviations import MAX_DAMAGED_SHARE, BadBlocks, Deviation, EncoderDifferences
+from gguf_export.checking.file_check import FileCheck, follows_from_weights
+from gguf_export.checking.findings import Finding, error, warning
+from quantize.tensors import NUMPY_TYPES, QType, TensorSpec
+
+__all__ = ["AGAIN", "place_of", "verdicts"]
+
+FETCH = "the file is damaged: fetch it again, or export it again"
+AGAIN = "convert the checkpoint again"
+
+
+def verdicts(
+    check: FileCheck,
+    spec: TensorSpec,
+    deviations: Mapping[int, Deviation],
+    differences: EncoderDifferences,
+) -> Iterator[Finding]:
+    """The faults of a tensor; experts with the same fault share a finding.
+
+    Args:
+        check: the file and its checkpoint.
+        spec: the checkpoint's tensor.
+        deviations: those of its matrices, by expert.
+        differences: takes note of matrices that another encoder may have made.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read any more.
+        GGUFError: neither can the file.
+    """
+    nearest = origins.nearest_experts(check, spec)
+    experts_of: dict[Finding, list[int]] = {}
+    for xid, deviation in sorted(deviations.items()):
+        fault: Finding | None = None
+        if nearest[xid] != xid:
+            matrix = "expert" if spec.has_experts else "matrix"
+            fault = error(spec.name, f"the weights of {matrix} {nearest[xid]} are in its place", AGAIN)
+        elif not deviation.relative_error <= check.tolerance(spec).matrix:  # `not <=` also catches NaN
+            fault = _gross_fault(check, spec, xid, deviation)
+        elif deviation.other_bytes.n or deviation.beyond_tolerance.n or deviation.not_nearest.n:
+            fault = _fault_in_few_blocks(check, spec, xid, deviation, differences)
+        differences.n_matrices += 1
+        if fault is not None:
+            experts_of.setdefault(fault, []).append(xid)
+    for fault, xids in experts_of.items():
+        yield replace(fault, place=place_of(spec, xids))
+
+
+def _gross_fault(check: FileCheck, spec: TensorSpec, xid: int, deviation: Deviation) -> Finding:
+    """The fault of a matrix whose weights are not near to those of the checkpoint."""
+    qtype = check.qtype(spec)
+    bad = deviation.other_bytes if qtype in NUMPY_TYPES else deviation.beyond_tolerance
+    if 0 < bad.n <= MAX_DAMAGED_SHARE * deviation.n_blocks:
+        return _damage(spec, qtype, deviation, bad)
+    origin = origins.origin(check, spec, xid)
+    if origin is not None:
+        return error(spec.name, origin, AGAIN)
+    return error(
+        spec.name,
+        f"differs from the checkpoint: relative error {deviation.relative_error:.2g}, {qtype.name} explains "
+        f"{check.tolerance(spec).matrix:.2g} at most",
+        "the file is damaged, or was made from another checkpoint",
+    )
+
+
+def _fault_in_few_blocks(
+    check: FileCheck, spec: TensorSpec, xid: int, deviation: Deviation, differences: EncoderDifferences
+) -> Finding | None:
+    """The fault of a matrix whose weights are right but for some blocks, or but for their encoding."""
+    qtype, n_blocks = check.qtype(spec), deviation.n_blocks
+    other_bytes, beyond = deviation.other_bytes, deviation.beyond_tolerance
+    bad = other_bytes if other_bytes.n else beyond
+    if follows_from_weights(qtype) or (check.is_strict and bad.are_local(n_blocks)):
+        return _damage(spec, qtype, deviation, bad)
+    if check.is_strict and other_bytes.n:
+        return error(
+            spec.name,
+            f"{bad.n} of {n_blocks} blocks are encoded in another way, the first in row {bad.first}",
+            "it was made with other importances ({setting} names those of the file) or by another program",
+            setting="imatrix",
+        )
+    for proof in (deviation.not_nearest, beyond):
+        if proof.n and proof.are_local(n_blocks):
+            return _damage(spec, qtype, deviation, proof)
+    if other_bytes.n and other_bytes.are_local(n_blocks):
+        damage = _damage(spec, qtype, deviation, other_bytes)
+        differences.local.append(replace(damage, place=spec.label(xid)))
+    elif other_bytes.n or deviation.not_nearest.n:
+        differences.n_everywhere += 1
+    if not beyond.n:
+        return None
+    return warning(
+        spec.name,
+        f"{beyond.n} of {n_blocks} blocks have larger errors than {qtype.name} explains, the first in row "
+        f"{beyond.first}",
+        "it was encoded in an unusual way, or damaged",
+    )
+
+
+def _damage(spec: TensorSpec, qtype: QType, deviation: Deviation, bad: BadBlocks) -> Finding:
+    blocks = "weights" if qtype in NUMPY_TYPES else "blocks"
+    return error(
+        spec.name,
+        f"{bad.n} of {deviation.n_blocks} {blocks} are not what the checkpoint gives, the first in row {bad.first}",
+        FETCH,
+    )
+
+
+def place_of(spec: TensorSpec, xids: Sequence[int]) -> str:
+    """Some matrices of a tensor, as `TensorSpec.label` calls one of them."""
+    if len(xids) == 1:
+        return spec.label(xids[0])
+    matrices = "experts" if spec.has_experts else "matrices"
+    if len(xids) == spec.n_matrix:
+        return f"{spec.name}, all {matrices}"
+    return f"{spec.name}, {matrices} {', '.join(map(str, xids))}"
