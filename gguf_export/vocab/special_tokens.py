@@ -15,8 +15,8 @@ from typing import Any
 
 from gguf import GGUFValueType
 
-from gguf_export.files.text_files import optional_object, optional_text
 from gguf_export.metadata.model_keys import KeyValue
+from quantize.containers.text_files import optional_object, optional_text
 from quantize.telling import Note, discard
 
 __all__ = ["TYPES", "dicts", "special_keys", "token_text"]

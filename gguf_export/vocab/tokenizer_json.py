@@ -14,10 +14,10 @@ from typing import Any
 from gguf import TokenType
 
 from calibration.text.tokenizer import refuse_marked_subwords
-from gguf_export.files.text_files import optional_object, optional_text
 from gguf_export.vocab import pretokenizers
 from gguf_export.vocab.special_tokens import TYPES, dicts, token_text
 from gguf_export.vocab.tokens import Slots, Token, added_token, added_tokens_decoder
+from quantize.containers.text_files import optional_object, optional_text
 from quantize.containers.untrusted import guarded, quoted
 from quantize.exceptions import TokenizerError
 from quantize.telling import Note

@@ -13,11 +13,11 @@ from typing import Any
 from gguf import GGUFValueType, TokenType
 
 from calibration.text.tokenizer import load_sentencepiece
-from gguf_export.files.text_files import optional_object
 from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.vocab import tokenizer_json
 from gguf_export.vocab.special_tokens import special_keys
 from gguf_export.vocab.tokens import Slots, Token, added_token, added_tokens_decoder
+from quantize.containers.text_files import optional_object
 from quantize.exceptions import TokenizerError
 from quantize.telling import Note, discard
 
