@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from calibration.text.json_values import token_text
 from gguf_export.checking.findings import Finding, error, info, warning
 from gguf_export.checking.weight_checks import check_weights
 from gguf_export.metadata.model_keys import KeyValue, count_params, model_keys
 from gguf_export.vocab import vocab_keys as vocab
-from gguf_export.vocab.special_tokens import token_text
 from quantize.containers.shard_index import INDEX, ShardTensor, index_shards
 from quantize.containers.text_files import optional_object
 from quantize.containers.untrusted import quoted, read_json, refuse_foreign_links

@@ -20,12 +20,11 @@ from gguf import GGUFValueType as Type
 from calibration.importance.imatrix import load_imatrix
 from calibration.judging.logits_file import LogitsFile
 from calibration.text.chunks import read_prompts
-from calibration.text.tokenizer import open_tokenizer
+from calibration.text.tokenizer import open_tokenizer, tokenizer_of
 from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.inspect import describe
 from gguf_export.cli import main
 from gguf_export.metadata.model_keys import KeyValue
-from gguf_export.vocab.same_tokens import tokenizer_of
 from gguf_export.vocab.vocab_keys import vocab_keys
 from gguf_export.writing.header import header
 from quantize.containers.gguf import read_container

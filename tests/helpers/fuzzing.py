@@ -29,7 +29,7 @@ from calibration.forward.stored import StoredMatrix, can_decode
 from calibration.importance.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
 from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.text.chunks import read_prompts, read_text
-from calibration.text.tokenizer import open_tokenizer
+from calibration.text.tokenizer import open_tokenizer, tokenizer_of, vocabulary_of
 from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.doctor import examine
 from gguf_export.checking.findings import as_json
@@ -37,7 +37,6 @@ from gguf_export.checking.inspect import describe
 from gguf_export.checking.verify import verify
 from gguf_export.metadata.model_keys import KeyValue, assemble, count_params, model_keys
 from gguf_export.vocab import vocab_keys as vocab
-from gguf_export.vocab.same_tokens import tokenizer_of, vocabulary_of
 from gguf_export.writing.export import prepare, run
 from gguf_export.writing.header import header
 from quantize.containers.gguf import SCALARS, read_container
