@@ -37,6 +37,9 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _NOT_LOWER, _NOT_UPPER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
 _NOT_LOWER_M, _NOT_UPPER_M = r"(?:(?=[\p{L}\p{M}])[^a-z])", r"(?:(?=[\p{L}\p{M}])[^A-Z])"
 _ASCII_SIGN = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
+_NUMBERS_FROM_RIGHT = (
+    r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"  # in threes; the first keeps the text in front
+)
 _HAN_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -79,7 +82,7 @@ _SPARK = (
     rf"{_DEEPSEEK_WORDS}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+",
     r"\p{N}",
 )
-_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff&&\\S]+"  # white space is never matched by its code point
 _DEEPSEEK_CASED = (  # most cased letters, not all
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
     "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
@@ -92,7 +95,7 @@ _DEEPSEEK_CASED = (  # most cased letters, not all
     "\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2"
     "\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
-_DEEPSEEK_SIGNS = "[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
+_DEEPSEEK_SIGNS = "[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001\u3002]+"
 _DEEPSEEK_LLM = (r"[\r\n]", rf"\s?[{_DEEPSEEK_CASED}]+", rf"\s?{_DEEPSEEK_SIGNS}", r"\s+$", _CJK, r"\p{N}+")
 _WORDS_BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 _AFMOE_SCRIPTS = (
@@ -134,7 +137,7 @@ _BY_SPLIT: tuple[tuple[str, Split], ...] = (
     ("tekken", Split((_TEKKEN,), ignore_merges=True, adds_bos=True)),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", Split((_GPT4O,))),
     ("granite-embed-multi-97m", Split((_GRANITE,), ignore_merges=True)),
-    ("tiny_aya cohere2moe", Split((r"[0-9]{1,3}(?=(?:[0-9]{3})*(?![0-9A-Za-z_]))", _UNCASED_3))),
+    ("tiny_aya cohere2moe", Split((_NUMBERS_FROM_RIGHT, _UNCASED_3))),
     ("youtu", Split((_YOUTU_SCRIPTS, _UNCASED), ignore_merges=True)),
     (
         "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2",
@@ -163,7 +166,7 @@ _BY_SPLIT: tuple[tuple[str, Split], ...] = (
     ("spark2_5", Split(_SPARK)),
     (
         "afmoe",
-        Split((r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", _AFMOE_SCRIPTS, _DEEPSEEK3[2])),
+        Split((_NUMBERS_FROM_RIGHT, _AFMOE_SCRIPTS, _DEEPSEEK3[2])),
     ),
     ("superbpe", Split((r"\p{N}+", r"(?=(?:[0-9]{3})+(?![0-9]))"))),
 )
