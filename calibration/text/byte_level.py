@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,14 @@ class ByteLevelTokenizer:
         """Take a vocabulary of kind `BYTE_LEVEL`.
 
         Raises:
-            TokenizerError: the pre-tokenizer is none that is known here, or a merge makes no token.
+            TokenizerError: the pre-tokenizer is none that is known here, or nothing says which BOS token is to be
+                added.
         """
         self._vocabulary, self._bos_id = vocabulary, vocabulary.bos_id
         self._whole_tokens = WholeTokens(vocabulary)
-        self._library = _library(vocabulary)
+        self._merges = _merges(vocabulary)
+        self._ghosts = _ghosts(vocabulary.ids, self._merges)
+        self._library = _library(vocabulary, self._merges, self._ghosts)
 
     @property
     def n_vocab(self) -> int:
@@ -79,9 +83,22 @@ class ByteLevelTokenizer:
         for piece in self._whole_tokens.cut(text, parse_special=parse_special):
             if isinstance(piece, int):
                 ids.append(piece)
-            else:
-                ids += _encode(self._library, piece, Path(self._vocabulary.label))
+                continue
+            found = _encode(self._library, piece, Path(self._vocabulary.label))
+            ids += self._expanded(found) if self._ghosts else found
         return np.array(ids, np.int32)
+
+    def _expanded(self, ids: list[int]) -> list[int]:
+        """Ids without those of ghosts: of such a text the bytes that are tokens remain, as in llama.cpp."""
+        n_vocab, id_of = self._vocabulary.n_vocab, self._vocabulary.ids
+        expanded: list[int] = []
+        for token_id in ids:
+            if token_id < n_vocab:
+                expanded.append(token_id)
+            else:
+                ghost = self._ghosts[token_id - n_vocab]
+                expanded += [id_of[char] for char in ghost if char.isascii() and char in id_of]
+        return expanded
 
 
 def _encode(library: Any, text: str, source: Path) -> list[int]:
@@ -94,8 +111,23 @@ def _encode(library: Any, text: str, source: Path) -> list[int]:
     return ids
 
 
-def _library(vocabulary: Vocabulary) -> Any:
-    """The merges and the pre-tokenizer of a vocabulary as a tokenizers.Tokenizer."""
+def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """Pairs by rank; of equal ones the first counts."""
+    pairs: dict[tuple[str, str], None] = {}
+    for merge in vocabulary.merges:
+        left, _, right = merge[1:].partition(" ")  # a space in front belongs to the left side
+        pairs[merge[:1] + left, right] = None
+    return list(pairs)
+
+
+def _ghosts(ids: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> list[str]:
+    """Texts that merges are of or lead to and that are no tokens, which llama.cpp does not mind before they come up."""
+    texts = dict.fromkeys(text for left, right in merges for text in (left, right, left + right))
+    return [text for text in texts if text not in ids]
+
+
+def _library(vocabulary: Vocabulary, merges: Sequence[tuple[str, str]], ghosts: Sequence[str]) -> Any:
+    """The merges and the pre-tokenizer of a vocabulary as a tokenizers.Tokenizer; ghosts follow the tokens."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers  # noqa: PLC0415 - a GGUF file with such a tokenizer
 
     split = SPLITS.get(vocabulary.pre or "")
@@ -105,14 +137,11 @@ def _library(vocabulary: Vocabulary) -> Any:
             f"how its pre-tokenizer {quoted(vocabulary.pre)} cuts text is not known here",
             "give the folder of the checkpoint, which has the tokenizer itself",
         )
-    merges: dict[tuple[str, str], None] = {}  # of equal ones the first counts
-    for merge in vocabulary.merges:
-        left, _, right = merge[1:].partition(" ")  # a space in front belongs to the left side
-        merges[merge[:1] + left, right] = None
+    ids = {**vocabulary.ids, **{text: vocabulary.n_vocab + index for index, text in enumerate(ghosts)}}
     model = guarded(
         Path(vocabulary.label),
-        lambda: models.BPE(vocabulary.ids, list(merges), ignore_merges=split.ignore_merges),
-        "its merges do not fit its tokens",
+        lambda: models.BPE(ids, list(merges), ignore_merges=split.ignore_merges),
+        "has merges that cannot be used",
         TokenizerError,
     )
     library = Tokenizer(model)

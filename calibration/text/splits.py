@@ -121,7 +121,8 @@ _BY_SPLIT: tuple[tuple[str, Split], ...] = (
         "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
         Split((_LLAMA3,), ignore_merges=True, adds_bos=True),
     ),
-    ("dbrx smaug-bpe glm4 glm5 chatglm-bpe", Split((_LLAMA3,))),
+    ("glm4 glm5", Split((_LLAMA3,), ignore_merges=True)),
+    ("dbrx smaug-bpe chatglm-bpe", Split((_LLAMA3,))),
     ("jais-2", Split((_JAIS2,))),
     (
         "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2",
