@@ -77,7 +77,7 @@ class Vocabulary:
             raise TokenizerError(
                 self.label,
                 "a BOS token is to be added, but nothing says which",
-                "name it where the others are",
+                "add its id (bos_token_id)",
             )
         return bos_id
 

@@ -45,6 +45,7 @@ from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, make_plan, read_tensor_types
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.tensors import QType, TensorSpec
 
 __all__ = ["SECONDS", "TARGETS", "Target", "fuzz", "prepare_seeds"]
 
@@ -164,6 +165,12 @@ def _gguf(folder: Path) -> object:
     )
 
 
+def _byte_level_gguf(path: Path) -> object:
+    """The tokenizer in a GGUF file."""
+    file = GGUFFile(path)
+    return tokenizer_of(file).encode("the <s> caf\u00e9 12\n", parse_special=True)
+
+
 def _imatrix(name: str) -> Callable[[Path], object]:
     def read(folder: Path) -> object:
         checkpoint = open_checkpoint(folder)
@@ -206,6 +213,7 @@ TARGETS = {
         Target("tokenizer_json", "bpe/tokenizer.json", _in("bpe", _tokenizer(320, "gpt-2"))),
         Target("tokenizer_json_spm", "spm/tokenizer.json", _in("spm", _tokenizer(320, None))),
         Target("gguf", "model.gguf", _gguf),
+        Target("gguf_byte_level", "bpe/model.gguf", _in("bpe/model.gguf", _byte_level_gguf)),
         Target("imatrix_gguf", "imatrix.gguf", _imatrix("imatrix.gguf")),
         Target("imatrix_dat", "imatrix.dat", _imatrix("imatrix.dat")),
         Target("logits", "base.kld", _logits),
@@ -260,6 +268,10 @@ def prepare_seeds(folder: Path) -> Path:
     tokenizer.save(str(model / "bpe" / "tokenizer.json"))
     settings = {"bos_token": "<s>", "add_bos_token": True, "additional_special_tokens": ["<x>"]}
     (model / "bpe" / "tokenizer_config.json").write_text(json.dumps(settings))
+    keys = vocab.vocab_keys(model / "bpe", {}, 260, "gpt-2")
+    spec = TensorSpec("token_embd.weight", (260, 1), QType.F32)
+    infos = SimpleNamespace(tensors=[SimpleNamespace(spec=spec, qtype=QType.F32, offset=0)])
+    (model / "bpe" / "model.gguf").write_bytes(header(keys, infos) + bytes(4 * 260))  # type: ignore[arg-type]
     pieces = [
         "<unk>",
         "<s>",

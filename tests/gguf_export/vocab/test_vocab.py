@@ -211,6 +211,13 @@ def test_hash_table() -> None:
     assert "mpt" in pretokenizers.KNOWN and "bert-bge" not in pretokenizers.KNOWN
 
 
+@pytest.mark.parametrize("pre", [["gpt-2"], {}, 3, "", "gpt-2\n\x1b[31m"])
+def test_a_pre_tokenizer_that_a_stranger_named(bytes_only: Path, pre: Any) -> None:
+    """`verify` hands over the key of a file; a list was looked up in a set."""
+    message = refused(bytes_only, pre=pre)
+    assert "llama.cpp knows no such pre-tokenizer" in message and message.isprintable()
+
+
 def test_pre_is_for_byte_level_only(pieces: Path) -> None:
     assert "only a byte-level BPE" in refused(pieces, pre="gpt-2")
 
