@@ -1,4 +1,4 @@
-"""Texts become chunks of tokens: tokenizers, and the windows in which a model reads a text.
+"""Texts become chunks of tokens: vocabularies of folders and GGUF files, tokenizers, and the windows of a text.
 
-Nothing here knows a weight.
+Everything that is read of a vocabulary is read here, once. Nothing here knows a weight.
 """

@@ -28,7 +28,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Chunks:
-    """`n_ctx` tokens each, as the tokenizer gave them: int32 [n_chunk, n_ctx]."""
+    """Windows of a text, as the tokenizer gave them: `tokens` is int32 [n_chunk, n_ctx]."""
 
     names: tuple[str, ...]
     tokens: Tokens
@@ -51,11 +51,11 @@ class Chunks:
 
     @property
     def inputs(self) -> Tokens:
-        """What the model is fed: the first token of every chunk gives way to BOS, where the model wants one."""
-        fed = self.tokens.copy()
+        """Tokens that the model is given, int32 [n_chunk, n_ctx]: BOS, if it wants one, replaces each chunk's first."""
+        inputs = self.tokens.copy()
         if self.bos_id is not None:
-            fed[:, 0] = self.bos_id
-        return fed
+            inputs[:, 0] = self.bos_id
+        return inputs
 
     def part(self, start: int, stop: int | None = None) -> Chunks:
         """The chunks `start:stop`, e.g. to hold a part of the text out."""
@@ -70,12 +70,14 @@ def read_text(path: str | Path) -> Text:
     """
     raw = read_bytes(Path(path), MAX_BYTES, TextError).removesuffix(b"\n")
     if not raw:
-        raise TextError(f"{path}: the text is empty")
+        raise TextError(str(path), "the text is empty")
     try:
         return Text(str(path), raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise TextError(
-            f"{path}: not UTF-8 at byte {error.start} (0x{raw[error.start]:02x}); convert it to UTF-8"
+            str(path),
+            f"not UTF-8 at byte {error.start} (0x{raw[error.start]:02x})",
+            "convert it to UTF-8",
         ) from error
 
 
@@ -94,13 +96,13 @@ def read_prompts(path: str | Path) -> Text:
     ]
     prompts = [
         prompt.encode("utf-8", "replace").decode("utf-8")  # YAML can spell half of a surrogate pair
-        for one in lists
-        if isinstance(one, list)
-        for prompt in one
+        for listed in lists
+        if isinstance(listed, list)
+        for prompt in listed
         if isinstance(prompt, str) and prompt
     ]
     if not prompts:
-        raise TextError(f"{path}: holds no positive_prompts of experts")
+        raise TextError(str(path), "holds no positive_prompts of experts")
     return Text(str(path), "\n".join(prompts))
 
 
@@ -115,7 +117,7 @@ def make_chunks(
     """Tokenise once, BOS first, and cut into chunks; the remainder is dropped (tools/imatrix/imatrix.cpp).
 
     Several texts are tokenised apart and cut as one stream, so that short ones (prompts) count as well.
-    `n_chunk` keeps the first so many chunks. With one text the chunks are those of llama-imatrix and
+    `n_chunk` limits the number of chunks. With one text the chunks are those of llama-imatrix and
     llama-perplexity, except that one chunk is enough here and two are needed there.
 
     Raises:
@@ -129,6 +131,6 @@ def make_chunks(
     n_full = len(stream) // n_ctx
     if not n_full:
         label = " + ".join(names) or "no text"
-        raise TextError(f"{label}: {len(stream)} tokens are too few, one chunk needs {n_ctx}; give more text")
+        raise TextError(label, f"{len(stream)} tokens are too few, one chunk needs {n_ctx}", "give more text")
     n_kept = n_full if n_chunk is None else min(n_chunk, n_full)
     return Chunks(names, stream[: n_kept * n_ctx].reshape(n_kept, n_ctx), tokenizer.bos_id)

@@ -9,11 +9,11 @@ from typing import Any
 
 from gguf import TokenType
 
+from calibration.text.json_values import token_text
 from gguf_export.checking.findings import Finding, info, warning
-from gguf_export.files.text_files import optional_object
 from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.vocab import vocab_keys as vocab
-from gguf_export.vocab.special_tokens import token_text
+from quantize.containers.text_files import optional_object
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import TokenizerError
 from quantize.sources.checkpoint import Checkpoint

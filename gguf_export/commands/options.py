@@ -155,7 +155,7 @@ def read_chunks(model: Checkpoint | GGUFFile, options: dict[str, Any]) -> Chunks
     if not texts and not prompts:
         return None
     from calibration.text.chunks import make_chunks, read_prompts, read_text
-    from gguf_export.vocab.same_tokens import tokenizer_of
+    from calibration.text.tokenizer import tokenizer_of
 
     return make_chunks(
         [read_text(path) for path in texts] + [read_prompts(path) for path in prompts],

@@ -16,7 +16,8 @@ from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.judging.round_trip import RoundTrip, SharedSource
 from calibration.judging.side_by_side import Activations, Comparison, Model, compare, refuse_other_model
 from calibration.text.chunks import N_CTX, Chunks, make_chunks, read_text
-from gguf_export.vocab.same_tokens import bos_of, refuse_other_vocabulary, tokenizer_of, vocabulary_of
+from calibration.text.tokenizer import tokenizer_of, vocabulary_of
+from calibration.text.vocabulary import refuse_other_vocabulary
 from gguf_export.writing import fingerprint, pass_state
 from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
 from quantize.containers.untrusted import quoted
@@ -265,7 +266,7 @@ def _own_text(
 ) -> Chunks:
     if texts:
         raise LogitsError(f"{logits.path}: brings its own text; leave --text out")
-    return Chunks((logits.path.stem,), logits.tokens[:n_chunk], bos_of(cutter))
+    return Chunks((logits.path.stem,), logits.tokens[:n_chunk], vocabulary_of(cutter).bos_id)
 
 
 def _cut(

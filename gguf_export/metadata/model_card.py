@@ -15,8 +15,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from gguf_export.files.text_files import optional_object, optional_text
 from gguf_export.metadata.model_id import NameParts, split_model_id, title
+from quantize.containers.text_files import optional_object, optional_text
 from quantize.containers.untrusted import parse_yaml
 from quantize.exceptions import TokenizerError
 from quantize.telling import Note, discard

@@ -1,4 +1,4 @@
-"""Tokenizer files become the tokenizer.* keys of a GGUF file, as llama.cpp's converter writes them.
+"""A vocabulary becomes the tokenizer.* keys of a GGUF file, as llama.cpp's converter writes them.
 
-Cutting text into tokens is `calibration.text`.
+Reading vocabularies and cutting text into tokens are `calibration.text`.
 """

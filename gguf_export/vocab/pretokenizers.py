@@ -1,7 +1,7 @@
-"""Which pre-tokenizer a byte-level BPE tokenizer has: recognised by a hash, as llama.cpp does it, never guessed.
+"""The name of a byte-level BPE's pre-tokenizer: recognised by a hash, as llama.cpp does it, never guessed.
 
-llama.cpp knows pre-tokenizers by name and has a hand-written splitter for each. Its converter encodes one fixed text
-with the original tokenizer and looks the SHA-256 of the token ids up in a table (conversion/base.py,
+llama.cpp knows pre-tokenizers by name (for how they cut text see `calibration.text.splits`). Its converter encodes one
+fixed text with the original tokenizer and looks the SHA-256 of the token ids up in a table (conversion/base.py,
 get_vocab_base_pre); the ids include the BOS and EOS that the tokenizer adds.
 """
 
@@ -10,7 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-__all__ = ["CHECK_TEXT", "KNOWN", "hash_ids", "recognise"]
+from calibration.text.json_values import token_text
+from calibration.text.tokenizer_files import TokenizerFiles
+from quantize.containers.untrusted import guarded, quoted
+from quantize.exceptions import TokenizerError
+from quantize.telling import Note, Remark
+
+__all__ = ["CHECK_TEXT", "KNOWN", "choose_pre", "hash_ids", "recognise"]
 
 CHECK_TEXT = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n"
@@ -22,7 +28,7 @@ CHECK_TEXT = (
     "''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure? "
     "'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
 )
-"""The text whose encoding is hashed: 350 code points with all that splitters disagree about."""
+"""The text whose encoding is hashed: 350 code points at which splitters disagree."""
 
 _HASHES = {
     "a.x-4.0": ("b0a6b1c0bd5998ebd9df08611efde34a4ff03faed45ae09c43e6b31ebd4b94cf",),
@@ -138,10 +144,20 @@ _HASHES = {
 """Name -> hashes. Where llama.cpp lists a hash twice the later name counts, as there. The three WordPiece names of its
 table (bert-bge, bert-bge-large, jina-v2-en) are left out: its loader refuses them for a BPE vocabulary."""
 
-_BY_HAND = ("default", "glm5", "jina-de", "jina-es", "llada-moe", "llama-v3", "llama3", "mpt", "whitespace")
+_WITHOUT_HASH = (
+    "default",
+    "glm5",
+    "jina-de",
+    "jina-es",
+    "llada-moe",
+    "llama-v3",
+    "llama3",
+    "mpt",
+    "whitespace",
+)
 """Names that the loader knows (src/llama-vocab.cpp) and that no hash leads to."""
 
-KNOWN = frozenset(_HASHES) | frozenset(_BY_HAND)
+KNOWN = frozenset(_HASHES) | frozenset(_WITHOUT_HASH)
 """All names that may stand in `tokenizer.ggml.pre` of a byte-level BPE vocabulary."""
 
 
@@ -154,3 +170,61 @@ def recognise(candidates: Iterable[Sequence[int]]) -> str | None:
     """Name of the pre-tokenizer that encodes `CHECK_TEXT` to one of `candidates`, None where none is known."""
     names = {digest: name for name, digests in _HASHES.items() for digest in digests}
     return next((names[digest] for ids in candidates if (digest := hash_ids(ids)) in names), None)
+
+
+def choose_pre(files: TokenizerFiles, pre: str | None, note: Note) -> str:
+    """The name of the pre-tokenizer of a byte-level BPE: `pre`, or by the hash of the encoded `CHECK_TEXT`.
+
+    The text is encoded first with the BOS and EOS that the tokenizer adds, as the converter does it; then in the other
+    three ways, because transformers adds them by tokenizer_config.json, too, and models are saved with them switched.
+
+    Args:
+        files: the tokenizer's files.
+        pre: a name given by hand, None to recognise it.
+        note: receives a remark where the two differ.
+
+    Raises:
+        TokenizerError: llama.cpp knows no `pre`, or it is None and the tokenizer is not recognised.
+    """
+    if pre is not None and (
+        not isinstance(pre, str) or pre not in KNOWN
+    ):  # a stranger's file may have named it
+        known = ", ".join(sorted(KNOWN))
+        raise TokenizerError(
+            f"pre-tokenizer {quoted(pre)}",
+            "llama.cpp knows no such pre-tokenizer",
+            f"it knows {known}",
+            setting="pre",
+        )
+    library, path = files.library, files.json_path
+    whole, plain = guarded(
+        path,
+        lambda: (library.encode(CHECK_TEXT).ids, library.encode(CHECK_TEXT, add_special_tokens=False).ids),
+        "cannot encode llama.cpp's check text",
+        TokenizerError,
+    )
+    bos, eos = (
+        [] if text is None or (token_id := library.token_to_id(text)) is None else [token_id]
+        for text in (token_text(files.settings.get(f"{kind}_token")) for kind in ("bos", "eos"))
+    )
+    recognised = recognise([whole, bos + plain, bos + plain + eos, plain + eos, plain])
+    if recognised is None and "ByteLevel" not in f"{library.pre_tokenizer} {library.normalizer}":
+        raise TokenizerError(str(path), "is no byte-level BPE, and no other that llama.cpp knows")
+    if pre is None and recognised is None:
+        raise TokenizerError(
+            str(path),
+            f"the pre-tokenizer is unknown (hash {hash_ids(whole)})",
+            "if you know which of llama.cpp's splits text like it, name it with {setting}, such as gpt-2, llama-bpe or "
+            "qwen2",
+            setting="pre",
+        )
+    if pre is not None and recognised not in (None, pre):
+        note(
+            Remark(
+                str(path),
+                f"the pre-tokenizer was recognised as {recognised}",
+                f"{pre} is written, as {{setting}} asks",
+                setting="pre",
+            )
+        )
+    return pre or recognised or ""

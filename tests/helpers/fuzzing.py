@@ -29,14 +29,13 @@ from calibration.forward.stored import StoredMatrix, can_decode
 from calibration.importance.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
 from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.text.chunks import read_prompts, read_text
-from calibration.text.tokenizer import open_tokenizer
+from calibration.text.tokenizer import open_tokenizer, tokenizer_of, vocabulary_of
 from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.doctor import doctor
 from gguf_export.checking.inspect import inspect
 from gguf_export.checking.verify import verify
 from gguf_export.metadata.model_keys import KeyValue, assemble, count_params, model_keys
 from gguf_export.vocab import vocab_keys as vocab
-from gguf_export.vocab.same_tokens import tokenizer_of, vocabulary_of
 from gguf_export.writing.export import prepare, run
 from gguf_export.writing.header import header
 from quantize.containers.gguf import SCALARS, read_container
@@ -45,6 +44,7 @@ from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, make_plan, read_tensor_types
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.tensors import QType, TensorSpec
 
 __all__ = ["SECONDS", "TARGETS", "Target", "fuzz", "prepare_seeds"]
 
@@ -164,6 +164,12 @@ def _gguf(folder: Path) -> object:
     )
 
 
+def _byte_level_gguf(path: Path) -> object:
+    """The tokenizer in a GGUF file."""
+    file = GGUFFile(path)
+    return tokenizer_of(file).encode("the <s> caf\u00e9 12\n", parse_special=True)
+
+
 def _imatrix(name: str) -> Callable[[Path], object]:
     def read(folder: Path) -> object:
         checkpoint = open_checkpoint(folder)
@@ -206,6 +212,7 @@ TARGETS = {
         Target("tokenizer_json", "bpe/tokenizer.json", _in("bpe", _tokenizer(320, "gpt-2"))),
         Target("tokenizer_json_spm", "spm/tokenizer.json", _in("spm", _tokenizer(320, None))),
         Target("gguf", "model.gguf", _gguf),
+        Target("gguf_byte_level", "bpe/model.gguf", _in("bpe/model.gguf", _byte_level_gguf)),
         Target("imatrix_gguf", "imatrix.gguf", _imatrix("imatrix.gguf")),
         Target("imatrix_dat", "imatrix.dat", _imatrix("imatrix.dat")),
         Target("logits", "base.kld", _logits),
@@ -260,6 +267,10 @@ def prepare_seeds(folder: Path) -> Path:
     tokenizer.save(str(model / "bpe" / "tokenizer.json"))
     settings = {"bos_token": "<s>", "add_bos_token": True, "additional_special_tokens": ["<x>"]}
     (model / "bpe" / "tokenizer_config.json").write_text(json.dumps(settings))
+    keys = vocab.vocab_keys(model / "bpe", {}, 260, "gpt-2")
+    spec = TensorSpec("token_embd.weight", (260, 1), QType.F32)
+    infos = SimpleNamespace(tensors=[SimpleNamespace(spec=spec, qtype=QType.F32, offset=0)])
+    (model / "bpe" / "model.gguf").write_bytes(header(keys, infos) + bytes(4 * 260))  # type: ignore[arg-type]
     pieces = [
         "<unk>",
         "<s>",

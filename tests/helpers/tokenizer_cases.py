@@ -37,7 +37,7 @@ def token(text: str, *, special: bool = False, normalized: bool = False, **more:
     return {**more, "content": text, **flags, "normalized": normalized, "special": special}
 
 
-DECODER = {str(xid): token(text, special=True) for xid, text in enumerate(("<unk>", "<s>", "</s>"))}
+DECODER = {str(token_id): token(text, special=True) for token_id, text in enumerate(("<unk>", "<s>", "</s>"))}
 
 
 def write_json(folder: Path, name: str, value: Any) -> None:
@@ -67,19 +67,19 @@ def spm_like(*added: dict[str, Any]) -> dict[str, Any]:
     from sentencepiece import SentencePieceProcessor
 
     pieces = SentencePieceProcessor(model_proto=PIECES.read_bytes())
-    vocab = {pieces.IdToPiece(xid): xid for xid in range(len(pieces))}
+    vocab = {pieces.IdToPiece(token_id): token_id for token_id in range(len(pieces))}
     merges = []
-    for text, xid in vocab.items():
+    for text, token_id in vocab.items():
         splits = [(text[:i], text[i:]) for i in range(1, len(text))]
         pairs = [pair for pair in splits if pair[0] in vocab and pair[1] in vocab]
-        if pairs and not pieces.IsControl(xid) and not pieces.IsByte(xid):
+        if pairs and not pieces.IsControl(token_id) and not pieces.IsByte(token_id):
             merges.append(list(max(pairs, key=lambda pair: pieces.GetScore(vocab[pair[0]]))))
     steps = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": int(xid), **entry} for xid, entry in DECODER.items()] + list(added),
+        "added_tokens": [{"id": int(token_id), **entry} for token_id, entry in DECODER.items()] + list(added),
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         "pre_tokenizer": None,
         "post_processor": template("<s>", None),

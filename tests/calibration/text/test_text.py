@@ -11,9 +11,13 @@ import pytest
 import sentencepiece
 from pico import TEXT, pico_dense, write_tokenizer
 from places import BENCH, needs_bench
+from tokenizer_cases import token
 
 from calibration.text.chunks import Text, make_chunks, read_prompts, read_text
-from calibration.text.tokenizer import SpmTokenizer, open_tokenizer
+from calibration.text.special_tokens import SpecialTokens
+from calibration.text.spm import SpmTokenizer
+from calibration.text.tokenizer import open_tokenizer
+from calibration.text.vocabulary import SPM, Vocabulary
 from quantize.exceptions import TextError, TokenizerError
 
 SPECIAL_LOOKING = [
@@ -129,10 +133,8 @@ def test_byte_fallback_in_tokenizer_json_has_no_scores(tmp_path: Path) -> None:
             "vocab": {p: i for i, p in enumerate(pieces)},
             "merges": ["b c", "a b"],
         },
-        "added_tokens": [
-            {"id": 0, "content": "<unk>", "special": True},
-            {"id": 1, "content": "<s>", "special": True},
-        ],
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "added_tokens": [token("<unk>", special=True, id=0), token("<s>", special=True, id=1)],
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(fast), encoding="utf-8")
     tokenizer = open_tokenizer(tmp_path)
@@ -153,10 +155,15 @@ def test_a_folder_without_tokenizer(tmp_path: Path) -> None:
 # -- chunks
 
 
-def letters(bos_id: int | None = 0) -> SpmTokenizer:
+def letters(adds_bos: bool = True) -> SpmTokenizer:
     """One token per letter."""
+    special = SpecialTokens({"bos": 0}, {"bos": adds_bos})
     tokens = ["<s>", *"abcdefghij"]
-    return SpmTokenizer(tokens, [0.0] * 11, [3] + [1] * 10, bos_id, add_space_prefix=False)
+    return SpmTokenizer(
+        Vocabulary(
+            "letters", SPM, tokens, [3] + [1] * 10, [0.0] * 11, special=special, add_space_prefix=False
+        )
+    )
 
 
 def test_chunks_begin_with_bos() -> None:
@@ -165,7 +172,7 @@ def test_chunks_begin_with_bos() -> None:
     assert chunks.inputs.tolist() == [[0, 1, 2, 3], [0, 5, 6, 7]]  # and in place of each chunk's first
     assert (chunks.n_chunk, chunks.n_ctx, chunks.n_token) == (2, 4, 8)
     assert chunks.part(1).tokens.tolist() == [[4, 5, 6, 7]]
-    plain = make_chunks([Text("t", "abcdefghij")], letters(None), n_ctx=4)
+    plain = make_chunks([Text("t", "abcdefghij")], letters(adds_bos=False), n_ctx=4)
     assert plain.inputs.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert make_chunks([Text("t", "abcdefghij")], letters(), n_ctx=4, n_chunk=1).n_chunk == 1
 

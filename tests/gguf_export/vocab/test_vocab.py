@@ -31,6 +31,7 @@ from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.vocab import pretokenizers
 from gguf_export.vocab.vocab_keys import vocab_keys
 from quantize.exceptions import TokenizerError
+from quantize.telling import Remark
 
 KEYS = json.loads((GOLDEN / "keys.json").read_text(encoding="utf-8"))
 
@@ -48,7 +49,7 @@ def read(folder: Path, n_vocab: int = 330, pre: str | None = None) -> dict[str, 
 def refused(folder: Path, n_vocab: int = 330, pre: str | None = None) -> str:
     with pytest.raises(TokenizerError) as failure:
         vocab_keys(folder, {}, n_vocab, pre)
-    message = str(failure.value)
+    message = failure.value.line(lambda setting: f"--{setting}")
     assert "\n" not in message
     return message
 
@@ -167,7 +168,7 @@ def test_llama_cpp_loads_the_list(name: str, tmp_path: Path) -> None:
 
 def test_unknown_pre_tokenizer_is_not_guessed(bytes_only: Path) -> None:
     message = refused(bytes_only)
-    assert "--pre NAME" in message
+    assert "name it with --pre" in message
     digest = message.partition("(hash ")[2][:64]
     assert len(digest) == 64 and digest not in str(pretokenizers._HASHES)
     assert read(bytes_only, pre="llama-bpe")["pre"] == "llama-bpe"
@@ -190,9 +191,10 @@ def test_pre_tokenizer_is_recognised_by_hash(
     known = plain if added_by == "nobody" else [0, *plain]
     monkeypatch.setitem(pretokenizers._HASHES, "viking", (pretokenizers.hash_ids(known),))
     assert read(bytes_only)["pre"] == "viking"
-    notes: list[str] = []
-    overruled = as_dict(vocab_keys(bytes_only, {}, 330, PRE, notes.append))
-    assert overruled["pre"] == PRE and "was recognised as viking" in notes[0]
+    remarks: list[Remark | str] = []
+    overruled = as_dict(vocab_keys(bytes_only, {}, 330, PRE, remarks.append))
+    assert overruled["pre"] == PRE
+    assert "was recognised as viking; gpt-2 is written, as pre asks" in str(remarks[0])
 
 
 def test_hash_table() -> None:
@@ -207,6 +209,13 @@ def test_hash_table() -> None:
     assert pretokenizers._HASHES["gpt-2"][-1].startswith("3ce83efda565")  # openai-community/gpt2
     assert pretokenizers._HASHES["llama-bpe"][0].startswith("0ef9807a4087")  # meta-llama/Meta-Llama-3-8B
     assert "mpt" in pretokenizers.KNOWN and "bert-bge" not in pretokenizers.KNOWN
+
+
+@pytest.mark.parametrize("pre", [["gpt-2"], {}, 3, "", "gpt-2\n\x1b[31m"])
+def test_a_pre_tokenizer_that_a_stranger_named(bytes_only: Path, pre: Any) -> None:
+    """`verify` hands over the key of a file; a list was looked up in a set."""
+    message = refused(bytes_only, pre=pre)
+    assert "llama.cpp knows no such pre-tokenizer" in message and message.isprintable()
 
 
 def test_pre_is_for_byte_level_only(pieces: Path) -> None:
@@ -296,12 +305,12 @@ def test_ids_that_do_not_fit_are_noted(pieces: Path) -> None:
         "mask_token_id": True,
     }
     write_json(pieces, "config.json", config)
-    notes: list[str] = []
-    found = as_dict(vocab_keys(pieces, {}, 330, note=notes.append))
+    remarks: list[Remark | str] = []
+    found = as_dict(vocab_keys(pieces, {}, 330, note=remarks.append))
     assert {key: found[key] for key in found if key.endswith("_id")} == {"bos_token_id": 1}
-    assert notes == [
-        "unk_token_id 330 is not written: the vocabulary has 330 tokens",
-        "pad_token_id -1 is not written: the vocabulary has 330 tokens",
+    assert remarks == [
+        Remark("config.json", "unk_token_id 330 is not written: the vocabulary has 330 tokens"),
+        Remark("config.json", "pad_token_id -1 is not written: the vocabulary has 330 tokens"),
     ]
 
 
@@ -310,8 +319,8 @@ def test_named_templates_keep_their_order(pieces: Path) -> None:
     templates = [{"name": name, "template": name.upper()} for name in ("rag", "default", "tool use", "a-b")]
     bad = [{"name": "none"}, {"template": "x"}, "text", {"name": "list", "template": []}]
     write_json(pieces, "tokenizer_config.json", NAMES | {"chat_template": templates + bad})
-    notes: list[str] = []
-    keys = vocab_keys(pieces, {}, 330, note=notes.append)
+    remarks: list[Remark | str] = []
+    keys = vocab_keys(pieces, {}, 330, note=remarks.append)
     assert [(kv.key, kv.value) for kv in keys if "chat_template" in kv.key] == [
         ("tokenizer.chat_template.rag", "RAG"),
         ("tokenizer.chat_template.tool_use", "TOOL USE"),
@@ -319,7 +328,7 @@ def test_named_templates_keep_their_order(pieces: Path) -> None:
         ("tokenizer.chat_templates", ["rag", "tool_use", "a_b"]),
         ("tokenizer.chat_template", "DEFAULT"),
     ]
-    assert len(notes) == 3
+    assert len(remarks) == 3
 
 
 def test_template_files(pieces: Path) -> None:
@@ -342,7 +351,7 @@ def test_token_objects_count_as_their_text(pieces: Path) -> None:
     """The old form `{"__type": "AddedToken", "content": "</s>"}` names the same token as its text."""
     write_json(pieces, "tokenizer.json", spm_like() | {"post_processor": template("<s>", "</s>")})
     plain = read(pieces)
-    objects = {f"{kind}_token": DECODER[str(xid)] for xid, kind in enumerate(("unk", "bos", "eos"))}
+    objects = {f"{kind}_token": DECODER[str(token_id)] for token_id, kind in enumerate(("unk", "bos", "eos"))}
     write_json(pieces, "tokenizer_config.json", NAMES | objects)
     assert read(pieces) == plain
     assert plain["add_eos_token"] is True and "eot_token_id" not in plain

@@ -36,11 +36,11 @@ def optional_text(path: Path) -> str | None:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as failure:
-        raise TokenizerError(f"{path}: is not UTF-8 text (byte {failure.start})") from None
+        raise TokenizerError(str(path), f"is not UTF-8 text (byte {failure.start})") from None
 
 
 def _is_there(path: Path) -> bool:
     try:
-        return path.exists() or path.is_symlink()  # a link to nowhere is a fault to be told, not an absence
+        return path.exists() or path.is_symlink()  # a link to nowhere is a fault, not an absence
     except OSError:
-        return True  # reading it will say why
+        return True  # the reader raises the reason
