@@ -27,9 +27,10 @@ from gguf_export.checking import origins
 from gguf_export.checking.codes import misplaced
 from gguf_export.checking.findings import Finding, error, info, warning
 from gguf_export.checking.tolerances import MOST, TINY, Habits, Judgement, Spots, limit, wild_limit
-from gguf_export.writing.slabs import Slab, in_window, slabs_of
+from gguf_export.writing.slabs import Slab, slabs_of
 from quantize import codec
 from quantize.blocks import MODULES
+from quantize.engine import Threads
 from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.telling import OnProgress, Progress, silent
@@ -83,14 +84,15 @@ def compare(
     for slab in slabs:
         left[slab.spec.name] += 1
     n_tensors = sum(1 for n in left.values() if n)
-    for slab, judgement in in_window(comparison.judge, slabs, jobs):
-        name = slab.spec.name
-        judged.setdefault(name, {}).setdefault(slab.xid, Judgement()).add(judgement)
-        left[name] -= 1
-        if not left[name]:
-            findings += _verdicts(comparison, slab.spec, judged.pop(name))
-            done += 1
-            progress(Progress("comparing with the checkpoint", done, n_tensors, "tensors"))
+    with Threads(jobs) as engine:
+        for slab, judgement in engine.map(comparison.judge, slabs):
+            name = slab.spec.name
+            judged.setdefault(name, {}).setdefault(slab.xid, Judgement()).add(judgement)
+            left[name] -= 1
+            if not left[name]:
+                findings += _verdicts(comparison, slab.spec, judged.pop(name))
+                done += 1
+                progress(Progress("comparing with the checkpoint", done, n_tensors, "tensors"))
     return findings + comparison.habits.findings(file.path)
 
 

@@ -36,7 +36,7 @@ def optional_text(path: Path) -> str | None:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as failure:
-        raise TokenizerError(f"{path}: is not UTF-8 text (byte {failure.start})") from None
+        raise TokenizerError(str(path), f"is not UTF-8 text (byte {failure.start})") from None
 
 
 def _is_there(path: Path) -> bool:
