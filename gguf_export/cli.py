@@ -33,9 +33,10 @@ class _Group(click.Group):
 
             if not isinstance(error, MoeGgufError):
                 raise
+            from gguf_export.commands.options import spelled
             from quantize.containers.untrusted import printable
 
-            click.echo(printable(f"moe-gguf: error: {error}"), err=True)
+            click.echo(printable(f"moe-gguf: error: {error.line(spelled)}"), err=True)
             sys.exit(1)
 
 

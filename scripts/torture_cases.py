@@ -19,13 +19,14 @@ import torch
 from pico import TEXT, pico_mixtral
 
 from gguf_export.cli import main
+from gguf_export.files import durable
 from gguf_export.writing import pass_state, slabs
-from gguf_export.writing import sink as writer
 from gguf_export.writing.export import prepare, run
 from quantize.exceptions import MoeGgufError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint import open_checkpoint
+from quantize.telling import Remark
 
 N_LAYER = 8  # of the model through which texts pass
 N_REPEAT = 12  # of the text
@@ -89,12 +90,12 @@ class ExportCase(Case):
     def run(self, folder: Path) -> str:
         slabs.SLAB_BYTES = self.slab_bytes
         recipes = [Recipe(ftype(name)) for name in self.types]
-        notes: list[str] = []
+        notes: list[Remark | str] = []
         run(prepare(open_checkpoint(self.model), recipes, folder), jobs=self.jobs, note=notes.append)
-        return "\n".join(notes)
+        return "\n".join(map(str, notes))
 
     def vary(self, rng: random.Random) -> None:
-        writer.SYNC_SECONDS = rng.choice([0.0, 0.0, 0.01, 0.1, 5.0])
+        durable.SYNC_SECONDS = rng.choice([0.0, 0.0, 0.01, 0.1, 5.0])
         self.jobs = rng.randint(1, 3)
 
 
@@ -123,7 +124,7 @@ class PassCase(Case):
 
     def vary(self, rng: random.Random) -> None:
         pass_state.KEEP_SHARE = math.inf
-        writer.SYNC_SECONDS = rng.choice([0.0, 0.1, 5.0])
+        durable.SYNC_SECONDS = rng.choice([0.0, 0.1, 5.0])
         pass_state.KEEP_SECONDS = rng.choice([0.0, 0.0, 0.0, 0.02, 5.0])
 
     def content(self, path: Path) -> bytes:

@@ -24,6 +24,7 @@ from gguf_export.commands.options import (
 
 if TYPE_CHECKING:
     from calibration.importance.imatrix import Imatrix
+    from gguf_export.writing.calibrated import Calibration
     from gguf_export.writing.export import ExportJob, ExportResult
 
 
@@ -111,6 +112,7 @@ def export(
     from gguf_export.commands.console import ProgressView
     from gguf_export.metadata import file_names as names
     from gguf_export.writing import export as exporting
+    from gguf_export.writing.remarks import export_remarks
     from quantize.sources.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(model)
@@ -127,15 +129,18 @@ def export(
     if chunks is None and save_imatrix:
         raise click.UsageError("--save-imatrix needs --text")
     imatrix: Imatrix | None = None
+    calibration: Calibration | None = None
     if imatrix_path:
         from calibration.importance.imatrix import load_imatrix
 
         imatrix = load_imatrix(imatrix_path, prior=prior)
     elif chunks is not None:
-        from gguf_export.writing.calibrated import expected_imatrix
+        from gguf_export.writing.calibrated import Calibration, expected_imatrix
 
+        arithmetic, storage = read_forward(options)
+        calibration = Calibration(chunks, prior, arithmetic, storage)
         file = str(save_imatrix or "calibrated while exporting")
-        imatrix = expected_imatrix(checkpoint.specs(), chunks, prior=prior, file=file)
+        imatrix = expected_imatrix(checkpoint.specs(), calibration, file)
     elif prior:
         raise click.UsageError("--prior needs importances: give --imatrix or --text")
     prepared = exporting.prepare(
@@ -148,29 +153,21 @@ def export(
         pre=pre,
         publisher=publisher if lmstudio else None,
     )
-    _say_remarks(prepared, imatrix if imatrix_path else None)
+    for remark in export_remarks(prepared, is_counted=calibration is None):
+        say(remark)
     if dry_run:
         _print_plan(prepared)
         return
     with ProgressView(quiet=quiet) as view:
-        if chunks is None:
+        if calibration is None:
             exported = exporting.run(
                 prepared, jobs=jobs, force=force, restart=restart, progress=view, note=say
             )
         else:
             from gguf_export.writing.calibrated import run_calibrated
 
-            arithmetic, storage = read_forward(options)
             done = run_calibrated(
-                prepared,
-                chunks,
-                jobs=jobs,
-                force=force,
-                restart=restart,
-                arithmetic=arithmetic,
-                storage=storage,
-                progress=view,
-                note=say,
+                prepared, calibration, jobs=jobs, force=force, restart=restart, progress=view, note=say
             )
             exported = done.exported
     if chunks is not None and save_imatrix:
@@ -184,20 +181,6 @@ def export(
 
         print_load(done.collected)
     _print_exported(exported)
-
-
-def _say_remarks(prepared: ExportJob, imatrix: Imatrix | None) -> None:
-    """A fallback is never silent: each kind gets one line, with its count; `imatrix` is one that was counted."""
-    from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
-
-    plans = {file.path.name: file.plan for file in prepared.files}
-    for line in (
-        *prepared.remarks,
-        *plan_remarks(plans),
-        *missing_remarks(list(plans.values()), prepared.imatrix),
-        *thin_remarks(imatrix),
-    ):
-        say(line)
 
 
 def _print_plan(prepared: ExportJob) -> None:
@@ -222,10 +205,7 @@ def _print_exported(exported: ExportResult) -> None:
     from gguf_export.commands.console import print_table, size
 
     seconds = exported.seconds.wall
-    rows = [
-        (str(file.path), file.plan.ftype.name, size(file.n_bytes), f"{file.plan.bpw:.2f}")
-        for file in exported.files
-    ]
+    rows = [(str(file.path), file.ftype, size(file.n_bytes), f"{file.bpw:.2f}") for file in exported.files]
     print_table("", ("file", "type", ">size", ">bpw"), rows)
     rate = size(exported.bytes_read / seconds) if seconds else "-"
     click.echo(f"{size(exported.bytes_read)} read once, {seconds:.1f} seconds, {rate}/s")

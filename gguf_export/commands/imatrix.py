@@ -59,7 +59,7 @@ def imatrix(
     from calibration.importance.observers import collect_imatrix
     from gguf_export.commands.console import ProgressView
     from gguf_export.files.replacing import is_device
-    from gguf_export.writing import fingerprint, pass_state
+    from gguf_export.writing import fingerprint
     from gguf_export.writing.pass_state import StateFile, discard_older, state_path
     from quantize.exceptions import OutputError
 
@@ -75,7 +75,7 @@ def imatrix(
     if chunks is None:
         raise click.UsageError("give --text FILE or --prompts FILE")
     arithmetic, storage = read_forward(options)
-    told = pass_state.fingerprint([chunks], arithmetic, storage) | {
+    told = fingerprint.of_pass([chunks], arithmetic, storage) | {
         "checkpoint": fingerprint.of_model(source),
         "choice of tensors": "with output.weight" if process_output else "",
     }

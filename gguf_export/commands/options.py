@@ -109,7 +109,12 @@ def say(remark: Remark | str) -> None:
     """Show one line to the person at the terminal, beside what goes to standard output."""
     from quantize.containers.untrusted import printable
 
-    click.echo(printable(str(remark)), err=True)
+    click.echo(printable(remark if isinstance(remark, str) else remark.line(spelled)), err=True)
+
+
+def spelled(setting: str) -> str:
+    """The switch of a setting that the library names: `tensor_type` is `--tensor-type`."""
+    return "--" + setting.replace("_", "-")
 
 
 def read_recipes(ftypes: Sequence[str], options: dict[str, Any]) -> list[Recipe]:

@@ -18,14 +18,14 @@ from calibration.judging.side_by_side import Activations, Comparison, Model, com
 from calibration.text.chunks import N_CTX, Chunks, make_chunks, read_text
 from calibration.text.tokenizer import tokenizer_of, vocabulary_of
 from calibration.text.vocabulary import refuse_other_vocabulary
-from gguf_export.writing import fingerprint, pass_state
+from gguf_export.writing import fingerprint
 from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import GGUFError, LogitsError, MoeGgufError, TextError
 from quantize.recipes.recipe import Recipe, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
-from quantize.telling import Note, OnProgress, discard, silent
+from quantize.telling import Note, OnProgress, Remark, discard, silent
 
 __all__ = ["CompareJob", "NamedText", "fingerprint_of", "prepare", "run"]
 
@@ -144,7 +144,7 @@ def fingerprint_of(
         for model in (prepared.base, *prepared.models)
         if isinstance(model, Model)
     ]
-    found = pass_state.fingerprint(prepared.texts, arithmetic, storage) | {
+    found = fingerprint.of_pass(prepared.texts, arithmetic, storage) | {
         "activations": activations,
         "importance matrix": fingerprint.of_imatrix(prepared.imatrix),
         "choice of models": fingerprint.hashed([json.dumps(models).encode()]),
@@ -239,7 +239,7 @@ def _round_trips(
     if not recipes:
         return []
     specs = checkpoint.specs()
-    remarks = [] if imatrix is None else imatrix.check(specs)
+    remarks: list[Remark | str] = [] if imatrix is None else [*imatrix.check(specs)]
     plans = {
         recipe.ftype.name: make_plan(specs, checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
         for recipe in recipes

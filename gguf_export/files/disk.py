@@ -1,4 +1,4 @@
-"""What is asked of the operating system about files: locks, durability, the space they take."""
+"""What is asked of the operating system about files: durability, the space they take, why a write failed."""
 
 from __future__ import annotations
 
@@ -12,66 +12,27 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from quantize.exceptions import OutputError
+from gguf_export.files.sizes import size_in_words
+from quantize.exceptions import NoSpaceError, OutputError
 
-if sys.platform == "win32":
-    import msvcrt
-else:
+if sys.platform == "darwin":
     import fcntl
 
-__all__ = [
-    "LockedError",
-    "allocated",
-    "check_space",
-    "durable",
-    "durable_folder",
-    "forget_pages",
-    "lock",
-    "still_at",
-]
+__all__ = ["allocated", "check_space", "durable", "durable_folder", "forget_pages", "is_full", "write_error"]
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EISDIR)
-_LOCKED_BYTE = 2**30  # of a file on Windows, where a locked byte cannot be read: one that no journal reaches
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class LockedError(Exception):
-    """Another process, or another part of this one, holds the lock."""
+def is_full(error: OSError) -> bool:
+    """Whether a write failed for lack of space: the disk's, a quota's, or that of the largest file."""
+    return error.errno in _FULL
 
 
-def lock(file: Any) -> bool:
-    """Lock an open file until it is closed or its process ends, however it ends; never wait.
-
-    Returns False where the file system knows no locks.
-
-    Raises:
-        LockedError: somebody else holds it.
-    """
-    if sys.platform == "win32":
-        file.seek(_LOCKED_BYTE)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            raise LockedError from None
-        return True
-    else:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockedError from None
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return False
-            raise
-        return True
-
-
-def still_at(file: Any, path: Path) -> bool:
-    """Whether an open file is still the one that has the name `path`."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+def write_error(path: Path, error: OSError) -> OutputError:
+    """The error of ours that says that a file cannot be written, and why; the caller raises it from `error`."""
+    kind = NoSpaceError if is_full(error) else OutputError
+    return kind(str(path), f"cannot be written: {error.strerror or error}")
 
 
 def durable(file: Any) -> None:
@@ -111,33 +72,34 @@ def durable_folder(folder: Path) -> None:
 
 
 def allocated(path: Path) -> int:
-    """Bytes of the disk that a file takes, 0 where there is none; a hole in a file takes none."""
+    """Bytes of the disk that a file takes, 0 where there is no file; a hole in a file takes none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return 0
-    return 512 * found.st_blocks if hasattr(found, "st_blocks") else found.st_size
+    return 512 * status.st_blocks if hasattr(status, "st_blocks") else status.st_size
 
 
-def check_space(wanted: Iterable[tuple[Path, int]]) -> None:
+def check_space(outputs: Iterable[tuple[Path, int]]) -> None:
     """Refuse before the work what would fail after hours of it.
 
     Args:
-        wanted: output folders that exist, each with the bytes that will be written there.
+        outputs: folders that exist, each with the bytes that will be written there.
 
     Raises:
-        OutputError: a disk has less free space than all outputs on it need together.
+        NoSpaceError: a disk has less free space than all outputs on it need together.
     """
     needed: Counter[int] = Counter()
     free: dict[int, tuple[Path, int]] = {}
-    for folder, n_bytes in wanted:
+    for folder, n_bytes in outputs:
         device = folder.stat().st_dev
         needed[device] += n_bytes
         free[device] = (folder, shutil.disk_usage(folder).free)
     for device, n_bytes in needed.items():
         folder, available = free[device]
         if n_bytes > available:
-            raise OutputError(
-                f"{folder}: the files need {n_bytes / 2**30:.2f} GiB, {available / 2**30:.2f} GiB are free; "
-                "make space or choose another folder with -o"
+            raise NoSpaceError(
+                str(folder),
+                f"the files need {size_in_words(n_bytes)}, {size_in_words(available)} are free",
+                "make space or choose another folder",
             )

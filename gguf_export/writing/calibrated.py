@@ -7,12 +7,10 @@ them, and the shards are read once for both. The files are those of an `imatrix`
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,165 +19,166 @@ from calibration.forward.layers import Arithmetic, best_dtype
 from calibration.importance.imatrix import Entry, Imatrix
 from calibration.importance.observers import Collected, collect_imatrix
 from calibration.text.chunks import Chunks
-from gguf_export.files.disk import allocated
-from gguf_export.writing import fingerprint, pass_state
-from gguf_export.writing.export import ExportJob, ExportResult, compile_kernels, opened
+from gguf_export.writing import fingerprint
+from gguf_export.writing.export import ExportResult, file_figures
+from gguf_export.writing.feed import Feed
+from gguf_export.writing.job import ExportJob
 from gguf_export.writing.journal import journal_path
+from gguf_export.writing.open_files import Seconds, opened
 from gguf_export.writing.pass_state import StateFile, state_path
-from gguf_export.writing.sink import Sink
-from gguf_export.writing.slabs import Seconds, Worker, slabs_of_matrix
-from quantize.exceptions import OutputError
+from gguf_export.writing.slabs import Slab, compile_kernels, encode_weights, slabs_of_matrix
+from quantize.engine import Threads
+from quantize.exceptions import OutputExistsError
 from quantize.telling import Note, OnProgress, discard, silent
 from quantize.tensors import Array, TensorSpec
 
-__all__ = ["Calibrated", "expected_imatrix", "run_calibrated"]
+__all__ = ["Calibrated", "Calibration", "expected_imatrix", "run_calibrated"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text that gives the importances, and how it passes through the model."""
+
+    chunks: Chunks
+    prior: float = 0.0
+    """See `Imatrix`."""
+    arithmetic: Arithmetic = field(default_factory=lambda: Arithmetic(dtype=best_dtype()))
+    storage: Storage = field(default_factory=Storage)
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What `run_calibrated` did."""
+    """The files that `run_calibrated` wrote, and what the pass over the text found."""
 
     exported: ExportResult
     collected: Collected
 
 
-def expected_imatrix(specs: Sequence[TensorSpec], chunks: Chunks, *, prior: float, file: str) -> Imatrix:
+def expected_imatrix(specs: Sequence[TensorSpec], calibration: Calibration, file: str) -> Imatrix:
     """The importance matrix that a pass will fill: its tensors, its text, no tokens yet.
 
     `prepare` takes it, for the plan and the keys of a file depend on what is covered and not on the values.
 
     Args:
         specs: the tensors of the model.
-        chunks: the text.
-        prior: see `Imatrix`.
+        calibration: the text.
         file: what the files shall say the importances come from.
     """
-    covered = (spec for spec in specs if spec.name.startswith("blk.") and len(spec.shape) > 1)
+    chunks = calibration.chunks
     entries = {
         spec.name: Entry(
             np.zeros((spec.n_matrix, spec.n_per_row), np.float32), np.zeros(spec.n_matrix, np.int64)
         )
-        for spec in covered
+        for spec in specs
+        if spec.bid is not None and spec.is_matrix
     }
     return Imatrix(
         entries=entries,
         datasets=list(chunks.names),
         chunk_count=chunks.n_chunk,
         chunk_size=chunks.n_ctx,
-        prior=prior,
+        prior=calibration.prior,
         file=file,
     )
 
 
+class _Unit(NamedTuple):
+    """A slab whose weights [n_row, n_per_row] are in memory, with the importances of its columns."""
+
+    slab: Slab
+    weights: Array
+    importance: Array | None
+
+
 def run_calibrated(
-    export: ExportJob,
-    chunks: Chunks,
+    job: ExportJob,
+    calibration: Calibration,
     *,
     jobs: int | None = None,
     force: bool = False,
     restart: bool = False,
-    arithmetic: Arithmetic | None = None,
-    storage: Storage | None = None,
     progress: OnProgress = silent,
     note: Note = discard,
 ) -> Calibrated:
     """Write the files of an export that was prepared with `expected_imatrix`, calibrating on the way.
 
     Args:
-        export: what `prepare` returned.
-        chunks: the text, the one that `expected_imatrix` was given.
+        job: what `prepare` returned.
+        calibration: the one that `expected_imatrix` was given.
         jobs: threads that encode; by default one for each processor.
         force, restart, note: see `export.run`. What an earlier run encoded is not encoded again, and the text goes on
             behind the last layer whose state was kept.
-        arithmetic, storage: see `calibration.forward.run.forward`.
         progress: told the tokens that are through.
 
     Raises:
         OutputError, CheckpointError: see `export.run`.
         ActivationError, TokenizerError: see `calibration.forward.run.forward`.
     """
-    started = time.monotonic()
-    if export.imatrix is None:
+    if job.imatrix is None:
         raise ValueError("the export was not prepared with expected_imatrix")
-    arithmetic = arithmetic or Arithmetic(dtype=best_dtype())
-    prior = export.imatrix.prior
+    started = time.monotonic()
+    read_before = job.checkpoint.bytes_read
     seconds = Seconds()
-    read_before = export.checkpoint.bytes_read
-    storage = storage or Storage()
-    source = _fingerprint(chunks, prior, arithmetic, storage)
-    sinks: list[Sink] = []
+    chunks, arithmetic, storage = calibration.chunks, calibration.arithmetic, calibration.storage
+    imatrix_hash = fingerprint.of_calibration(chunks, calibration.prior, arithmetic, storage)
     with (
-        _state(export, chunks, arithmetic, storage, sinks, force, restart, note) as keeper,
+        _state_of(job, calibration, restart, note) as keeper,
         opened(
-            export, force=force, restart=restart, imatrix_hash=source, progress=progress, note=note
-        ) as ready,
-        ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool,
+            job, force=force, restart=restart, imatrix_hash=imatrix_hash, progress=progress, note=note
+        ) as files,
     ):
-        sinks += ready
-        worker = Worker(export.checkpoint, sinks)
-        compile_kernels(export, progress)
+        keeper.spare = lambda: files.lacking_bytes
+        compile_kernels(job.plans, job.weighted, progress)
 
-        def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix) -> None:
-            importance = imatrix.importance(spec.name, xid)
-            shelved = [
-                pool.submit(worker.shelve, slab, weights[slice(*slab.rows)], importance)
-                for slab in slabs_of_matrix(export.checkpoint, spec, xid)
-            ]
-            for future in shelved:
-                seconds.add(future.result())
+        def work(unit: _Unit) -> Seconds:
+            types = files.types_for(unit.slab)
+            return files.write(encode_weights(unit.slab, unit.weights, types, unit.importance))
 
-        collected = collect_imatrix(
-            export.checkpoint,
-            chunks,
-            prior=prior,
-            on_weights=encode,
-            arithmetic=arithmetic,
-            storage=storage,
-            keeper=keeper,
-            progress=progress,
-        )
+        with Threads(jobs) as engine, Feed(engine, work, seconds.add) as feed:
+
+            def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix) -> None:
+                importance = imatrix.importance(spec.name, xid)
+                for slab in slabs_of_matrix(job.checkpoint, spec, xid):
+                    if files.lacking(slab):
+                        feed.put(_Unit(slab, weights[slice(*slab.rows)], importance))
+
+            collected = collect_imatrix(
+                job.checkpoint,
+                chunks,
+                prior=calibration.prior,
+                on_weights=encode,
+                arithmetic=arithmetic,
+                storage=storage,
+                keeper=keeper,
+                progress=progress,
+            )
     seconds.wall = time.monotonic() - started
-    exported = ExportResult(export.files, export.checkpoint.bytes_read - read_before, seconds)
-    imatrix = replace(collected.imatrix, file=export.imatrix.file)
+    figures = tuple(map(file_figures, job.files))
+    exported = ExportResult(figures, job.checkpoint.bytes_read - read_before, seconds)
+    imatrix = replace(collected.imatrix, file=job.imatrix.file)
     return Calibrated(exported, replace(collected, imatrix=imatrix))
 
 
 @contextlib.contextmanager
-def _state(
-    export: ExportJob,
-    chunks: Chunks,
-    arithmetic: Arithmetic,
-    storage: Storage,
-    sinks: Sequence[Sink],
-    force: bool,
-    restart: bool,
-    note: Note,
-) -> Iterator[StateFile]:
+def _state_of(job: ExportJob, calibration: Calibration, restart: bool, note: Note) -> Iterator[StateFile]:
     """The state of the pass, beside the first file; it goes when all files have their names.
 
     It knows nothing of the files: whatever they lack of the layers that are done is encoded at the end of the pass.
     """
-    first = export.files[0].path
+    first = job.files[0].path
     with contextlib.suppress(OSError):  # then there is no file either, and the lock says why
         first.parent.mkdir(parents=True, exist_ok=True)
-    told = pass_state.fingerprint([chunks], arithmetic, storage)
-    told |= {"checkpoint": fingerprint.of_checkpoint(export.checkpoint)}
-
-    def spare() -> int:
-        return sum(max(0, sink.n_bytes - allocated(sink.partial)) for sink in sinks)
-
-    with StateFile(state_path(first), first.name, told, spare=spare, restart=restart, note=note) as state:
+    told = fingerprint.of_pass([calibration.chunks], calibration.arithmetic, calibration.storage)
+    told |= {"checkpoint": fingerprint.of_checkpoint(job.checkpoint)}
+    with StateFile(state_path(first), first.name, told, restart=restart, note=note) as state:
         try:
             yield state
-        except OutputError:
-            paths = [file.path for file in export.files]
-            if not force and all(path.exists() and not journal_path(path).exists() for path in paths):
-                state.remove()  # the run was killed when the files had just got their names
+        except OutputExistsError:
+            if _is_done(job):
+                state.remove()  # an earlier run was killed when the files had just got their names
             raise
 
 
-def _fingerprint(chunks: Chunks, prior: float, arithmetic: Arithmetic, storage: Storage) -> str:
-    """Of all that decides the importances beside the checkpoint."""
-    told = hashlib.sha256(np.ascontiguousarray(chunks.inputs).tobytes())
-    told.update(f"{chunks.n_ctx} {prior} {arithmetic} {storage.dtype}".encode())
-    return told.hexdigest()
+def _is_done(job: ExportJob) -> bool:
+    """Whether all files stand, and no journal tells of a run that was about to replace one."""
+    return all(file.path.exists() and not journal_path(file.path).exists() for file in job.files)

@@ -1,11 +1,16 @@
-"""All that decides the bytes of an output, in a few hashes: what must be the same for a stopped run to go on."""
+"""All that decides the bytes of an output, in a few hashes: what must be the same for a stopped run to go on.
+
+A fingerprint is a dictionary: what may change, in words, and its hash or value. It is kept in the journal of an output
+and in the state of a pass, so the values here are part of those formats.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,16 +20,30 @@ from quantize.recipes.layout import Plan
 from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
 
-__all__ = ["fingerprint", "hashed", "of_checkpoint", "of_gguf", "of_imatrix", "of_model", "version"]
+if TYPE_CHECKING:  # both import torch, and an export without text needs no torch
+    from calibration.forward.hidden import Storage
+    from calibration.forward.layers import Arithmetic
+    from calibration.text.chunks import Chunks
+
+__all__ = [
+    "difference",
+    "hashed",
+    "of_calibration",
+    "of_checkpoint",
+    "of_gguf",
+    "of_imatrix",
+    "of_model",
+    "of_output",
+    "of_pass",
+    "version",
+]
 
 
-def fingerprint(
-    header: bytes, plan: Plan, *, imatrix: str, checkpoint: str, slab_bytes: int
-) -> dict[str, str]:
-    """The fingerprint of one output, by names that a person understands.
+def of_output(header: bytes, plan: Plan, *, imatrix: str, checkpoint: str, slab_bytes: int) -> dict[str, str]:
+    """The fingerprint of one file.
 
     Args:
-        header: keys and tensor infos of the file (`writer.header`).
+        header: keys and tensor infos of the file (`writing.header`).
         plan: its tensors.
         imatrix: as `of_imatrix` gives it, or the hash of what the importances are made from.
         checkpoint: as `of_checkpoint` gives it.
@@ -39,6 +58,42 @@ def fingerprint(
         "metadata": hashed([header]),
         "size of the slabs": str(slab_bytes),
     }
+
+
+def of_pass(texts: Sequence[Chunks], arithmetic: Arithmetic, storage: Storage) -> dict[str, str]:
+    """The fingerprint of a pass over texts, without that of the models.
+
+    The number of threads is not part of it: whoever gives a slow pass more threads wants it to go on.
+    """
+    parts = []
+    for text in texts:
+        parts += [json.dumps([text.names, text.bos_id]).encode(), np.ascontiguousarray(text.tokens).tobytes()]
+    return {
+        "version of moe-gguf": version(),
+        "text": hashed(parts),
+        "length of the chunks": " ".join(str(text.n_ctx) for text in texts),
+        "arithmetic": f"{arithmetic} {storage.dtype} torch {version('torch')}",
+    }
+
+
+def of_calibration(chunks: Chunks, prior: float, arithmetic: Arithmetic, storage: Storage) -> str:
+    """One hash of all that decides the importances that a text gives, beside the checkpoint."""
+    digest = hashlib.sha256(np.ascontiguousarray(chunks.inputs).tobytes())
+    digest.update(f"{chunks.n_ctx} {prior} {arithmetic} {storage.dtype}".encode())
+    return digest.hexdigest()
+
+
+def difference(earlier: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What differs between two fingerprints, as a phrase such as "the text changed since it was stopped"; "" if none.
+
+    Args:
+        earlier: the one that was kept.
+        now: that of this run.
+    """
+    changed = sorted(name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name))
+    if not changed:
+        return ""
+    return f"{' and '.join(f'the {name}' for name in changed)} changed since it was stopped"
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> str:
@@ -86,16 +141,16 @@ def of_imatrix(imatrix: Imatrix | None) -> str:
 
 def hashed(parts: Iterable[bytes]) -> str:
     """A hash of some bytes, and of where one part ends and the next begins."""
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        found.update(len(part).to_bytes(8, "little"))
-        found.update(part)
-    return found.hexdigest()
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
 
 
-def version() -> str:
-    """This project's own."""
+def version(package: str = "moe-gguf") -> str:
+    """The version of an installed package, "unknown" where it runs from a source tree that is not installed."""
     try:
-        return metadata.version("moe-gguf")
-    except metadata.PackageNotFoundError:  # run from a source tree
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return "unknown"

@@ -5,8 +5,7 @@ made, then `[offset, n_bytes, crc32]` for each piece of the file. A piece is not
 disk, never before, and on the way back nothing is believed that its checksum does not confirm: a torn line or a disk
 that lost power costs work, not truth.
 
-The operating system locks the journal for the run that writes it and for no longer, since a lock dies with its process:
-two runs cannot write the same output.
+The journal is locked by the run that writes it (see `files.locks`): two runs cannot write the same output.
 """
 
 from __future__ import annotations
@@ -18,24 +17,18 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-from gguf_export.files.disk import LockedError, durable, lock, still_at
-from quantize.exceptions import OutputError
+from gguf_export.files.disk import durable, write_error
+from gguf_export.files.durable import Piece
+from gguf_export.files.locks import LockedFile
+from gguf_export.writing.fingerprint import difference
 
-__all__ = ["Journal", "Piece", "journal_path"]
+__all__ = ["Journal", "journal_path"]
 
 SUFFIX = ".journal"
 FORMAT = 1
 MAX_BYTES = 2**26  # of a journal that is read; that of a model of a terabyte takes a few megabytes
-
-
-class Piece(NamedTuple):
-    """Bytes of a file that are on the disk."""
-
-    offset: int  # from the start of the file
-    n_bytes: int
-    crc: int  # zlib.crc32
 
 
 def journal_path(output: Path) -> Path:
@@ -54,37 +47,26 @@ class Journal:
             fingerprint: all that decides the file's bytes, by names that a person understands.
 
         Raises:
-            OutputError: another run is writing this output, or the folder cannot be written.
+            OutputBusyError: another run is writing this output.
+            OutputError: the folder cannot be written.
         """
         self.path = journal_path(output)
         self._fingerprint = dict(fingerprint)
         try:
-            self._file, self.is_locked = self._open(output)
+            self._locked = LockedFile(self.path, str(output))
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+            raise write_error(self.path, error) from error
+        self._file = self._locked.file
 
-    def _open(self, output: Path) -> tuple[Any, bool]:
-        while True:
-            # Unbuffered, so that what could not be written is not tried again when the file is closed.
-            file = self.path.open("a+b", buffering=0)
-            try:
-                is_locked = lock(file)
-                if still_at(file, self.path):
-                    return file, is_locked
-            except LockedError:
-                file.close()
-                raise OutputError(
-                    f"{output}: another run is writing this file; wait for it, or choose another folder with -o"
-                ) from None
-            except BaseException:
-                file.close()
-                raise
-            file.close()  # the run before ended and removed it between the opening and the locking
+    @property
+    def is_locked(self) -> bool:
+        """False where the file system knows no locks."""
+        return self._locked.is_locked
 
     def recall(self) -> tuple[list[Piece], str]:
         """The pieces that an earlier run noted, and, where it made something else, what differs.
 
-        The latter is a phrase such as "the checkpoint is another", empty where there was no earlier run.
+        The latter is a phrase such as "the checkpoint changed", empty where there was no earlier run.
         """
         self._file.seek(0, os.SEEK_END)
         if self._file.tell() > MAX_BYTES:
@@ -96,10 +78,8 @@ class Journal:
         first = _json(lines[0])
         if not isinstance(first, dict) or first.pop("journal", None) != FORMAT:
             return [], "its journal is damaged, or of another version"
-        names = first.keys() | self._fingerprint.keys()
-        changed = sorted(name for name in names if first.get(name) != self._fingerprint.get(name))
-        if changed:
-            return [], f"{' and '.join(f'the {name}' for name in changed)} changed since it was stopped"
+        if differs := difference(first, self._fingerprint):
+            return [], differs
         pieces, good = [], len(lines[0]) + 1
         for line in lines[1:]:
             piece = _json(line)
@@ -142,14 +122,9 @@ class Journal:
         if self._file.closed:
             return
         if self._file.seek(0, os.SEEK_END):
-            self._file.close()
-            return
-        with contextlib.suppress(OSError):  # Windows removes no open file; then it goes one line further down
-            self.path.unlink(missing_ok=True)
-        self._file.close()
-        if os.name == "nt":
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
+            self._locked.close()
+        else:
+            self._locked.remove()
 
     def __enter__(self) -> Journal:
         return self
@@ -173,7 +148,7 @@ class Journal:
 
 
 def _json(line: bytes) -> Any:
-    """The value of a line, None where it is none: torn, or zeros of a disk that lost power."""
+    """The value of a line, None where the line is torn, or holds the zeros of a disk that lost power."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):

@@ -5,64 +5,86 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from calibration.importance.imatrix import Imatrix
+from gguf_export.writing.job import ExportJob
 from quantize.blocks import block_format
 from quantize.recipes.layout import Plan
+from quantize.telling import Remark
 
-__all__ = ["FEW_TOKENS", "missing_remarks", "plan_remarks", "thin_remarks"]
+__all__ = ["FEW_TOKENS", "export_remarks", "missing_remarks", "plan_remarks", "thin_remarks"]
 
 FEW_TOKENS = 100
 """An expert with fewer of them gains from a prior (scripts/measure_prior.py)."""
 
 
-def plan_remarks(plans: Mapping[str, Plan]) -> list[str]:
-    """Fallbacks of tensor types and patterns that match nothing, by label; what several plans share is one line."""
-    told: dict[str, list[str]] = {}
+def export_remarks(job: ExportJob, *, is_counted: bool = True) -> list[Remark | str]:
+    """All that is to be told of an export before it begins: each kind of fallback is one line, with its count.
+
+    Args:
+        job: the export.
+        is_counted: whether the tokens of its importances were counted already, or will be while it runs.
+    """
+    plans = {file.path.name: file.plan for file in job.files}
+    return [
+        *job.remarks,
+        *plan_remarks(plans),
+        *missing_remarks(job.plans, job.imatrix),
+        *thin_remarks(job.imatrix if is_counted else None),
+    ]
+
+
+def plan_remarks(plans: Mapping[str, Plan]) -> list[Remark]:
+    """Fallbacks of tensor types and patterns that match nothing, by label; what several plans share is one remark."""
+    labels_of: dict[tuple[str, str], list[str]] = {}
     for label, plan in plans.items():
         names = [planned.spec.name for planned in plan.fallbacks]
         if names:
-            text = (
+            message = (
                 f"{len(names)} tensors have rows that their type does not divide and fall back to another one "
                 f"({_first(names, 2)})"
             )
-            told.setdefault(text, []).append(label)
+            labels_of.setdefault((message, ""), []).append(label)
         for pattern in plan.unmatched:
-            told.setdefault(f"--tensor-type {pattern} matches no tensor", []).append(label)
-    return [f"{', '.join(labels)}: {text}" for text, labels in told.items()]
+            message = f"the tensor type pattern {pattern} matches no tensor"
+            labels_of.setdefault((message, "tensor_type"), []).append(label)
+    return [
+        Remark(", ".join(labels), message, setting=setting)
+        for (message, setting), labels in labels_of.items()
+    ]
+
+
+def missing_remarks(plans: Sequence[Plan], imatrix: Imatrix | None) -> list[Remark]:
+    """A remark where importances are given and do not cover all that they could weigh."""
+    missing = _without_importance(plans, imatrix) if imatrix else []
+    if not missing:
+        return []
+    message = f"the importance matrix has nothing for {len(missing)} tensors, quantized without: {_first(missing, 4)}"
+    return [Remark("", message)]
 
 
 def _without_importance(plans: Sequence[Plan], imatrix: Imatrix) -> list[str]:
     """Names of tensors that are quantized although the importance matrix knows nothing of them."""
-    wanted = {
+    specs = {
         planned.spec.name: planned.spec
         for plan in plans
         for planned in plan.tensors
         if block_format(planned.qtype).uses_importance
     }
-    return imatrix.missing(list(wanted.values()))
+    return imatrix.missing(list(specs.values()))
 
 
-def missing_remarks(plans: Sequence[Plan], imatrix: Imatrix | None) -> list[str]:
-    """A line where importances are given and do not cover all that they could weigh."""
-    missing = _without_importance(plans, imatrix) if imatrix else []
-    if not missing:
-        return []
-    return [
-        f"the importance matrix has nothing for {len(missing)} tensors, quantized without: {_first(missing, 4)}"
-    ]
-
-
-def thin_remarks(imatrix: Imatrix | None) -> list[str]:
-    """Thin evidence is told; a prior is the remedy, and then there is nothing to say."""
+def thin_remarks(imatrix: Imatrix | None) -> list[Remark]:
+    """A remark where importances rest on few tokens; with a prior, which is the remedy, there is nothing to say."""
     thin = imatrix.starved(fewer_than=FEW_TOKENS) if imatrix and not imatrix.prior else []
     if not thin:
         return []
-    n_none = sum(found.n_tokens == 0 for found in thin)
+    n_none = sum(expert.n_tokens == 0 for expert in thin)
     none = f", and none for {n_none} of them, which are weighted evenly" if n_none else ""
-    places = [f"{found.name} expert {found.xid} ({found.n_tokens})" for found in thin]
-    return [
+    places = [f"{expert.name} expert {expert.xid} ({expert.n_tokens})" for expert in thin]
+    message = (
         f"the importance matrix saw fewer than {FEW_TOKENS} tokens for {len(thin)} experts{none}: "
-        f"{_first(places, 4)}; --prior 8 draws them toward their layer's mean"
-    ]
+        f"{_first(places, 4)}"
+    )
+    return [Remark("", message, "{setting} 8 draws them toward their layer's mean", setting="prior")]
 
 
 def _first(names: Sequence[str], n: int) -> str:

@@ -18,7 +18,13 @@ from pico import fuse_experts, pico_mixtral, read_checkpoint, write_checkpoint
 from places import HELPERS
 
 from gguf_export import export
-from quantize.exceptions import CheckpointError, MoeGgufError, OutputError
+from quantize.exceptions import (
+    MoeGgufError,
+    NoSpaceError,
+    NotFiniteError,
+    OutputError,
+    OutputExistsError,
+)
 from quantize.sources.gguf_file import GGUFFile
 
 FTYPES = [
@@ -129,7 +135,7 @@ def test_existing_file_is_kept_without_force(model: Path, tmp_path: Path) -> Non
     done = export(model, ["Q8_0"], tmp_path)
     path = done.files[0].path
     path.write_bytes(b"precious")
-    with pytest.raises(OutputError, match="--force"):
+    with pytest.raises(OutputExistsError, match="exists already; pass force"):
         export(model, ["Q8_0"], tmp_path)
     assert path.read_bytes() == b"precious"
     export(model, ["Q8_0"], tmp_path, force=True)
@@ -146,7 +152,7 @@ def test_non_finite_weight_is_named(model: Path, tmp_path: Path, bits: int) -> N
     weights = read_checkpoint(model)
     weights["model.layers.1.block_sparse_moe.experts.1.w2.weight"][3, 5] = bits
     write_checkpoint(model, weights, json.loads((model / "config.json").read_text()), n_shards=2)
-    with pytest.raises(CheckpointError, match=r"ffn_down_exps.weight, expert 1: row 3, column 5"):
+    with pytest.raises(NotFiniteError, match=r"ffn_down_exps.weight, expert 1: row 3, column 5"):
         export(model, ["Q8_0"], tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
@@ -156,7 +162,7 @@ def test_too_little_space_is_said_before_the_work(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 0, 1000))
-    with pytest.raises(OutputError, match="make space"):
+    with pytest.raises(NoSpaceError, match="make space"):
         export(model, ["Q8_0"], tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 

@@ -33,7 +33,7 @@ def test_a_comparison_tells_what_an_export_tells(pico: Path, tmp_path: Path) -> 
     for told in (
         "token_embd.weight has 8 values there and needs",
         "tensors have rows that their type does not divide",
-        "Q8_0, Q4_K_M, Q5_K_M: --tensor-type absent matches no tensor",
+        "Q8_0, Q4_K_M, Q5_K_M: the tensor type pattern absent matches no tensor",
         "the importance matrix has nothing for ",
         "fewer than 100 tokens for 2 experts",
     ):

@@ -20,16 +20,18 @@ import pytest
 from pico import pico_mixtral
 
 from calibration.importance.imatrix import Entry, Imatrix
+from gguf_export.files import durable as durable_file
 from gguf_export.files.disk import durable
-from gguf_export.writing import sink as writer
+from gguf_export.files.durable import DurableFile, Piece
 from gguf_export.writing import slabs
 from gguf_export.writing.export import ExportJob, ExportResult, prepare, run
-from gguf_export.writing.journal import Journal, Piece, journal_path
+from gguf_export.writing.journal import Journal, journal_path
 from gguf_export.writing.sink import Sink
-from quantize.exceptions import OutputError
+from quantize.exceptions import NoSpaceError, OutputBusyError, OutputError, OutputExistsError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint import open_checkpoint
+from quantize.telling import Remark
 
 FTYPES = ("Q8_0", "F16")
 
@@ -61,7 +63,7 @@ def plan_of(
 
 @pytest.fixture(autouse=True)
 def every_slab_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(durable_file, "SYNC_SECONDS", 0.0)
 
 
 class StoppedError(Exception):
@@ -96,7 +98,10 @@ def files(folder: Path) -> dict[str, bytes]:
 def resumed(model: Path, folder: Path, **options: Any) -> tuple[ExportResult, list[str]]:
     notes: list[str] = []
     run_options = {key: options.pop(key) for key in ("force", "restart") if key in options}
-    return run(plan_of(model, folder, **options), note=notes.append, **run_options), notes
+    done = run(
+        plan_of(model, folder, **options), note=lambda remark: notes.append(str(remark)), **run_options
+    )
+    return done, notes
 
 
 @pytest.mark.parametrize("n_writes", [1, 2, 31, 60])
@@ -112,13 +117,13 @@ def test_a_stopped_run_goes_on(model: Path, tmp_path: Path, whole: dict[str, byt
 
 
 def test_what_is_kept_is_said(model: Path, tmp_path: Path) -> None:
-    notes: list[str] = []
+    notes: list[Remark | str] = []
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 20)
         with pytest.raises(StoppedError):
             run(plan_of(model, tmp_path / "out"), jobs=1, note=notes.append)
     assert len(notes) == 2
-    assert all("the same command goes on" in note for note in notes)
+    assert all("the same command goes on" in str(note) for note in notes)
 
 
 def test_only_files_that_lack_a_slab_get_it(
@@ -291,7 +296,7 @@ def test_an_old_file_stays_until_the_new_one_is_whole(
     out.mkdir()
     for name in whole:
         (out / name).write_bytes(b"precious")
-    with pytest.raises(OutputError, match="--force"):
+    with pytest.raises(OutputExistsError, match="pass force"):
         resumed(model, out)
     assert set(files(out)) == set(whole)
     with pytest.MonkeyPatch.context() as patch:
@@ -314,7 +319,7 @@ def test_a_stale_journal_does_not_make_an_old_file_the_new_one(
         content = bytearray(path.read_bytes())
         path.unlink()
         final.write_bytes(content)
-    with pytest.raises(OutputError, match="--force"):
+    with pytest.raises(OutputExistsError, match="pass force"):
         resumed(model, out)
     resumed(model, out, force=True)
     assert files(out) == whole
@@ -324,7 +329,7 @@ def test_two_runs_cannot_write_one_file(model: Path, tmp_path: Path, whole: dict
     out = tmp_path / "out"
     export = plan_of(model, out)
     out.mkdir()
-    with Journal(export.files[1].path, {}), pytest.raises(OutputError, match="another run is writing"):
+    with Journal(export.files[1].path, {}), pytest.raises(OutputBusyError, match="another run is writing"):
         run(export)
     assert not list(out.iterdir())
     run(export)
@@ -334,7 +339,7 @@ def test_two_runs_cannot_write_one_file(model: Path, tmp_path: Path, whole: dict
 def test_a_journal_is_locked_once(tmp_path: Path) -> None:
     output = tmp_path / "m.gguf"
     with Journal(output, {}) as first:
-        with pytest.raises(OutputError, match="another run"):
+        with pytest.raises(OutputBusyError, match="another run"):
             Journal(output, {})
         first.begin()
     with Journal(output, {}) as again:
@@ -368,7 +373,7 @@ def test_bytes_are_durable_before_the_journal_tells_of_them(
         events.append(("sync", Path(file.name).suffix))
         durable(file)
 
-    monkeypatch.setattr("gguf_export.writing.sink.durable", watched)
+    monkeypatch.setattr("gguf_export.files.durable.durable", watched)
     monkeypatch.setattr("gguf_export.writing.sink.durable_folder", lambda _: events.append(("folder", "")))
     original_add, original_replace = Journal.add, Path.replace
     monkeypatch.setattr(
@@ -395,17 +400,18 @@ def test_an_error_of_the_disk_keeps_what_is_done(
     code: int,
     after: int,
 ) -> None:
-    original, seen = Sink._put, []
+    original, seen = DurableFile._put, []
 
-    def put(sink: Sink, place: int, data: memoryview) -> None:
-        seen.append(place)
+    def put(file: DurableFile, offset: int, data: memoryview) -> None:
+        seen.append(offset)
         if len(seen) > after:
             raise OSError(code, os.strerror(code))
-        original(sink, place, data)
+        original(file, offset, data)
 
+    kind = NoSpaceError if code == errno.ENOSPC else OutputError
     with monkeypatch.context() as patch:
-        patch.setattr(Sink, "_put", put)
-        with pytest.raises(OutputError, match=r"partial: (no space left|cannot be written)"):
+        patch.setattr(DurableFile, "_put", put)
+        with pytest.raises(kind, match=r"partial: (no space left|cannot be written)"):
             run(plan_of(model, tmp_path / "out"), jobs=1)
     assert not list((tmp_path / "out").glob("*.gguf"))
     if after < 30:  # within the header and the padding: nothing is worth keeping
@@ -429,7 +435,7 @@ def test_a_failed_sync_notes_nothing(
         durable(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr("gguf_export.writing.sink.durable", failing)
+        patch.setattr("gguf_export.files.durable.durable", failing)
         patch.setattr(Journal, "add", lambda self, new: (noted.extend(new), original_add(self, new))[1])
         with pytest.raises(OutputError, match="Input/output error"):
             run(plan_of(model, tmp_path / "out", "F16"), jobs=1)
@@ -449,7 +455,7 @@ def test_space_that_partial_files_hold_is_not_asked_for_again(
     needed = sum(file.n_bytes for file in export.files)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - held - 1))
-    with pytest.raises(OutputError, match="make space"):
+    with pytest.raises(NoSpaceError, match="make space"):
         run(export)
     assert len(list((tmp_path / "out").glob("*.partial"))) == 2
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - held + 8192))
@@ -461,18 +467,18 @@ def child(*words: Any, hold: Path | None = None) -> subprocess.Popen[str]:
     script = """
         import sys, time
         from pathlib import Path
-        from gguf_export.writing import slabs
-        from gguf_export.writing import sink as writer
+        from gguf_export.files import durable
+        from gguf_export.writing.open_files import OpenFiles
         from gguf_export.cli import main
         hold, sys.argv[1:] = Path(sys.argv[1]), sys.argv[2:]
-        writer.SYNC_SECONDS = 0.0
-        shelve, seen = slabs.Worker.shelve, []
-        def shelve_or_wait(*args):
+        durable.SYNC_SECONDS = 0.0
+        write, seen = OpenFiles.write, []
+        def write_or_wait(*args):
             seen.append(1)
             while len(seen) > 25 and hold.exists():
                 time.sleep(0.01)
-            return shelve(*args)
-        slabs.Worker.shelve = shelve_or_wait
+            return write(*args)
+        OpenFiles.write = write_or_wait
         main()
     """
     return subprocess.Popen(

@@ -35,7 +35,8 @@ from calibration.text.chunks import Chunks, Text, make_chunks
 from calibration.text.tokenizer import open_tokenizer
 from gguf_export.cli import main
 from gguf_export.commands.console import ProgressView
-from gguf_export.files.replacing import Lock, replacing, write_text
+from gguf_export.files.locks import LockedFile
+from gguf_export.files.replacing import replacing, write_text
 from gguf_export.writing import pass_state
 from gguf_export.writing.export import prepare, run
 from gguf_export.writing.pass_state import StateFile, state_path
@@ -43,7 +44,7 @@ from quantize.exceptions import OutputError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint import open_checkpoint
-from quantize.telling import Progress
+from quantize.telling import Progress, Remark
 
 N_LAYER = 3
 N_CTX = 32
@@ -376,7 +377,7 @@ def test_the_state_takes_no_space_of_the_files(
     original = StateFile.keep
 
     def keep(self: StateFile, state: PassState) -> None:
-        needed.append(self._spare())
+        needed.append(self.spare())
         for more in (-1, 0):
             free[:] = [needed[-1] + state.n_bytes + more]
             original(self, state)
@@ -491,7 +492,7 @@ def test_nothing_is_unpacked(folder: Path, tmp_path: Path) -> None:
 
 def test_two_runs_into_one_file(folder: Path, tmp_path: Path) -> None:
     for words in (imatrix_words(folder, tmp_path / "m"), compare_words(folder, tmp_path / "m")):
-        with Lock(tmp_path / "m.state.lock"):
+        with LockedFile(tmp_path / "m.state.lock", "m"):
             done = invoke(*words)
         assert done.exit_code == 1
         assert "m: another run is writing this file; wait for it" in done.stderr
@@ -681,11 +682,11 @@ def test_all_kinds_of_storage(
             stop_in(patch, 2)
             with pytest.raises(StoppedError), StateFile(tmp_path / "s", "s", {}) as keeper:
                 collected(folder, name, keeper, storage, process_output=True)
-        notes: list[str] = []
+        notes: list[Remark | str] = []
         moments: list[Progress] = []
         with StateFile(tmp_path / "s", "s", {}, note=notes.append) as keeper:
             found = collected(folder, name, keeper, storage, process_output=True, progress=moments.append)
-        assert notes == ["s: continued, 2 of 3 layers are done"]
+        assert [str(note) for note in notes] == ["s: continued, 2 of 3 layers are done"]
         assert found.imatrix.entries.keys() == want.imatrix.entries.keys()
         for key, entry in want.imatrix.entries.items():
             np.testing.assert_array_equal(entry.sums, found.imatrix.entries[key].sums)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFValueType
 
+from gguf_export.files import durable as durable_file
 from gguf_export.files.disk import check_space
 from gguf_export.metadata.model_keys import KeyValue
-from gguf_export.writing import sink as writer
 from gguf_export.writing.header import header
 from gguf_export.writing.sink import Sink
-from quantize.exceptions import GGUFError, OutputError
+from quantize.exceptions import GGUFError, NoSpaceError
 from quantize.hparams import Hparams
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.layout import Plan
@@ -90,9 +90,9 @@ def test_encoding_goes_on_while_the_disk_syncs(
         asked.set()
         assert disk.wait(20)
 
-    monkeypatch.setattr(writer, "SYNC_SECONDS", 0.0)
-    monkeypatch.setattr(writer, "MOST_UNSYNCED", 3 * row.nbytes)
-    monkeypatch.setattr(writer, "durable", durable)
+    monkeypatch.setattr(durable_file, "SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(durable_file, "MOST_UNSYNCED", 3 * row.nbytes)
+    monkeypatch.setattr(durable_file, "durable", durable)
     with Sink(tmp_path / "m.gguf", KEYS, small_plan) as sink, ThreadPoolExecutor(1) as pool:
         sink.write(tensor, 0, row)
         assert asked.wait(20)
@@ -146,7 +146,7 @@ def test_space_is_counted_for_all_files_together(tmp_path: Path, monkeypatch: py
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 0, 100))
     check_space([(tmp_path, 50), (tmp_path, 50)])
-    with pytest.raises(OutputError, match="make space"):
+    with pytest.raises(NoSpaceError, match="make space"):
         check_space([(tmp_path, 50), (tmp_path, 51)])
 
 

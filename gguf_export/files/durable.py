@@ -1,0 +1,203 @@
+"""A large file that is written in pieces, anywhere in it, by several threads, while the disk catches up behind them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gguf_export.files.disk import durable, forget_pages, is_full
+from gguf_export.files.sizes import size_in_words
+from quantize.exceptions import NoSpaceError, OutputError
+from quantize.telling import OnProgress, Progress, silent
+
+__all__ = ["DurableFile", "Piece", "confirmed", "disk_errors"]
+
+SYNC_BYTES = 64 * 2**20
+SYNC_SECONDS = 5.0
+"""After this many bytes or seconds, what was written is made durable, while the writers go on."""
+
+MOST_UNSYNCED = 4 * SYNC_BYTES
+"""Bytes after which a writer waits for a slow disk: about the most that a killed run loses."""
+
+READ_BYTES = 2**20  # read back at a time
+
+
+class Piece(NamedTuple):
+    """Some bytes of a file."""
+
+    offset: int  # from the start of the file
+    n_bytes: int
+    crc: int  # zlib.crc32
+
+
+class DurableFile:
+    """A file of known size; its pieces are made durable, and then noted, by a thread of its own.
+
+    Whoever closes it without `sync` gives up what is not durable yet.
+    """
+
+    def __init__(
+        self, path: Path, n_bytes: int, *, goes_on: bool, on_durable: Callable[[Sequence[Piece]], None]
+    ) -> None:
+        """Open the file.
+
+        Args:
+            path: of the file.
+            n_bytes: its size when it is whole.
+            goes_on: keep what is in it; otherwise it is created, or emptied.
+            on_durable: is told the pieces that the disk holds, each once; an `OSError` from it counts as one of the
+                disk. Called from the thread that syncs.
+
+        Raises:
+            OutputError: the file cannot be opened.
+        """
+        self.path, self.n_bytes = path, n_bytes
+        self._on_durable = on_durable
+        self._lock, self._sync_lock = threading.Lock(), threading.Lock()
+        self._syncer = ThreadPoolExecutor(1)  # starts its thread when it has something to do
+        self._syncing: Future[None] | None = None
+        self._is_broken = False  # it is unknown what the disk holds of what was written since the last sync
+        self._unsynced: list[Piece] = []
+        self._unsynced_bytes = 0
+        self._synced_at = time.monotonic()
+        with self._errors():
+            self._file: Any = path.open("r+b" if goes_on else "w+b", buffering=0)
+
+    def frame(self, pieces: Sequence[tuple[int, bytes]]) -> None:
+        """Give the file its size, and put bytes at offsets without noting them.
+
+        Raises:
+            OutputError: the disk is full or broken.
+        """
+        with self._errors():
+            self._file.truncate(self.n_bytes)
+            for offset, data in pieces:
+                self._put(offset, memoryview(data))
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Put a piece at an offset; when it is durable, `on_durable` is told.
+
+        Raises:
+            OutputError: the disk is full or broken.
+        """
+        piece = Piece(offset, data.nbytes, zlib.crc32(data))
+        with self._errors(), self._lock:
+            self._put(offset, data)
+            self._unsynced.append(piece)
+            self._unsynced_bytes += piece.n_bytes
+            is_due = self._unsynced_bytes >= SYNC_BYTES or time.monotonic() - self._synced_at >= SYNC_SECONDS
+        if is_due:
+            self._sync_behind()
+
+    def sync(self) -> None:
+        """Make durable what is left, in the caller's thread; nothing is written meanwhile.
+
+        Raises:
+            OutputError: the disk is full or broken.
+        """
+        try:
+            if self._syncing is not None:
+                self._syncing.result()
+        finally:
+            self._sync()
+
+    def close(self) -> None:
+        """Close the file, when a sync that is under way has ended.
+
+        Raises:
+            OutputError: the disk is broken.
+        """
+        self._syncer.shutdown()
+        with self._errors():
+            self._file.close()
+
+    def _put(self, offset: int, data: memoryview) -> None:
+        self._file.seek(offset)
+        while data:
+            data = data[self._file.write(data) :]
+
+    def _sync_behind(self) -> None:
+        """Sync in the thread for it; wait only for a disk that is slower than the writers."""
+        with self._sync_lock:
+            if self._syncing is not None:
+                if not self._syncing.done() and self._unsynced_bytes < MOST_UNSYNCED:
+                    return
+                self._syncing.result()
+            self._syncing = self._syncer.submit(self._sync)
+
+    def _sync(self) -> None:
+        """First the bytes, then the note that tells of them; writers do not wait meanwhile."""
+        with self._errors():
+            with self._lock:
+                pieces, self._unsynced, self._unsynced_bytes = self._unsynced, [], 0
+                self._synced_at = time.monotonic()
+            try:
+                if self._is_broken:  # a second fsync would return well: a disk tells of an error once
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                durable(self._file)
+                forget_pages(self._file)
+                self._on_durable(pieces)
+            except OSError:
+                self._is_broken = True
+                raise
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        with disk_errors(self.path, self.n_bytes):
+            yield
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, n_bytes: int) -> Iterator[None]:
+    """Turn an `OSError` within the block into an error of ours about a file of `n_bytes` that is being written.
+
+    Raises:
+        NoSpaceError: the disk is full.
+        OutputError: the disk is broken, or the folder does not allow it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise NoSpaceError(
+                str(path),
+                f"no space left ({error.strerror}) for a file of {size_in_words(n_bytes)}",
+                "make space and run the same command again, or choose another folder",
+            ) from error
+        raise OutputError(
+            str(path),
+            f"cannot be written: {error.strerror or error}",
+            "see to the disk, then run the same command again",
+        ) from error
+
+
+def confirmed(path: Path, pieces: Sequence[Piece], progress: OnProgress = silent) -> list[Piece]:
+    """The pieces of a file whose bytes are still those that were written, read back by their checksums.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not pieces:
+        return []
+    intact = []
+    total = sum(piece.n_bytes for piece in pieces)
+    done = 0
+    with path.open("rb", buffering=0) as file:
+        for piece in pieces:
+            file.seek(piece.offset)
+            crc, left = 0, piece.n_bytes
+            while left and (data := file.read(min(left, READ_BYTES))):
+                crc, left = zlib.crc32(data, crc), left - len(data)
+            if not left and crc == piece.crc:
+                intact.append(piece)
+            done += piece.n_bytes
+            progress(Progress("checking what is done", done, total))
+    return intact

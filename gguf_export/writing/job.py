@@ -1,0 +1,139 @@
+"""An export before its first weight: what will be read, what will be written, and with which importances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibration.importance.imatrix import Imatrix
+from gguf_export.metadata import file_names as names
+from gguf_export.metadata import model_keys as metadata
+from gguf_export.metadata.model_keys import KeyValue
+from gguf_export.vocab import vocab_keys as vocab
+from gguf_export.writing.header import header
+from quantize.exceptions import NeedsImatrixError, OutputError
+from quantize.recipes.layout import Plan
+from quantize.recipes.recipe import Recipe, make_plan
+from quantize.sources.checkpoint import Checkpoint
+from quantize.telling import Remark
+
+__all__ = ["ExportJob", "OutputFile", "prepare"]
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One file to be written, complete but for its weights."""
+
+    path: Path
+    plan: Plan
+    keys: tuple[KeyValue, ...]
+
+    @property
+    def header(self) -> bytes:
+        """The bytes before the first tensor."""
+        return header(self.keys, self.plan)
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the whole file."""
+        return len(self.header) + self.plan.data_bytes
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """A prepared export: see `prepare`."""
+
+    checkpoint: Checkpoint
+    files: tuple[OutputFile, ...]
+    imatrix: Imatrix | None = None
+    remarks: tuple[Remark | str, ...] = ()
+    """Of the checkpoint and the importances: fallbacks taken, settings that a GGUF cannot say."""
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plan of each file."""
+        return tuple(file.plan for file in self.files)
+
+    @property
+    def weighted(self) -> frozenset[str]:
+        """Names of the tensors of which importances are known."""
+        return frozenset(self.imatrix.entries) if self.imatrix else frozenset()
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    recipes: Sequence[Recipe],
+    folder: Path,
+    *,
+    imatrix: Imatrix | None = None,
+    name: str | None = None,
+    override_kv: Sequence[str] = (),
+    pre: str | None = None,
+    publisher: str | None = None,
+) -> ExportJob:
+    """Plan the files; nothing is written and no weight is read.
+
+    Args:
+        checkpoint: the model.
+        recipes: one for each file.
+        folder: where the files go; with `publisher`, the root of LM Studio's models.
+        imatrix: importances of the inputs, per tensor and expert.
+        name: `general.name`, and the base of the file names; by default found as llama.cpp's converter finds it.
+        override_kv: metadata to set, spelled KEY=TYPE:VALUE as llama-quantize takes it.
+        pre: name of the pre-tokenizer, where it is not recognised.
+        publisher: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
+
+    Raises:
+        MoeGgufError: a recipe, tokenizer, imatrix or setting that does not fit the model.
+    """
+    specs, hparams = checkpoint.specs(), checkpoint.hparams
+    remarks: list[Remark | str] = list(checkpoint.remarks)
+    if imatrix is not None:
+        remarks += imatrix.check(specs)
+    overrides = [metadata.parse_override(text) for text in override_kv]
+    keys = metadata.model_keys(
+        checkpoint.path,
+        checkpoint.config,
+        hparams,
+        n_params=metadata.count_params(specs),
+        name=name,
+        note=remarks.append,
+    )
+    keys += vocab.vocab_keys(checkpoint.path, checkpoint.config, hparams.n_vocab, pre, note=remarks.append)
+    files = []
+    for recipe in recipes:
+        plan = make_plan(specs, hparams, recipe, has_imatrix=imatrix is not None)
+        _require_importances(plan, imatrix)
+        file_keys = metadata.assemble(keys, recipe.ftype.id, imatrix, overrides)
+        path = _path_of(folder, keys, recipe.ftype.name, publisher)
+        files.append(OutputFile(path, plan, tuple(file_keys)))
+    if len({file.path for file in files}) < len(files):
+        raise OutputError(
+            str(files[0].path), "two of the files would have the same name", "give each type once"
+        )
+    return ExportJob(checkpoint, tuple(files), imatrix, tuple(remarks))
+
+
+def _path_of(folder: Path, keys: Sequence[KeyValue], ftype: str, publisher: str | None) -> Path:
+    file_name = names.output_name(keys, ftype)
+    if publisher is None:
+        return folder / file_name
+    return names.lmstudio_path(folder, publisher, names.model_folder(keys), file_name)
+
+
+def _require_importances(plan: Plan, imatrix: Imatrix | None) -> None:
+    """Some types are of no use without importances: llama-quantize refuses them, too.
+
+    Raises:
+        NeedsImatrixError: a tensor shall have such a type, and nothing is known of its inputs.
+    """
+    for planned in plan.tensors:
+        if planned.requires_imatrix and (imatrix is None or planned.spec.name not in imatrix.entries):
+            raise NeedsImatrixError(
+                planned.spec.name,
+                f"{plan.ftype.name} makes it {planned.qtype.name}, which needs importances, and the importance matrix "
+                "has none for it",
+                "give one that covers it, or another {setting}",
+                setting="tensor_type",
+            )

@@ -1,0 +1,183 @@
+"""Questions about files that are asked before they are written, the locks that are taken, and sizes in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from gguf_export.files.disk import write_error
+from gguf_export.files.durable import DurableFile, Piece, confirmed
+from gguf_export.files.locks import LockedFile
+from gguf_export.files.outputs import refuse_outputs
+from gguf_export.files.sizes import size_in_words
+from quantize.exceptions import NoSpaceError, OutputBusyError, OutputError, OutputExistsError
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "words"),
+    [
+        (0, "0 B"),
+        (512, "512 B"),
+        (1023, "1023 B"),
+        (1024, "1.00 KiB"),
+        (1536, "1.50 KiB"),
+        (10.14 * 2**20, "10.14 MiB"),
+        (3.25 * 2**30, "3.25 GiB"),
+        (5000 * 2**30, "5000.00 GiB"),
+    ],
+)
+def test_sizes_in_words(n_bytes: float, words: str) -> None:
+    assert size_in_words(n_bytes) == words
+
+
+def test_new_files_in_a_folder_are_fine(tmp_path: Path) -> None:
+    refuse_outputs([tmp_path / "a", tmp_path / "b"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_cannot_be_written_is_refused_even_with_force(tmp_path: Path, force: bool) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    for outputs, message in (
+        ([tmp_path / "absent" / "x"], "absent/x: there is no such folder; make it first"),
+        ([tmp_path / "a", tmp_path / "folder"], "folder: is a folder; name a file in it"),
+        ([tmp_path / "a", tmp_path / "b", tmp_path / "a"], "a: named twice; choose a file for each"),
+        ([tmp_path / "a", tmp_path / "link"], "a: named twice"),
+    ):
+        with pytest.raises(OutputError, match=message) as caught:
+            refuse_outputs(outputs, force=force)
+        assert type(caught.value) is OutputError
+
+
+def test_files_that_exist_need_force(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(OutputExistsError) as caught:
+        refuse_outputs([tmp_path / "b", tmp_path / "a"])
+    assert (caught.value.place, caught.value.setting) == (str(tmp_path / "a"), "force")
+    assert caught.value.line(lambda setting: f"--{setting}").endswith(
+        "a: exists already; pass --force to replace it"
+    )
+    refuse_outputs([tmp_path / "b", tmp_path / "a"], force=True)
+    refuse_outputs([tmp_path / "b"], own=[tmp_path / "a"])
+    with pytest.raises(OutputError, match="named twice"):
+        refuse_outputs([tmp_path / "a"], force=True, own=[tmp_path / "a"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="/dev/null")
+def test_devices_take_what_comes_where_they_may(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is no file, so it cannot be replaced"):
+        refuse_outputs([Path("/dev/null")], force=True)
+    refuse_outputs([Path("/dev/null"), Path("/dev/null"), tmp_path / "a"], devices=True)
+
+
+def test_a_lock_is_held_once_and_goes(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    with LockedFile(path, "x") as held:
+        assert held.is_locked
+        with pytest.raises(OutputBusyError, match="x: another run is writing this file; wait for it"):
+            LockedFile(path, "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_stays_can_be_locked_again(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    first = LockedFile(path, "x")
+    first.file.write(b"kept")
+    first.close()
+    with LockedFile(path, "x") as second:
+        second.file.seek(0)
+        assert second.file.read() == b"kept"
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    script = """
+        import sys
+        from pathlib import Path
+        from gguf_export.files.locks import LockedFile
+        held = LockedFile(Path(sys.argv[1]), "x")
+        print("locked", flush=True)
+        sys.stdin.read()
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "locked\n"
+        with pytest.raises(OutputBusyError):
+            LockedFile(path, "x")
+        child.kill()
+    assert path.exists()
+    with LockedFile(path, "x"):
+        pass
+    assert not path.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+def test_a_lock_follows_no_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    (tmp_path / "x.lock").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic") as caught:
+        LockedFile(tmp_path / "x.lock", "x")
+    assert caught.value.errno == errno.ELOOP
+    assert not victim.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX")
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_file_systems_without_locks_are_used_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    import fcntl
+
+    def unknown(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with LockedFile(tmp_path / "x", "x") as file:
+        assert not file.is_locked
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error_of_its_own(tmp_path: Path) -> None:
+    for code, kind in (
+        (errno.ENOSPC, NoSpaceError),
+        (errno.EDQUOT, NoSpaceError),
+        (errno.EFBIG, NoSpaceError),
+        (errno.EIO, OutputError),
+    ):
+        error = write_error(tmp_path / "x", OSError(code, os.strerror(code)))
+        assert type(error) is kind
+        assert str(error) == f"{tmp_path / 'x'}: cannot be written: {os.strerror(code)}"
+
+
+def test_pieces_are_told_when_they_are_durable_and_confirmed_when_read_back(tmp_path: Path) -> None:
+    path, told = tmp_path / "x", list[Piece]()
+    file = DurableFile(path, 100, goes_on=False, on_durable=told.extend)
+    file.frame([(0, b"head"), (96, b"tail")])
+    file.write(10, memoryview(b"first"))
+    file.write(50, memoryview(b"second"))
+    assert not told
+    file.sync()
+    file.close()
+    assert [(piece.offset, piece.n_bytes) for piece in told] == [(10, 5), (50, 6)]
+    assert path.stat().st_size == 100
+    assert confirmed(path, told) == told
+    with path.open("r+b") as damaged:
+        damaged.seek(12)
+        damaged.write(b"x")
+    assert confirmed(path, told) == told[1:]
+    again = DurableFile(path, 100, goes_on=True, on_durable=told.extend)
+    again.close()
+    assert path.read_bytes()[:4] == b"head"

@@ -1,0 +1,138 @@
+"""The unit of work is pure: it can be sent to another process, and the blocks that come back make the same file."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from folder_source import FolderSource
+from pico import pico_mixtral
+
+from gguf_export.writing import slabs
+from gguf_export.writing.export import prepare, run
+from gguf_export.writing.feed import Feed
+from gguf_export.writing.open_files import opened
+from gguf_export.writing.slabs import EncodedSlab, encode_slab, slabs_of
+from quantize import codec
+from quantize.engine import Threads
+from quantize.exceptions import NotFiniteError
+from quantize.finite import refuse_non_finite
+from quantize.recipes.ftypes import ftype
+from quantize.recipes.recipe import Recipe
+from quantize.sources.checkpoint import open_checkpoint
+from quantize.tensors import QType, TensorSpec
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pico_mixtral(tmp_path_factory.mktemp("models") / "Pico-4x1M-bf16")
+
+
+def test_the_blocks_are_those_of_the_codec(model: Path) -> None:
+    checkpoint = open_checkpoint(model)
+    slab = next(slab for slab in slabs_of(checkpoint) if slab.spec.has_experts and slab.xid == 2)
+    importance = np.linspace(1, 2, slab.spec.n_per_row, dtype=np.float32)
+    encoded = encode_slab(checkpoint, slab, (QType.Q4_0, QType.F16), importance)
+    weights = checkpoint.read(slab.spec, 2)
+    for qtype, blocks in encoded.blocks.items():
+        np.testing.assert_array_equal(blocks, codec.encode(weights, qtype, importance))
+    assert list(encoded.blocks) == [QType.Q4_0, QType.F16]
+    assert encoded.encode_seconds > 0
+
+
+def test_other_processes_make_the_same_files(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slabs go out pickled, blocks come back pickled and in any order, and this process writes them."""
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 5000)
+    recipes = [Recipe(ftype(name)) for name in ("Q4_K_M", "Q8_0")]
+    here = run(prepare(open_checkpoint(model), recipes, tmp_path / "here"))
+    job = prepare(open_checkpoint(model), recipes, tmp_path / "there")
+    unit = pickle.loads(pickle.dumps(partial(encode_slab, FolderSource(model), importance=None)))
+    with (
+        opened(job) as files,
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
+    ):
+        sent = [pool.submit(unit, slab, qtypes=files.types_for(slab)) for slab in slabs_of(job.checkpoint)]
+        for future in reversed(sent):
+            encoded = future.result()
+            assert isinstance(encoded, EncodedSlab)
+            files.write(encoded)
+    assert len(sent) > 100
+    for file in here.files:
+        assert (tmp_path / "there" / file.path.name).read_bytes() == file.path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("spec", "label"),
+    [
+        (TensorSpec("blk.0.ffn_up_exps.weight", (2, 8, 4), QType.F32), "blk.0.ffn_up_exps.weight, expert 1"),
+        (TensorSpec("blk.0.ffn_up_exps.weight", (1, 8, 4), QType.F32), "blk.0.ffn_up_exps.weight, expert 0"),
+        (TensorSpec("blk.0.attn_k_b.weight", (2, 8, 4), QType.F32), "blk.0.attn_k_b.weight, matrix 1"),
+        (TensorSpec("output.weight", (8, 4), QType.F32), "output.weight"),
+    ],
+)
+def test_a_weight_that_is_no_number_is_named(spec: TensorSpec, label: str) -> None:
+    weights = np.zeros((2, 4), np.float32)
+    xid = spec.n_matrix - 1
+    refuse_non_finite(spec, xid, (6, 8), weights)
+    weights[1, 2] = np.inf
+    with pytest.raises(NotFiniteError) as caught:
+        refuse_non_finite(spec, xid, (6, 8), weights)
+    assert caught.value.place == label
+    assert caught.value.message == "row 7, column 2 is not a finite number"
+
+
+def test_a_feed_does_not_keep_its_producer_waiting() -> None:
+    """Units are put while the first is still in work, up to what an engine takes; then the producer waits."""
+    release, done = threading.Event(), list[int]()
+
+    def work(item: int) -> int:
+        assert release.wait(20)
+        return item
+
+    with Threads(1) as engine, Feed(engine, work, done.append) as feed:
+        for item in range(3):
+            feed.put(item)
+        late = threading.Thread(target=lambda: [feed.put(item) for item in range(3, 20)])
+        late.start()
+        late.join(0.2)
+        assert late.is_alive()
+        assert not done
+        release.set()
+        late.join(20)
+    assert sorted(done) == list(range(20))
+
+
+def test_an_error_of_a_unit_reaches_the_producer() -> None:
+    def work(item: int) -> int:
+        if item == 3:
+            raise NotFiniteError("x", "three")
+        return item
+
+    done: list[int] = []
+    raised = pytest.raises(NotFiniteError, match="three")
+    with raised, Threads(2) as engine, Feed(engine, work, done.append) as feed:
+        for item in range(1000):
+            feed.put(item)
+            time.sleep(0.001)
+    assert len(done) < 100
+    raised = pytest.raises(NotFiniteError, match="three")
+    with raised, Threads(2) as engine, Feed(engine, work, done.append) as feed:
+        feed.put(3)
+
+
+def test_an_error_of_the_producer_is_told_and_its_units_are_done() -> None:
+    done: list[int] = []
+    with pytest.raises(KeyboardInterrupt), Threads(2) as engine, Feed(engine, int, done.append) as feed:
+        for item in range(5):
+            feed.put(item)
+        raise KeyboardInterrupt
+    assert sorted(done) == list(range(5))
