@@ -13,8 +13,9 @@ from calibration.forward.saved_state import Keeper
 from calibration.forward.stored import can_decode
 from calibration.importance.imatrix import Imatrix
 from calibration.judging.logits_file import LogitsFile, is_logits_file
+from calibration.judging.model import Model, refuse_other_model
 from calibration.judging.round_trip import RoundTrip, SharedSource
-from calibration.judging.side_by_side import Activations, Comparison, Model, compare, refuse_other_model
+from calibration.judging.side_by_side import Activations, Comparison, compare
 from calibration.text.chunks import N_CTX, Chunks, make_chunks, read_text
 from gguf_export.vocab.same_tokens import bos_of, refuse_other_vocabulary, tokenizer_of, vocabulary_of
 from gguf_export.writing import fingerprint, pass_state

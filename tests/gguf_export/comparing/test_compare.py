@@ -23,9 +23,10 @@ from calibration.forward.layers import Routing
 from calibration.forward.run import Observer, Stream, forward
 from calibration.forward.stored import can_decode, decode_stored
 from calibration.judging.kld import base_probs, log_probs, score
+from calibration.judging.model import Model, refuse_other_model
 from calibration.judging.perplexity import Estimate, measure_perplexity
 from calibration.judging.round_trip import RoundTrip, SharedSource
-from calibration.judging.side_by_side import Comparison, Model, compare
+from calibration.judging.side_by_side import Comparison, compare
 from calibration.text.chunks import Chunks
 from gguf_export.cli import main
 from gguf_export.commands.console import make_table
@@ -447,7 +448,7 @@ def test_blocks_do_not_hide_a_weight_that_is_no_number(
         shard.unlink()
     text = ("--text", folder / "text.txt", "--ctx", N_CTX, "--chunks", 1)
     told = _refused("-q", model, "--base", files[2], "-t", "Q4_0", *text)
-    assert "blk.0.attn_q.weight: a weight is not a finite number; the checkpoint is damaged" in told
+    assert "blk.0.attn_q.weight: row 0, column 3 is not a finite number; the checkpoint is damaged" in told
 
 
 def _other_model(folder: Path) -> Path:
@@ -484,8 +485,6 @@ def test_a_model_without_a_tensor_is_another(checkpoint: Checkpoint) -> None:
 
         def specs(self) -> object:
             return checkpoint.specs()[1:]
-
-    from calibration.judging.side_by_side import refuse_other_model
 
     with pytest.raises(GGUFError, match=r"less: another model than whole: tensor .* is only there"):
         refuse_other_model(Model("whole", checkpoint, 1, 1), Model("less", Less(), 1, 1))  # type: ignore[arg-type]
