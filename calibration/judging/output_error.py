@@ -9,7 +9,6 @@ with the difference.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -75,7 +74,6 @@ def measure_errors(
     importances = ImatrixObserver(fit, prior=settings.prior)
     router = RouterObserver(source.hparams)
     sampler = HeldOutSampler(_is_judged, fit.n_token, held_out.n_token, settings.n_judged, arithmetic)
-    settings = replace(settings, qtypes=tuple(dict.fromkeys(settings.qtypes)))
     rows: list[MatrixErrors] = []
     _compile_kernels(source, settings, progress)
     with nullcontext(engine) if engine is not None else Threads() as workers:

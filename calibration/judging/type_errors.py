@@ -5,7 +5,7 @@ The unit of work is a slab, some rows of the matrix with all encodings: a pure f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ from calibration.judging.matrix_errors import MatrixErrors
 from quantize.blocks import block_format
 from quantize.codec import decode, encode, row_bytes
 from quantize.engine import Engine
-from quantize.recipes.recipe import fallback
+from quantize.recipes.recipe import fallback, parse_qtype
 from quantize.tensors import Array, QType, TensorSpec
 
 __all__ = ["Encoding", "ErrorSettings", "JudgedMatrix", "Slab", "measure_matrix", "measure_slab"]
@@ -43,6 +43,21 @@ class ErrorSettings:
     prior: float = 0.0
     baseline: bool = True
     n_judged: int = N_JUDGED
+
+    def __post_init__(self) -> None:
+        """Judge in each type once, however often it is given."""
+        object.__setattr__(self, "qtypes", tuple(dict.fromkeys(self.qtypes)))
+
+    @classmethod
+    def of(
+        cls, types: Iterable[str], *, prior: float = 0.0, baseline: bool = True, n_judged: int = N_JUDGED
+    ) -> ErrorSettings:
+        """The settings with types by name, such as "Q4_K", in any case.
+
+        Raises:
+            RecipeError: there is no such type.
+        """
+        return cls(tuple(map(parse_qtype, types)), prior, baseline, n_judged)
 
 
 @dataclass(frozen=True, eq=False)
