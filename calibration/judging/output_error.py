@@ -20,9 +20,9 @@ from calibration.forward.layers import Arithmetic, best_dtype
 from calibration.forward.run import Stream, forward
 from calibration.forward.streams import name_of
 from calibration.importance.observers import ImatrixObserver, RouterLoad, RouterObserver
+from calibration.judging.encoding_errors import ErrorSettings, JudgedMatrix, measure_matrix
 from calibration.judging.held_out import FirstTokens, HeldOutSampler
 from calibration.judging.matrix_errors import ErrorReport, LayerRouting, MatrixErrors
-from calibration.judging.type_errors import ErrorSettings, JudgedMatrix, measure_matrix
 from calibration.text.chunks import Chunks
 from quantize.codec import compile_kernels
 from quantize.engine import Engine, Threads

@@ -95,7 +95,7 @@ def errors(
 ) -> None:
     """Report what each TYPE costs every layer, projection and expert of MODEL, the folder of a checkpoint or a
     GGUF file."""
-    from calibration.judging.type_errors import ErrorSettings
+    from calibration.judging.encoding_errors import ErrorSettings
     from gguf_export.commands.console import ProgressView
     from gguf_export.comparing import errors as measuring
     from gguf_export.reports.error_report import check_outputs, write_errors

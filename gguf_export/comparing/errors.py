@@ -8,10 +8,10 @@ from pathlib import Path
 
 from calibration.forward.hidden import Storage
 from calibration.forward.layers import Arithmetic
+from calibration.judging.encoding_errors import ErrorSettings
 from calibration.judging.held_out import hold_out, spread
 from calibration.judging.matrix_errors import ErrorReport
 from calibration.judging.output_error import measure_errors
-from calibration.judging.type_errors import ErrorSettings
 from calibration.text.chunks import Chunks
 from gguf_export.comparing.models import open_model
 from gguf_export.comparing.texts import TextSettings, cut_text

@@ -21,12 +21,12 @@ from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
 
 from calibration.forward.layers import Arithmetic
 from calibration.forward.run import Observer, Stream, forward
-from calibration.judging import type_errors
+from calibration.judging import encoding_errors
+from calibration.judging.encoding_errors import ErrorSettings
 from calibration.judging.error_sums import ErrorSums, OutputSums, WeightSums
 from calibration.judging.held_out import HeldOutSampler, InputSample, hold_out, spread
 from calibration.judging.matrix_errors import ErrorReport, Errors, MatrixErrors, totals, worst
 from calibration.judging.output_error import measure_errors
-from calibration.judging.type_errors import ErrorSettings
 from calibration.text.chunks import Chunks, make_chunks, read_text
 from calibration.text.tokenizer import open_tokenizer
 from gguf_export.cli import main
@@ -260,8 +260,8 @@ def test_the_same_numbers_with_several_threads_and_in_any_order(
     model: Checkpoint, report: ErrorReport, monkeypatch: pytest.MonkeyPatch, engine: Engine
 ) -> None:
     monkeypatch.setattr(
-        type_errors, "SLAB_WEIGHTS", 256 * 100
-    )  # three slabs of a matrix, the last one shorter
+        encoding_errors, "UNIT_WEIGHTS", 256 * 100
+    )  # three units of a matrix, the last one shorter
     one_thread = measured(model, QType.Q4_K, QType.Q8_0, model="pico")
     assert measured(model, QType.Q4_K, QType.Q8_0, model="pico", engine=engine) == one_thread
     for row, whole in zip(one_thread.rows, report.rows, strict=True):

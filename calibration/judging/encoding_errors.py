@@ -1,6 +1,6 @@
 """What each type makes of one matrix: it is encoded, decoded and held against itself, some rows at a time.
 
-The unit of work is a slab, some rows of the matrix with all encodings: a pure function, for any engine in any order.
+The unit of work is some rows of the matrix with all encodings: a pure function, for any engine in any order.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from quantize.engine import Engine
 from quantize.recipes.recipe import fallback, parse_qtype
 from quantize.tensors import Array, QType, TensorSpec
 
-__all__ = ["Encoding", "ErrorSettings", "JudgedMatrix", "Slab", "measure_matrix", "measure_slab"]
+__all__ = ["Encoding", "ErrorSettings", "JudgedMatrix", "MatrixRows", "measure_matrix", "measure_rows"]
 
-SLAB_WEIGHTS = 1 << 21  # weights of a slab
+UNIT_WEIGHTS = 1 << 21  # weights of a unit of work
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Encoding:
 
 
 @dataclass(frozen=True, eq=False)
-class Slab:
+class MatrixRows:
     """Some rows [n, n_per_row] of a matrix as it was read, from the row `first` on."""
 
     first: int
@@ -90,13 +90,13 @@ class Slab:
 def measure_matrix(engine: Engine, matrix: JudgedMatrix, settings: ErrorSettings) -> list[MatrixErrors]:
     """The lines of the table for one matrix, one for each type of the settings."""
     spec, sample = matrix.spec, matrix.sample
-    taken = {qtype: fallback(spec, qtype) for qtype in settings.qtypes}
+    actual = {qtype: fallback(spec, qtype) for qtype in settings.qtypes}
     has_importance = matrix.importance is not None
     fitted = {
-        qtype: Encoding(taken[qtype], has_importance and block_format(taken[qtype]).uses_importance)
+        qtype: Encoding(actual[qtype], has_importance and block_format(actual[qtype]).uses_importance)
         for qtype in settings.qtypes
     }
-    plain = {qtype: Encoding(taken[qtype], is_weighted=False) for qtype in settings.qtypes}
+    plain = {qtype: Encoding(actual[qtype], is_weighted=False) for qtype in settings.qtypes}
     encodings = list(dict.fromkeys([*fitted.values(), *(plain.values() if settings.baseline else ())]))
     sums = _sums_of(engine, matrix, encodings)
     # llama.cpp gives experts without tokens an importance of 1 everywhere; a weighted error computed with it would only
@@ -109,14 +109,14 @@ def measure_matrix(engine: Engine, matrix: JudgedMatrix, settings: ErrorSettings
             xid=matrix.xid if spec.has_experts else None,
             qtype=qtype.name,
             n_elements=matrix.weights.size,
-            n_bytes=row_bytes(taken[qtype], spec.n_per_row) * spec.n_row,
+            n_bytes=row_bytes(actual[qtype], spec.n_per_row) * spec.n_row,
             n_tokens=sample.n_tokens,
             n_effective=sample.n_effective,
             n_held_out=sample.n_held_out,
             n_judged=len(sample.kept),
             errors=errors[fitted[qtype]],
             plain=errors[plain[qtype]] if settings.baseline and plain[qtype] != fitted[qtype] else None,
-            fallback=None if taken[qtype] == qtype else taken[qtype].name,
+            fallback=None if actual[qtype] == qtype else actual[qtype].name,
         )
         for qtype in settings.qtypes
     ]
@@ -127,10 +127,10 @@ def _sums_of(
 ) -> dict[Encoding, ErrorSums]:
     """The sums over the whole matrix in each encoding, merged in the order of the rows: digits depend on it."""
     spec, kept = matrix.spec, matrix.sample.kept
-    step = max(1, SLAB_WEIGHTS // spec.n_per_row)
-    slabs = [Slab(first, matrix.weights[first : first + step]) for first in range(0, spec.n_row, step)]
-    measure = partial(measure_slab, encodings=tuple(encodings), importance=matrix.importance, kept=kept)
-    by_row = {slab.first: sums for slab, sums in engine.map(measure, slabs)}
+    step = max(1, UNIT_WEIGHTS // spec.n_per_row)
+    units = [MatrixRows(first, matrix.weights[first : first + step]) for first in range(0, spec.n_row, step)]
+    measure = partial(measure_rows, encodings=tuple(encodings), importance=matrix.importance, kept=kept)
+    by_row = {rows.first: sums for rows, sums in engine.map(measure, units)}
     totals = {encoding: ErrorSums(spec.n_per_row, len(kept)) for encoding in encodings}
     for first in sorted(by_row):
         for encoding, sums in zip(encodings, by_row[first], strict=True):
@@ -138,17 +138,17 @@ def _sums_of(
     return totals
 
 
-def measure_slab(
-    slab: Slab, *, encodings: Sequence[Encoding], importance: Array | None, kept: Tensor
+def measure_rows(
+    rows: MatrixRows, *, encodings: Sequence[Encoding], importance: Array | None, kept: Tensor
 ) -> list[ErrorSums]:
     """Some rows of a matrix against themselves in each encoding; `kept` [n_judged, n_per_row] are activations."""
-    weights = _to_f32(slab.weights)
+    weights = _to_f32(rows.weights)
     n_per_row = weights.shape[1]
     measured = []
     with torch.inference_mode():  # a setting of the thread
         output = _product(kept, weights)
         for encoding in encodings:
-            blocks = encode(slab.weights, encoding.qtype, importance if encoding.is_weighted else None)
+            blocks = encode(rows.weights, encoding.qtype, importance if encoding.is_weighted else None)
             difference = weights - decode(blocks, encoding.qtype, n_per_row)
             sums = ErrorSums(n_per_row, len(kept))
             sums.weights.add(weights, difference)
