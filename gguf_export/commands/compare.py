@@ -129,7 +129,7 @@ def compare(
     from gguf_export.commands.console import ProgressView
     from gguf_export.comparing.models import ModelChoice
     from gguf_export.comparing.run import PassSettings, prepare, run
-    from gguf_export.comparing.texts import NamedText, TextChoice
+    from gguf_export.comparing.texts import TextChoice
 
     if prior and not imatrix_path:
         raise click.UsageError("--prior needs importances: give --imatrix")
@@ -143,7 +143,7 @@ def compare(
     imatrix = load_imatrix(imatrix_path, prior=prior) if imatrix_path else None
     job = prepare(
         ModelChoice(paths, base, tuple(read_recipes(ftypes, options)), imatrix),
-        TextChoice(tuple(map(NamedText.parse, texts)), n_ctx, n_chunk),
+        TextChoice.of(*texts, n_ctx=n_ctx, n_chunk=n_chunk),
         note=say,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from calibration.judging.side_by_side import Base
 from gguf_export.vocab.same_tokens import refuse_other_vocabulary, vocabulary_of
 from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
 from quantize.exceptions import DecodeError, GGUFError, MoeGgufError
+from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
@@ -41,6 +42,22 @@ class ModelChoice:
     base: Path | None = None
     recipes: tuple[Recipe, ...] = ()
     imatrix: Imatrix | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *paths: str | Path,
+        base: str | Path | None = None,
+        types: Iterable[str] = (),
+        imatrix: Imatrix | None = None,
+    ) -> ModelChoice:
+        """The choice with file types by name, such as "Q4_K_M", in any case, as llama-quantize makes them.
+
+        Raises:
+            RecipeError: there is no such type.
+        """
+        recipes = tuple(Recipe(ftype(name)) for name in types)
+        return cls(tuple(map(Path, paths)), None if base is None else Path(base), recipes, imatrix)
 
     def refuse_repeated(self) -> None:
         """Refuse to measure a model twice: it would cost its time twice, and reports could not tell the two apart.

@@ -151,6 +151,7 @@ def run(
         LogitsError, ActivationError, CheckpointError: see `side_by_side.compare`.
     """
     settings = settings or PassSettings()
+    read_before = job.bytes_read
     with ExitStack() as stack:
         keeper = None
         if state is not None:
@@ -168,7 +169,7 @@ def run(
             keeper=keeper,
             progress=progress,
         )
-        result = CompareResult(comparison, job.n_in_pass, job.bytes_read)
+        result = CompareResult(comparison, job.n_in_pass, job.bytes_read - read_before)
         on_result(result)
     return result
 

@@ -86,6 +86,11 @@ class TextChoice:
     n_ctx: int = N_CTX
     n_chunk: int | None = None
 
+    @classmethod
+    def of(cls, *texts: str, n_ctx: int = N_CTX, n_chunk: int | None = None) -> TextChoice:
+        """The choice with each text as NAME=FILE, or as a file that goes by its stem."""
+        return cls(tuple(map(NamedText.parse, texts)), n_ctx, n_chunk)
+
     def refuse_twins(self) -> None:
         """Two texts of one name could not be told apart in any report.
 

@@ -114,9 +114,18 @@ def test_types_are_given_by_name_and_count_once() -> None:
 # -- compare
 
 
+def test_models_and_texts_are_given_by_name() -> None:
+    models = ModelChoice.of("pico", "a.gguf", base="b.gguf", types=["q4_0"])
+    assert models == ModelChoice((Path("pico"), Path("a.gguf")), Path("b.gguf"), (Q4_0,))
+    texts = TextChoice.of("prose=a.txt", "b.txt", n_ctx=16)
+    assert texts == TextChoice((NamedText("prose", Path("a.txt")), NamedText("b", Path("b.txt"))), 16)
+    with pytest.raises(RecipeError, match="Q9"):
+        ModelChoice.of("pico", types=["Q9"])
+
+
 def choice(folder: Path, **more: Any) -> tuple[ModelChoice, TextChoice]:
-    texts = (NamedText("prose", folder / "text.txt"),)
-    return ModelChoice((folder / "pico",), recipes=(Q4_0,), **more), TextChoice(texts, 16, 2)
+    texts = TextChoice.of(f"prose={folder / 'text.txt'}", n_ctx=16, n_chunk=2)
+    return ModelChoice.of(folder / "pico", types=["q4_0"], **more), texts
 
 
 def test_compare_is_one_call(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
