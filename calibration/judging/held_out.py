@@ -1,4 +1,4 @@
-"""Text that is held out from a fit, and what is kept of its activations."""
+"""Text that is held out from a fit, and the inputs of matrices that are kept of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from calibration.text.chunks import Chunks
 from quantize.exceptions import TextError
 from quantize.tensors import TensorSpec
 
-__all__ = ["N_JUDGED", "Beginning", "Sampler", "Seen", "hold_out", "spread"]
+__all__ = ["N_JUDGED", "FirstTokens", "HeldOutSampler", "InputSample", "hold_out", "spread"]
 
 N_JUDGED = 1024
 """Rows of held-out activations that are kept for each matrix; their outputs have n_row times as many numbers."""
@@ -24,7 +24,7 @@ HOLD_OUT_EVERY = 5
 
 
 def hold_out(chunks: Chunks, every: int = HOLD_OUT_EVERY) -> tuple[Chunks, Chunks]:
-    """Part a text: every fifth chunk (of less, the last) is held out, so that both parts hold all its passages.
+    """Divide a text: every fifth chunk (of less, the last) is held out, so that both halves hold all its passages.
 
     Returns the chunks to fit on and those to judge on.
 
@@ -33,8 +33,9 @@ def hold_out(chunks: Chunks, every: int = HOLD_OUT_EVERY) -> tuple[Chunks, Chunk
     """
     if chunks.n_chunk < 2:
         raise TextError(
-            f"{' + '.join(chunks.names)}: one chunk of {chunks.n_ctx} tokens is too little, a part of the text must "
-            "be held out; give more text, or another one to judge on"
+            " + ".join(chunks.names),
+            f"one chunk of {chunks.n_ctx} tokens is too little, a part of the text must be held out",
+            "give more text, or another one to judge on",
         )
     judged = np.arange(chunks.n_chunk) % every == every - 1
     judged[-1] |= not judged.any()
@@ -45,15 +46,15 @@ def hold_out(chunks: Chunks, every: int = HOLD_OUT_EVERY) -> tuple[Chunks, Chunk
 
 
 def spread(chunks: Chunks, n_chunk: int | None) -> Chunks:
-    """At most so many chunks, evenly spread over a text, so that all its parts are among them."""
+    """At most `n_chunk` chunks, evenly spread over the text; all of them where that is None."""
     if n_chunk is None or n_chunk >= chunks.n_chunk:
         return chunks
     picked = np.arange(n_chunk) * chunks.n_chunk // n_chunk
     return Chunks(chunks.names, chunks.tokens[picked], chunks.bos_id)
 
 
-class Beginning(Observer):
-    """Lets another observer see the first tokens only."""
+class FirstTokens(Observer):
+    """Lets another observer see the first `n_token` tokens only."""
 
     def __init__(self, inner: Observer, n_token: int) -> None:
         self._inner = inner
@@ -69,66 +70,76 @@ class Beginning(Observer):
         """Pass the routes of those tokens on."""
         n = self._n_first(tokens)
         if n:
-            parts = Routing(routing.ids[:n], routing.weights[:n], routing.probs[:n])
-            self._inner.routed(stream, bid, tokens[:n], parts)
+            first = Routing(routing.ids[:n], routing.weights[:n], routing.probs[:n])
+            self._inner.routed(stream, bid, tokens[:n], first)
 
     def _n_first(self, tokens: Tensor) -> int:
         return int((tokens < self._n_token).sum())  # tokens come in ascending order
 
 
 @dataclass
-class Seen:
-    """The inputs of one matrix (or of several that share them): what was counted, and what was kept."""
+class InputSample:
+    """The inputs of one matrix (or of several that share them): counted where fitted, sampled where held out."""
 
     kept: Tensor  # [at most n_judged, n_per_row]
-    n_tokens: int = 0
+    n_tokens: int = 0  # fitted
     n_held_out: int = 0
     n_kept: int = 0
     strength: float = 0.0  # Σ |x|² over the fitted tokens
     strength2: float = 0.0  # Σ |x|⁴
 
     def count(self, x: Tensor) -> None:
-        """Take rows [t, n_per_row] of fitted tokens."""
+        """Count rows [t, n_per_row] of fitted tokens."""
         strength = x.float().square().sum(dim=1).double()
         self.n_tokens += len(x)
         self.strength += float(strength.sum())
         self.strength2 += float(strength.square().sum())
 
     def keep(self, x: Tensor, n_coming: int) -> None:
-        """Take rows [t, n_per_row] of held-out tokens, and keep those whose turn it is among the `n_coming` in all."""
+        """Keep at most `len(kept)` of the `n_coming` rows of held-out tokens, evenly spaced.
+
+        The rows x [t, n_per_row] are the next ones of them.
+        """
         limit = len(self.kept)
         if not len(x):
             return
         ranks = torch.arange(self.n_held_out, self.n_held_out + len(x))
-        turns = ((ranks + 1) * limit // n_coming > ranks * limit // n_coming).to(x.device)
-        chosen = x[turns]
+        is_kept = ((ranks + 1) * limit // n_coming > ranks * limit // n_coming).to(x.device)
+        chosen = x[is_kept]
         self.kept[self.n_kept : self.n_kept + len(chosen)] = chosen
         self.n_kept += len(chosen)
         self.n_held_out += len(x)
 
     @property
     def n_effective(self) -> float:
-        """Kish's effective number of tokens behind the importances: as many of equal |x|² would tell as much."""
+        """Kish's effective number of fitted tokens.
+
+        It is the number of tokens of equal |x|² that would give an estimate of the same variance.
+        """
         return self.strength**2 / self.strength2 if self.strength2 > 0 else 0.0
 
 
-class Sampler(Observer):
-    """Keeps, for each matrix, some rows of its held-out inputs, spread evenly over those that reach it."""
+class HeldOutSampler(Observer):
+    """Keeps, for each matrix, some rows of its held-out inputs, spread evenly over those that reach it.
+
+    The first `n_fit` tokens of the text are fitted and only counted, the `n_held_out` behind them are sampled: at most
+    `limit` rows of a matrix for which `is_judged(spec)`, in the type and on the device of `arithmetic`.
+    """
 
     def __init__(
         self,
-        wants: Callable[[TensorSpec], bool],
+        is_judged: Callable[[TensorSpec], bool],
         n_fit: int,
         n_held_out: int,
         limit: int,
         arithmetic: Arithmetic,
     ) -> None:
-        self._wants = wants
+        self._is_judged = is_judged
         self._n_fit = n_fit
         self._n_held_out = n_held_out
         self._limit = limit
         self._arithmetic = arithmetic
-        self._seen: dict[tuple[str, int], Seen] = {}
+        self._samples: dict[tuple[str, int], InputSample] = {}
         self._bid = -1
         self._n_routed = torch.zeros(0, dtype=torch.int64)  # held-out tokens to each expert of layer `_bid`
 
@@ -142,20 +153,21 @@ class Sampler(Observer):
 
     def inputs(self, stream: int, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
         """Count the tokens, and keep some of those that are held out."""
-        wanted = [spec for spec in specs if self._wants(spec)]
-        if not wanted:
+        judged = [spec for spec in specs if self._is_judged(spec)]
+        if not judged:
             return
-        has_experts = len(wanted[0].shape) > 2
-        n_coming = int(self._n_routed[xid]) if has_experts else self._n_held_out
-        seen = self._seen.get((wanted[0].name, xid))
-        if seen is None:
-            shape = (min(n_coming, self._limit), wanted[0].n_per_row)
-            seen = Seen(torch.empty(shape, dtype=self._arithmetic.dtype, device=self._arithmetic.device))
-            self._seen |= {(spec.name, xid): seen for spec in wanted}
+        n_coming = int(self._n_routed[xid]) if judged[0].has_experts else self._n_held_out
+        sample = self._samples.get((judged[0].name, xid))
+        if sample is None:
+            shape = (min(n_coming, self._limit), judged[0].n_per_row)
+            sample = InputSample(
+                torch.empty(shape, dtype=self._arithmetic.dtype, device=self._arithmetic.device)
+            )
+            self._samples |= {(spec.name, xid): sample for spec in judged}
         n_fit = int((tokens < self._n_fit).sum())  # they come first
-        seen.count(x[:n_fit])
-        seen.keep(x[n_fit:], n_coming)
+        sample.count(x[:n_fit])
+        sample.keep(x[n_fit:], n_coming)
 
-    def take(self, spec: TensorSpec, xid: int) -> Seen:
-        """What was seen of a matrix; it is forgotten here."""
-        return self._seen.pop((spec.name, xid), None) or Seen(torch.empty(0, spec.n_per_row))
+    def pop(self, spec: TensorSpec, xid: int) -> InputSample:
+        """The sample of a matrix, which is forgotten here; an empty one where no token came."""
+        return self._samples.pop((spec.name, xid), None) or InputSample(torch.empty(0, spec.n_per_row))

@@ -1,7 +1,7 @@
-"""KL divergence of a model to a base: what llama-perplexity prints with --kl-divergence (CONTRACT 5.2).
+"""KL divergence of a model to a base, with the figures that llama-perplexity prints with --kl-divergence.
 
-tools/perplexity/perplexity.cpp:kl_divergence. Values are float32 and sums float64 where they are there, so that with
-the same logits the same figures come out.
+The formulas are those of llama.cpp's tools/perplexity/perplexity.cpp: `log_softmax` with a base and `kl_divergence`.
+Values are float32 and sums float64 where they are there, so that the same logits give the same figures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from calibration.judging.perplexity import Estimate
 
 __all__ = ["BaseProbs", "Scores", "Statistics", "base_probs", "log_probs", "score", "summarize"]
 
-FLOOR = -16.0  # what the base thinks less likely than exp(-16) does not count
+FLOOR = -16.0  # tokens that the base thinks less likely than exp(-16) do not count
 AT_ONCE = 1 << 20  # logits that are worked on at a time, so that they stay in the cache
 QUANTILES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 
@@ -29,7 +29,10 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class BaseProbs:
-    """What the base expects at some positions: `log` f32 [n, V], `p` f32 [n, V] with the unlikely at 0, `top` [n]."""
+    """The base's probabilities at n positions: `log` ln p f32 [n, V], `p` f32 [n, V] with the unlikely at 0, `top` [n].
+
+    `top` int64 is the likeliest token.
+    """
 
     log: Tensor
     p: Tensor
@@ -47,14 +50,14 @@ class Scores:
     same_top: npt.NDArray[np.bool_]
 
     @staticmethod
-    def joined(parts: Sequence[Scores]) -> Scores:
+    def joined(chunks: Sequence[Scores]) -> Scores:
         """The scores of several chunks as one."""
         return Scores(
-            np.concatenate([part.nll for part in parts]),
-            np.concatenate([part.nll_base for part in parts]),
-            np.concatenate([part.kld for part in parts]),
-            np.concatenate([part.dp for part in parts]),
-            np.concatenate([part.same_top for part in parts]),
+            np.concatenate([chunk.nll for chunk in chunks]),
+            np.concatenate([chunk.nll_base for chunk in chunks]),
+            np.concatenate([chunk.kld for chunk in chunks]),
+            np.concatenate([chunk.dp for chunk in chunks]),
+            np.concatenate([chunk.same_top for chunk in chunks]),
         )
 
 
@@ -89,36 +92,37 @@ def log_sum(logits: Tensor) -> Tensor:
 
 def log_probs(logits: Tensor) -> Tensor:
     """ln p of every token: f32 [n, V] of f32 [n, V]."""
-    return torch.cat([part - log_sum(part)[:, None] for part in _blocks(logits)])
+    return torch.cat([group - log_sum(group)[:, None] for group in _row_groups(logits)])
 
 
 def base_probs(log: Tensor) -> BaseProbs:
-    """What `score` needs of the base, from its ln p f32 [n, V]."""
+    """The base's probabilities as `score` takes them, from its ln p f32 [n, V]."""
     return BaseProbs(log, log.exp().masked_fill_(log <= FLOOR, 0.0), log.argmax(dim=-1))
 
 
 def score(logits: Tensor, base: BaseProbs, targets: Tensor) -> Scores:
     """Compare a model's logits f32 [n, V] with the base, given the tokens that really came, int64 [n]."""
-    parts = []
-    for start, part in zip(range(0, len(logits), _n_row(logits)), _blocks(logits), strict=True):
-        rows = slice(start, start + len(part))
-        total = log_sum(part)
-        terms = (base.log[rows] - part).add_(total[:, None]).mul_(base.p[rows])
+    scores = []
+    for start, group in zip(range(0, len(logits), _n_row(logits)), _row_groups(logits), strict=True):
+        rows = slice(start, start + len(group))
+        total = log_sum(group)
+        terms = (base.log[rows] - group).add_(total[:, None]).mul_(base.p[rows])
         kld = terms.sum(dim=-1, dtype=torch.float64)
         target = targets[rows, None]
-        nll = total - part.gather(-1, target)[:, 0]
+        nll = total - group.gather(-1, target)[:, 0]
         nll_base = -base.log[rows].gather(-1, target)[:, 0]
         dp = (-nll).exp() - (-nll_base).exp()
-        same_top = part.argmax(dim=-1) == base.top[rows]
-        parts.append(Scores(*(x.cpu().numpy() for x in (nll, nll_base, kld, dp, same_top))))
-    return Scores.joined(parts)
+        same_top = group.argmax(dim=-1) == base.top[rows]
+        scores.append(Scores(*(x.cpu().numpy() for x in (nll, nll_base, kld, dp, same_top))))
+    return Scores.joined(scores)
 
 
 def _n_row(logits: Tensor) -> int:
     return max(1, AT_ONCE // logits.shape[-1])
 
 
-def _blocks(logits: Tensor) -> tuple[Tensor, ...]:
+def _row_groups(logits: Tensor) -> tuple[Tensor, ...]:
+    """The rows of logits [n, V] in groups of about AT_ONCE logits."""
     n_row = _n_row(logits)
     return tuple(logits[start : start + n_row] for start in range(0, len(logits), n_row))
 
@@ -135,7 +139,7 @@ def summarize(scores: Scores) -> Statistics:
     difference_error = _root(ppl.error**2 + ppl_base.error**2 - 2 * ppl.value * ppl_base.value * covariance)
     kld = np.sort(scores.kld.astype(np.float32))
     dp = np.sort(scores.dp)
-    squares = scores.dp * scores.dp  # float32, as there
+    squares = scores.dp * scores.dp  # float32, as in kl_divergence
     mse = mean(squares)
     rms = math.sqrt(mse.value)
     share = float(np.count_nonzero(scores.same_top)) / n
@@ -165,7 +169,7 @@ def share_of(share: float, n: int) -> Estimate:
 
 
 def mean(values: F32 | F64) -> Estimate:
-    """`mean_and_uncertainty`: squares in the type of the values, sums in float64; no error below 11 values."""
+    """kl_divergence's `mean_and_uncertainty`: squares in the type of the values, sums float64; no error below 11."""
     n = values.size
     average = float(values.sum(dtype=np.float64)) / n
     spread = float((values * values).sum(dtype=np.float64)) / n - average * average
@@ -173,7 +177,7 @@ def mean(values: F32 | F64) -> Estimate:
 
 
 def quantile(ordered: F32, fraction: float) -> float:
-    """`percentile` of sorted values: float32 throughout, linear between neighbours; the median is theirs as well."""
+    """kl_divergence's `percentile` of sorted values: float32, linear between neighbours; its median for 0.5."""
     if fraction == 0.5:
         middle = ordered.size // 2
         if ordered.size % 2:
@@ -187,7 +191,7 @@ def quantile(ordered: F32, fraction: float) -> float:
 
 
 def _covariance(a: F32, b: F32) -> float:
-    """Of the two means; 0 below 10 values."""
+    """The covariance of the two means (kl_divergence's `covariance`); 0 below 10 values."""
     n = a.size
     if n < 10:
         return 0.0

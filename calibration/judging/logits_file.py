@@ -1,20 +1,23 @@
-"""llama.cpp's file of a base's logits (llama-perplexity --save-all-logits), read chunk by chunk (CONTRACT 5.1).
+"""llama.cpp's file of a base's logits (llama-perplexity --save-all-logits), read chunk by chunk.
 
     "_logits_"  i32 n_ctx  i32 n_vocab  i32 n_chunk  i32 tokens[n_chunk * n_ctx]
     per chunk, for each of its n_ctx - 1 - n_ctx / 2 targets:
         f32 scale  f32 min_log_prob  u16 codes[n_vocab, rounded up to an even number]
 
 ln p = scale * code + min_log_prob, in float32. The file holds no ln p below that of the likeliest token - 16.
+tools/perplexity/perplexity.cpp writes it (`perplexity`, `log_softmax` with log_prob) and reads it (`kl_divergence`).
 """
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from calibration.text.chunks import Chunks
 from quantize.containers.untrusted import regular_size
 from quantize.exceptions import LogitsError
 
@@ -36,11 +39,18 @@ def is_logits_file(path: Path) -> bool:
 
 
 class LogitsFile:
-    """An open file of logits; `tokens` int32 [n_chunk, n_ctx] are the text's, before BOS is put in.
+    """An open file of logits, which may be a base in the place of a model (`side_by_side.Base`).
+
+    `tokens` int32 [n_chunk, n_ctx] are the text's, before BOS is put in. The size of the model that gave the logits is
+    not known.
 
     Raises:
         LogitsError: not such a file, or its size is not what its header says.
     """
+
+    kind: ClassVar[Literal["logits"]] = "logits"
+    n_bytes: ClassVar[None] = None
+    bpw: ClassVar[None] = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,16 +59,21 @@ class LogitsFile:
             with path.open("rb") as file:
                 head = file.read(HEADER)
                 if len(head) < HEADER or not head.startswith(MAGIC):
-                    raise LogitsError(f"{path}: not a file of llama-perplexity --save-all-logits")
+                    raise LogitsError(str(path), "not a file of llama-perplexity --save-all-logits")
                 counts: tuple[int, int, int] = struct.unpack_from("<3i", head, len(MAGIC))
                 self.n_ctx, self.n_vocab, self.n_chunk = counts
                 self._check(size)
                 tokens = np.frombuffer(file.read(4 * self.n_chunk * self.n_ctx), "<i4")
         except OSError as error:
-            raise LogitsError(f"{path}: cannot be read: {error.strerror}") from error
+            raise LogitsError(str(path), f"cannot be read: {error.strerror}") from error
         self.tokens: npt.NDArray[np.int32] = tokens.reshape(self.n_chunk, self.n_ctx).astype(np.int32)
         if self.tokens.min() < 0 or self.tokens.max() >= self.n_vocab:
-            raise LogitsError(f"{path}: damaged: a token is not below {self.n_vocab}")
+            raise LogitsError(str(path), f"damaged: a token is not below {self.n_vocab}")
+
+    @property
+    def name(self) -> str:
+        """The path, as it was given."""
+        return str(self.path)
 
     @property
     def n_scored(self) -> int:
@@ -82,26 +97,61 @@ class LogitsFile:
                 file.seek(HEADER + 4 * self.n_chunk * self.n_ctx + chunk * n_bytes)
                 data = file.read(n_bytes)
         except OSError as error:
-            raise LogitsError(f"{self.path}: cannot be read: {error.strerror}") from error
+            raise LogitsError(self.name, f"cannot be read: {error.strerror}") from error
         if len(data) != n_bytes:
-            raise LogitsError(f"{self.path}: truncated: it ends within chunk {chunk}")
+            raise LogitsError(self.name, f"truncated: it ends within chunk {chunk}")
         rows = np.frombuffer(data, np.uint8).reshape(self.n_scored, self.row_bytes)
         scale, least = rows[:, :8].copy().view("<f4").T[:, :, None]
         if not (np.isfinite(scale).all() and np.isfinite(least).all()):
-            raise LogitsError(f"{self.path}: damaged: chunk {chunk} holds a scale that is no number")
+            raise LogitsError(self.name, f"damaged: chunk {chunk} holds a scale that is no number")
         codes = rows[:, 8 : 8 + 2 * self.n_vocab].copy().view("<u2")
-        found: npt.NDArray[np.float32] = scale * codes.astype(np.float32) + least
-        return found
+        log_probs: npt.NDArray[np.float32] = scale * codes.astype(np.float32) + least
+        return log_probs
+
+    def fingerprint(self) -> str:
+        """Size and time of the file; no logits are read."""
+        status = self.path.stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def refuse_other_text(self, chunks: Chunks) -> None:
+        """Chunks can be scored where they are the file's first ones.
+
+        Raises:
+            LogitsError: they are not; the message says what differs.
+        """
+        if chunks.n_ctx != self.n_ctx or chunks.n_chunk > self.n_chunk:
+            raise LogitsError(
+                self.name,
+                f"holds {self.n_chunk} chunks of {self.n_ctx} tokens",
+                f"asked for were {chunks.n_chunk} of {chunks.n_ctx}",
+            )
+        if (chunks.tokens != self.tokens[: chunks.n_chunk]).any():
+            raise LogitsError(
+                self.name, "made from another text", "leave the text out, the file brings its own"
+            )
+
+    def refuse_other_size(self, label: str, n_vocab: int) -> None:
+        """A model can be held against the file where both know as many tokens.
+
+        Raises:
+            LogitsError: the model called `label` does not.
+        """
+        if n_vocab != self.n_vocab:
+            raise LogitsError(self.name, f"has {self.n_vocab} tokens, {label} has {n_vocab}")
 
     def _check(self, size: int) -> None:
+        """Refuse a header that cannot be, and a file that is shorter than it says."""
         if not (
             3 <= self.n_ctx <= MAX_CTX and 0 < self.n_vocab <= MAX_VOCAB and 0 < self.n_chunk <= MAX_CHUNK
         ):
             raise LogitsError(
-                f"{self.path}: damaged: context {self.n_ctx}, vocabulary {self.n_vocab}, chunks {self.n_chunk}"
+                self.name,
+                f"damaged: context {self.n_ctx}, vocabulary {self.n_vocab}, chunks {self.n_chunk}",
             )
         expected = HEADER + 4 * self.n_chunk * self.n_ctx + self.n_chunk * self.n_scored * self.row_bytes
         if size < expected:
             raise LogitsError(
-                f"{self.path}: truncated: {size} bytes of {expected}; was the program that wrote it stopped?"
+                self.name,
+                f"truncated: {size} bytes of {expected}",
+                "was the program that wrote it stopped?",
             )

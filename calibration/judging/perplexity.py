@@ -31,14 +31,17 @@ class Estimate:
 
 
 def first_scored(n_ctx: int) -> int:
-    """The first position whose logits count (tools/perplexity/perplexity.cpp: `first`); the last one counts not."""
+    """The first position of a chunk that is scored, with the token behind it as its target.
+
+    `first` in llama.cpp's tools/perplexity/perplexity.cpp:perplexity; the last position has no target.
+    """
     return n_ctx // 2
 
 
 def nll_of_targets(logits: Tensor, targets: Tensor) -> Tensor:
     """-ln p(target): logits f32 [n, V] and targets [n] -> f64 [n] (perplexity.cpp:log_softmax).
 
-    The exponentials are float32, their sum is float64, as there.
+    The exponentials are float32, their sum is float64, as in llama.cpp.
     """
     shifted = logits - logits.max(dim=-1, keepdim=True).values
     log_sum = shifted.exp().sum(dim=-1, dtype=torch.float64).log()
@@ -69,10 +72,10 @@ class NllScores:
         """Take the logits [n_ctx - first, V] of a chunk from every stream (`forward`'s `on_logits`)."""
         first = first_scored(self.chunks.n_ctx)
         targets = torch.from_numpy(self.chunks.tokens[chunk, first + 1 :].astype(np.int64))
-        for index, scored in enumerate(logits):
+        for index, of_stream in enumerate(logits):
             if index == len(self.streams):
                 self.streams.append([])
-            nll = nll_of_targets(scored[:-1], targets.to(scored.device))
+            nll = nll_of_targets(of_stream[:-1], targets.to(of_stream.device))
             self.streams[index].append(nll.cpu().numpy())
 
 

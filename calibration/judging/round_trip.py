@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from calibration.importance.imatrix import Imatrix
-from quantize.codec import decode, encode, first_non_finite
-from quantize.exceptions import CheckpointError, ImatrixError
+from quantize.codec import decode, encode
+from quantize.exceptions import NeedsImatrixError
+from quantize.finite import refuse_non_finite
 from quantize.hparams import Hparams
 from quantize.recipes.layout import Plan
 from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSource, TensorSpec
@@ -22,8 +23,8 @@ class RoundTrip:
     Bytes are those of the file, so figures are those of the file.
 
     Raises:
-        CheckpointError: a weight is not a finite number, when it is read.
-        ImatrixError: a type of the plan is of no use without importances, and there are none for the tensor.
+        NotFiniteError: a weight is NaN or infinity, when it is read.
+        NeedsImatrixError: a type of the plan is of no use without importances, and there are none for the tensor.
     """
 
     def __init__(self, source: TensorSource, plan: Plan, imatrix: Imatrix | None = None) -> None:
@@ -35,9 +36,10 @@ class RoundTrip:
         ]
         for planned in plan.tensors:
             if planned.requires_imatrix and self._importance(planned.spec.name, 0) is None:
-                raise ImatrixError(
-                    f"{planned.spec.name}: {plan.ftype.name} makes it {planned.qtype.name}, which needs importances; "
-                    "give an importance matrix that covers it"
+                raise NeedsImatrixError(
+                    planned.spec.name,
+                    f"{plan.ftype.name} makes it {planned.qtype.name}, which needs importances",
+                    "give an importance matrix that covers it",
                 )
 
     @property
@@ -47,7 +49,7 @@ class RoundTrip:
 
     @property
     def imatrix(self) -> Imatrix | None:
-        """The importances that it encodes with."""
+        """The importances that the matrices are encoded with."""
         return self._imatrix
 
     def specs(self) -> Sequence[TensorSpec]:
@@ -55,7 +57,7 @@ class RoundTrip:
         return self._specs
 
     def read(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
-        """The matrix as it comes back; see `TensorSource.read`."""
+        """The matrix encoded and decoded again; see `TensorSource.read`."""
         blocks = self.read_blocks(spec, xid, rows or (0, spec.n_row))
         if spec.qtype in NUMPY_TYPES:
             return blocks.view(NUMPY_TYPES[spec.qtype])
@@ -68,11 +70,7 @@ class RoundTrip:
         weights = self._source.read(origin, xid) if whole else self._source.read(origin, xid, rows)
         if spec.qtype == origin.qtype and spec.qtype in NUMPY_TYPES:
             return np.ascontiguousarray(weights).view(np.uint8)
-        if first_non_finite(weights) is not None:  # blocks would hide it
-            place = f" of expert {xid}" if spec.n_matrix > 1 else ""
-            raise CheckpointError(
-                f"{spec.name}: a weight{place} is not a finite number; the checkpoint is damaged"
-            )
+        refuse_non_finite(spec, xid, rows, weights)  # blocks would hide it
         importance = self._importance(spec.name, xid) if spec.qtype not in NUMPY_TYPES else None
         return encode(weights, spec.qtype, importance)
 
@@ -83,7 +81,7 @@ class RoundTrip:
 class SharedSource:
     """A source that several models of one pass read from: each whole matrix is read once and kept for the others.
 
-    `n_user` of them will read every matrix; it is dropped after the last one did.
+    `n_user` models will read every matrix; a matrix is dropped when the last of them has read it.
     """
 
     def __init__(self, source: TensorSource, n_user: int) -> None:
@@ -101,13 +99,13 @@ class SharedSource:
         return self._source.specs()
 
     def read(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
-        """See `TensorSource.read`; nobody may write into a whole matrix."""
+        """See `TensorSource.read`; a whole matrix is shared, so it must not be written into."""
         if rows is not None:
             return self._source.read(spec, xid, rows)
-        place = (spec.name, xid)
-        weights, n_left = self._kept.pop(place, (None, self._n_user))
+        key = (spec.name, xid)
+        weights, n_left = self._kept.pop(key, (None, self._n_user))
         if weights is None:
             weights = self._source.read(spec, xid)
         if n_left > 1:
-            self._kept[place] = (weights, n_left - 1)
+            self._kept[key] = (weights, n_left - 1)
         return weights

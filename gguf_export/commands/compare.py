@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from calibration.forward.hidden import Storage
     from calibration.forward.layers import Arithmetic
     from calibration.judging.side_by_side import Comparison
-    from gguf_export.comparing.run import CompareJob, NamedText
+    from gguf_export.comparing.run import CompareResult, StateSettings
 
 output_options = together(
     click.option("--json", "json_path", type=FILE, metavar="FILE", help="Write all figures as JSON."),
@@ -127,8 +127,9 @@ def compare(
     """
     from calibration.importance.imatrix import load_imatrix
     from gguf_export.commands.console import ProgressView
-    from gguf_export.comparing import run as comparing
-    from gguf_export.writing.pass_state import StateFile
+    from gguf_export.comparing.models import ModelChoice
+    from gguf_export.comparing.run import PassSettings, prepare, run
+    from gguf_export.comparing.texts import TextChoice
 
     if prior and not imatrix_path:
         raise click.UsageError("--prior needs importances: give --imatrix")
@@ -138,48 +139,34 @@ def compare(
     written = [path for path in outputs.values() if path is not None]
     timings, restart, state = (options.pop(name) for name in ("timings", "restart", "state_path"))
     _refuse_outputs(written, state, force=options.pop("force"))
-    arithmetic, storage = _exactly(options)
-    prepared = comparing.prepare(
-        paths,
-        [_named(text) for text in texts],
-        base=base,
-        recipes=read_recipes(ftypes, options),
-        imatrix=load_imatrix(imatrix_path, prior=prior) if imatrix_path else None,
-        n_ctx=n_ctx,
-        n_chunk=n_chunk,
+    settings = PassSettings(activations, *_exactly(options))
+    imatrix = load_imatrix(imatrix_path, prior=prior) if imatrix_path else None
+    job = prepare(
+        ModelChoice(paths, base, tuple(read_recipes(ftypes, options)), imatrix),
+        TextChoice.of(*texts, n_ctx=n_ctx, n_chunk=n_chunk),
         note=say,
     )
-    with ExitStack() as stack:
-        keeper = None
-        if place := _state_place(state, written):
-            told = comparing.fingerprint_of(prepared, activations, arithmetic, storage)
-            keeper = stack.enter_context(StateFile(*place, told, restart=restart, note=say))
-        with ProgressView(quiet=quiet) as view:
-            found = comparing.run(
-                prepared,
-                activations=activations,
-                arithmetic=arithmetic,
-                storage=storage,
-                keeper=keeper,
-                progress=view,
-            )
-        _write(found, outputs)
+
+    with ExitStack() as showing:
+
+        def write(result: CompareResult) -> None:
+            showing.close()  # a file may be the terminal that the bar is drawn on
+            _write(result.comparison, outputs)
+
+        result = run(
+            job,
+            settings,
+            state=_state(state, written, restart=restart),
+            on_result=write,
+            progress=showing.enter_context(ProgressView(quiet=quiet)),
+            note=say,
+        )
     if not quiet:
-        _print_tables(found)
+        _print_tables(result.comparison)
         for path in written:
             click.echo(f"written: {path}")
     if timings:
-        _print_timings(found, prepared)
-
-
-def _named(text: str) -> NamedText:
-    """NAME=FILE, or a file that goes by its stem."""
-    from gguf_export.comparing.run import NamedText
-
-    name, sign, path = text.partition("=")
-    if not sign or not name or Path(text).exists():
-        return NamedText(Path(text).stem, Path(text))
-    return NamedText(name, Path(path))
+        _print_timings(result)
 
 
 def _exactly(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
@@ -190,15 +177,15 @@ def _exactly(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
     return Arithmetic(device), storage
 
 
-def _state_place(state: Path | None, written: list[Path]) -> tuple[Path, str] | None:
-    """Where the state is kept, and what the notes call the output; None where it is not kept."""
+def _state(state: Path | None, written: list[Path], *, restart: bool) -> StateSettings | None:
+    """Where the state is kept, by default beside the first file; None where it is not kept."""
+    from gguf_export.comparing.run import StateSettings
     from gguf_export.files.replacing import is_device
-    from gguf_export.writing.pass_state import state_path
 
     if state is not None:
-        return state, state.name
+        return StateSettings(state, state.name, restart)
     files = [path for path in written if not is_device(path)]
-    return (state_path(files[0]), files[0].name) if files else None
+    return StateSettings.beside(files[0], restart=restart) if files else None
 
 
 def _refuse_outputs(written: list[Path], state: Path | None, *, force: bool) -> None:
@@ -249,10 +236,9 @@ def _print_tables(found: Comparison) -> None:
         click.echo(printable(f"{name}: {how}"))
 
 
-def _print_timings(found: Comparison, prepared: CompareJob) -> None:
+def _print_timings(result: CompareResult) -> None:
     from gguf_export.commands.console import print_table, size
     from gguf_export.reports.compare_tables import timing_table
 
-    print_table("timings", *timing_table(found.timings))
-    n_source = len(prepared.models) + (0 if hasattr(prepared.base, "tokens") else 1)
-    click.echo(f"{n_source} models, {size(prepared.bytes_read)} of weights read")
+    print_table("timings", *timing_table(result.comparison.timings))
+    click.echo(f"{result.n_in_pass} models, {size(result.bytes_read)} of weights read")

@@ -13,17 +13,14 @@ from gguf_export.commands.options import (
     MODEL,
     QUIET,
     forward_options,
-    open_model,
-    read_chunks,
     read_forward,
+    read_text,
+    say,
     text_options,
 )
 
 if TYPE_CHECKING:
     from calibration.judging.matrix_errors import ErrorReport
-    from calibration.text.chunks import Chunks
-    from quantize.sources.checkpoint import Checkpoint
-    from quantize.sources.gguf_file import GGUFFile
 
 MOST_NAMED = 10
 """Starved experts that are named; the rest are counted."""
@@ -98,30 +95,29 @@ def errors(
 ) -> None:
     """Report what each TYPE costs every layer, projection and expert of MODEL, the folder of a checkpoint or a
     GGUF file."""
-    from calibration.judging.output_error import measure_errors
+    from calibration.judging.encoding_errors import ErrorSettings
     from gguf_export.commands.console import ProgressView
+    from gguf_export.comparing import errors as measuring
     from gguf_export.reports.error_report import check_outputs, write_errors
-    from quantize.recipes.recipe import parse_qtype
+    from quantize.engine import Threads
 
-    wanted = [parse_qtype(qtype) for qtype in qtypes]
+    settings = ErrorSettings.of(qtypes, prior=prior, baseline=baseline, n_judged=n_judged)
     check_outputs(outputs, force=force)
-    source = open_model(model)
-    fit, judged = _read_texts(source, held_out, options)
+    text = read_text(options)
+    if not text.is_given:
+        raise click.UsageError("give the calibration text with --text FILE or --prompts FILE")
     arithmetic, storage = read_forward(options)
-    with ProgressView(quiet=quiet) as view:
-        report = measure_errors(
-            source,
-            fit,
-            judged,
-            wanted,
-            model=model.resolve().name,
-            prior=prior,
-            baseline=baseline,
-            n_judged=n_judged,
+    with ProgressView(quiet=quiet) as view, Threads(jobs) as engine:
+        report = measuring.errors(
+            model,
+            text,
+            settings,
+            held_out=held_out,
             arithmetic=arithmetic,
             storage=storage,
-            jobs=jobs,
+            engine=engine,
             progress=view,
+            note=say,
         )
     for path in outputs:
         write_errors(path, report)
@@ -129,20 +125,6 @@ def errors(
         _print_report(report)
         for path in outputs:
             click.echo(f"written: {path}")
-
-
-def _read_texts(
-    model: Checkpoint | GGUFFile, held_out: tuple[Path, ...], options: dict[str, Any]
-) -> tuple[Chunks, Chunks]:
-    """The text to fit on and the one to judge on."""
-    from calibration.judging.held_out import hold_out, spread
-
-    other = {**options, "texts": held_out, "prompts": (), "n_chunk": None}
-    n_chunk = options["n_chunk"]
-    fit, judged = read_chunks(model, options), read_chunks(model, other)
-    if fit is None:
-        raise click.UsageError("give the calibration text with --text FILE or --prompts FILE")
-    return (fit, spread(judged, n_chunk)) if judged is not None else hold_out(fit)
 
 
 def _print_report(report: ErrorReport) -> None:

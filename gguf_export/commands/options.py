@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from calibration.forward.hidden import Storage
     from calibration.forward.layers import Arithmetic
     from calibration.text.chunks import Chunks
+    from gguf_export.comparing.texts import TextSettings
     from quantize.recipes.recipe import Recipe
     from quantize.sources.checkpoint import Checkpoint
     from quantize.sources.gguf_file import GGUFFile
@@ -144,31 +145,28 @@ def read_recipes(ftypes: Sequence[str], options: dict[str, Any]) -> list[Recipe]
 
 def open_model(path: Path) -> Checkpoint | GGUFFile:
     """The checkpoint in a folder, or a finished GGUF file."""
-    if path.is_file():
-        from gguf_export.comparing.run import open_file
+    from gguf_export.comparing import models
 
-        return open_file(path, say)
-    from quantize.sources.checkpoint import open_checkpoint
+    return models.open_model(path, say)
 
-    return open_checkpoint(path)
+
+def read_text(options: dict[str, Any]) -> TextSettings:
+    """The text of `text_options`, which are taken out of `options`."""
+    from gguf_export.comparing.texts import TextSettings
+
+    return TextSettings(
+        tuple(options.pop("texts")),
+        tuple(options.pop("prompts")),
+        *(options.pop(name) for name in ("n_ctx", "n_chunk", "parse_special")),
+    )
 
 
 def read_chunks(model: Checkpoint | GGUFFile, options: dict[str, Any]) -> Chunks | None:
-    """The text of `text_options`, which are taken out of `options`; None where none is given."""
-    texts, prompts = options.pop("texts"), options.pop("prompts")
-    n_chunk, n_ctx, parse_special = (options.pop(name) for name in ("n_chunk", "n_ctx", "parse_special"))
-    if not texts and not prompts:
-        return None
-    from calibration.text.chunks import make_chunks, read_prompts, read_text
-    from calibration.text.tokenizer import tokenizer_of
+    """The chunks of `text_options`, which are taken out of `options`; None where no text is given."""
+    from gguf_export.comparing.texts import cut_text
 
-    return make_chunks(
-        [read_text(path) for path in texts] + [read_prompts(path) for path in prompts],
-        tokenizer_of(model),
-        n_ctx=n_ctx,
-        n_chunk=n_chunk,
-        parse_special=parse_special,
-    )
+    text = read_text(options)
+    return cut_text(model, text) if text.is_given else None
 
 
 def read_forward(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:

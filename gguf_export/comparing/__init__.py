@@ -1,4 +1,4 @@
-"""Which models are compared by which texts, in one pass; the figures come from `calibration.judging`.
+"""What is measured on which models by which texts, as one library call each: `compare` and `errors`.
 
-Nothing here draws: pages and tables are `reports`.
+The figures come from `calibration.judging`. Nothing here draws or prints: pages and tables are `reports`.
 """

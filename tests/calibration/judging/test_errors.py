@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,19 @@ from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
 
 from calibration.forward.layers import Arithmetic
 from calibration.forward.run import Observer, Stream, forward
-from calibration.judging.held_out import Sampler, Seen, hold_out, spread
-from calibration.judging.matrix_errors import (
-    ErrorReport,
-    Errors,
-    MatrixErrors,
-    OutputSums,
-    WeightSums,
-    totals,
-    worst,
-)
-from calibration.judging.output_error import is_judged, measure_errors
+from calibration.judging import encoding_errors
+from calibration.judging.encoding_errors import ErrorSettings
+from calibration.judging.error_sums import ErrorSums, OutputSums, WeightSums
+from calibration.judging.held_out import HeldOutSampler, InputSample, hold_out, spread
+from calibration.judging.matrix_errors import ErrorReport, Errors, MatrixErrors, totals, worst
+from calibration.judging.output_error import measure_errors
 from calibration.text.chunks import Chunks, make_chunks, read_text
 from calibration.text.tokenizer import open_tokenizer
 from gguf_export.cli import main
 from gguf_export.reports.error_report import errors_csv, errors_json, write_errors
 from quantize.codec import encode
-from quantize.exceptions import CheckpointError, OutputError, TextError
+from quantize.engine import Engine, Threads
+from quantize.exceptions import NotFiniteError, OutputError, TextError
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.tensors import Array, QType, TensorSpec
 
@@ -59,11 +56,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(pico_mixtral(folder, n_embd=256, n_ff=256, n_head=4, n_expert=8, n_expert_used=1))
 
 
+def measured(
+    source: Checkpoint, *qtypes: QType, model: str = "", engine: Engine | None = None, **settings: Any
+) -> ErrorReport:
+    """The report on the two texts, by default with one thread."""
+    with Threads(1) as one:
+        return measure_errors(
+            source,
+            FIT,
+            HELD_OUT,
+            ErrorSettings(qtypes, **settings),
+            model=model,
+            arithmetic=EXACT,
+            engine=engine or one,
+        )
+
+
 @pytest.fixture(scope="module")
 def report(model: Checkpoint) -> ErrorReport:
-    return measure_errors(
-        model, FIT, HELD_OUT, [QType.Q4_K, QType.Q8_0], model="pico", arithmetic=EXACT, jobs=1
-    )
+    return measured(model, QType.Q4_K, QType.Q8_0, model="pico")
 
 
 class Recorder(Observer):
@@ -104,6 +115,10 @@ def inputs(model: Checkpoint) -> tuple[Inputs, Inputs]:
 def importance_of(x: torch.Tensor) -> Array:
     """As llama-imatrix and llama-quantize compute it, in float32."""
     return np.asarray(x.square().sum(dim=0).numpy() / np.float32(len(x)))
+
+
+def is_judged(spec: TensorSpec) -> bool:
+    return spec.bid is not None and spec.is_matrix and "ffn_gate_inp" not in spec.name
 
 
 def matrices(model: Checkpoint) -> list[tuple[TensorSpec, int]]:
@@ -213,7 +228,7 @@ def test_a_prior_weighs_with_the_mean_of_the_whole_layer(
     model: Checkpoint, inputs: tuple[Inputs, Inputs]
 ) -> None:
     prior = 30.0
-    found = measure_errors(model, FIT, HELD_OUT, [QType.Q4_K], arithmetic=EXACT, prior=prior, jobs=1)
+    found = measured(model, QType.Q4_K, prior=prior)
     fit, held_out = inputs
     specs = {spec.name: spec for spec in model.specs()}
     for row in found.rows:
@@ -231,17 +246,30 @@ def test_a_prior_weighs_with_the_mean_of_the_whole_layer(
         assert row.errors.nmse is None or (row.name, xid) in held_out
 
 
-def test_the_same_numbers_with_several_threads(model: Checkpoint, report: ErrorReport) -> None:
-    again = measure_errors(
-        model, FIT, HELD_OUT, [QType.Q4_K, QType.Q8_0], model="pico", arithmetic=EXACT, jobs=2
-    )
-    assert again == report
+class Backwards:
+    """An engine as far away as another machine: units and results are pickled, and the last item is done first."""
+
+    def map(self, function: Any, items: Iterable[Any]) -> Generator[tuple[Any, Any], None, None]:
+        for item in reversed(list(items)):
+            there, unit = pickle.loads(pickle.dumps((function, item)))
+            yield item, pickle.loads(pickle.dumps(there(unit)))
+
+
+@pytest.mark.parametrize("engine", [Threads(2), Backwards()])
+def test_the_same_numbers_with_several_threads_and_in_any_order(
+    model: Checkpoint, report: ErrorReport, monkeypatch: pytest.MonkeyPatch, engine: Engine
+) -> None:
+    monkeypatch.setattr(
+        encoding_errors, "UNIT_WEIGHTS", 256 * 100
+    )  # three units of a matrix, the last one shorter
+    one_thread = measured(model, QType.Q4_K, QType.Q8_0, model="pico")
+    assert measured(model, QType.Q4_K, QType.Q8_0, model="pico", engine=engine) == one_thread
+    for row, whole in zip(one_thread.rows, report.rows, strict=True):
+        assert row.errors.relative == pytest.approx(whole.errors.relative, rel=1e-12)
 
 
 def test_without_a_baseline(model: Checkpoint, report: ErrorReport) -> None:
-    found = measure_errors(
-        model, FIT, HELD_OUT, [QType.Q4_K], baseline=False, arithmetic=EXACT, n_judged=4, jobs=1
-    )
+    found = measured(model, QType.Q4_K, baseline=False, n_judged=4)
     assert all(row.plain is None and row.helped is None for row in found.rows)
     assert max(row.n_judged for row in found.rows) == 4
     dense = next(row for row in found.rows if row.xid is None)
@@ -251,7 +279,7 @@ def test_without_a_baseline(model: Checkpoint, report: ErrorReport) -> None:
 
 def test_a_dense_model_and_rows_that_blocks_do_not_divide(tmp_path: Path) -> None:
     dense = open_checkpoint(pico_dense(tmp_path / "dense", n_embd=64, n_ff=96, n_layer=1))
-    found = measure_errors(dense, FIT, HELD_OUT, [QType.Q6_K], arithmetic=EXACT, jobs=1)
+    found = measured(dense, QType.Q6_K)
     assert [row.projection for row in found.rows] == [
         *("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     ]
@@ -267,13 +295,15 @@ def test_a_weight_that_is_not_finite_where_no_token_comes(tmp_path: Path, report
     bid, xid = next(place for place in report.starved if place in report.unjudged)
     weights[f"model.layers.{bid}.block_sparse_moe.experts.{xid}.w2.weight"][0, 0] = 0x7FC0
     write_checkpoint(folder, weights, json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    with pytest.raises(CheckpointError, match=rf"blk\.{bid}\.ffn_down_exps\.weight: .*expert {xid}"):
-        measure_errors(open_checkpoint(folder), FIT, HELD_OUT, [QType.Q8_0], arithmetic=EXACT, jobs=1)
+    with pytest.raises(NotFiniteError) as caught:
+        measured(open_checkpoint(folder), QType.Q8_0)
+    assert caught.value.place == f"blk.{bid}.ffn_down_exps.weight, expert {xid}"
+    assert caught.value.message == "row 0, column 0 is not a finite number"
 
 
 def test_chunks_of_two_lengths_are_refused(model: Checkpoint) -> None:
     with pytest.raises(TextError, match="6 and of 8 tokens"):
-        measure_errors(model, FIT, chunks(2, 8, 3), [QType.Q8_0])
+        measure_errors(model, FIT, chunks(2, 8, 3), ErrorSettings((QType.Q8_0,)))
 
 
 # -- what is held out
@@ -303,23 +333,23 @@ def test_spread_takes_all_parts_of_a_text() -> None:
 
 def test_the_sampler_keeps_rows_evenly() -> None:
     spec = TensorSpec("blk.0.attn_q.weight", (4, 2), QType.BF16)
-    sampler = Sampler(is_judged, n_fit=3, n_held_out=10, limit=4, arithmetic=EXACT)
+    sampler = HeldOutSampler(is_judged, n_fit=3, n_held_out=10, limit=4, arithmetic=EXACT)
     everything = torch.stack([torch.arange(13.0), torch.ones(13)], dim=1)
     for places in torch.arange(13).split(5):
         sampler.inputs(0, [spec], 0, places, everything[places])
-    seen = sampler.take(spec, 0)
-    assert seen.kept[:, 0].tolist() == [5.0, 7.0, 10.0, 12.0]
-    assert (seen.n_tokens, seen.n_held_out) == (3, 10)
-    assert len(sampler.take(spec, 0).kept) == 0  # forgotten
+    sample = sampler.pop(spec, 0)
+    assert sample.kept[:, 0].tolist() == [5.0, 7.0, 10.0, 12.0]
+    assert (sample.n_tokens, sample.n_held_out) == (3, 10)
+    assert len(sampler.pop(spec, 0).kept) == 0  # forgotten
 
 
 def test_effective_tokens() -> None:
-    seen = Seen(torch.empty(0, 1))
-    assert seen.n_effective == 0
-    seen.count(torch.ones(7, 1))
-    assert seen.n_effective == pytest.approx(7)
-    seen.count(torch.tensor([[100.0]]))  # as the first token of a text often is
-    assert seen.n_effective == pytest.approx(1, abs=0.01)
+    sample = InputSample(torch.empty(0, 1))
+    assert sample.n_effective == 0
+    sample.count(torch.ones(7, 1))
+    assert sample.n_effective == pytest.approx(7)
+    sample.count(torch.tensor([[100.0]]))  # as the first token of a text often is
+    assert sample.n_effective == pytest.approx(1, abs=0.01)
 
 
 # -- measures and totals
@@ -348,6 +378,16 @@ def test_nothing_is_divided_by_zero() -> None:
     assert outputs.nmse() == 0.0 and outputs.cosine() is None
     outputs.add(np.zeros((3, 2), np.float32), np.ones((3, 2), np.float32))
     assert outputs.nmse() is None  # an error without an output has no relation
+
+
+def test_without_activations_there_is_no_output_error() -> None:
+    sums = ErrorSums(4, 0)
+    sums.weights.add(np.full((2, 4), 2.0, np.float32), np.ones((2, 4), np.float32))
+    assert sums.errors(np.ones(4, np.float32)) == Errors(1.0, 0.5, 0.5)
+    sums = ErrorSums(4, 1)
+    sums.weights.add(np.full((2, 4), 2.0, np.float32), np.ones((2, 4), np.float32))
+    sums.outputs.add(np.ones((1, 2), np.float32), np.full((1, 2), 0.5, np.float32))
+    assert sums.errors() == Errors(1.0, 0.5, None, 0.25, 1.0)
 
 
 def test_a_perfect_type_has_cosine_one_and_an_opposite_one_minus_one() -> None:
@@ -481,8 +521,7 @@ def test_importances_lower_the_error_on_held_out_text(bench: Path) -> None:
         open_checkpoint(bench / "harmony-nano"),
         spread(fit, 24),
         spread(held_out, 12),
-        [QType.Q4_K],
-        n_judged=256,
+        ErrorSettings((QType.Q4_K,), n_judged=256),
     )
     experts = totals("experts", [one for one in found.rows if one.xid is not None])
     assert experts.n_compared == 72

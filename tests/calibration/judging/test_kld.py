@@ -12,6 +12,7 @@ from logits import write_logits
 
 from calibration.judging.kld import QUANTILES, Scores, base_probs, log_probs, quantile, score, summarize
 from calibration.judging.logits_file import LogitsFile, is_logits_file
+from calibration.text.chunks import Chunks
 from quantize.exceptions import LogitsError
 
 
@@ -168,3 +169,23 @@ def test_damaged_logits_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LogitsError, match="file is missing"):
         LogitsFile(tmp_path / "absent")
     assert not is_logits_file(tmp_path / "absent")
+
+
+def test_a_logits_file_is_of_one_text_and_one_vocabulary(tmp_path: Path) -> None:
+    tokens = np.arange(32, dtype=np.int32).reshape(2, 16)
+    path = tmp_path / "base.kld"
+    write_logits(path, _logits(9, 14, 300).numpy().reshape(2, 7, 300), tokens)
+    file = LogitsFile(path)
+    file.refuse_other_text(Chunks(("t",), tokens[:1], 1))
+    for other, message in (
+        (tokens + 1, "made from another text"),
+        (tokens.reshape(4, 8), "holds 2 chunks of 16 tokens; asked for were 4 of 8"),
+        (np.tile(tokens, (2, 1)), "holds 2 chunks of 16 tokens; asked for were 4 of 16"),
+    ):
+        with pytest.raises(LogitsError, match=message) as caught:
+            file.refuse_other_text(Chunks(("t",), other, 1))
+        assert caught.value.place == str(path)
+    file.refuse_other_size("model", 300)
+    with pytest.raises(LogitsError, match="has 300 tokens, model has 301"):
+        file.refuse_other_size("model", 301)
+    assert file.fingerprint() == f"{path.stat().st_size} {path.stat().st_mtime_ns}"

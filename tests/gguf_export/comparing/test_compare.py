@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +24,17 @@ from calibration.forward.layers import Routing
 from calibration.forward.run import Observer, Stream, forward
 from calibration.forward.stored import can_decode, decode_stored
 from calibration.judging.kld import base_probs, log_probs, score
+from calibration.judging.model import Model, refuse_other_model
 from calibration.judging.perplexity import Estimate, measure_perplexity
 from calibration.judging.round_trip import RoundTrip, SharedSource
-from calibration.judging.side_by_side import Comparison, Model, compare
+from calibration.judging.side_by_side import Activations, Comparison, compare
 from calibration.text.chunks import Chunks
 from gguf_export.cli import main
 from gguf_export.commands.console import make_table
 from gguf_export.comparing import run as comparing
-from gguf_export.comparing.run import NamedText
+from gguf_export.comparing.models import ModelChoice
+from gguf_export.comparing.run import CompareJob, PassSettings
+from gguf_export.comparing.texts import NamedText, TextChoice
 from gguf_export.reports.compare_data import compare_csv, compare_json
 from gguf_export.reports.compare_facts import labels, protocol
 from gguf_export.reports.compare_page import compare_page
@@ -72,20 +76,34 @@ def texts(folder: Path) -> list[NamedText]:
     return [NamedText("prose", folder / "text.txt"), NamedText("o|ther <b>", folder / "other.txt")]
 
 
+def job_of(
+    paths: Sequence[Path], texts: Sequence[NamedText] = (), n_chunk: int | None = None, **models: Any
+) -> CompareJob:
+    """Models and texts, in chunks of a few tokens."""
+    choice = TextChoice(tuple(texts), N_CTX, n_chunk)
+    return comparing.prepare(ModelChoice(tuple(paths), **models), choice)
+
+
+def compare_on(
+    paths: Sequence[Path], texts: Sequence[NamedText] = (), activations: Activations = "exact", **models: Any
+) -> Comparison:
+    """The figures of models on texts."""
+    return comparing.run(job_of(paths, texts, **models), PassSettings(activations)).comparison
+
+
 @pytest.fixture(scope="module")
 def compared(folder: Path, files: list[Path], texts: list[NamedText]) -> Comparison:
-    prepared = comparing.prepare(
-        [folder / "pico", *files], texts, n_ctx=N_CTX, recipes=[Recipe(ftype("Q4_0"))]
-    )
-    found = comparing.run(prepared)
-    for source in prepared.sources:  # each byte once, whatever the length of the text
+    job = job_of([folder / "pico", *files], texts, recipes=(Recipe(ftype("Q4_0")),))
+    result = comparing.run(job)
+    assert result.n_in_pass == 5 and result.bytes_read == job.bytes_read
+    for source in job.sources:  # each byte once, whatever the length of the text
         known = (
             source.n_bytes
             if isinstance(source, Checkpoint)
             else sum(t.n_bytes for t in source.tensors.values())
         )
         assert source.bytes_read == known
-    return found
+    return result.comparison
 
 
 def _logits(*models: object, tokens: np.ndarray) -> list[torch.Tensor]:
@@ -137,7 +155,7 @@ def test_texts_in_one_pass_are_texts_apart(
     compared: Comparison, folder: Path, files: list[Path], texts: list[NamedText]
 ) -> None:
     for index, text in enumerate(texts):
-        apart = comparing.run(comparing.prepare([folder / "pico", files[1]], [text], n_ctx=N_CTX))
+        apart = compare_on([folder / "pico", files[1]], [text])
         one, other = apart.results[0][0], compared.results[1][index]
         np.testing.assert_allclose(one.scores.kld, other.scores.kld, rtol=1e-3, atol=1e-6)
         assert one.router is not None and other.router is not None
@@ -171,8 +189,7 @@ def test_router_agreement_is_counted(compared: Comparison, files: list[Path], ch
 def test_rounded_activations_cost_a_little(
     compared: Comparison, folder: Path, files: list[Path], texts: list[NamedText]
 ) -> None:
-    prepared = comparing.prepare([folder / "pico", files[0]], texts[:1], n_ctx=N_CTX)
-    rounded = comparing.run(prepared, activations="int8").results[0][0].statistics
+    rounded = compare_on([folder / "pico", files[0]], texts[:1], "int8").results[0][0].statistics
     exact = compared.results[0][0].statistics
     assert (
         rounded.kld_median > 1.5 * exact.kld_median
@@ -182,8 +199,7 @@ def test_rounded_activations_cost_a_little(
 def test_a_gguf_is_a_base_without_its_checkpoint(
     compared: Comparison, files: list[Path], texts: list[NamedText]
 ) -> None:
-    prepared = comparing.prepare([files[1]], texts, base=files[2], n_ctx=N_CTX)
-    found = comparing.run(prepared)
+    found = compare_on([files[1]], texts, base=files[2])
     assert (found.texts[0].tokens == compared.texts[0].tokens).all()
     assert found.results[0][1].statistics.kld.value == pytest.approx(
         compared.results[1][1].statistics.kld.value, rel=1e-3
@@ -197,7 +213,9 @@ def test_a_file_of_logits_is_a_base(
     (base,) = _logits(checkpoint, tokens=chunks.inputs)
     path = tmp_path / "base.kld"
     write_logits(path, base[:, :-1].numpy(), chunks.tokens)
-    found = comparing.run(comparing.prepare([files[1]], base=path))
+    job = job_of([files[1]], base=path)
+    assert job.n_in_pass == 1  # the base is not
+    found = comparing.run(job).comparison
     one, other = found.results[0][0], compared.results[1][0]
     np.testing.assert_allclose(one.scores.kld, other.scores.kld, atol=2e-3)
     assert one.statistics.kld.value == pytest.approx(other.statistics.kld.value, rel=0.02)
@@ -399,10 +417,10 @@ def test_bad_input_is_refused_in_one_line(
     twins = [f"--text=a={folder / name}.txt" for name in ("text", "other")]
     assert "two texts are called 'a'; name them" in _refused(model, files[0], *twins)
     assert "nothing to compare with" in _refused(files[0], *text)
-    assert "nothing to compare:" in _refused(model, *text)
+    assert "nothing to compare; give GGUF files" in _refused(model, *text)
     (tmp_path / "link.gguf").symlink_to(files[0])
     assert "link.gguf: is given twice" in _refused(model, files[0], tmp_path / "link.gguf", *text)
-    assert "-t Q4_K_M: is given twice" in _refused(model, "-t", "Q4_K_M", "-t", "q4_k_m", *text)
+    assert "Q4_K_M: is given twice" in _refused(model, "-t", "Q4_K_M", "-t", "q4_k_m", *text)
     assert "folder of the checkpoint" in _refused(files[0], "--base", files[1], "-t", "Q4_0", *text)
     assert "one checkpoint is enough" in _refused(model, model, files[0], *text)
     assert "no such folder" in _refused(model, files[0], *text, "--html", tmp_path / "absent" / "x.html")
@@ -447,7 +465,7 @@ def test_blocks_do_not_hide_a_weight_that_is_no_number(
         shard.unlink()
     text = ("--text", folder / "text.txt", "--ctx", N_CTX, "--chunks", 1)
     told = _refused("-q", model, "--base", files[2], "-t", "Q4_0", *text)
-    assert "blk.0.attn_q.weight: a weight is not a finite number; the checkpoint is damaged" in told
+    assert "blk.0.attn_q.weight: row 0, column 3 is not a finite number; the checkpoint is damaged" in told
 
 
 def _other_model(folder: Path) -> Path:
@@ -485,8 +503,6 @@ def test_a_model_without_a_tensor_is_another(checkpoint: Checkpoint) -> None:
         def specs(self) -> object:
             return checkpoint.specs()[1:]
 
-    from calibration.judging.side_by_side import refuse_other_model
-
     with pytest.raises(GGUFError, match=r"less: another model than whole: tensor .* is only there"):
         refuse_other_model(Model("whole", checkpoint, 1, 1), Model("less", Less(), 1, 1))  # type: ignore[arg-type]
 
@@ -505,14 +521,14 @@ BASE_PPL = 33.6305
 
 
 def test_the_figures_are_those_of_llama_perplexity(bench: Path) -> None:
-    prepared = comparing.prepare(
-        [bench / "harmony-nano"],
-        [NamedText("code", bench / "texts" / "code.txt")],
-        recipes=[Recipe(ftype(name)) for name in LLAMA_PERPLEXITY],
-        n_chunk=6,
+    job = comparing.prepare(
+        ModelChoice(
+            (bench / "harmony-nano",), recipes=tuple(Recipe(ftype(name)) for name in LLAMA_PERPLEXITY)
+        ),
+        TextChoice((NamedText("code", bench / "texts" / "code.txt"),), n_chunk=6),
     )
-    found = comparing.run(prepared, activations="int8")
-    exact = comparing.run(prepared)
+    found = comparing.run(job, PassSettings("int8")).comparison
+    exact = comparing.run(job).comparison
     assert found.base_ppl[0].value == pytest.approx(BASE_PPL, rel=1e-3)
     for results, without, wanted in zip(found.results, exact.results, LLAMA_PERPLEXITY.values(), strict=True):
         ppl, kld, error, same_top, rms_dp = wanted

@@ -1,0 +1,83 @@
+"""The errors of every matrix of a model in each type, as one call: the model is opened, the text cut, the pass run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from calibration.forward.hidden import Storage
+from calibration.forward.layers import Arithmetic
+from calibration.judging.encoding_errors import ErrorSettings
+from calibration.judging.held_out import hold_out, spread
+from calibration.judging.matrix_errors import ErrorReport
+from calibration.judging.output_error import measure_errors
+from calibration.text.chunks import Chunks
+from gguf_export.comparing.models import open_model
+from gguf_export.comparing.texts import TextSettings, cut_text
+from quantize.engine import Engine
+from quantize.exceptions import TextError
+from quantize.sources.checkpoint import Checkpoint
+from quantize.sources.gguf_file import GGUFFile
+from quantize.telling import Note, OnProgress, discard, silent
+
+__all__ = ["cut_fit_and_held_out", "errors"]
+
+
+def errors(
+    model: str | Path,
+    text: TextSettings,
+    settings: ErrorSettings,
+    *,
+    held_out: Sequence[Path] = (),
+    arithmetic: Arithmetic | None = None,
+    storage: Storage | None = None,
+    engine: Engine | None = None,
+    progress: OnProgress = silent,
+    note: Note = discard,
+) -> ErrorReport:
+    """Measure what each type costs every layer, projection and expert of a model, on text that is held out.
+
+    Args:
+        model: the folder of a checkpoint, or a GGUF file.
+        text: the calibration text.
+        settings: the types, and how they are measured.
+        held_out: text files to judge on, of which as many chunks are taken as of `text`, evenly spread; by default
+            every fifth chunk of `text` is held out.
+        arithmetic, storage, engine, progress: see `measure_errors`.
+        note: is given remarks, one by one.
+
+    Raises:
+        TextError: there is no text, or it is too short.
+        MoeGgufError: see `open_model` and `measure_errors`.
+    """
+    source = open_model(Path(model), note)
+    fit, judged = cut_fit_and_held_out(source, text, held_out)
+    return measure_errors(
+        source,
+        fit,
+        judged,
+        settings,
+        model=Path(model).resolve().name,
+        arithmetic=arithmetic,
+        storage=storage,
+        engine=engine,
+        progress=progress,
+    )
+
+
+def cut_fit_and_held_out(
+    source: Checkpoint | GGUFFile, text: TextSettings, held_out: Sequence[Path]
+) -> tuple[Chunks, Chunks]:
+    """The chunks to fit on and those to judge on.
+
+    Raises:
+        TextError: there is no text, or it is too short.
+    """
+    if not text.is_given:
+        raise TextError("", "there is no calibration text", "give one")
+    fit = cut_text(source, text)
+    if not held_out:
+        return hold_out(fit)
+    judged = cut_text(source, replace(text, paths=tuple(held_out), prompts=(), n_chunk=None))
+    return fit, spread(judged, text.n_chunk)

@@ -1,0 +1,208 @@
+"""Which models are compared: GGUF files, types that no file is written of, and the base that they are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibration.forward.stored import can_decode
+from calibration.importance.imatrix import Imatrix
+from calibration.judging.logits_file import LogitsFile, is_logits_file
+from calibration.judging.model import Model, refuse_other_model
+from calibration.judging.round_trip import RoundTrip, SharedSource
+from calibration.judging.side_by_side import Base
+from calibration.text.tokenizer import vocabulary_of
+from calibration.text.vocabulary import refuse_other_vocabulary
+from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
+from quantize.exceptions import DecodeError, GGUFError, MoeGgufError
+from quantize.recipes.ftypes import ftype
+from quantize.recipes.recipe import Recipe, make_plan
+from quantize.sources.checkpoint import Checkpoint, open_checkpoint
+from quantize.sources.gguf_file import GGUFFile
+from quantize.telling import Note, Remark, discard
+
+__all__ = ["ModelChoice", "OpenModels", "open_gguf", "open_model", "open_models"]
+
+ROUND_TRIP = "(round trip)"
+"""Stands behind the name of a type that was judged without writing a file."""
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The models that are compared.
+
+    paths: GGUF files to be judged, and the folder of their checkpoint, which is the base where no other is given.
+    base: a GGUF file, or a file that llama-perplexity --save-all-logits wrote. The checkpoint's folder then only serves
+        `recipes` and the tokenizer.
+    recipes: file types to be judged without writing them, from the checkpoint.
+    imatrix: importances for `recipes`.
+    """
+
+    paths: tuple[Path, ...]
+    base: Path | None = None
+    recipes: tuple[Recipe, ...] = ()
+    imatrix: Imatrix | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *paths: str | Path,
+        base: str | Path | None = None,
+        types: Iterable[str] = (),
+        imatrix: Imatrix | None = None,
+    ) -> ModelChoice:
+        """The choice with file types by name, such as "Q4_K_M", in any case, as llama-quantize makes them.
+
+        Raises:
+            RecipeError: there is no such type.
+        """
+        recipes = tuple(Recipe(ftype(name)) for name in types)
+        return cls(tuple(map(Path, paths)), None if base is None else Path(base), recipes, imatrix)
+
+    def refuse_repeated(self) -> None:
+        """Refuse to measure a model twice: it would cost its time twice, and reports could not tell the two apart.
+
+        Raises:
+            MoeGgufError: a file or a type is given twice.
+        """
+        seen: set[Path] = set()
+        for path in self.paths:
+            if path.resolve() in seen and not path.is_dir():
+                raise MoeGgufError(str(path), "is given twice", "give each file once")
+            seen.add(path.resolve())
+        names = [recipe.ftype.name for recipe in self.recipes]
+        for name in names:
+            if names.count(name) > 1:
+                raise MoeGgufError(name, "is given twice", "give each type once")
+
+
+@dataclass(frozen=True)
+class OpenModels:
+    """The models of a `ModelChoice`, found to fit together, and the `sources` whose weights they are."""
+
+    base: Base
+    models: tuple[Model, ...]
+    sources: tuple[Checkpoint | GGUFFile, ...]
+
+
+def open_models(choice: ModelChoice, note: Note = discard) -> OpenModels:
+    """Open the models, the base first; no weight is read.
+
+    Raises:
+        MoeGgufError: a file is damaged, of an unknown type or of another model, or given twice, as may be a type; a
+            tokenizer differs.
+    """
+    choice.refuse_repeated()
+    checkpoint = _only_checkpoint(choice.paths)
+    files = [open_gguf(path, note) for path in choice.paths if not path.is_dir()]
+    if choice.recipes and checkpoint is None:
+        raise MoeGgufError(
+            "", "a type without a file is judged from its checkpoint", "give the folder of the checkpoint"
+        )
+    if not files and not choice.recipes:
+        raise MoeGgufError("", "nothing to compare", "give GGUF files, or types to judge without a file")
+    has_logits = choice.base is not None and is_logits_file(choice.base)
+    base_file = open_gguf(choice.base, note) if choice.base is not None and not has_logits else None
+    models = [_file_model(file) for file in files]
+    base: Base | None = None
+    if choice.base is not None:
+        base = LogitsFile(choice.base) if base_file is None else _file_model(base_file)
+    if checkpoint is not None:
+        shared = SharedSource(checkpoint, len(choice.recipes) + (base is None))
+        base = base or _checkpoint_model(checkpoint, shared)
+        models += _round_trips(checkpoint, shared, choice, note)
+    if base is None:
+        raise MoeGgufError(
+            "",
+            "nothing to compare with",
+            "give the folder of the checkpoint, or with {setting} a GGUF file or a file of llama-perplexity "
+            "--save-all-logits",
+            setting="base",
+        )
+    if base.kind == "model":
+        for model in models:
+            refuse_other_model(base, model)
+    sources = tuple(source for source in (checkpoint, base_file, *files) if source is not None)
+    _refuse_other_vocabularies(sources)
+    return OpenModels(base, tuple(models), sources)
+
+
+def open_model(path: Path, note: Note = discard) -> Checkpoint | GGUFFile:
+    """The checkpoint in a folder, or a finished GGUF file.
+
+    Raises:
+        CheckpointError, GGUFError: it cannot be read, or it is damaged.
+        DecodeError: see `open_gguf`.
+    """
+    return open_gguf(path, note) if path.is_file() else open_checkpoint(path)
+
+
+def open_gguf(path: Path, note: Note = discard) -> GGUFFile:
+    """A GGUF file, whole and of types that can be decoded.
+
+    Raises:
+        GGUFError: it cannot be read, is damaged, or is one of several parts.
+        DecodeError: the type of a tensor cannot be decoded here.
+    """
+    file = GGUFFile(path)
+    n_parts = file.keys.get("split.count", 0)
+    if isinstance(n_parts, int) and n_parts > 1:
+        raise GGUFError(str(path), f"one of {n_parts} parts", "join them with llama-gguf-split --merge")
+    slow = set()
+    for spec in file.specs():
+        is_fast = can_decode(spec.qtype)
+        if is_fast is None:
+            raise DecodeError(f"{path}: {spec.name}", f"tensor type {spec.qtype.name} cannot be decoded here")
+        if not is_fast:
+            slow.add(spec.qtype.name)
+    if slow:
+        note(Remark(str(path), f"{', '.join(sorted(slow))} is decoded by the gguf library, slowly"))
+    return file
+
+
+def _only_checkpoint(paths: Sequence[Path]) -> Checkpoint | None:
+    folders = [path for path in paths if path.is_dir()]
+    if len(folders) > 1:
+        raise MoeGgufError(str(folders[1]), f"one checkpoint is enough, {folders[0]} is the first")
+    return open_checkpoint(folders[0]) if folders else None
+
+
+def _checkpoint_model(checkpoint: Checkpoint, shared: SharedSource) -> Model:
+    n_elements = sum(spec.n_elements for spec in checkpoint.specs())
+    return Model(str(checkpoint.path), shared, checkpoint.n_bytes, 8 * checkpoint.n_bytes / n_elements)
+
+
+def _file_model(file: GGUFFile) -> Model:
+    n_elements = sum(spec.n_elements for spec in file.specs())
+    n_bytes = sum(stored.n_bytes for stored in file.tensors.values())
+    return Model(str(file.path), file, file.n_bytes, 8 * n_bytes / n_elements)
+
+
+def _round_trips(
+    checkpoint: Checkpoint, shared: SharedSource, choice: ModelChoice, note: Note
+) -> list[Model]:
+    """The types that no file is written of; the remarks on their plans are those that `export` makes of its own."""
+    if not choice.recipes:
+        return []
+    specs, imatrix = checkpoint.specs(), choice.imatrix
+    remarks: list[Remark | str] = [] if imatrix is None else [*imatrix.check(specs)]
+    plans = {
+        recipe.ftype.name: make_plan(specs, checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
+        for recipe in choice.recipes
+    }
+    remarks += plan_remarks(plans)
+    remarks += missing_remarks(list(plans.values()), imatrix)
+    remarks += thin_remarks(imatrix)
+    for remark in remarks:
+        note(remark)
+    return [
+        Model(f"{name} {ROUND_TRIP}", RoundTrip(shared, plan, imatrix), plan.n_bytes, plan.bpw)
+        for name, plan in plans.items()
+    ]
+
+
+def _refuse_other_vocabularies(sources: Sequence[Checkpoint | GGUFFile]) -> None:
+    first, *others = [vocabulary_of(source) for source in sources]
+    for other in others:
+        refuse_other_vocabulary(first, other)

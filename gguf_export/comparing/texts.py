@@ -1,0 +1,133 @@
+"""Which texts run through a model, and their chunks, cut by the model's own tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from calibration.judging.logits_file import LogitsFile
+from calibration.text.chunks import N_CTX, Chunks, make_chunks, read_prompts, read_text
+from calibration.text.tokenizer import tokenizer_of, vocabulary_of
+from quantize.containers.untrusted import quoted
+from quantize.exceptions import LogitsError, TextError
+from quantize.sources.checkpoint import Checkpoint
+from quantize.sources.gguf_file import GGUFFile
+
+__all__ = ["NamedText", "TextChoice", "TextSettings", "cut_choice", "cut_text", "own_text"]
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """One text of several files, such as a calibration text, and how it is cut (see `make_chunks`).
+
+    paths: text files.
+    prompts: files like mergekit_moe_config.yml; their positive prompts are text that reaches each expert.
+    n_ctx: tokens of a chunk.
+    n_chunk: the first so many chunks are used, all where it is None.
+    parse_special: special tokens in the text count as such.
+    """
+
+    paths: tuple[Path, ...] = ()
+    prompts: tuple[Path, ...] = ()
+    n_ctx: int = N_CTX
+    n_chunk: int | None = None
+    parse_special: bool = False
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is a text at all."""
+        return bool(self.paths or self.prompts)
+
+
+def cut_text(model: Checkpoint | GGUFFile, settings: TextSettings) -> Chunks:
+    """The chunks of a text, in the tokens of a model.
+
+    Raises:
+        TextError: there is no text, or it cannot be read or is too short.
+        TokenizerError: the model has no tokenizer that can be used here.
+    """
+    if not settings.is_given:
+        raise TextError("", "there is no text", "give one")
+    return make_chunks(
+        [read_text(path) for path in settings.paths] + [read_prompts(path) for path in settings.prompts],
+        tokenizer_of(model),
+        n_ctx=settings.n_ctx,
+        n_chunk=settings.n_chunk,
+        parse_special=settings.parse_special,
+    )
+
+
+@dataclass(frozen=True)
+class NamedText:
+    """A file of text and the name under which it is reported."""
+
+    name: str
+    path: Path
+
+    @classmethod
+    def parse(cls, text: str) -> NamedText:
+        """NAME=FILE, or a file that goes by its stem."""
+        name, sign, path = text.partition("=")
+        if not sign or not name or Path(text).exists():
+            return cls(Path(text).stem, Path(text))
+        return cls(name, Path(path))
+
+
+@dataclass(frozen=True)
+class TextChoice:
+    """The texts that models are compared on, each with figures of its own.
+
+    texts: at least one, unless the base is a file of logits, which brings its own.
+    n_ctx: tokens of a chunk.
+    n_chunk: of each text the first so many chunks are used, all where it is None.
+    """
+
+    texts: tuple[NamedText, ...] = ()
+    n_ctx: int = N_CTX
+    n_chunk: int | None = None
+
+    @classmethod
+    def of(cls, *texts: str, n_ctx: int = N_CTX, n_chunk: int | None = None) -> TextChoice:
+        """The choice with each text as NAME=FILE, or as a file that goes by its stem."""
+        return cls(tuple(map(NamedText.parse, texts)), n_ctx, n_chunk)
+
+    def refuse_twins(self) -> None:
+        """Two texts of one name could not be told apart in any report.
+
+        Raises:
+            TextError: there are two.
+        """
+        names = [text.name for text in self.texts]
+        for name in names:
+            if names.count(name) > 1:
+                raise TextError(
+                    "", f"two texts are called {quoted(name)}", "name them apart, as in NAME=FILE"
+                )
+
+
+def cut_choice(model: Checkpoint | GGUFFile, choice: TextChoice) -> list[Chunks]:
+    """The chunks of each text, in the tokens of a model.
+
+    Raises:
+        TextError: there is no text, or one cannot be read or is too short.
+        TokenizerError: the model has no tokenizer that can be used here.
+    """
+    if not choice.texts:
+        raise TextError("", "there is no text to judge by", "give one")
+    tokenizer = tokenizer_of(model)
+    cut = []
+    for text in choice.texts:
+        chunks = make_chunks([read_text(text.path)], tokenizer, n_ctx=choice.n_ctx, n_chunk=choice.n_chunk)
+        cut.append(replace(chunks, names=(text.name,)))
+    return cut
+
+
+def own_text(logits: LogitsFile, model: Checkpoint | GGUFFile, choice: TextChoice) -> Chunks:
+    """The text of a file of logits, which goes by the file's stem; BOS is the model's.
+
+    Raises:
+        LogitsError: another text is given, too.
+    """
+    if choice.texts:
+        raise LogitsError(logits.name, "brings its own text", "leave the text out")
+    return Chunks((logits.path.stem,), logits.tokens[: choice.n_chunk], vocabulary_of(model).bos_id)
