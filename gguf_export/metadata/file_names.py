@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_export.metadata.model_id import is_type
-from gguf_export.metadata.model_keys import KeyValue
+from quantize.containers.keys import KeyValue
 from quantize.exceptions import OutputError
 
 __all__ = [

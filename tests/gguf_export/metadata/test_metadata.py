@@ -15,7 +15,6 @@ from tokenizer_cases import CASES, spm, write_json
 
 from calibration.importance.imatrix import Imatrix, load_imatrix
 from gguf_export.metadata.model_keys import (
-    KeyValue,
     ParameterCount,
     assemble,
     count_params,
@@ -24,6 +23,7 @@ from gguf_export.metadata.model_keys import (
     size_label,
 )
 from gguf_export.vocab.vocab_keys import vocab_keys
+from quantize.containers.keys import KeyValue
 from quantize.exceptions import CheckpointError, RecipeError
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.tensors import QType, TensorSpec
