@@ -11,14 +11,13 @@ from typing import Any
 from gguf_export.checking.findings import Finding, error, info, warning
 from gguf_export.checking.weight_checks import check_weights
 from gguf_export.files.text_files import optional_object
-from gguf_export.metadata.model_keys import KeyValue, count_params, model_keys
+from gguf_export.metadata.model_keys import KeyValue, model_keys
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.vocab.special_tokens import token_text
 from quantize.containers.shard_index import INDEX, ShardTensor, index_shards
 from quantize.containers.untrusted import quoted, read_json, refuse_foreign_links
 from quantize.exceptions import CheckpointError, TokenizerError
 from quantize.families import family_of
-from quantize.families.language import COMMON_HPARAMS
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.telling import OnProgress, Remark, silent
 
@@ -68,7 +67,7 @@ def examine(
         stored, _ = index_shards(path)
     except CheckpointError as fault:
         return [*findings, _from(fault, "")]
-    findings += [info(str(path), remark) for remark in checkpoint.remarks]
+    findings += [info(str(path), str(remark)) for remark in checkpoint.remarks]
     findings += _types(stored)
     findings += _words(checkpoint)
     findings += _tokenizer(checkpoint, raw, pre)
@@ -92,9 +91,8 @@ def _config(raw: Mapping[str, Any]) -> Iterator[Finding]:
     except CheckpointError as fault:
         yield _from(fault, "")
         return
-    needed = [*COMMON_HPARAMS.values(), *family.hparams.values(), "rms_norm_eps", "vocab_size"]
     known = set(raw) | {key for alias, key in family.aliases.items() if alias in raw}
-    for key in needed:
+    for key in [*family.settings, "vocab_size"]:
         if key in known or key in DERIVED:
             continue
         if family.defaults.get(key) is None:
@@ -187,13 +185,7 @@ def _words(checkpoint: Checkpoint) -> list[Finding]:
     """What the keys of a GGUF file cannot say, and what of the model card and generation_config.json is left out."""
     notes: list[Remark | str] = []
     try:
-        model_keys(
-            checkpoint.path,
-            checkpoint.config,
-            checkpoint.hparams,
-            n_params=count_params(checkpoint.specs()),
-            note=notes.append,
-        )
+        model_keys(checkpoint, note=notes.append)
     except CheckpointError as fault:
         return [_from(fault, "")]
     return [_noted(note) for note in notes]

@@ -14,7 +14,6 @@ from gguf_export.checking.against import compare, is_certain
 from gguf_export.checking.findings import Finding, error, info, warning
 from gguf_export.checking.scales import bad_row, is_known
 from gguf_export.checking.structure import check_structure
-from gguf_export.metadata import model_keys as metadata
 from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.vocab import vocab_keys as vocab
 from quantize.containers.untrusted import quoted
@@ -117,14 +116,8 @@ def _numbers(file: GGUFFile, progress: OnProgress) -> Iterator[Finding]:
 
 def _same_keys(file: GGUFFile, checkpoint: Checkpoint) -> Iterator[Finding]:
     """Whether the file says of the model what the checkpoint says."""
-    wanted = metadata.model_keys(
-        checkpoint.path,
-        checkpoint.config,
-        checkpoint.hparams,
-        n_params=metadata.count_params(checkpoint.specs()),
-    )
-    for kv in wanted:
-        if kv.key.startswith(f"{checkpoint.hparams.arch}.") and not _is_same(file.keys.get(kv.key), kv):
+    for kv in checkpoint.arch_keys():
+        if not _is_same(file.keys.get(kv.key), kv):
             yield error(
                 kv.key,
                 f"is {quoted(file.keys.get(kv.key, 'missing'))}, the checkpoint says {quoted(kv.value)}",

@@ -151,14 +151,7 @@ def prepare(
     if imatrix is not None:
         remarks += imatrix.check(specs)
     overrides = [metadata.parse_override(text) for text in override_kv]
-    keys = metadata.model_keys(
-        checkpoint.path,
-        checkpoint.config,
-        hparams,
-        n_params=metadata.count_params(specs),
-        name=name,
-        note=remarks.append,
-    )
+    keys = metadata.model_keys(checkpoint, name=name, note=remarks.append)
     keys += vocab.vocab_keys(checkpoint.path, checkpoint.config, hparams.n_vocab, pre, note=remarks.append)
     files = []
     for recipe in recipes:

@@ -35,7 +35,7 @@ from gguf_export.checking.doctor import examine
 from gguf_export.checking.findings import as_json
 from gguf_export.checking.inspect import describe
 from gguf_export.checking.verify import verify
-from gguf_export.metadata.model_keys import KeyValue, assemble, count_params, model_keys
+from gguf_export.metadata.model_keys import KeyValue, assemble, model_keys
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.vocab.same_tokens import tokenizer_of, vocabulary_of
 from gguf_export.writing.export import prepare, run
@@ -131,9 +131,7 @@ def _weights(checkpoint: Checkpoint) -> None:
 
 def _export(checkpoint: Checkpoint, imatrix: Imatrix | None = None) -> bytes:
     """The header of what an export would write."""
-    keys = model_keys(
-        checkpoint.path, checkpoint.config, checkpoint.hparams, n_params=count_params(checkpoint.specs())
-    )
+    keys = model_keys(checkpoint)
     recipe = Recipe(ftype("Q8_0"))
     planned = make_plan(checkpoint.specs(), checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
     return header(assemble(keys, recipe.ftype.id, imatrix), planned)
