@@ -53,11 +53,6 @@ class Hparams:
         object.__setattr__(self, "head_dim_v", self.head_dim_v or self.head_dim)
 
     @property
-    def n_gqa(self) -> int:
-        """Query heads per key head (0 where there are no key heads)."""
-        return self.n_head // self.n_head_kv if self.n_head_kv else 0
-
-    @property
     def dims(self) -> dict[str, int]:
         """All that is a whole number, by name: what the shapes of a family may name."""
         named = {**vars(self), **self.extra}
