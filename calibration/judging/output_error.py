@@ -25,7 +25,6 @@ from torch.nn import functional
 from calibration.forward.hidden import Storage
 from calibration.forward.layers import Arithmetic, best_dtype
 from calibration.forward.run import Stream, forward
-from calibration.forward.streams import name_of
 from calibration.importance.observers import ImatrixObserver, RouterLoad, RouterObserver
 from calibration.judging.held_out import N_JUDGED, Beginning, Sampler, Seen
 from calibration.judging.matrix_errors import ErrorReport, LayerRouting, MatrixErrors, OutputSums, WeightSums
@@ -34,8 +33,9 @@ from quantize.blocks import block_format
 from quantize.codec import compile_kernels, decode, encode, first_non_finite, row_bytes
 from quantize.exceptions import CheckpointError, TextError
 from quantize.recipes.recipe import fallback
+from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress, silent
-from quantize.tensors import NUMPY_TYPES, Array, QType, TensorSource, TensorSpec
+from quantize.tensors import NUMPY_TYPES, Array, QType, TensorSpec
 
 __all__ = ["is_judged", "measure_errors"]
 
@@ -43,7 +43,7 @@ SLAB_WEIGHTS = 1 << 21  # weights of a matrix that one thread works on at a time
 
 
 def measure_errors(
-    source: TensorSource,
+    source: ModelSource,
     fit: Chunks,
     held_out: Chunks,
     qtypes: Sequence[QType],
@@ -101,7 +101,7 @@ def measure_errors(
             rows.extend(_judge(pool, spec, xid, weights, seen, importance, prior, qtypes, baseline))
 
         forward(
-            [Stream(source, name=name_of(source))],
+            [Stream(source, name=source.label)],
             np.concatenate([fit.inputs, held_out.inputs]),
             arithmetic=arithmetic,
             storage=storage,
@@ -152,7 +152,7 @@ def _refuse_non_finite(spec: TensorSpec, xid: int, weights: Array) -> None:
 
 
 def _compile_kernels(
-    source: TensorSource, qtypes: Sequence[QType], baseline: bool, progress: OnProgress
+    source: ModelSource, qtypes: Sequence[QType], baseline: bool, progress: OnProgress
 ) -> None:
     wanted = {
         (NUMPY_TYPES.get(spec.qtype, np.dtype(np.float32)), fallback(spec, qtype), known)

@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from calibration.importance.imatrix import Imatrix
 from quantize.codec import decode, encode, first_non_finite
-from quantize.exceptions import CheckpointError, ImatrixError
+from quantize.containers.keys import KeyValue
+from quantize.exceptions import CheckpointError
 from quantize.hparams import Hparams
 from quantize.recipes.layout import Plan
-from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSource, TensorSpec
+from quantize.recipes.recipe import require_importances
+from quantize.sources.fingerprint import hashed
+from quantize.sources.model_source import ModelSource
+from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSpec
 
 __all__ = ["RoundTrip", "SharedSource"]
 
 
 class RoundTrip:
-    """A checkpoint as it would be read back from the file that `plan` describes.
+    """A checkpoint as it would be read back from the file that `plan` describes (a `ModelSource`).
 
     Bytes are those of the file, so figures are those of the file.
 
     Raises:
         CheckpointError: a weight is not a finite number, when it is read.
-        ImatrixError: a type of the plan is of no use without importances, and there are none for the tensor.
+        NeedsImatrixError: a type of the plan is of no use without importances, and there are none for the tensor.
     """
 
-    def __init__(self, source: TensorSource, plan: Plan, imatrix: Imatrix | None = None) -> None:
+    kind: Literal["round trip"] = "round trip"
+
+    def __init__(self, source: ModelSource, plan: Plan, imatrix: Imatrix | None = None) -> None:
+        require_importances(
+            plan, lambda name: imatrix is not None and imatrix.importance(name, 0) is not None
+        )
         self._source = source
         self._imatrix = imatrix
         self._origins = {spec.name: spec for spec in source.specs()}
-        self._specs = [
-            TensorSpec(planned.spec.name, planned.spec.shape, planned.qtype) for planned in plan.tensors
-        ]
-        for planned in plan.tensors:
-            if planned.requires_imatrix and self._importance(planned.spec.name, 0) is None:
-                raise ImatrixError(
-                    f"{planned.spec.name}: {plan.ftype.name} makes it {planned.qtype.name}, which needs importances; "
-                    "give an importance matrix that covers it"
-                )
+        self._specs = [planned.target for planned in plan.tensors]
+        self.label = f"{source.label} as {plan.ftype.name}"
+        """The model and the type that it goes through."""
 
     @property
     def hparams(self) -> Hparams:
@@ -46,9 +50,32 @@ class RoundTrip:
         return self._source.hparams
 
     @property
+    def bytes_read(self) -> int:
+        """Bytes of weights read from the checkpoint so far, for whatever purpose."""
+        return self._source.bytes_read
+
+    @property
     def imatrix(self) -> Imatrix | None:
         """The importances that it encodes with."""
         return self._imatrix
+
+    def arch_keys(self) -> Sequence[KeyValue]:
+        """The checkpoint's."""
+        return self._source.arch_keys()
+
+    def fingerprint(self) -> str:
+        """A hash of the checkpoint's fingerprint, of the types, and of the importances."""
+        parts = [self._source.fingerprint().encode()]
+        for spec in self._specs:
+            parts.append(f"{spec.name} {spec.qtype.name}".encode())
+            for xid in range(spec.n_matrix):
+                importance = self._importance(spec.name, xid)
+                parts.append(b"" if importance is None else np.ascontiguousarray(importance).tobytes())
+        return hashed(parts)
+
+    def row_step(self, spec: TensorSpec) -> int:
+        """The checkpoint's."""
+        return self._source.row_step(self._origins[spec.name])
 
     def specs(self) -> Sequence[TensorSpec]:
         """All tensors, with the types of the plan."""
@@ -56,15 +83,15 @@ class RoundTrip:
 
     def read(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
         """The matrix as it comes back; see `TensorSource.read`."""
-        blocks = self.read_blocks(spec, xid, rows or (0, spec.n_row))
+        blocks = self.read_blocks(spec, xid, rows)
         if spec.qtype in NUMPY_TYPES:
             return blocks.view(NUMPY_TYPES[spec.qtype])
         return decode(blocks, spec.qtype, spec.n_per_row)
 
-    def read_blocks(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
-        """The bytes that the file would hold: uint8 [n_rows, bytes per row]."""
+    def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
+        """The bytes that the file would hold: uint8 [n_rows, spec.row_bytes]."""
         origin = self._origins[spec.name]
-        whole = rows == (0, spec.n_row)
+        whole = rows in (None, (0, spec.n_row))
         weights = self._source.read(origin, xid) if whole else self._source.read(origin, xid, rows)
         if spec.qtype == origin.qtype and spec.qtype in NUMPY_TYPES:
             return np.ascontiguousarray(weights).view(np.uint8)
@@ -86,8 +113,9 @@ class SharedSource:
     `n_user` of them will read every matrix; it is dropped after the last one did.
     """
 
-    def __init__(self, source: TensorSource, n_user: int) -> None:
+    def __init__(self, source: ModelSource, n_user: int) -> None:
         self._source = source
+        self.kind, self.label = source.kind, source.label
         self._n_user = n_user
         self._kept: dict[tuple[str, int], tuple[Array, int]] = {}
 
@@ -96,12 +124,29 @@ class SharedSource:
         """The source's."""
         return self._source.hparams
 
+    @property
+    def bytes_read(self) -> int:
+        """The source's."""
+        return self._source.bytes_read
+
+    def arch_keys(self) -> Sequence[KeyValue]:
+        """The source's."""
+        return self._source.arch_keys()
+
+    def fingerprint(self) -> str:
+        """The source's."""
+        return self._source.fingerprint()
+
+    def row_step(self, spec: TensorSpec) -> int:
+        """The source's."""
+        return self._source.row_step(spec)
+
     def specs(self) -> Sequence[TensorSpec]:
         """The source's."""
         return self._source.specs()
 
     def read(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
-        """See `TensorSource.read`; nobody may write into a whole matrix."""
+        """See `TensorSource.read`; a whole matrix must not be written to."""
         if rows is not None:
             return self._source.read(spec, xid, rows)
         place = (spec.name, xid)
@@ -111,3 +156,9 @@ class SharedSource:
         if n_left > 1:
             self._kept[place] = (weights, n_left - 1)
         return weights
+
+    def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
+        """The bytes of what `read` gives, shared as it is: uint8 [n_rows, spec.row_bytes]."""
+        if spec.qtype not in NUMPY_TYPES:
+            return self._source.read_blocks(spec, xid, rows)
+        return self.read(spec, xid, rows).view(np.uint8)

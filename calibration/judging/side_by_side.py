@@ -27,8 +27,9 @@ from calibration.text.chunks import Chunks
 from quantize.exceptions import GGUFError, LogitsError
 from quantize.hparams import Hparams
 from quantize.recipes.recipe import stored_type
+from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress, Progress, silent
-from quantize.tensors import Array, TensorSource
+from quantize.tensors import Array
 
 __all__ = ["Activations", "Comparison", "Model", "OnText", "RouterAgreement", "compare", "refuse_other_model"]
 
@@ -53,7 +54,7 @@ class Model:
     """A model and what it costs: `n_bytes` of its file (of its weights, where there is no file), bits per weight."""
 
     name: str
-    source: TensorSource
+    source: ModelSource
     n_bytes: int
     bpw: float
 

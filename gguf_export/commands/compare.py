@@ -250,9 +250,10 @@ def _print_tables(found: Comparison) -> None:
 
 
 def _print_timings(found: Comparison, prepared: CompareJob) -> None:
+    from calibration.judging.side_by_side import Model
     from gguf_export.commands.console import print_table, size
     from gguf_export.reports.compare_tables import timing_table
 
     print_table("timings", *timing_table(found.timings))
-    n_source = len(prepared.models) + (0 if hasattr(prepared.base, "tokens") else 1)
+    n_source = len(prepared.models) + isinstance(prepared.base, Model)
     click.echo(f"{n_source} models, {size(prepared.bytes_read)} of weights read")

@@ -59,7 +59,7 @@ def imatrix(
     from calibration.importance.observers import collect_imatrix
     from gguf_export.commands.console import ProgressView
     from gguf_export.files.replacing import is_device
-    from gguf_export.writing import fingerprint, pass_state
+    from gguf_export.writing import pass_state
     from gguf_export.writing.pass_state import StateFile, discard_older, state_path
     from quantize.exceptions import OutputError
 
@@ -76,7 +76,7 @@ def imatrix(
         raise click.UsageError("give --text FILE or --prompts FILE")
     arithmetic, storage = read_forward(options)
     told = pass_state.fingerprint([chunks], arithmetic, storage) | {
-        "checkpoint": fingerprint.of_model(source),
+        "checkpoint": source.fingerprint(),
         "choice of tensors": "with output.weight" if process_output else "",
     }
     with StateFile(state_path(output), output.name, told, restart=restart, note=say) as keeper:

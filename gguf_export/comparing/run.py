@@ -21,7 +21,7 @@ from gguf_export.writing import fingerprint, pass_state
 from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import GGUFError, LogitsError, MoeGgufError, TextError
-from quantize.recipes.recipe import Recipe, make_plan
+from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.telling import Note, OnProgress, discard, silent
@@ -152,10 +152,8 @@ def fingerprint_of(
         size = prepared.base.path.stat()
         found[f"file {prepared.base.path}"] = f"{size.st_size} {size.st_mtime_ns}"
     for source in prepared.sources:
-        if isinstance(source, Checkpoint):
-            found["checkpoint"] = fingerprint.of_checkpoint(source)
-        else:
-            found[f"file {source.path}"] = fingerprint.of_gguf(source)
+        name = "checkpoint" if source.kind == "checkpoint" else f"file {source.label}"
+        found[name] = source.fingerprint()
     return found
 
 
@@ -166,9 +164,7 @@ def open_file(path: Path, note: Note) -> GGUFFile:
         GGUFError: it is not.
     """
     file = GGUFFile(path)
-    n_parts = file.keys.get("split.count", 0)
-    if isinstance(n_parts, int) and n_parts > 1:
-        raise GGUFError(f"{path}: one of {n_parts} parts; join them with llama-gguf-split --merge")
+    file.refuse_part()
     slow = set()
     for spec in file.specs():
         known = can_decode(spec.qtype)
@@ -240,7 +236,9 @@ def _round_trips(
     specs = checkpoint.specs()
     remarks = [] if imatrix is None else imatrix.check(specs)
     plans = {
-        recipe.ftype.name: make_plan(specs, checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
+        recipe.ftype.name: make_plan(
+            specs, RecipeFacts.of(checkpoint.hparams), recipe, has_imatrix=imatrix is not None
+        )
         for recipe in recipes
     }
     remarks += plan_remarks(plans)

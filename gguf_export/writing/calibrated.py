@@ -22,7 +22,7 @@ from calibration.importance.imatrix import Entry, Imatrix
 from calibration.importance.observers import Collected, collect_imatrix
 from calibration.text.chunks import Chunks
 from gguf_export.files.disk import allocated
-from gguf_export.writing import fingerprint, pass_state
+from gguf_export.writing import pass_state
 from gguf_export.writing.export import ExportJob, ExportResult, compile_kernels, opened
 from gguf_export.writing.journal import journal_path
 from gguf_export.writing.pass_state import StateFile, state_path
@@ -163,7 +163,7 @@ def _state(
     with contextlib.suppress(OSError):  # then there is no file either, and the lock says why
         first.parent.mkdir(parents=True, exist_ok=True)
     told = pass_state.fingerprint([chunks], arithmetic, storage)
-    told |= {"checkpoint": fingerprint.of_checkpoint(export.checkpoint)}
+    told |= {"checkpoint": export.checkpoint.fingerprint()}
 
     def spare() -> int:
         return sum(max(0, sink.n_bytes - allocated(sink.partial)) for sink in sinks)

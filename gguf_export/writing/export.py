@@ -32,10 +32,10 @@ from gguf_export.writing.slabs import (
     source_bytes,
 )
 from quantize import codec
-from quantize.exceptions import ActivationError, ImatrixError, NotFiniteError, OutputError
+from quantize.exceptions import ActivationError, NotFiniteError, OutputError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.layout import Plan
-from quantize.recipes.recipe import Recipe, make_plan
+from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan, require_importances
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.telling import Note, OnProgress, Progress, Remark, discard, silent
 from quantize.tensors import NUMPY_TYPES
@@ -153,9 +153,13 @@ def prepare(
     overrides = [metadata.parse_override(text) for text in override_kv]
     keys = metadata.model_keys(checkpoint, name=name, note=remarks.append)
     keys += vocab.vocab_keys(checkpoint.path, checkpoint.config, hparams.n_vocab, pre, note=remarks.append)
+
+    def covered(name: str) -> bool:
+        return imatrix is not None and imatrix.importance(name, 0) is not None
+
     files = []
     for recipe in recipes:
-        plan = make_plan(specs, hparams, recipe, has_imatrix=imatrix is not None)
+        plan = make_plan(specs, RecipeFacts.of(hparams), recipe, has_imatrix=imatrix is not None)
         file_keys = metadata.assemble(keys, recipe.ftype.id, imatrix, overrides)
         file_name = names.output_name(keys, recipe.ftype.name)
         if publisher is None:
@@ -163,20 +167,10 @@ def prepare(
         else:
             path = names.lmstudio_path(folder, publisher, names.model_folder(keys), file_name)
         files.append(OutputFile(path, plan, tuple(file_keys)))
-        _refuse_blind(plan, imatrix)
+        require_importances(plan, covered)
     if len({file.path for file in files}) < len(files):
         raise OutputError(f"{files[0].path}: two of the files would have the same name; give each type once")
     return ExportJob(checkpoint, tuple(files), imatrix, tuple(remarks))
-
-
-def _refuse_blind(plan: Plan, imatrix: Imatrix | None) -> None:
-    """Some types are of no use without importances: llama-quantize refuses them, too."""
-    for planned in plan.tensors:
-        if planned.requires_imatrix and (imatrix is None or imatrix.importance(planned.spec.name, 0) is None):
-            raise ImatrixError(
-                f"{planned.spec.name}: {plan.ftype.name} makes it {planned.qtype.name}, which needs importances, and "
-                "the importance matrix has none for it; give one that covers it, or another --tensor-type"
-            )
 
 
 def run(
@@ -287,7 +281,7 @@ def _refuse_existing(sinks: Sequence[Sink], journals: Sequence[Journal]) -> None
 
 def _lock(stack: ExitStack, export: ExportJob, imatrix: str) -> list[Journal]:
     """The journal of each file; they are locked in one order, so that of two runs one gets them all."""
-    checkpoint = fingerprint.of_checkpoint(export.checkpoint)
+    checkpoint = export.checkpoint.fingerprint()
     journals: dict[Path, Journal] = {}
     for file in sorted(export.files, key=lambda file: file.path):
         try:

@@ -43,7 +43,7 @@ from gguf_export.writing.header import header
 from quantize.containers.gguf import SCALARS, read_container
 from quantize.exceptions import MoeGgufError
 from quantize.recipes.ftypes import ftype
-from quantize.recipes.recipe import Recipe, make_plan, read_tensor_types
+from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan, read_tensor_types
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 
@@ -133,7 +133,9 @@ def _export(checkpoint: Checkpoint, imatrix: Imatrix | None = None) -> bytes:
     """The header of what an export would write."""
     keys = model_keys(checkpoint)
     recipe = Recipe(ftype("Q8_0"))
-    planned = make_plan(checkpoint.specs(), checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
+    planned = make_plan(
+        checkpoint.specs(), RecipeFacts.of(checkpoint.hparams), recipe, has_imatrix=imatrix is not None
+    )
     return header(assemble(keys, recipe.ftype.id, imatrix), planned)
 
 
