@@ -14,6 +14,7 @@ def evaluate(expression: str, values: Mapping[str, Any]) -> int:
 
     Raises:
         KeyError: a name has no value.
+        TypeError: a value is no whole number.
         ZeroDivisionError: a divisor is 0.
     """
     first, *signed = re.split(r"([+-])", expression)
@@ -34,4 +35,9 @@ def _product(term: str, values: Mapping[str, Any]) -> int:
 
 def _number(word: str, values: Mapping[str, Any]) -> int:
     word = word.strip()
-    return int(word) if word.isdecimal() else int(values[word])
+    if word.isdecimal():
+        return int(word)
+    value = values[word]
+    if type(value) is not int:
+        raise TypeError(f"{word} is no whole number")
+    return value

@@ -170,8 +170,8 @@ EXPERTS = (
 """What a model with experts has (ibid.)."""
 
 ROUTER = (
-    Key("expert_group_count", config=partial(_groups, "n_group"), optional=True),
-    Key("expert_group_used_count", config=partial(_groups, "topk_group"), optional=True),
+    Key("expert_group_count", config=partial(_groups, "n_group"), optional=True, minimum=0),
+    Key("expert_group_used_count", config=partial(_groups, "topk_group"), optional=True, minimum=0),
     Key("expert_gating_func", config=_gating, optional=True),
 )
 """How experts are chosen, where config.json says it (ibid.)."""
@@ -223,7 +223,11 @@ def config_values(keys: Iterable[Key], config: Config) -> dict[str, Value]:
 
 def _config_value(row: Key, config: Config) -> Value | None:
     if callable(row.config):
-        return row.config(config)
+        value = row.config(config)
+        if type(value) is int and not row.minimum <= value <= row.maximum:
+            message = f"{row.name} would be {value}, outside of {row.minimum}..{row.maximum}"
+            raise CheckpointError("config.json", message)
+        return value
     *outer, name = row.config.split(".")
     for part in outer:
         config = config[part]

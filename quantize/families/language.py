@@ -98,11 +98,6 @@ class Source:
         """Whether each expert is stored in a tensor of its own."""
         return "{xid}" in self.name
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether the stored tensor holds other tensors, too."""
-        return self.n_parts > 1 or bool(self.rows)
-
 
 @dataclass(frozen=True)
 class Tensor:

@@ -266,7 +266,15 @@ def test_every_family_says_what_it_needs() -> None:
     import quantize.families as package
 
     modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
-    assert modules == set(FAMILIES) | {"language", "expressions", "keys", "config", "binding", "rope"}
+    assert modules == set(FAMILIES) | {
+        "language",
+        "expressions",
+        "keys",
+        "config",
+        "binding",
+        "rope",
+        "roles",
+    }
     assert "MixtralForCausalLM" in supported_architectures()
     for name in supported_architectures():
         family = family_of({"architectures": [name]})
