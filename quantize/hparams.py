@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -22,26 +23,37 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class Hparams:
-    """What the forward pass, the recipes and the metadata need to know of a model."""
+    """What the forward pass, the recipes and the metadata need to know of a model.
+
+    A width that is 0 follows from another: experts are as wide as the dense layer, values as queries and keys.
+    """
 
     arch: str  # general.architecture: "llama" for Llama, Mistral and Mixtral
     n_layer: int
     n_ctx_train: int
     n_embd: int
-    n_ff: int  # width of the feed-forward layer; of one expert where there are experts
+    n_ff: int  # width of the dense feed-forward layer, and of one expert where n_ff_exp is not given
     n_head: int
     n_head_kv: int
     n_vocab: int  # rows of the token embedding
-    head_dim: int
+    head_dim: int  # of queries and keys
     rms_norm_eps: float
     rope_freq_base: float
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     n_expert: int = 0
     n_expert_used: int = 0
-    head_dim_explicit: bool = False  # the config says head_dim, so key_length and value_length are written
     rope_neox: bool = False  # else rotary pairs are neighbours (rows of q and k permuted from Hugging Face's)
+    n_ff_exp: int = 0  # width of one expert
+    head_dim_v: int = 0  # of values
+    extra: Mapping[str, int | float | str | bool] = field(default_factory=dict)
+    """What only some families have, by the names in their tables of keys: "kv_lora_rank"."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n_ff_exp", self.n_ff_exp or self.n_ff)
+        object.__setattr__(self, "head_dim_v", self.head_dim_v or self.head_dim)
 
     @property
-    def n_gqa(self) -> int:
-        """Query heads per key head, as the recipes ask for it (0 where there are no key heads)."""
-        return self.n_head // self.n_head_kv if self.n_head_kv else 0
+    def dims(self) -> dict[str, int]:
+        """All that is a whole number, by name: what the shapes of a family may name."""
+        named = {**vars(self), **self.extra}
+        return {name: value for name, value in named.items() if type(value) is int}

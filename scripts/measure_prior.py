@@ -26,7 +26,7 @@ from calibration.text.chunks import Chunks, make_chunks, read_text
 from calibration.text.tokenizer import Tokenizer, open_tokenizer
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.layout import Plan
-from quantize.recipes.recipe import Recipe, make_plan
+from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 
 PRIORS = (0.0, 1.0, 8.0, 32.0, 128.0, 512.0, 1e12)
@@ -49,7 +49,9 @@ def main() -> None:
     kinds = [chunks_of(tokenizer, path) for path in args.eval]
     held_out = [kind.part(0, args.chunks) for kind in kinds]
     for type_name in args.type or ["Q4_K_S"]:
-        file_plan = make_plan(source.specs(), source.hparams, Recipe(ftype(type_name)), has_imatrix=True)
+        file_plan = make_plan(
+            source.specs(), RecipeFacts.of(source.hparams), Recipe(ftype(type_name)), has_imatrix=True
+        )
         print(f"\n{type_name}: mean KLD, relative to prior 0\n")
         print("| text | tokens | least tokens of an expert | KLD, prior 0 | " + header() + " |")
         print("|" + "---|" * (4 + len(PRIORS[1:]) + 1))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES
@@ -11,18 +9,10 @@ from gguf.quants import dequantize
 
 from quantize.blocks import MODULES
 from quantize.codec import decode
-from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSource, TensorSpec
+from quantize.sources.model_source import ModelSource
+from quantize.tensors import NUMPY_TYPES, Array, QType, TensorSpec
 
-__all__ = ["BlockSource", "StoredMatrix", "can_decode", "decode_stored"]
-
-
-@runtime_checkable
-class BlockSource(TensorSource, Protocol):
-    """A source that hands out its bytes, too."""
-
-    def read_blocks(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
-        """The stored bytes of rows of one expert: uint8 [n_rows, bytes per row]."""
-        ...
+__all__ = ["StoredMatrix", "can_decode", "decode_stored"]
 
 
 def decode_stored(blocks: Array, qtype: QType, n_per_row: int) -> Array:
@@ -53,25 +43,17 @@ def can_decode(qtype: QType) -> bool | None:
 class StoredMatrix:
     """One matrix in memory, in a few bits per weight: for matrices that are wanted again and again, or in part."""
 
-    def __init__(self, source: TensorSource, spec: TensorSpec, xid: int = 0) -> None:
+    def __init__(self, source: ModelSource, spec: TensorSpec, xid: int = 0) -> None:
         self.spec = spec
         self.xid = xid
-        self._blocks: Array | None = None
-        if isinstance(source, BlockSource):
-            self._blocks = source.read_blocks(spec, xid, (0, spec.n_row))
-        else:
-            self._weights = source.read(spec, xid)
+        self._blocks = source.read_blocks(spec, xid)
 
     def rows(self, first: int, last: int) -> Array:
         """The weights of some rows in a row, as `TensorSource.read` hands them out."""
-        if self._blocks is None:
-            return self._weights[first:last]
         return decode_stored(self._blocks[first:last], self.spec.qtype, self.spec.n_per_row)
 
     def picked(self, indices: npt.NDArray[np.int64]) -> Array:
         """The weights of some rows in any order."""
-        if self._blocks is None:
-            return self._weights[indices]
         return decode_stored(self._blocks[indices], self.spec.qtype, self.spec.n_per_row)
 
     def whole(self) -> Array:

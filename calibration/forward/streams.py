@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from calibration.forward.layers import Routing
-from quantize.tensors import Array, TensorSource, TensorSpec
+from quantize.sources.model_source import ModelSource
+from quantize.tensors import Array, TensorSpec
 
-__all__ = ["Observer", "OnLogits", "OnWeights", "Stream", "Timings", "name_of"]
+__all__ = ["Observer", "OnLogits", "OnWeights", "Stream", "Timings"]
 
 OnWeights = Callable[[TensorSpec, int, Array], None]
 OnLogits = Callable[[int, Sequence[Tensor]], None]
@@ -50,14 +51,9 @@ class Stream:
     `name` is what messages call the model: its path, where it has one.
     """
 
-    source: TensorSource
+    source: ModelSource
     round_inputs: Callable[[TensorSpec, Tensor], Tensor] | None = None
     name: str = ""
-
-
-def name_of(source: TensorSource) -> str:
-    """The path of a checkpoint or file, empty for a source without one."""
-    return str(getattr(source, "path", ""))
 
 
 @dataclass

@@ -14,12 +14,12 @@ from calibration.forward.hidden import Storage
 from calibration.forward.layers import Arithmetic, Routing, best_dtype
 from calibration.forward.run import Observer, Stream, Timings, forward
 from calibration.forward.saved_state import Keeper
-from calibration.forward.streams import name_of
 from calibration.importance.imatrix import COUNTS, SUMS, Entry, Imatrix
 from calibration.text.chunks import Chunks
 from quantize.hparams import Hparams
+from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress, silent
-from quantize.tensors import Array, TensorSource, TensorSpec
+from quantize.tensors import Array, TensorSpec
 
 __all__ = ["Collected", "ImatrixObserver", "RouterLoad", "RouterObserver", "collect_imatrix"]
 
@@ -145,7 +145,7 @@ class Collected:
 
 
 def collect_imatrix(
-    source: TensorSource,
+    source: ModelSource,
     chunks: Chunks,
     *,
     prior: float = 0.0,
@@ -186,7 +186,7 @@ def collect_imatrix(
             on_weights(spec, xid, weights, importances.imatrix)
 
     timings = forward(
-        [Stream(source, name=name_of(source))],
+        [Stream(source, name=source.label)],
         chunks.inputs,
         arithmetic=arithmetic or Arithmetic(dtype=best_dtype()),
         storage=storage,

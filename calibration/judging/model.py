@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from quantize.exceptions import GGUFError
-from quantize.tensors import TensorSource
+from quantize.sources.model_source import ModelSource
 
 __all__ = ["Model", "refuse_other_model"]
 
@@ -31,7 +31,7 @@ class Model:
     kind: ClassVar[Literal["model"]] = "model"
 
     name: str
-    source: TensorSource
+    source: ModelSource
     n_bytes: int
     bpw: float
 

@@ -18,7 +18,6 @@ import torch
 from calibration.forward.hidden import Storage
 from calibration.forward.layers import Arithmetic, best_dtype
 from calibration.forward.run import Stream, forward
-from calibration.forward.streams import name_of
 from calibration.importance.observers import ImatrixObserver, RouterLoad, RouterObserver
 from calibration.judging.encoding_errors import ErrorSettings, JudgedMatrix, measure_matrix
 from calibration.judging.held_out import FirstTokens, HeldOutSampler
@@ -29,14 +28,15 @@ from quantize.engine import Engine, Threads
 from quantize.exceptions import TextError
 from quantize.finite import refuse_non_finite
 from quantize.recipes.recipe import fallback
+from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress, silent
-from quantize.tensors import NUMPY_TYPES, Array, TensorSource, TensorSpec
+from quantize.tensors import NUMPY_TYPES, Array, TensorSpec
 
 __all__ = ["measure_errors"]
 
 
 def measure_errors(
-    source: TensorSource,
+    source: ModelSource,
     fit: Chunks,
     held_out: Chunks,
     settings: ErrorSettings,
@@ -88,7 +88,7 @@ def measure_errors(
             rows.extend(measure_matrix(workers, matrix, settings))
 
         forward(
-            [Stream(source, name=name_of(source))],
+            [Stream(source, name=source.label)],
             np.concatenate([fit.inputs, held_out.inputs]),
             arithmetic=arithmetic,
             storage=storage,
@@ -125,7 +125,7 @@ def _routing(load: RouterLoad) -> tuple[LayerRouting, ...]:
     )
 
 
-def _compile_kernels(source: TensorSource, settings: ErrorSettings, progress: OnProgress) -> None:
+def _compile_kernels(source: ModelSource, settings: ErrorSettings, progress: OnProgress) -> None:
     """Compile every encoder that the pass will use."""
     encoders = {
         (NUMPY_TYPES.get(spec.qtype, np.dtype(np.float32)), fallback(spec, qtype), is_weighted)

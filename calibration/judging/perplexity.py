@@ -15,8 +15,8 @@ from calibration.forward.hidden import Storage
 from calibration.forward.layers import Arithmetic
 from calibration.forward.run import Stream, forward
 from calibration.text.chunks import Chunks
+from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress, silent
-from quantize.tensors import TensorSource
 
 __all__ = ["Estimate", "NllScores", "first_scored", "measure_perplexity", "nll_of_targets", "perplexity"]
 
@@ -80,7 +80,7 @@ class NllScores:
 
 
 def measure_perplexity(
-    source: TensorSource,
+    source: ModelSource,
     chunks: Chunks,
     *,
     arithmetic: Arithmetic | None = None,

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from calibration.importance.imatrix import Imatrix
 from quantize.codec import decode, encode
-from quantize.exceptions import NeedsImatrixError
+from quantize.containers.keys import KeyValue
 from quantize.finite import refuse_non_finite
 from quantize.hparams import Hparams
 from quantize.recipes.layout import Plan
-from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSource, TensorSpec
+from quantize.recipes.recipe import require_importances
+from quantize.sources.fingerprint import hashed
+from quantize.sources.model_source import ModelSource
+from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSpec
 
 __all__ = ["RoundTrip", "SharedSource"]
 
 
 class RoundTrip:
-    """A checkpoint as it would be read back from the file that `plan` describes.
+    """A checkpoint as it would be read back from the file that `plan` describes (a `ModelSource`).
 
     Bytes are those of the file, so figures are those of the file.
 
@@ -27,20 +31,18 @@ class RoundTrip:
         NeedsImatrixError: a type of the plan is of no use without importances, and there are none for the tensor.
     """
 
-    def __init__(self, source: TensorSource, plan: Plan, imatrix: Imatrix | None = None) -> None:
+    kind: Literal["round trip"] = "round trip"
+
+    def __init__(self, source: ModelSource, plan: Plan, imatrix: Imatrix | None = None) -> None:
+        require_importances(
+            plan, lambda name: imatrix is not None and imatrix.importance(name, 0) is not None
+        )
         self._source = source
         self._imatrix = imatrix
         self._origins = {spec.name: spec for spec in source.specs()}
-        self._specs = [
-            TensorSpec(planned.spec.name, planned.spec.shape, planned.qtype) for planned in plan.tensors
-        ]
-        for planned in plan.tensors:
-            if planned.requires_imatrix and self._importance(planned.spec.name, 0) is None:
-                raise NeedsImatrixError(
-                    planned.spec.name,
-                    f"{plan.ftype.name} makes it {planned.qtype.name}, which needs importances",
-                    "give an importance matrix that covers it",
-                )
+        self._specs = [planned.target for planned in plan.tensors]
+        self.label = f"{source.label} as {plan.ftype.name}"
+        """The model and the type that it goes through."""
 
     @property
     def hparams(self) -> Hparams:
@@ -48,9 +50,32 @@ class RoundTrip:
         return self._source.hparams
 
     @property
+    def bytes_read(self) -> int:
+        """Bytes of weights read from the checkpoint so far, for whatever purpose."""
+        return self._source.bytes_read
+
+    @property
     def imatrix(self) -> Imatrix | None:
         """The importances that the matrices are encoded with."""
         return self._imatrix
+
+    def arch_keys(self) -> Sequence[KeyValue]:
+        """The checkpoint's."""
+        return self._source.arch_keys()
+
+    def fingerprint(self) -> str:
+        """A hash of the checkpoint's fingerprint, of the types, and of the importances."""
+        parts = [self._source.fingerprint().encode()]
+        for spec in self._specs:
+            parts.append(f"{spec.name} {spec.qtype.name}".encode())
+            for xid in range(spec.n_matrix):
+                importance = self._importance(spec.name, xid)
+                parts.append(b"" if importance is None else np.ascontiguousarray(importance).tobytes())
+        return hashed(parts)
+
+    def row_step(self, spec: TensorSpec) -> int:
+        """The checkpoint's."""
+        return self._source.row_step(self._origins[spec.name])
 
     def specs(self) -> Sequence[TensorSpec]:
         """All tensors, with the types of the plan."""
@@ -58,19 +83,19 @@ class RoundTrip:
 
     def read(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
         """The matrix encoded and decoded again; see `TensorSource.read`."""
-        blocks = self.read_blocks(spec, xid, rows or (0, spec.n_row))
+        blocks = self.read_blocks(spec, xid, rows)
         if spec.qtype in NUMPY_TYPES:
             return blocks.view(NUMPY_TYPES[spec.qtype])
         return decode(blocks, spec.qtype, spec.n_per_row)
 
-    def read_blocks(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
-        """The bytes that the file would hold: uint8 [n_rows, bytes per row]."""
+    def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
+        """The bytes that the file would hold: uint8 [n_rows, spec.row_bytes]."""
         origin = self._origins[spec.name]
-        whole = rows == (0, spec.n_row)
+        whole = rows in (None, (0, spec.n_row))
         weights = self._source.read(origin, xid) if whole else self._source.read(origin, xid, rows)
         if spec.qtype == origin.qtype and spec.qtype in NUMPY_TYPES:
             return np.ascontiguousarray(weights).view(np.uint8)
-        refuse_non_finite(spec, xid, rows, weights)  # blocks would hide it
+        refuse_non_finite(spec, xid, rows or (0, spec.n_row), weights)  # blocks would hide it
         importance = self._importance(spec.name, xid) if spec.qtype not in NUMPY_TYPES else None
         return encode(weights, spec.qtype, importance)
 
@@ -84,8 +109,9 @@ class SharedSource:
     `n_user` models will read every matrix; a matrix is dropped when the last of them has read it.
     """
 
-    def __init__(self, source: TensorSource, n_user: int) -> None:
+    def __init__(self, source: ModelSource, n_user: int) -> None:
         self._source = source
+        self.kind, self.label = source.kind, source.label
         self._n_user = n_user
         self._kept: dict[tuple[str, int], tuple[Array, int]] = {}
 
@@ -93,6 +119,23 @@ class SharedSource:
     def hparams(self) -> Hparams:
         """The source's."""
         return self._source.hparams
+
+    @property
+    def bytes_read(self) -> int:
+        """The source's."""
+        return self._source.bytes_read
+
+    def arch_keys(self) -> Sequence[KeyValue]:
+        """The source's."""
+        return self._source.arch_keys()
+
+    def fingerprint(self) -> str:
+        """The source's."""
+        return self._source.fingerprint()
+
+    def row_step(self, spec: TensorSpec) -> int:
+        """The source's."""
+        return self._source.row_step(spec)
 
     def specs(self) -> Sequence[TensorSpec]:
         """The source's."""
@@ -109,3 +152,9 @@ class SharedSource:
         if n_left > 1:
             self._kept[key] = (weights, n_left - 1)
         return weights
+
+    def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
+        """The bytes of what `read` gives, shared as it is: uint8 [n_rows, spec.row_bytes]."""
+        if spec.qtype not in NUMPY_TYPES:
+            return self._source.read_blocks(spec, xid, rows)
+        return self.read(spec, xid, rows).view(np.uint8)

@@ -10,12 +10,11 @@ from gguf_export.checking.findings import Finding, Findings, error, info, warnin
 from gguf_export.checking.shard_checks import check_shards, check_types
 from gguf_export.checking.tokenizer_checks import check_tokenizer
 from gguf_export.checking.weight_checks import check_weights
-from gguf_export.metadata.model_keys import count_params, model_keys
+from gguf_export.metadata.model_keys import model_keys
 from quantize.containers.shard_index import index_shards
 from quantize.containers.untrusted import quoted, read_json, refuse_foreign_links
 from quantize.exceptions import CheckpointError
 from quantize.families import family_of
-from quantize.families.language import COMMON_HPARAMS
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.telling import OnProgress, Remark, silent
 
@@ -77,9 +76,8 @@ def _config(raw: Mapping[str, Any]) -> Iterator[Finding]:
     except CheckpointError as fault:
         yield Finding.of(fault, place="config.json")
         return
-    needed = [*COMMON_HPARAMS.values(), *family.hparams.values(), "rms_norm_eps", "vocab_size"]
     known = set(raw) | {key for alias, key in family.aliases.items() if alias in raw}
-    for key in needed:
+    for key in [*family.settings, "vocab_size"]:
         if key in known or key in DERIVED:
             continue
         if family.defaults.get(key) is None:
@@ -107,13 +105,7 @@ def _model_keys(checkpoint: Checkpoint) -> list[Finding]:
     remarks: list[Remark | str] = []
     place = str(checkpoint.path)
     try:
-        model_keys(
-            checkpoint.path,
-            checkpoint.config,
-            checkpoint.hparams,
-            n_params=count_params(checkpoint.specs()),
-            note=remarks.append,
-        )
+        model_keys(checkpoint, note=remarks.append)
     except CheckpointError as fault:
         return [Finding.of(fault, place=place)]
     remedy = "repair that file, or remove it"

@@ -10,8 +10,8 @@ import numpy as np
 from gguf import GGUFValueType
 
 from gguf_export.checking.findings import Finding, error, warning
-from gguf_export.metadata.model_keys import KeyValue, count_params, model_keys
 from gguf_export.vocab import vocab_keys as vocab
+from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import TokenizerError
 from quantize.sources.checkpoint import Checkpoint
@@ -30,14 +30,8 @@ def check_keys(file: GGUFFile, checkpoint: Checkpoint) -> Iterator[Finding]:
     Raises:
         CheckpointError: the checkpoint cannot be read any more.
     """
-    keys = model_keys(
-        checkpoint.path,
-        checkpoint.config,
-        checkpoint.hparams,
-        n_params=count_params(checkpoint.specs()),
-    )
-    for kv in keys:
-        if kv.key.startswith(f"{checkpoint.hparams.arch}.") and not _holds(file.keys.get(kv.key), kv):
+    for kv in checkpoint.arch_keys():
+        if not _holds(file.keys.get(kv.key), kv):
             yield error(
                 kv.key,
                 f"is {quoted(file.keys.get(kv.key, 'missing'))}, the checkpoint says {quoted(kv.value)}",

@@ -19,50 +19,20 @@ from gguf_export.checking.findings import Finding, error, info, warning
 from gguf_export.vocab import pretokenizers
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import GGUFError
-from quantize.families import Family, family_of, supported_architectures
+from quantize.families import Family, families_of, known_keys
 from quantize.families.binding import layers_of
-from quantize.families.language import evaluate
+from quantize.families.keys import MAX_EXPERTS, MAX_LAYERS
 from quantize.hparams import Hparams
 from quantize.recipes.layout import padded
 from quantize.sources.gguf_file import GGUFFile
 
 __all__ = ["check_structure"]
 
-MAX_LAYERS, MAX_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
-
 AGAIN = "convert the model again"
 FETCH = "fetch the file again, or convert the model again"
 
-REQUIRED = {"context_length", "embedding_length", "block_count", "attention.layer_norm_rms_epsilon"}
-PER_LAYER = {  # arrays are fine, too
-    *("feed_forward_length", "attention.head_count", "attention.head_count_kv", "expert_used_count"),
-}
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 SPLIT_TYPES = {"split.no": Type.UINT16, "split.count": Type.UINT16, "split.tensors.count": Type.INT32}
-ARCH_TYPES = {
-    **dict.fromkeys(
-        (
-            *("context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size"),
-            *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
-            *("attention.value_length", "expert_count", "expert_used_count", "expert_shared_count"),
-            *("expert_feed_forward_length", "expert_gating_func", "expert_group_count"),
-            *("expert_group_used_count", "rope.dimension_count", "rope.scaling.original_context_length"),
-        ),
-        Type.UINT32,
-    ),
-    **dict.fromkeys(
-        (
-            *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base"),
-            *("rope.scaling.factor", "rope.scaling.attn_factor", "expert_weights_scale"),
-            *("rope.scale_linear", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"),
-            *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
-        ),
-        Type.FLOAT32,
-    ),
-    "rope.scaling.type": Type.STRING,
-    "rope.scaling.finetuned": Type.BOOL,
-    "expert_weights_norm": Type.BOOL,
-}
 TOKENIZER_TYPES = {
     **dict.fromkeys(("model", "pre"), (Type.STRING,)),
     **dict.fromkeys(("tokens", "merges"), (Type.STRING,)),
@@ -86,12 +56,10 @@ def check_structure(file: GGUFFile) -> list[Finding]:
     if file.keys.get("split.count", 0) not in (0, 1):
         return [*findings, info("split.count", "one file of several: the list of tensors is not checked")]
     arch = file.keys.get("general.architecture")
-    arrays = [name for name in sorted(PER_LAYER) if isinstance(file.keys.get(f"{arch}.{name}"), list)]
+    per_layer = [f"{arch}.{row.name}" for row in known_keys(str(arch)).values() if row.per_layer]
+    arrays = [key for key in per_layer if isinstance(file.keys.get(key), list)]
     if arrays:
-        return [
-            *findings,
-            info(f"{arch}.{arrays[0]}", "differs by layer: the tensors are not checked by name"),
-        ]
+        return [*findings, info(arrays[0], "differs by layer: the tensors are not checked by name")]
     try:
         hparams = file.hparams
     except GGUFError as fault:
@@ -119,24 +87,31 @@ def _architecture(file: GGUFFile) -> Iterator[Finding]:
     scaling = file.keys.get(f"{arch}.rope.scaling.type", "none")
     if isinstance(scaling, str) and scaling not in ROPE_SCALINGS:
         yield error(f"{arch}.rope.scaling.type", f"{quoted(scaling)} is unknown to llama.cpp", AGAIN)
-    for name in sorted(REQUIRED):
-        if f"{arch}.{name}" not in file.keys and name != "attention.layer_norm_rms_epsilon":
-            yield error(f"{arch}.{name}", "is missing", AGAIN)
-    if not {f"{arch}.attention.layer_norm_{kind}epsilon" for kind in ("rms_", "")} & file.keys.keys():
-        yield error(f"{arch}.attention.layer_norm_rms_epsilon", "is missing", AGAIN)
-    for name, wanted in ARCH_TYPES.items():
-        key = f"{arch}.{name}"
-        found, element = file.types.get(key, (None, None))
-        if found == Type.ARRAY and name in PER_LAYER:
-            if element not in (Type.INT32, Type.UINT32) or len(file.keys[key]) != file.keys.get(
-                f"{arch}.block_count"
-            ):
-                yield error(key, "is no array of one u32 or i32 for each layer", AGAIN)
-        elif found is not None and found != wanted:
-            yield error(key, f"is of type {found.name}, the loader wants {wanted.name}", AGAIN)
+    yield from _arch_keys(file, arch)
     quantized = any(stored.spec.qtype.name not in ("F32", "F16", "BF16") for stored in file.tensors.values())
     if quantized and file.keys.get("general.quantization_version", 2) != 2:
         yield warning("general.quantization_version", "is not 2, ggml's present one", AGAIN)
+
+
+def _arch_keys(file: GGUFFile, arch: str) -> Iterator[Finding]:
+    """Keys of the architecture that are missing or of a type that the loader does not take."""
+    n_layer = file.keys.get(f"{arch}.block_count")
+    for name, row in known_keys(arch).items():
+        key = f"{arch}.{name}"
+        kind, element = file.types.get(key, (None, None))
+        if kind is None:
+            if row.is_required and not _has_layer_norm(file, key):
+                yield error(key, "is missing", AGAIN)
+        elif kind == Type.ARRAY and row.per_layer:
+            if element not in (Type.INT32, Type.UINT32) or len(file.keys[key]) != n_layer:
+                yield error(key, "is no array of one u32 or i32 for each layer", AGAIN)
+        elif kind != row.type:
+            yield error(key, f"is of type {kind.name}, the loader wants {row.type.name}", AGAIN)
+
+
+def _has_layer_norm(file: GGUFFile, key: str) -> bool:
+    """Whether the file has the epsilon of an ordinary layer norm instead of this one."""
+    return key.replace("layer_norm_rms_", "layer_norm_") in file.keys
 
 
 def _dimensions(file: GGUFFile, hparams: Hparams) -> Iterator[Finding]:
@@ -234,9 +209,7 @@ def _tensors(file: GGUFFile, hparams: Hparams) -> Iterator[Finding]:
 
 def _expected(hparams: Hparams) -> dict[str, tuple[tuple[int, ...], bool]] | None:
     """Shape, and whether the loader can do without, of every tensor by name; None for an unknown architecture."""
-    families = [family_of({"architectures": [name]}) for name in supported_architectures()]
-    families = list({id(family): family for family in families if family.arch == hparams.arch}.values())
-    dims = {name: value for name, value in vars(hparams).items() if type(value) is int}
+    families, dims = families_of(hparams.arch), hparams.dims
     fitting = [family for family in families if _has_experts(family) == (hparams.n_expert > 0)]
     if not fitting or any(family.dims for family in families) or hparams.n_layer > MAX_LAYERS:
         return None
@@ -245,8 +218,7 @@ def _expected(hparams: Hparams) -> dict[str, tuple[tuple[int, ...], bool]] | Non
         for tensor in family.tensors:
             if family in fitting or tensor.optional:
                 for bid in layers_of(family, tensor, dims):
-                    shape = tuple(evaluate(axis, dims) for axis in tensor.shape.split())
-                    expected[tensor.name.format(bid=bid)] = (shape, tensor.optional)
+                    expected[tensor.name.format(bid=bid)] = (tensor.sizes(dims), tensor.optional)
         for computed in family.computed:
             expected[computed.name] = ((hparams.head_dim // 2,), True)
     return expected

@@ -76,7 +76,7 @@ def imatrix(
         raise click.UsageError("give --text FILE or --prompts FILE")
     arithmetic, storage = read_forward(options)
     told = fingerprint.of_pass([chunks], arithmetic, storage) | {
-        "checkpoint": fingerprint.of_model(source),
+        "checkpoint": source.fingerprint(),
         "choice of tensors": "with output.weight" if process_output else "",
     }
     with StateFile(state_path(output), output.name, told, restart=restart, note=say) as keeper:

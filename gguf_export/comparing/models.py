@@ -15,9 +15,9 @@ from calibration.judging.side_by_side import Base
 from calibration.text.tokenizer import vocabulary_of
 from calibration.text.vocabulary import refuse_other_vocabulary
 from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
-from quantize.exceptions import DecodeError, GGUFError, MoeGgufError
+from quantize.exceptions import DecodeError, MoeGgufError
 from quantize.recipes.ftypes import ftype
-from quantize.recipes.recipe import Recipe, make_plan
+from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.telling import Note, Remark, discard
@@ -146,9 +146,7 @@ def open_gguf(path: Path, note: Note = discard) -> GGUFFile:
         DecodeError: the type of a tensor cannot be decoded here.
     """
     file = GGUFFile(path)
-    n_parts = file.keys.get("split.count", 0)
-    if isinstance(n_parts, int) and n_parts > 1:
-        raise GGUFError(str(path), f"one of {n_parts} parts", "join them with llama-gguf-split --merge")
+    file.refuse_part()
     slow = set()
     for spec in file.specs():
         is_fast = can_decode(spec.qtype)
@@ -188,7 +186,9 @@ def _round_trips(
     specs, imatrix = checkpoint.specs(), choice.imatrix
     remarks: list[Remark | str] = [] if imatrix is None else [*imatrix.check(specs)]
     plans = {
-        recipe.ftype.name: make_plan(specs, checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
+        recipe.ftype.name: make_plan(
+            specs, RecipeFacts.of(checkpoint.hparams), recipe, has_imatrix=imatrix is not None
+        )
         for recipe in choice.recipes
     }
     remarks += plan_remarks(plans)

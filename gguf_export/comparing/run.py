@@ -19,8 +19,7 @@ from gguf_export.comparing.models import ModelChoice, open_models
 from gguf_export.comparing.texts import TextChoice, cut_choice, own_text
 from gguf_export.writing import fingerprint
 from gguf_export.writing.pass_state import StateFile, state_path
-from quantize.sources.checkpoint import Checkpoint
-from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.model_source import ModelSource
 from quantize.telling import Note, OnProgress, discard, silent
 
 __all__ = [
@@ -42,7 +41,7 @@ class CompareJob:
     base: Base
     models: tuple[Model, ...]
     texts: tuple[Chunks, ...]
-    sources: tuple[Checkpoint | GGUFFile, ...]
+    sources: tuple[ModelSource, ...]
     imatrix: Imatrix | None = None
 
     @property
@@ -187,9 +186,7 @@ def fingerprint_of(job: CompareJob, settings: PassSettings) -> dict[str, str]:
     }
     if job.base.kind == "logits":
         prints[f"file {job.base.path}"] = job.base.fingerprint()
-    return prints | {_name_of(source): fingerprint.of_model(source) for source in job.sources}
-
-
-def _name_of(source: Checkpoint | GGUFFile) -> str:
-    """What a source is called where it changed since a run was stopped."""
-    return "checkpoint" if isinstance(source, Checkpoint) else f"file {source.path}"
+    for source in job.sources:
+        name = "checkpoint" if source.kind == "checkpoint" else f"file {source.label}"
+        prints[name] = source.fingerprint()
+    return prints

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_export.metadata.model_id import is_type
-from gguf_export.metadata.model_keys import KeyValue
+from quantize.containers.keys import KeyValue
 from quantize.exceptions import OutputError
 
 __all__ = [
@@ -47,11 +47,11 @@ def _stem(keys: Iterable[KeyValue]) -> str:
 
     The type of the checkpoint is not that of the file.
     """
-    said = {kv.key: kv.value for kv in keys if kv.key.startswith("general.") and isinstance(kv.value, str)}
-    base = said.get("general.basename") or "-".join(
-        word for word in said.get("general.name", "").split() if not is_type(word)
+    texts = {kv.key: kv.value for kv in keys if kv.key.startswith("general.") and isinstance(kv.value, str)}
+    base = texts.get("general.basename") or "-".join(
+        word for word in texts.get("general.name", "").split() if not is_type(word)
     )
-    rest = (said.get(f"general.{key}", "") for key in ("size_label", "finetune", "version"))
+    rest = (texts.get(f"general.{key}", "") for key in ("size_label", "finetune", "version"))
     return safe_name("-".join(text for text in (base or "model", *rest) if text))
 
 
@@ -73,7 +73,7 @@ def safe_name(text: str) -> str:
 
 
 def lmstudio_root() -> Path:
-    """Where LM Studio keeps its models unless told otherwise."""
+    """The folder in which LM Studio keeps its models by default."""
     return Path.home() / ".lmstudio" / "models"
 
 
@@ -90,5 +90,7 @@ def lmstudio_path(root: Path, publisher: str, model: str, file: str) -> Path:
         OutputError: the publisher is empty.
     """
     if not publisher.strip():
-        raise OutputError(f"{file}: LM Studio wants publisher/model/file; name a publisher")
+        raise OutputError(
+            file, "LM Studio wants publisher/model/file", "name a {setting}", setting="publisher"
+        )
     return root / safe_name(publisher) / safe_name(model) / Path(file).name

@@ -1,4 +1,4 @@
-"""What a folder says about its model in words: the model card, generation_config.json, the id.
+"""The words of a folder about its model: the model card, generation_config.json, the id.
 
 Sources and precedence are those of llama.cpp's converter (gguf-py/gguf/metadata.py: Metadata.load,
 apply_metadata_heuristic): model card front matter, then `_name_or_path` of config.json, then the folder's name. Where
@@ -19,7 +19,7 @@ from gguf_export.metadata.model_id import NameParts, split_model_id, title
 from quantize.containers.text_files import optional_object, optional_text
 from quantize.containers.untrusted import parse_yaml
 from quantize.exceptions import TokenizerError
-from quantize.telling import Note, discard
+from quantize.telling import Note, Remark, discard
 
 __all__ = ["TEXTS", "Card", "read_card"]
 
@@ -42,13 +42,13 @@ TEXTS = {
     "source.uuid": ("uuid", "model_uuid"),
     "source.repo_url": ("repo_url", "model_repo_url"),
 }
-"""What general.* is called, in file order, and what the front matter may call it: the first found wins."""
+"""The texts of general.* in file order, each with its names in the front matter: the first that is there counts."""
 
 _BASE_MODELS = ("base_model", "base_models", "base_model_sources")
 _DATASETS = ("datasets", "dataset", "dataset_sources")
 _HUB = "https://huggingface.co/"
 
-# what general.sampling.* is called -> type, what generation_config.json may call it
+# general.sampling.* -> type, and its names in generation_config.json
 _SAMPLING: dict[str, tuple[type, tuple[str, ...]]] = {
     "sequence": (str, ("sequence",)),
     "top_k": (int, ("top_k",)),
@@ -67,7 +67,7 @@ _SAMPLING: dict[str, tuple[type, tuple[str, ...]]] = {
 
 @dataclass
 class Card:
-    """The words of general.*: `texts` by the name of the key, None for lists that nobody gave."""
+    """The words of general.*: `texts` by the name of the key, None for lists that the card does not have."""
 
     texts: dict[str, str] = field(default_factory=dict)
     sampling: dict[str, str | int | float] = field(default_factory=dict)
@@ -80,20 +80,20 @@ class Card:
 def read_card(
     path: Path, config: Mapping[str, Any], n_total: int, name: str | None = None, note: Note = discard
 ) -> Card:
-    """Collect what is known of the model in folder `path`.
+    """Collect the words about the model in folder `path`.
 
     Args:
         path: the model's folder.
         config: config.json.
         n_total: number of weights, which unmasks sizes in names that are none; 0 if unknown.
         name: the name given by hand; all that follows from a name then follows from this one alone.
-        note: told what was left out.
+        note: receives remarks on what was left out.
     """
     front = _front_matter(path / "README.md", note)
     card = Card(sampling=_sampling(path / "generation_config.json", note))
     for key, aliases in TEXTS.items():
-        if text := next((found for alias in aliases if (found := _text(front.get(alias)))), None):
-            card.texts[key] = text
+        if chosen := next((text for alias in aliases if (text := _text(front.get(alias)))), None):
+            card.texts[key] = chosen
     card.base_models = _origins(front, _BASE_MODELS, n_total, note)
     card.datasets = _origins(front, _DATASETS, n_total, note)
     card.tags = [*_words(front.get("tags")), *_words(front.get("pipeline_tag"))]
@@ -114,8 +114,8 @@ def read_card(
 
 
 def _add_parts(card: Card, parts: NameParts) -> None:
-    """Fill in what is not known yet."""
-    found = {
+    """Fill in the texts that are not known yet."""
+    texts = {
         "name": title(parts.name or ""),
         "organization": title(parts.organization or ""),
         "basename": parts.basename,
@@ -123,7 +123,7 @@ def _add_parts(card: Card, parts: NameParts) -> None:
         "version": parts.version,
         "size_label": parts.size_label,
     }
-    for key, text in found.items():
+    for key, text in texts.items():
         if text:
             card.texts.setdefault(key, text)
 
@@ -133,7 +133,7 @@ def _front_matter(path: Path, note: Note) -> dict[str, Any]:
     try:
         text = optional_text(path)
     except TokenizerError as reason:
-        note(f"{reason}; general.* is written without it")
+        note(_left_out(reason, "general.* is written without it"))
         return {}
     lines = (text or "").splitlines()
     if not lines or lines[0] != "---":
@@ -142,13 +142,17 @@ def _front_matter(path: Path, note: Note) -> dict[str, Any]:
     # YAML 1.1 takes the language code `no` for false, and refuses tabs
     front = "".join(f"{line}\n" for line in lines[1:end]).replace("- no\n", '- "no"\n').replace("\t", "  ")
     try:
-        found = parse_yaml(front, f"{path}: front matter", TokenizerError)
+        fields = parse_yaml(front, f"{path}: front matter", TokenizerError)
     except TokenizerError as reason:
-        note(f"{reason}; general.* is written without it")
+        note(_left_out(reason, "general.* is written without it"))
         return {}
-    if found is not None and not isinstance(found, dict):
-        note(f"{path}: front matter holds no fields; general.* is written without it")
-    return found if isinstance(found, dict) else {}
+    if fields is not None and not isinstance(fields, dict):
+        note(Remark(f"{path}: front matter", "holds no fields", "general.* is written without it"))
+    return fields if isinstance(fields, dict) else {}
+
+
+def _left_out(reason: TokenizerError, consequence: str) -> Remark:
+    return Remark(reason.place, reason.message, "; ".join(filter(None, (reason.remedy, consequence))))
 
 
 def _text(value: Any) -> str:
@@ -178,7 +182,8 @@ def _origins(front: Mapping[str, Any], keys: tuple[str, ...], n_total: int, note
         elif isinstance(item, str):
             origins.append(_origin(_text(item), n_total))
         else:
-            note(f"README.md: an entry of {key} is neither text nor fields; only its place is kept")
+            message = f"an entry of {key} is neither text nor fields"
+            note(Remark("README.md", message, "only its place is kept"))
             origins.append({})
     return origins
 
@@ -192,13 +197,13 @@ def _origin(model_id: str, n_total: int) -> Entry:
     else:
         parts = split_model_id(model_id, n_total)
         repo_url = f"{_HUB}{parts.organization}/{parts.name}" if parts.organization and parts.name else ""
-    found = {
+    entry = {
         "name": title(parts.name or ""),
         "organization": title(parts.organization or ""),
         "version": parts.version,
         "repo_url": repo_url,
     }
-    return {key: text for key, text in found.items() if text}
+    return {key: text for key, text in entry.items() if text}
 
 
 def _sampling(path: Path, note: Note) -> dict[str, str | int | float]:
@@ -206,19 +211,20 @@ def _sampling(path: Path, note: Note) -> dict[str, str | int | float]:
     try:
         settings = optional_object(path) or {}
     except TokenizerError as reason:
-        note(f"{reason}; general.sampling.* is not written")
+        note(_left_out(reason, "general.sampling.* is not written"))
         return {}
-    found: dict[str, str | int | float] = {}
+    sampling: dict[str, str | int | float] = {}
     for key, (kind, aliases) in _SAMPLING.items():
         alias = next((alias for alias in aliases if alias in settings), "")
         value = settings.get(alias)
         if value is None:
             continue
         if isinstance(value, bool) or not _fits(value, kind):
-            note(f"{path}: {alias} is no {kind.__name__}; general.sampling.{key} is not written")
+            message = f"{alias} is no {kind.__name__}"
+            note(Remark(str(path), message, f"general.sampling.{key} is not written"))
         else:
-            found[key] = kind(value)
-    return found
+            sampling[key] = kind(value)
+    return sampling
 
 
 def _fits(value: Any, kind: type) -> bool:

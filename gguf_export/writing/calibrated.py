@@ -169,7 +169,7 @@ def _state_of(job: ExportJob, calibration: Calibration, restart: bool, note: Not
     with contextlib.suppress(OSError):  # then there is no file either, and the lock says why
         first.parent.mkdir(parents=True, exist_ok=True)
     told = fingerprint.of_pass([calibration.chunks], calibration.arithmetic, calibration.storage)
-    told |= {"checkpoint": fingerprint.of_checkpoint(job.checkpoint)}
+    told |= {"checkpoint": job.checkpoint.fingerprint()}
     with StateFile(state_path(first), first.name, told, restart=restart, note=note) as state:
         try:
             yield state

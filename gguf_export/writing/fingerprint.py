@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from calibration.importance.imatrix import Imatrix
-from quantize.containers.shard_index import index_shards
 from quantize.recipes.layout import Plan
-from quantize.sources.checkpoint import Checkpoint
-from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.fingerprint import hashed
 
 if TYPE_CHECKING:  # both import torch, and an export without text needs no torch
     from calibration.forward.hidden import Storage
@@ -29,10 +27,7 @@ __all__ = [
     "difference",
     "hashed",
     "of_calibration",
-    "of_checkpoint",
-    "of_gguf",
     "of_imatrix",
-    "of_model",
     "of_output",
     "of_pass",
     "version",
@@ -46,7 +41,7 @@ def of_output(header: bytes, plan: Plan, *, imatrix: str, checkpoint: str, slab_
         header: keys and tensor infos of the file (`writing.header`).
         plan: its tensors.
         imatrix: as `of_imatrix` gives it, or the hash of what the importances are made from.
-        checkpoint: as `of_checkpoint` gives it.
+        checkpoint: the source's own fingerprint (`ModelSource.fingerprint`).
         slab_bytes: the size of the pieces in which the file is made.
     """
     types = (f"{planned.spec.name} {planned.spec.shape} {planned.qtype.name}" for planned in plan.tensors)
@@ -96,38 +91,6 @@ def difference(earlier: Mapping[str, str], now: Mapping[str, str]) -> str:
     return f"{' and '.join(f'the {name}' for name in changed)} changed since it was stopped"
 
 
-def of_checkpoint(checkpoint: Checkpoint) -> str:
-    """Names, sizes and times of the shards, where each tensor lies in them, and the config; no weight is read.
-
-    Raises:
-        CheckpointError: the folder cannot be read any more.
-    """
-    stored, _ = index_shards(checkpoint.path)
-    shards = {tensor.path.name: tensor.path.stat() for tensor in stored.values()}
-    told = [
-        sorted((name, found.st_size, found.st_mtime_ns) for name, found in shards.items()),
-        sorted((one.name, one.path.name, one.dtype, one.shape, one.start) for one in stored.values()),
-        checkpoint.config,
-    ]
-    return hashed([json.dumps(told, sort_keys=True, default=str).encode()])
-
-
-def of_gguf(file: GGUFFile) -> str:
-    """Size and time of a file, and what lies where in it; no weight is read."""
-    found = file.path.stat()
-    told = [
-        found.st_size,
-        found.st_mtime_ns,
-        [(spec.name, spec.shape, spec.qtype.name) for spec in file.specs()],
-    ]
-    return hashed([json.dumps(told).encode()])
-
-
-def of_model(source: Checkpoint | GGUFFile) -> str:
-    """Of the one or the other."""
-    return of_gguf(source) if isinstance(source, GGUFFile) else of_checkpoint(source)
-
-
 def of_imatrix(imatrix: Imatrix | None) -> str:
     """The content of an importance matrix, wherever its file lies; "none" without one."""
     if imatrix is None:
@@ -137,15 +100,6 @@ def of_imatrix(imatrix: Imatrix | None) -> str:
         entry = imatrix.entries[name]
         parts += [name.encode(), np.ascontiguousarray(entry.sums).tobytes(), entry.counts.tobytes()]
     return hashed(parts)
-
-
-def hashed(parts: Iterable[bytes]) -> str:
-    """A hash of some bytes, and of where one part ends and the next begins."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def version(package: str = "moe-gguf") -> str:

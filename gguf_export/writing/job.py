@@ -12,9 +12,9 @@ from gguf_export.metadata import model_keys as metadata
 from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.header import header
-from quantize.exceptions import NeedsImatrixError, OutputError
+from quantize.exceptions import OutputError
 from quantize.recipes.layout import Plan
-from quantize.recipes.recipe import Recipe, make_plan
+from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan, require_importances
 from quantize.sources.checkpoint import Checkpoint
 from quantize.telling import Remark
 
@@ -92,19 +92,12 @@ def prepare(
     if imatrix is not None:
         remarks += imatrix.check(specs)
     overrides = [metadata.parse_override(text) for text in override_kv]
-    keys = metadata.model_keys(
-        checkpoint.path,
-        checkpoint.config,
-        hparams,
-        n_params=metadata.count_params(specs),
-        name=name,
-        note=remarks.append,
-    )
+    keys = metadata.model_keys(checkpoint, name=name, note=remarks.append)
     keys += vocab.vocab_keys(checkpoint.path, checkpoint.config, hparams.n_vocab, pre, note=remarks.append)
     files = []
     for recipe in recipes:
-        plan = make_plan(specs, hparams, recipe, has_imatrix=imatrix is not None)
-        _require_importances(plan, imatrix)
+        plan = make_plan(specs, RecipeFacts.of(hparams), recipe, has_imatrix=imatrix is not None)
+        require_importances(plan, lambda name: imatrix is not None and name in imatrix.entries)
         file_keys = metadata.assemble(keys, recipe.ftype.id, imatrix, overrides)
         path = _path_of(folder, keys, recipe.ftype.name, publisher)
         files.append(OutputFile(path, plan, tuple(file_keys)))
@@ -120,20 +113,3 @@ def _path_of(folder: Path, keys: Sequence[KeyValue], ftype: str, publisher: str 
     if publisher is None:
         return folder / file_name
     return names.lmstudio_path(folder, publisher, names.model_folder(keys), file_name)
-
-
-def _require_importances(plan: Plan, imatrix: Imatrix | None) -> None:
-    """Some types are of no use without importances: llama-quantize refuses them, too.
-
-    Raises:
-        NeedsImatrixError: a tensor shall have such a type, and nothing is known of its inputs.
-    """
-    for planned in plan.tensors:
-        if planned.requires_imatrix and (imatrix is None or planned.spec.name not in imatrix.entries):
-            raise NeedsImatrixError(
-                planned.spec.name,
-                f"{plan.ftype.name} makes it {planned.qtype.name}, which needs importances, and the importance matrix "
-                "has none for it",
-                "give one that covers it, or another {setting}",
-                setting="tensor_type",
-            )

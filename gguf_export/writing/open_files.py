@@ -141,7 +141,7 @@ def _make_folders(job: ExportJob) -> None:
 
 def _lock(stack: ExitStack, job: ExportJob, imatrix: str) -> list[Journal]:
     """The journal of each file; they are locked in one order, so that of two runs one gets them all."""
-    checkpoint = fingerprint.of_checkpoint(job.checkpoint)
+    checkpoint = job.checkpoint.fingerprint()
     journals: dict[Path, Journal] = {}
     for file in sorted(job.files, key=lambda file: file.path):
         told = fingerprint.of_output(

@@ -41,7 +41,8 @@ SCALARS = {
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME = 63  # bytes of a tensor's name: GGML_MAX_NAME without its NUL
 MAX_HEADER = 2**27  # bytes; keys and infos of the largest known models take a few ten megabytes
-MAX_ALIGNMENT = 2**20  # bytes; ggml knows no limit, nobody writes more than 4096
+MAX_ALIGNMENT = 2**20  # bytes; ggml knows no limit, usual are 32 to 4096
+AGAIN = "fetch it again"
 
 KeyType = tuple[GGUFValueType, GGUFValueType | None]
 """The type of a value, and, of an array, that of its elements."""
@@ -78,7 +79,7 @@ def read_container(path: Path, error: type[MoeGgufError] = GGUFError) -> Contain
         with path.open("rb") as file:
             return _read(_Cursor(path, file, n_bytes, error), n_bytes)
     except OSError as failure:
-        raise error(f"{path}: cannot be read: {failure.strerror}") from None
+        raise error(str(path), f"cannot be read: {failure.strerror}") from None
 
 
 class _Cursor:
@@ -87,13 +88,19 @@ class _Cursor:
     def __init__(self, path: Path, file: BinaryIO, n_bytes: int, error: type[MoeGgufError]) -> None:
         self.path, self._file, self._left, self._error = path, file, min(n_bytes, MAX_HEADER), error
 
-    def fault(self, text: str) -> MoeGgufError:
-        return self._error(f"{self.path}: {text}")
+    def fault(self, message: str, remedy: str = "") -> MoeGgufError:
+        return self._error(str(self.path), message, remedy)
+
+    def damage(self, message: str) -> MoeGgufError:
+        return self.fault(f"damaged: {message}", AGAIN)
+
+    def truncation(self, message: str) -> MoeGgufError:
+        return self.fault(f"truncated{message}", AGAIN)
 
     def take(self, n_bytes: int) -> bytes:
         data = self._file.read(n_bytes) if n_bytes <= self._left else b""
         if len(data) != n_bytes:
-            raise self.fault("truncated or damaged: the header runs past the end of the file; fetch it again")
+            raise self.truncation(" or damaged: the header runs past the end of the file")
         self._left -= n_bytes
         return data
 
@@ -104,9 +111,7 @@ class _Cursor:
         """A count of things that take at least `least_bytes` each."""
         number: int = self.number("<Q")
         if number * least_bytes > self._left:
-            raise self.fault(
-                f"truncated or damaged: {number} entries do not fit into the file; fetch it again"
-            )
+            raise self.truncation(f" or damaged: {number} entries do not fit into the file")
         return number
 
     def string(self) -> str:
@@ -133,7 +138,7 @@ class _Cursor:
 
     def _layout(self, kind: int) -> str:
         if kind not in SCALARS:
-            raise self.fault(f"damaged: value type {kind} does not exist; fetch it again")
+            raise self.damage(f"value type {kind} does not exist")
         return SCALARS[GGUFValueType(kind)]
 
 
@@ -142,7 +147,7 @@ def _read(cursor: _Cursor, n_bytes: int) -> Container:
         raise cursor.fault("not a GGUF file")
     version = cursor.number("<I")
     if version not in VERSIONS:
-        raise cursor.fault(f"GGUF version {version} is not supported; versions 2 and 3 are")
+        raise cursor.fault(f"GGUF version {version} is not supported", "versions 2 and 3 are")
     n_tensors, n_keys = cursor.count(24), cursor.count(13)
     keys: dict[str, Any] = {}
     types: dict[str, KeyType] = {}
@@ -150,22 +155,21 @@ def _read(cursor: _Cursor, n_bytes: int) -> Container:
         key = cursor.string()
         if not key or key in keys:
             fault = "stands twice" if key else "is empty"
-            raise cursor.fault(f"damaged: key {quoted(key)} {fault}; fetch it again")
+            raise cursor.damage(f"key {quoted(key)} {fault}")
         keys[key], types[key] = cursor.value(cursor.number("<i"))
     infos = [_read_info(cursor) for _ in range(n_tensors)]
     alignment = _alignment(cursor, keys, types)
     start = cursor.position() + -cursor.position() % alignment
     tensors: dict[str, GGUFTensor] = {}
     expected = 0
-    for spec, offset, size in infos:
+    for spec, offset in infos:
+        size = spec.n_bytes
         if spec.name in tensors:
-            raise cursor.fault(f"damaged: tensor {quoted(spec.name)} stands twice; fetch it again")
+            raise cursor.damage(f"tensor {quoted(spec.name)} stands twice")
         if offset != expected:
-            raise cursor.fault(
-                f"damaged: {quoted(spec.name)} starts at {offset}, not at {expected}; fetch it again"
-            )
+            raise cursor.damage(f"{quoted(spec.name)} starts at {offset}, not at {expected}")
         if start + offset + size > n_bytes:
-            raise cursor.fault(f"truncated: the file ends before {quoted(spec.name)} does; fetch it again")
+            raise cursor.truncation(f": the file ends before {quoted(spec.name)} does")
         tensors[spec.name] = GGUFTensor(spec, start + offset, size)
         expected = offset + size + -size % alignment
     return Container(keys, types, tensors, n_bytes, alignment)
@@ -175,31 +179,24 @@ def _alignment(cursor: _Cursor, keys: Mapping[str, Any], types: Mapping[str, Key
     alignment: Any = keys.get("general.alignment", 32)
     is_u32 = types.get("general.alignment", (GGUFValueType.UINT32, None))[0] == GGUFValueType.UINT32
     if not is_u32 or not 1 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-        raise cursor.fault(
-            f"damaged: general.alignment {quoted(alignment)} is not a power of two as u32; fetch it again"
-        )
+        raise cursor.damage(f"general.alignment {quoted(alignment)} is not a power of two as u32")
     return int(alignment)
 
 
-def _read_info(cursor: _Cursor) -> tuple[TensorSpec, int, int]:
+def _read_info(cursor: _Cursor) -> tuple[TensorSpec, int]:
+    """A tensor and its offset in bytes from the start of the data."""
     name = cursor.string()
     if not name or len(name.encode()) > MAX_NAME:
-        raise cursor.fault(
-            f"damaged: a tensor is called {quoted(name)}; names have 1 to {MAX_NAME} bytes; fetch it again"
-        )
+        raise cursor.damage(f"a tensor is called {quoted(name)}, names have 1 to {MAX_NAME} bytes")
     n_dims = cursor.number("<I")
     if not 1 <= n_dims <= MAX_DIMS:
-        raise cursor.fault(f"damaged: {quoted(name)} has {n_dims} dimensions; fetch it again")
+        raise cursor.damage(f"{quoted(name)} has {n_dims} dimensions")
     ne = [cursor.number("<Q") for _ in range(n_dims)]
     kind = cursor.number("<i")
     if kind not in GGML_QUANT_SIZES:
         raise cursor.fault(f"{quoted(name)}: tensor type {kind} is unknown here")
     qtype = QType(kind)
     offset: int = cursor.number("<Q")
-    block_size, type_size = GGML_QUANT_SIZES[qtype]
-    if min(ne) < 1 or ne[0] % block_size:
-        raise cursor.fault(
-            f"damaged: {quoted(name)} has shape {ne}, which {qtype.name} cannot hold; fetch it again"
-        )
-    spec = TensorSpec(name, tuple(reversed(ne)), qtype)
-    return spec, offset, spec.n_elements // block_size * type_size
+    if min(ne) < 1 or ne[0] % GGML_QUANT_SIZES[qtype][0]:
+        raise cursor.damage(f"{quoted(name)} has shape {ne}, which {qtype.name} cannot hold")
+    return TensorSpec(name, tuple(reversed(ne)), qtype), offset

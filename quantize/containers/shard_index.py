@@ -15,6 +15,7 @@ from typing import Any
 
 from quantize.containers.untrusted import MAX_JSON_BYTES, parse_json, quoted, read_json, regular_size
 from quantize.exceptions import CheckpointError
+from quantize.telling import Remark
 
 __all__ = ["ShardTensor", "index_shards", "read_header"]
 
@@ -31,6 +32,7 @@ MAX_SIZE = 2**63 - 1
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+AGAIN = "download it again"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ShardTensor:
     n_bytes: int
 
 
-def index_shards(folder: Path) -> tuple[dict[str, ShardTensor], list[str]]:
+def index_shards(folder: Path) -> tuple[dict[str, ShardTensor], list[Remark]]:
     """All tensors of the checkpoint in a folder by Hugging Face name, and remarks on files that were left aside.
 
     Raises:
@@ -55,7 +57,7 @@ def index_shards(folder: Path) -> tuple[dict[str, ShardTensor], list[str]]:
     single = folder / SINGLE
     if not index.exists():
         if not single.exists():
-            raise CheckpointError(_nothing_to_read(folder))
+            raise _nothing_to_read(folder)
         return read_header(single), []
     weight_map = _weight_map(index)
     stored: dict[str, ShardTensor] = {}
@@ -63,23 +65,22 @@ def index_shards(folder: Path) -> tuple[dict[str, ShardTensor], list[str]]:
     for shard in shards:
         path = folder / shard
         if not path.exists():
-            raise CheckpointError(f"{path}: shard is missing although {INDEX} names it; download it again")
+            raise CheckpointError(str(path), f"shard is missing although {INDEX} names it", AGAIN)
         for name, tensor in read_header(path).items():
             if name in stored:
                 other = stored[name].path.name
-                raise CheckpointError(
-                    f"{path}: tensor {quoted(name)} is in shard {other} too; remove one of them"
-                )
+                message = f"tensor {quoted(name)} is in shard {other} too"
+                raise CheckpointError(str(path), message, "remove one of them")
             if weight_map.get(name) != shard:
-                raise CheckpointError(f"{path}: holds tensor {quoted(name)} but {INDEX} does not say so")
+                raise CheckpointError(str(path), f"holds tensor {quoted(name)} but {INDEX} does not say so")
             stored[name] = tensor
     for name, shard in weight_map.items():
         if name not in stored:
-            raise CheckpointError(
-                f"{folder / shard}: tensor {quoted(name)} is missing although {INDEX} names it"
-            )
+            message = f"tensor {quoted(name)} is missing although {INDEX} names it"
+            raise CheckpointError(str(folder / shard), message)
     beside = single.exists() and SINGLE not in shards
-    return stored, [f"{SINGLE} is not read because there is a {INDEX}"] if beside else []
+    left_aside = Remark("", f"{SINGLE} is not read because there is a {INDEX}")
+    return stored, [left_aside] if beside else []
 
 
 def read_header(path: Path) -> dict[str, ShardTensor]:
@@ -93,17 +94,15 @@ def read_header(path: Path) -> dict[str, ShardTensor]:
         with path.open("rb") as file:
             n_header = int.from_bytes(file.read(8), "little")
             if size < 8 or n_header > size - 8:
-                raise CheckpointError(
-                    f"{path}: truncated or no safetensors file: "
-                    f"a header of {n_header} bytes does not fit into {size}; download it again"
-                )
+                message = f"a header of {n_header} bytes does not fit into {size}"
+                raise CheckpointError(str(path), f"truncated or no safetensors file: {message}", AGAIN)
             if n_header > MAX_JSON_BYTES:
-                raise CheckpointError(f"{path}: header of {n_header} bytes, the limit is {MAX_JSON_BYTES}")
+                raise CheckpointError(str(path), f"header of {n_header} bytes, the limit is {MAX_JSON_BYTES}")
             content = file.read(n_header)
     except OSError as failure:
-        raise CheckpointError(f"{path}: cannot be read: {failure.strerror}") from None
+        raise CheckpointError(str(path), f"cannot be read: {failure.strerror}") from None
     if len(content) != n_header:
-        raise CheckpointError(f"{path}: truncated while it was read; download it again")
+        raise CheckpointError(str(path), "truncated while it was read", AGAIN)
     entries = parse_json(content, f"{path}: header", CheckpointError, unique=True)
     entries.pop("__metadata__", None)
     tensors = {name: _entry(path, name, entry, 8 + n_header) for name, entry in entries.items()}
@@ -112,27 +111,26 @@ def read_header(path: Path) -> dict[str, ShardTensor]:
 
 
 def _entry(path: Path, name: str, entry: Any, data_start: int) -> ShardTensor:
-    where = f"{path}: tensor {quoted(name)}"
+    place = f"{path}: tensor {quoted(name)}"
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{where}: header entry is not an object")
+        raise CheckpointError(place, "header entry is not an object")
     dtype, shape, offsets = entry.get("dtype"), _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CheckpointError(f"{where}: unknown dtype {quoted(dtype)}")
+        raise CheckpointError(place, f"unknown dtype {quoted(dtype)}")
     if shape is None:
-        raise CheckpointError(f"{where}: shape is not a list of at most {MAX_DIMS} sizes")
+        raise CheckpointError(place, f"shape is not a list of at most {MAX_DIMS} sizes")
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where}: data_offsets are not a range")
+        raise CheckpointError(place, "data_offsets are not a range")
     begin, end = offsets
     n_bits = math.prod(shape) * DTYPE_BITS[dtype]
     if n_bits != 8 * (end - begin):
-        raise CheckpointError(
-            f"{where}: {end - begin} bytes are stored, {dtype} {shape} has {-(-n_bits // 8)}"
-        )
+        message = f"{end - begin} bytes are stored, {dtype} {shape} has {-(-n_bits // 8)}"
+        raise CheckpointError(place, message)
     return ShardTensor(name, path, dtype, tuple(shape), data_start + begin, end - begin)
 
 
 def _sizes(values: Any) -> list[int] | None:
-    """The list if it is one of sizes, else None."""
+    """The values, if they are a list of sizes, else None."""
     if not isinstance(values, list) or len(values) > MAX_DIMS:
         return None
     return values if all(type(value) is int and 0 <= value <= MAX_SIZE for value in values) else None
@@ -144,27 +142,25 @@ def _check_coverage(path: Path, tensors: Mapping[str, ShardTensor], data_start: 
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.n_bytes)):
         if tensor.start != expected:
             fault = "overlaps the one before it" if tensor.start < expected else "leaves a gap before it"
-            raise CheckpointError(f"{path}: data_offsets of tensor {quoted(tensor.name)}: {fault}")
+            raise CheckpointError(f"{path}: data_offsets of tensor {quoted(tensor.name)}", fault)
         expected += tensor.n_bytes
     if expected > size:
-        raise CheckpointError(f"{path}: truncated: {size} bytes of {expected}; download it again")
+        raise CheckpointError(str(path), f"truncated: {size} bytes of {expected}", AGAIN)
     if expected < size:
-        raise CheckpointError(f"{path}: {size - expected} bytes more than its header says; download it again")
+        raise CheckpointError(str(path), f"{size - expected} bytes more than its header says", AGAIN)
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map")
+        raise CheckpointError(str(index), "has no weight_map")
     for name, shard in weight_map.items():
         if not _is_plain_name(shard):
-            raise CheckpointError(
-                f"{index}: {quoted(name)} points outside the folder: {quoted(shard)}; refused"
-            )
+            message = f"{quoted(name)} points outside the folder: {quoted(shard)}"
+            raise CheckpointError(str(index), message, "refused")
         if not shard.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{index}: {quoted(name)} lies in {quoted(shard)}, which is no safetensors file"
-            )
+            message = f"{quoted(name)} lies in {quoted(shard)}, which is no safetensors file"
+            raise CheckpointError(str(index), message)
     return weight_map
 
 
@@ -175,10 +171,12 @@ def _is_plain_name(shard: Any) -> bool:
     return not set(shard) & set("/\\:") and len(shard.encode()) < 256
 
 
-def _nothing_to_read(folder: Path) -> str:
+def _nothing_to_read(folder: Path) -> CheckpointError:
     names = sorted(path.name for path in folder.iterdir())
     if any(name.startswith("model-") and name.endswith(".safetensors") for name in names):
-        return f"{folder}: there are shards but no {INDEX}; download it too"
+        return CheckpointError(str(folder), f"there are shards but no {INDEX}", "download it too")
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
-        return f"{folder}: only pickled weights, which could run code; convert them to safetensors first"
-    return f"{folder}: neither {INDEX} nor {SINGLE}; give the folder of a Hugging Face checkpoint"
+        message = "only pickled weights, which could run code"
+        return CheckpointError(str(folder), message, "convert them to safetensors first")
+    remedy = "give the folder of a Hugging Face checkpoint"
+    return CheckpointError(str(folder), f"neither {INDEX} nor {SINGLE}", remedy)

@@ -33,13 +33,11 @@ MAX_FOLDER = 100_000  # entries
 CHAT_TEMPLATES = "additional_chat_templates"
 SUFFIXES = {".json", ".safetensors", ".model", ".jinja", ".txt", ".md"}  # of all that is read of a checkpoint
 MAX_QUOTED = 160  # characters
-F32_MAX = (
-    3.4028234663852886e38  # what is larger has no place in a GGUF file, nor, as a whole number, in a float
-)
+F32_MAX = 3.4028234663852886e38  # larger numbers have no place in a GGUF file, nor, where whole, in a float
 
 
 def quoted(text: object) -> str:
-    """What a file says, fit for a message of one line: names in quotes, control characters escaped, length cut."""
+    """Text from a file, fit for a message of one line: names in quotes, control characters escaped, length cut."""
     shown = ascii(text) if isinstance(text, str) else ascii(str(text))[1:-1]
     return shown if len(shown) <= MAX_QUOTED else f"{shown[:MAX_QUOTED]}..."
 
@@ -57,10 +55,10 @@ def regular_size(path: Path, error: type[MoeGgufError] = CheckpointError) -> int
     """
     try:
         if not path.is_file():
-            raise error(f"{path}: {'not a regular file' if path.exists() else 'file is missing'}")
+            raise error(str(path), "not a regular file" if path.exists() else "file is missing")
         return path.stat().st_size
     except OSError as failure:  # a name that is too long, a loop of links, a folder that may not be entered
-        raise error(f"{path}: {failure.strerror or 'cannot be read'}") from None
+        raise error(str(path), failure.strerror or "cannot be read") from None
 
 
 def read_bytes(path: Path, limit: int, error: type[MoeGgufError] = CheckpointError) -> bytes:
@@ -71,12 +69,12 @@ def read_bytes(path: Path, limit: int, error: type[MoeGgufError] = CheckpointErr
     """
     size = regular_size(path, error)
     if size > limit:
-        raise error(f"{path}: {size} bytes are too many for such a file, the limit is {limit}")
+        raise error(str(path), f"{size} bytes are too many for such a file, the limit is {limit}")
     try:
         with path.open("rb") as file:
             return file.read(size)  # never more: as much as is asked for is allocated at once
     except OSError as failure:
-        raise error(f"{path}: cannot be read: {failure.strerror}") from None
+        raise error(str(path), f"cannot be read: {failure.strerror}") from None
 
 
 def refuse_foreign_links(folder: Path) -> None:
@@ -90,7 +88,8 @@ def refuse_foreign_links(folder: Path) -> None:
         CheckpointError: a file that is read leads elsewhere.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; give the folder of a Hugging Face checkpoint")
+        remedy = "give the folder of a Hugging Face checkpoint"
+        raise CheckpointError(str(folder), "no such folder", remedy)
     try:
         home = folder.resolve()
         for path in _links(folder):
@@ -98,24 +97,26 @@ def refuse_foreign_links(folder: Path) -> None:
             in_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
             if not target.is_relative_to(home) and not in_cache:
                 raise CheckpointError(
-                    f"{path}: is a link to {target}, outside of the folder; refused: put the file itself there if you "
-                    "trust it"
+                    str(path),
+                    f"is a link to {target}, outside of the folder",
+                    "refused: put the file itself there if you trust it",
                 )
     except (OSError, RuntimeError) as failure:  # RuntimeError: a loop of links, before Python 3.13
-        raise CheckpointError(f"{folder}: cannot be read: {_one_line(failure)}") from None
+        raise CheckpointError(str(folder), f"cannot be read: {_one_line(failure)}") from None
 
 
 def _links(folder: Path) -> list[Path]:
     """The symbolic links among the files of a checkpoint, and in its folder of chat templates."""
-    found = []
+    links = []
     for i, path in enumerate(folder.iterdir()):
         if i > MAX_FOLDER:
-            raise CheckpointError(f"{folder}: more than {MAX_FOLDER} files; is this a checkpoint?")
+            message = f"more than {MAX_FOLDER} files"
+            raise CheckpointError(str(folder), message, "is this a checkpoint?")
         if path.is_symlink():
-            found.append(path)
+            links.append(path)
         elif path.name == CHAT_TEMPLATES and path.is_dir():
-            found += [inner for inner in path.iterdir() if inner.is_symlink()]
-    return [path for path in found if path.name == CHAT_TEMPLATES or path.suffix in SUFFIXES]
+            links += [inner for inner in path.iterdir() if inner.is_symlink()]
+    return [path for path in links if path.name == CHAT_TEMPLATES or path.suffix in SUFFIXES]
 
 
 def read_json(
@@ -137,23 +138,25 @@ def parse_json(content: bytes, where: str, error: type[MoeGgufError], unique: bo
     """
     try:
         text = content.decode("utf-8")
-        found = json.loads(
+        value = json.loads(
             text,
             object_pairs_hook=_unique_object if unique else None,
             parse_constant=_refuse_constant,
         )
         if "\\ud" in text or "\\uD" in text:
             # JSON can spell half of a surrogate pair, which neither UTF-8 nor GGUF can hold.
-            json.dumps(found, ensure_ascii=False).encode("utf-8")
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise error(f"{where}: invalid content: half of a surrogate pair is no text; repair it") from None
+        message = "invalid content: half of a surrogate pair is no text"
+        raise error(where, message, "repair it") from None
     except RecursionError:
-        raise error(f"{where}: invalid JSON: nested too deeply") from None
+        raise error(where, "invalid JSON: nested too deeply") from None
     except ValueError as failure:  # JSONDecodeError, UnicodeDecodeError, numbers of thousands of digits
-        raise error(f"{where}: invalid JSON: {_one_line(failure)}") from None
-    if not isinstance(found, dict):
-        raise error(f"{where}: invalid content: a JSON object is expected, not {type(found).__name__}")
-    return found
+        raise error(where, f"invalid JSON: {_one_line(failure)}") from None
+    if not isinstance(value, dict):
+        message = f"invalid content: a JSON object is expected, not {type(value).__name__}"
+        raise error(where, message)
+    return value
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -166,19 +169,20 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, where: str, error: type[MoeGgufError]) -> Any:
-    """What a YAML text holds: plain data, never objects; `where` names its place in messages.
+    """The plain data, never objects, of a YAML text; `where` names its place in messages.
 
     Raises:
-        error: it is not YAML, holds references, is nested without end, or larger than a person writes.
+        error: the text is no YAML, holds references, is nested without end, or larger than a person writes.
     """
     if len(text) > MAX_YAML_CHARS:
-        raise error(f"{where}: {len(text)} characters are too many for YAML, the limit is {MAX_YAML_CHARS}")
+        message = f"{len(text)} characters are too many for YAML, the limit is {MAX_YAML_CHARS}"
+        raise error(where, message)
     try:
         return yaml.load(text, Loader=_PlainLoader)
     except RecursionError:
-        raise error(f"{where}: invalid YAML: nested too deeply") from None
+        raise error(where, "invalid YAML: nested too deeply") from None
     except Exception as failure:  # PyYAML fails on hostile scalars with whatever its constructors raise
-        raise error(f"{where}: invalid YAML: {_one_line(failure)}") from None
+        raise error(where, f"invalid YAML: {_one_line(failure)}") from None
 
 
 def guarded(source: Path, call: Callable[[], T], fault: str, error: type[MoeGgufError]) -> T:
@@ -188,16 +192,16 @@ def guarded(source: Path, call: Callable[[], T], fault: str, error: type[MoeGguf
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as failure:  # a panic of Rust is no Exception
-        raise error(f"{source}: {fault}: {_one_line(failure)}; fetch the file again") from None
+        raise error(str(source), f"{fault}: {_one_line(failure)}", "fetch the file again") from None
 
 
 def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in members:
             raise ValueError(f"key {quoted(key)} stands twice in one object")
-        found[key] = value
-    return found
+        members[key] = value
+    return members
 
 
 def _refuse_constant(name: str) -> Any:

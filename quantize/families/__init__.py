@@ -1,4 +1,7 @@
-"""Model families, one declarative file each; Hugging Face names exist nowhere else."""
+"""Model families, one declarative file each; Hugging Face names exist nowhere else.
+
+A family is data in the words of `language` and `keys`; code that reads a checkpoint or a file never asks which it is.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from typing import Any
 
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
+from quantize.families.keys import KNOWN, Key
 from quantize.families.language import Family
 
-__all__ = ["FAMILIES", "Family", "family_of", "supported_architectures"]
+__all__ = ["FAMILIES", "Family", "families_of", "family_of", "known_keys", "supported_architectures"]
 
 FAMILIES = ("llama", "mistral", "mixtral")
 """The modules of this package that offer `FAMILY: Family`."""
@@ -24,15 +28,23 @@ def family_of(config: Mapping[str, Any]) -> Family:
         CheckpointError: no architecture is named, or none that is declared here.
     """
     named = config.get("architectures")
-    supported = ", ".join(supported_architectures())
+    supported = f"supported: {', '.join(supported_architectures())}"
     if not isinstance(named, list) or not named:
-        raise CheckpointError(f"config.json: names no architecture; supported: {supported}")
+        raise CheckpointError("config.json", "names no architecture", supported)
     for family in _families():
         if named[0] in family.architectures:
             return family
-    raise CheckpointError(
-        f"config.json: architecture {quoted(named[0])} is not supported; supported: {supported}"
-    )
+    raise CheckpointError("config.json", f"architecture {quoted(named[0])} is not supported", supported)
+
+
+def families_of(arch: str) -> list[Family]:
+    """The families whose files are of one `general.architecture`; there may be none, or several."""
+    return [family for family in _families() if family.arch == arch]
+
+
+def known_keys(arch: str) -> dict[str, Key]:
+    """The `{arch}.*` keys by name: those of its families, and those that any architecture may have."""
+    return {**KNOWN, **{row.name: row for family in families_of(arch) for row in family.keys}}
 
 
 def supported_architectures() -> list[str]:

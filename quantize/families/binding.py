@@ -11,9 +11,23 @@ from quantize.exceptions import CheckpointError
 from quantize.families.language import Family, Source, Tensor, evaluate
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["QTYPES", "Binding", "bind", "embedding_rows", "layers_of"]
+__all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of"]
 
 QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which rows (or columns) of each stored matrix of `n_stored` are the tensor's: `first`, `first + step`, ..."""
+
+    first: int
+    step: int
+    n_stored: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether they are all there are."""
+        return self == Cut(0, 1, self.n_stored)
 
 
 @dataclass(frozen=True)
@@ -23,12 +37,14 @@ class Binding:
     spec: TensorSpec
     source: Source
     stored: tuple[ShardTensor, ...]
+    cut: Cut
+    axis: int  # of one matrix, along which it is cut: -2 or -1
     n_heads: int = 0  # rows are permuted in so many heads
 
     @property
     def n_bytes(self) -> int:
-        """Stored bytes of this tensor (its share, where gate and up are fused)."""
-        return sum(one.n_bytes for one in self.stored) // self.source.n_parts
+        """Stored bytes of this tensor (its share, where the stored one holds others, too)."""
+        return sum(tensor.n_bytes for tensor in self.stored) * self.spec.shape[self.axis] // self.cut.n_stored
 
 
 def bind(
@@ -45,15 +61,16 @@ def bind(
             bound = _bind(tensor, bid, dims, stored)
             if bound is not None:
                 bindings.append(bound)
-    read = {one.name for binding in bindings for one in binding.stored}
+    read = {tensor.name for binding in bindings for tensor in binding.stored}
     left = [name for name in stored if name not in read]
     ignored = [name for name in left if name.endswith(family.ignored)]
     unread = [name for name in left if not name.endswith(family.ignored)]
     if unread:
         more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
         raise CheckpointError(
-            f"{stored[unread[0]].path}: tensor {quoted(unread[0])}{more} would not be read: "
-            f"{family.architectures[0]} with this config.json has no such tensor"
+            f"{stored[unread[0]].path}",
+            f"tensor {quoted(unread[0])}{more} would not be read: "
+            f"{family.architectures[0]} with this config.json has no such tensor",
         )
     return bindings, ignored
 
@@ -83,29 +100,36 @@ def layers_of(family: Family, tensor: Tensor, dims: Mapping[str, int]) -> Iterat
 def _bind(
     tensor: Tensor, bid: int, dims: Mapping[str, int], stored: Mapping[str, ShardTensor]
 ) -> Binding | None:
-    """The alternative of which most is there; its gaps are reported, not another alternative's."""
-    shape = tuple(evaluate(axis, dims) for axis in tensor.shape.split())
+    """Choose the layout of which most tensors are present, so that an error names what that layout lacks.
+
+    None where an optional tensor is absent.
+    """
+    shape = tensor.sizes(dims)
     spec_name = tensor.name.format(bid=bid)
-    if 0 in shape:
-        raise CheckpointError(f"config.json: {spec_name} would be empty: {list(shape)}")
-    n_expert = shape[0] if tensor.stacked else 1
-    candidates = [(source, _names(source, bid, n_expert)) for source in tensor.sources]
-    source, names = max(candidates, key=lambda one: sum(name in stored for name in one[1]) / len(one[1]))
+    if min(shape) < 1:
+        raise CheckpointError("config.json", f"{spec_name} would be empty: {list(shape)}")
+    n_expert = shape[0] if tensor.has_experts else 1
+    layouts = [(source, _names(source, bid, n_expert)) for source in tensor.sources]
+    source, names = max(
+        layouts, key=lambda layout: sum(name in stored for name in layout[1]) / len(layout[1])
+    )
     missing = [name for name in names if name not in stored]
     if len(missing) == len(names) and tensor.optional:
         return None
     if missing:
-        raise CheckpointError(_missing(spec_name, source, names, missing))
-    found = tuple(stored[name] for name in names)
-    expected = _stored_shape(shape, source)
-    for one in found:
+        raise CheckpointError("", _missing(spec_name, source, names, missing))
+    tensors = tuple(stored[name] for name in names)
+    axis = source.axis if len(shape) > 1 else -1
+    cut = _cut(spec_name, source, shape[axis], dims)
+    expected = _stored_shape(shape, source, cut, axis)
+    for one in tensors:
         if one.shape != expected:
             raise CheckpointError(
-                f"{one.path}: tensor {quoted(one.name)} has shape {list(one.shape)}, "
-                f"but config.json asks for {list(expected)}"
+                f"{one.path}: tensor {quoted(one.name)}",
+                f"has shape {list(one.shape)}, but config.json asks for {list(expected)}",
             )
     n_heads = dims[source.heads] if source.heads else 0
-    return Binding(TensorSpec(spec_name, shape, _qtype(found)), source, found, n_heads)
+    return Binding(TensorSpec(spec_name, shape, _qtype(tensors)), source, tensors, cut, axis, n_heads)
 
 
 def _names(source: Source, bid: int, n_expert: int) -> list[str]:
@@ -120,23 +144,41 @@ def _missing(spec_name: str, source: Source, names: list[str], missing: list[str
     return f"checkpoint lacks tensor {quoted(missing[0])}{of_expert}{more}, needed for {spec_name}"
 
 
-def _stored_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
+def _cut(spec_name: str, source: Source, size: int, dims: Mapping[str, int]) -> Cut:
+    """The `size` rows or columns of a tensor within the stored ones."""
+    if not source.rows:
+        first = source.part if source.by_turns else source.part * size
+        return Cut(first, source.n_parts if source.by_turns else 1, source.n_parts * size)
+    n_stored = evaluate(source.of, dims)
+    low, _, high = source.rows.partition(":")
+    first = evaluate(low, dims) if low else 0
+    last = evaluate(high, dims) if high else n_stored
+    if not 0 <= first < last <= n_stored or last - first != size:
+        message = f"{spec_name} would be {size} of {n_stored} rows, but {source.rows} are {first} to {last}"
+        raise CheckpointError("config.json", message)
+    return Cut(first, 1, n_stored)
+
+
+def _stored_shape(shape: tuple[int, ...], source: Source, cut: Cut, axis: int) -> tuple[int, ...]:
     """The shape that each stored tensor must have, from the shape of the GGUF tensor."""
-    sizes = list(shape[1:] if source.per_expert else shape)
-    if source.n_parts > 1:
-        sizes[source.axis] *= source.n_parts
+    sizes = list(shape)
+    sizes[axis] = cut.n_stored
     if source.transposed:
         sizes[-2:] = sizes[:-3:-1]
-    return tuple(sizes)
+    if source.flat:
+        return (sizes[0] * sizes[1], sizes[2])
+    return tuple(sizes[1:] if source.per_expert else sizes)
 
 
 def _qtype(stored: tuple[ShardTensor, ...]) -> QType:
     """The common type of the stored tensors; where they differ, F32, which holds them all."""
-    found = set()
+    qtypes = set()
     for one in stored:
         if one.dtype not in QTYPES:
             raise CheckpointError(
-                f"{one.path}: tensor {quoted(one.name)} is stored as {one.dtype}; only BF16, F16 and F32 can be read"
+                f"{one.path}: tensor {quoted(one.name)}",
+                f"is stored as {one.dtype}",
+                "only BF16, F16 and F32 can be read",
             )
-        found.add(QTYPES[one.dtype])
-    return found.pop() if len(found) == 1 else QType.F32
+        qtypes.add(QTYPES[one.dtype])
+    return qtypes.pop() if len(qtypes) == 1 else QType.F32

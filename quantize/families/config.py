@@ -1,20 +1,22 @@
-"""config.json -> a complete config as transformers would have it -> hyper-parameters in llama.cpp's words."""
+"""config.json -> a complete config as transformers would have it -> `{arch}.*` keys -> hyper-parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from quantize.containers.untrusted import F32_MAX, quoted
+from quantize.containers.keys import KeyValue
+from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
-from quantize.families.language import COMMON_HPARAMS, Family, evaluate
+from quantize.families.expressions import evaluate
+from quantize.families.keys import Value, config_values, hparams_of, key_values, whole_number
+from quantize.families.language import Family
 from quantize.families.rope import normalise_rope, rope_scaling
 from quantize.hparams import Hparams
+from quantize.telling import Remark
 
-__all__ = ["complete_config", "read_hparams", "shape_dims"]
-
-LIMITS = {"n_layer": 512, "n_expert": 1024}  # of llama.cpp's loader
-MAX_SIZE = 2**31 - 1
+__all__ = ["ConfigFacts", "complete_config", "read_config", "shape_dims"]
 
 
 def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     """
     if raw.get("quantization_config"):
         raise CheckpointError(
-            "config.json: has a quantization_config: give the BF16, F16 or F32 original instead"
+            "config.json", "has a quantization_config: give the BF16, F16 or F32 original instead"
         )
     config = dict(raw)
     for alias, key in family.aliases.items():
@@ -38,56 +40,65 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
             config[key] = _derived(config, key, expression)
     for key, accepted in family.accepted.items():
         if config.get(key) not in accepted:
-            names = ", ".join(str(value) for value in accepted)
             raise CheckpointError(
-                f"config.json: {key} {quoted(config.get(key))} is not supported for "
-                f"{family.architectures[0]}; supported: {names}"
+                "config.json",
+                f"{key} {quoted(config.get(key))} is not supported for {family.architectures[0]}",
+                f"supported: {', '.join(str(value) for value in accepted)}",
             )
     config["rope_parameters"] = normalise_rope(config, family.rope_theta)
     return config
 
 
-def read_hparams(family: Family, config: Mapping[str, Any], n_vocab: int) -> tuple[Hparams, list[str]]:
-    """The hyper-parameters of a complete config, and remarks on what of it a GGUF cannot say.
+@dataclass(frozen=True)
+class ConfigFacts:
+    """What a complete config.json says: the keys of a GGUF file, what they mean, and what of it they cannot say."""
+
+    keys: tuple[KeyValue, ...]
+    hparams: Hparams
+    remarks: tuple[Remark, ...]
+
+
+def read_config(family: Family, config: Mapping[str, Any], n_vocab: int) -> ConfigFacts:
+    """Read a complete config by the family's table of keys; `n_vocab` counts the rows of the token embedding.
 
     Raises:
-        CheckpointError: a number is missing, out of range, or does not go with another.
+        CheckpointError: a value is missing, out of range, or does not go with another.
     """
-    sizes = {name: _size(config, key, name) for name, key in _keys(family).items()}
-    n_embd, n_head, n_head_kv = sizes["n_embd"], sizes["n_head"], sizes["n_head_kv"]
-    if n_head % n_head_kv:
+    values = config_values(family.keys, config)
+    _refuse_contradictions({row.field: values[row.name] for row in family.keys if row.name in values})
+    scaling, remarks = rope_scaling(config["rope_parameters"])
+    hparams = hparams_of(family.arch, family.keys, values, n_vocab, rope_neox=family.rope_neox)
+    # Of llama3 and longrope the config says more than the keys do: the rest is in tensors.
+    hparams = replace(hparams, rope_scaling=scaling)
+    if hparams.head_dim % 2:
         raise CheckpointError(
-            f"config.json: {n_head} attention heads cannot share {n_head_kv} key-value heads"
+            "config.json", f"head_dim {hparams.head_dim} is odd: rotary positions need pairs"
         )
-    explicit = config.get("head_dim") is not None
-    if not explicit and n_embd % n_head:
-        raise CheckpointError(
-            f"config.json: width {n_embd} is no multiple of {n_head} heads; head_dim is missing"
-        )
-    head_dim = _size(config, "head_dim", "head_dim") if explicit else n_embd // n_head
-    if head_dim % 2:
-        raise CheckpointError(f"config.json: head_dim {head_dim} is odd: rotary positions need pairs")
-    if sizes.get("n_expert_used", 0) > sizes.get("n_expert", 0):
-        raise CheckpointError(
-            f"config.json: {sizes['n_expert_used']} experts per token, but there are only {sizes['n_expert']}"
-        )
-    rope = config["rope_parameters"]
-    scaling, remarks = rope_scaling(rope)
     window = config.get("sliding_window")
-    if type(window) is int and window < sizes["n_ctx_train"]:
-        remarks.append(f"the sliding window of {window} tokens is left out, as llama.cpp leaves it out")
-    found = Hparams(
-        arch=family.arch,
-        n_vocab=n_vocab,
-        head_dim=head_dim,
-        rms_norm_eps=_positive(config.get("rms_norm_eps"), "rms_norm_eps"),
-        rope_freq_base=_positive(rope["rope_theta"], "rope_theta"),
-        rope_scaling=scaling,
-        head_dim_explicit=explicit,
-        rope_neox=family.rope_neox,
-        **sizes,
-    )
-    return found, remarks
+    if type(window) is int and window < hparams.n_ctx_train:
+        message = f"the sliding window of {window} tokens is left out, as llama.cpp leaves it out"
+        remarks.append(Remark("config.json", message))
+    keys = key_values(family.keys, values, hparams)
+    return ConfigFacts(tuple(keys), hparams, tuple(remarks))
+
+
+def _refuse_contradictions(values: Mapping[str, Value]) -> None:
+    """Numbers that must go with each other, by the fields of `Hparams`; those that are missing go with all."""
+
+    def size(field: str, default: int) -> int:
+        return int(values.get(field, default))
+
+    n_embd, n_head = size("n_embd", 0), size("n_head", 1)
+    n_head_kv, n_expert, n_expert_used = size("n_head_kv", 1), size("n_expert", 0), size("n_expert_used", 0)
+    if n_head % n_head_kv:
+        message = f"{n_head} attention heads cannot share {n_head_kv} key-value heads"
+        raise CheckpointError("config.json", message)
+    if "head_dim" not in values and n_embd % n_head:
+        message = f"width {n_embd} is no multiple of {n_head} heads"
+        raise CheckpointError("config.json", message, "head_dim is missing")
+    if n_expert_used > n_expert:
+        message = f"{n_expert_used} experts per token, but there are only {n_expert}"
+        raise CheckpointError("config.json", message)
 
 
 def shape_dims(family: Family, config: Mapping[str, Any], hparams: Hparams) -> dict[str, int]:
@@ -96,36 +107,12 @@ def shape_dims(family: Family, config: Mapping[str, Any], hparams: Hparams) -> d
     Raises:
         CheckpointError: a dimension is missing from the config or is not a size.
     """
-    dims = {name: value for name, value in vars(hparams).items() if type(value) is int}
-    return dims | {name: _size(config, key, name, minimum=0) for name, key in family.dims.items()}
-
-
-def _keys(family: Family) -> dict[str, str]:
-    return {**COMMON_HPARAMS, **family.hparams}
+    return hparams.dims | {name: whole_number(config, setting, 0) for name, setting in family.dims.items()}
 
 
 def _derived(config: Mapping[str, Any], key: str, expression: str) -> int:
     try:
         return evaluate(expression, config)
     except (KeyError, TypeError, ValueError, ArithmeticError):
-        raise CheckpointError(
-            f"config.json: {key} is missing and cannot be derived from {expression}"
-        ) from None
-
-
-def _size(config: Mapping[str, Any], key: str, name: str, minimum: int = 1) -> int:
-    value = config.get(key)
-    if type(value) is not int:
-        given = "missing" if key not in config else f"{quoted(value)}"
-        raise CheckpointError(f"config.json: {key} must be a whole number, but is {given}")
-    if not minimum <= value <= LIMITS.get(name, MAX_SIZE):
-        raise CheckpointError(
-            f"config.json: {key} {quoted(value)} is outside of {minimum}..{LIMITS.get(name, MAX_SIZE)}"
-        )
-    return value
-
-
-def _positive(value: Any, key: str) -> float:
-    if type(value) not in (int, float) or not 0 < value <= F32_MAX:
-        raise CheckpointError(f"config.json: {key} must be a number above 0, but is {quoted(value)}")
-    return float(value)
+        message = f"{key} is missing and cannot be derived from {expression}"
+        raise CheckpointError("config.json", message) from None

@@ -18,13 +18,19 @@ Hugging Face checkpoint keeps their numbers. A family file reads like this:
         ),
     )
 
-Shapes are in NumPy's order. A source is a Hugging Face name, or a name with words around it:
+Shapes are in NumPy's order; an axis is a sum of products of dimensions (`expressions`). Dimensions are the whole
+numbers among the hyper-parameters, to which the family's table of keys adds its own, and `Family.dims`. Three axes are
+a stack of matrices: of experts where the first is `n_expert`, else of heads or the like.
 
-* `{bid}` in it is the layer; `{xid}` means "for each expert": one stored matrix per expert. A shape of three axes
-  without `{xid}` means that all experts are stored in one tensor.
-* `fused(source, part)`: gate and up are stored in one tensor, all rows of the gate first.
-* `interleaved(source, part)`: gate and up are stored in one tensor, their rows by turns (gate 0, up 0, gate 1, ...).
+A source is a Hugging Face name, or a name with words around it:
+
+* `{bid}` in it is the layer; `{xid}` means "for each expert": one stored matrix per expert. A stack of experts
+  without `{xid}` is stored in one tensor.
+* `fused(source, half)`: gate and up are stored in one tensor, all rows of the gate first.
+* `interleaved(source, half)`: gate and up are stored in one tensor, their rows by turns (gate 0, up 0, gate 1, ...).
+* `part(source, "a:b", of="c")`: rows a to b of each stored matrix, which has c rows; either end may be left out.
 * `transposed(source)`: each matrix is stored as [n_in, n_out].
+* `flat(source)`: the rows of all matrices of a stack lie in one stored matrix, one matrix after the other.
 * `permuted(source, heads)`: rows of q or k for rotary halves, to be turned into neighbours (arch `llama`).
 
 Several sources of one tensor are alternatives: layouts that exist in the wild, of which a checkpoint has one. A tensor
@@ -34,11 +40,12 @@ which layers have experts by `n_layer_dense_lead` (dense in the first k) and `mo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from quantize.families.expressions import evaluate
+from quantize.families.keys import Key
 from quantize.hparams import Hparams
 from quantize.tensors import Array
 
@@ -53,9 +60,11 @@ __all__ = [
     "dense_layers",
     "each_layer",
     "evaluate",
+    "flat",
     "fused",
     "interleaved",
     "moe_layers",
+    "part",
     "permuted",
     "tensor",
     "transposed",
@@ -63,30 +72,36 @@ __all__ = [
 
 Where = Literal["model", "layer", "dense", "moe"]
 
-GATE, UP = 0, 1  # the parts of a fused tensor
+GATE, UP = 0, 1  # the halves of a fused tensor
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the numbers of a tensor are stored, and what has to be done to them."""
+    """Where the numbers of a tensor are stored, and what has to be done to them.
+
+    A stored tensor may hold more than this one: one of `n_parts` equal parts, or the range `rows` of `of` rows.
+    """
 
     name: str
     part: int = 0
     n_parts: int = 1
     by_turns: bool = False  # the parts alternate instead of following each other
+    rows: str = ""  # "a:b", both expressions
+    of: str = ""  # expression
     axis: int = -2  # along which the parts lie: -2 rows, -1 columns (the biases of all experts, one row each)
     transposed: bool = False
+    flat: bool = False  # a stack is stored as one matrix
     heads: str = ""  # the dimension that counts the heads whose rows are permuted
 
     @property
     def per_expert(self) -> bool:
-        """Each expert is stored in a tensor of its own."""
+        """Whether each expert is stored in a tensor of its own."""
         return "{xid}" in self.name
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a family: GGUF name, shape as an expression, alternative sources."""
+    """One tensor of a family: GGUF name, shape as expressions, alternative sources."""
 
     name: str
     shape: str
@@ -94,10 +109,30 @@ class Tensor:
     optional: bool = False
     where: Where = "model"
 
+    def __post_init__(self) -> None:
+        for source in self.sources:
+            if source.per_expert and not self.has_experts:
+                raise ValueError(f"{self.name}: {{xid}} needs a shape of three axes with n_expert first")
+            if source.flat and len(self.axes) != 3:
+                raise ValueError(f"{self.name}: only a stack of matrices can be flat")
+
     @property
-    def stacked(self) -> bool:
-        """The tensor has one matrix per expert."""
-        return len(self.shape.split()) == 3
+    def axes(self) -> list[str]:
+        """One expression for each axis."""
+        return self.shape.split()
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the tensor has one matrix per expert."""
+        return len(self.axes) == 3 and self.axes[0] == "n_expert"
+
+    def sizes(self, dims: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of a model of these dimensions.
+
+        Raises:
+            KeyError: it names a dimension that the model does not have.
+        """
+        return tuple(evaluate(axis, dims) for axis in self.axes)
 
 
 @dataclass(frozen=True)
@@ -108,14 +143,6 @@ class Computed:
     make: Callable[[Hparams], Array | None]
 
 
-COMMON_HPARAMS: Mapping[str, str] = {
-    "n_layer": "num_hidden_layers",
-    "n_ctx_train": "max_position_embeddings",
-    "n_embd": "hidden_size",
-    "n_ff": "intermediate_size",
-    "n_head": "num_attention_heads",
-    "n_head_kv": "num_key_value_heads",
-}
 COMMON_IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 
 
@@ -125,19 +152,27 @@ class Family:
 
     architectures: tuple[str, ...]  # config.json's `architectures[0]`
     arch: str  # GGUF's `general.architecture`
+    keys: tuple[Key, ...]  # of its files, in the order of llama.cpp's converter
     tensors: tuple[Tensor, ...]
-    defaults: Mapping[str, Any]  # transformers' class defaults for keys that config.json lacks
+    defaults: Mapping[str, Any]  # transformers' class defaults for settings that config.json lacks
     rope_theta: float  # transformers' default where config.json has none
-    if_null: Mapping[str, str] = field(default_factory=dict)  # expressions for keys that are null or missing
-    aliases: Mapping[str, str] = field(default_factory=dict)  # other spellings of keys
-    hparams: Mapping[str, str] = field(default_factory=dict)  # Hparams field -> config key, beside the common
-    dims: Mapping[str, str] = field(default_factory=dict)  # further dimensions for shapes -> config key
+    if_null: Mapping[str, str] = field(
+        default_factory=dict
+    )  # expressions for settings that are null or missing
+    aliases: Mapping[str, str] = field(default_factory=dict)  # other spellings of settings
+    dims: Mapping[str, str] = field(default_factory=dict)  # dimensions that no key holds -> their setting
     n_layer_dense_lead: str = "0"  # expression: so many layers at the start have no experts
     moe_every: str = "1"  # expression: of the others, layer bid has experts where (bid + 1) % moe_every == 0
-    accepted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # config key -> supported values
+    accepted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # setting -> supported values
     computed: tuple[Computed, ...] = ()
     ignored: tuple[str, ...] = COMMON_IGNORED  # endings of stored names that no GGUF needs
     rope_neox: bool = False
+
+    @property
+    def settings(self) -> list[str]:
+        """What config.json itself must say, or transformers fills in."""
+        plain = (row.config for row in self.keys if isinstance(row.config, str) and not row.optional)
+        return [name for name in plain if name and "." not in name]
 
 
 def tensor(name: str, shape: str, *sources: str | Source, optional: bool = False) -> Tensor:
@@ -160,14 +195,24 @@ def moe_layers(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     return _in_layers("moe", prefix, tensors)
 
 
-def fused(source: str | Source, part: int, axis: int = -2) -> Source:
-    """Half of a stored tensor: `part` GATE is the first half of its rows, UP the second (axis -1: of its columns)."""
-    return replace(_source(source), part=part, n_parts=2, axis=axis)
+def fused(source: str | Source, half: int, axis: int = -2) -> Source:
+    """Half of a stored tensor: `half` GATE is the first half of its rows, UP the second (axis -1: of its columns)."""
+    return replace(_source(source), part=half, n_parts=2, axis=axis)
 
 
-def interleaved(source: str | Source, part: int, axis: int = -2) -> Source:
-    """Every other row of a stored tensor: `part` GATE the even ones, UP the odd ones (axis -1: columns)."""
-    return replace(_source(source), part=part, n_parts=2, by_turns=True, axis=axis)
+def interleaved(source: str | Source, half: int, axis: int = -2) -> Source:
+    """Every other row of a stored tensor: `half` GATE the even ones, UP the odd ones (axis -1: columns)."""
+    return replace(_source(source), part=half, n_parts=2, by_turns=True, axis=axis)
+
+
+def part(source: str | Source, rows: str, *, of: str, axis: int = -2) -> Source:
+    """Some rows in a row (axis -1: columns) of each stored matrix, which has `of` of them.
+
+    `rows` is "first:last", half open as in Python: "n_rot:", ":kv_lora_rank", "n_head:n_head+2".
+    """
+    if rows.count(":") != 1:
+        raise ValueError(f"{rows!r} is no range of the form first:last")
+    return replace(_source(source), rows=rows, of=of, axis=axis)
 
 
 def transposed(source: str | Source) -> Source:
@@ -175,25 +220,14 @@ def transposed(source: str | Source) -> Source:
     return replace(_source(source), transposed=True)
 
 
+def flat(source: str | Source) -> Source:
+    """A stack of n matrices of r rows is stored as one matrix of n*r rows; all else is said of each of the n."""
+    return replace(_source(source), flat=True)
+
+
 def permuted(source: str | Source, heads: str) -> Source:
     """Rows (of a bias: elements) in Hugging Face's order of rotary halves, in `heads` heads."""
     return replace(_source(source), heads=heads)
-
-
-def evaluate(expression: str, values: Mapping[str, Any]) -> int:
-    """A product of names and whole numbers, perhaps divided: "n_head*head_dim", "hidden_size/num_attention_heads".
-
-    Raises:
-        KeyError: a name has no value.
-    """
-    dividend, _, divisor = expression.partition("/")
-    result = math.prod(_factor(factor, values) for factor in dividend.split("*"))
-    return result // _factor(divisor, values) if divisor else result
-
-
-def _factor(text: str, values: Mapping[str, Any]) -> int:
-    word = text.strip()
-    return int(word) if word.isdecimal() else int(values[word])
 
 
 def _source(source: str | Source) -> Source:

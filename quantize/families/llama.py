@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from quantize.families.keys import BASE, HEADS, ROUTER, SIZES
 from quantize.families.language import Computed, Family, each_layer, permuted, tensor
 from quantize.families.rope import rope_freqs
 
 LAYER = "model.layers.{bid}."
+
+KEYS = (*BASE, *ROUTER, *HEADS, *SIZES)
 
 MODEL = (
     tensor("token_embd.weight", "n_vocab n_embd", "model.embed_tokens.weight"),
@@ -52,6 +55,7 @@ COMPUTED = (Computed("rope_freqs.weight", rope_freqs),)
 FAMILY = Family(
     architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
     arch="llama",
+    keys=KEYS,
     tensors=MODEL + ATTENTION + ATTENTION_BIASES + FEED_FORWARD + FEED_FORWARD_BIASES,
     computed=COMPUTED,
     rope_theta=10000.0,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from quantize.families.language import Family
-from quantize.families.llama import ATTENTION, COMPUTED, FEED_FORWARD, MODEL
+from quantize.families.llama import ATTENTION, COMPUTED, FEED_FORWARD, KEYS, MODEL
 
 FAMILY = Family(
     architectures=("MistralForCausalLM",),
     arch="llama",
+    keys=KEYS,
     tensors=MODEL + ATTENTION + FEED_FORWARD,
     computed=COMPUTED,
     rope_theta=10000.0,

@@ -7,10 +7,11 @@ with `.weight` after the name.
 
 from __future__ import annotations
 
+from quantize.families.keys import BASE, EXPERTS, HEADS, ROUTER, SIZES
 from quantize.families.language import GATE, UP, Family, fused, moe_layers, tensor
 from quantize.families.llama import ATTENTION, COMPUTED, LAYER, MODEL
 
-EXPERTS = moe_layers(
+EXPERT_LAYERS = moe_layers(
     LAYER,
     tensor("ffn_gate_inp.weight", "n_expert n_embd", "block_sparse_moe.gate.weight", "mlp.gate.weight"),
     tensor(
@@ -39,9 +40,9 @@ EXPERTS = moe_layers(
 FAMILY = Family(
     architectures=("MixtralForCausalLM",),
     arch="llama",
-    tensors=MODEL + ATTENTION + EXPERTS,
+    keys=(*BASE, *EXPERTS, *ROUTER, *HEADS, *SIZES),
+    tensors=MODEL + ATTENTION + EXPERT_LAYERS,
     computed=COMPUTED,
-    hparams={"n_expert": "num_local_experts", "n_expert_used": "num_experts_per_tok"},
     aliases={"num_experts": "num_local_experts"},
     rope_theta=1000000.0,
     defaults={  # transformers 5.23, models/mixtral/configuration_mixtral.py; head_dim stays null

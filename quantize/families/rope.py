@@ -11,6 +11,7 @@ import numpy as np
 from quantize.containers.untrusted import F32_MAX, quoted
 from quantize.exceptions import CheckpointError
 from quantize.hparams import Hparams, RopeScaling
+from quantize.telling import Remark
 from quantize.tensors import Array
 
 __all__ = ["normalise_rope", "rope_freqs", "rope_scaling"]
@@ -28,7 +29,7 @@ def normalise_rope(config: Mapping[str, Any], default_theta: float) -> dict[str,
     """
     found = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(found, dict) or any(isinstance(value, dict) for value in found.values()):
-        raise CheckpointError("config.json: rope_parameters must be one object for all layers")
+        raise CheckpointError("config.json", "rope_parameters must be one object for all layers")
     rope = dict(found)
     theta = config.get("rope_theta")
     rope.setdefault("rope_theta", default_theta if theta is None else theta)
@@ -43,7 +44,7 @@ def normalise_rope(config: Mapping[str, Any], default_theta: float) -> dict[str,
     return rope
 
 
-def rope_scaling(rope: Mapping[str, Any]) -> tuple[RopeScaling, list[str]]:
+def rope_scaling(rope: Mapping[str, Any]) -> tuple[RopeScaling, list[Remark]]:
     """llama.cpp's view of `rope_parameters` (`conversion/base.py`: set_gguf_parameters), and what it cannot say.
 
     Raises:
@@ -51,12 +52,11 @@ def rope_scaling(rope: Mapping[str, Any]) -> tuple[RopeScaling, list[str]]:
     """
     kind = rope["rope_type"]
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise CheckpointError(
-            "config.json: partial_rotary_factor other than 1 is not supported for arch llama"
-        )
+        message = "partial_rotary_factor other than 1 is not supported for arch llama"
+        raise CheckpointError("config.json", message)
     if kind in NOT_STRETCHED:
-        lost = kind != "default"
-        return RopeScaling(), [f"rope scaling {kind!r} has no GGUF key: it is left out"] if lost else []
+        left_out = Remark("config.json", f"rope scaling {kind!r} has no GGUF key: it is left out")
+        return RopeScaling(), [] if kind == "default" else [left_out]
     if kind == "linear":
         return RopeScaling(kind="linear", factor=_number(rope, "factor")), []
     if kind in ("longrope", "su"):
@@ -75,7 +75,7 @@ def rope_scaling(rope: Mapping[str, Any]) -> tuple[RopeScaling, list[str]]:
     if isinstance(kind, str) and kind.lower() == "llama3":
         low, high = _number(rope, "low_freq_factor", 1.0), _number(rope, "high_freq_factor", 4.0)
         if low == high:
-            raise CheckpointError("config.json: rope_parameters: low_freq_factor equals high_freq_factor")
+            raise CheckpointError("config.json", "rope_parameters: low_freq_factor equals high_freq_factor")
         return RopeScaling(
             kind="llama3",
             factor=_number(rope, "factor", 8.0),
@@ -83,9 +83,8 @@ def rope_scaling(rope: Mapping[str, Any]) -> tuple[RopeScaling, list[str]]:
             low_freq_factor=low,
             high_freq_factor=high,
         ), []
-    raise CheckpointError(
-        f"config.json: rope scaling {quoted(kind)} is not supported; known: linear, yarn, longrope, llama3"
-    )
+    message = f"rope scaling {quoted(kind)} is not supported"
+    raise CheckpointError("config.json", message, "known: linear, yarn, longrope, llama3")
 
 
 def rope_freqs(hparams: Hparams) -> Array | None:
@@ -118,9 +117,8 @@ def rope_freqs(hparams: Hparams) -> Array | None:
 def _number(rope: Mapping[str, Any], key: str, default: float | None = None) -> float:
     value = rope.get(key, default)
     if type(value) not in (int, float) or not 0 < value <= F32_MAX:
-        raise CheckpointError(
-            f"config.json: rope_parameters: {key} must be a number above 0, not {quoted(value)}"
-        )
+        message = f"rope_parameters: {key} must be a number above 0, not {quoted(value)}"
+        raise CheckpointError("config.json", message)
     return float(value)
 
 
@@ -129,14 +127,14 @@ def _optional(rope: Mapping[str, Any], key: str) -> float | None:
     if value is None:
         return None
     if type(value) not in (int, float) or not abs(value) <= F32_MAX:
-        raise CheckpointError(f"config.json: rope_parameters: {key} must be a number, not {quoted(value)}")
+        message = f"rope_parameters: {key} must be a number, not {quoted(value)}"
+        raise CheckpointError("config.json", message)
     return float(value)
 
 
 def _tokens(rope: Mapping[str, Any]) -> int:
     value = _number(rope, "original_max_position_embeddings")
     if value != int(value) or value >= 2**31:
-        raise CheckpointError(
-            f"config.json: rope_parameters: original_max_position_embeddings {value} is no number of tokens"
-        )
+        message = f"rope_parameters: original_max_position_embeddings {value} is no number of tokens"
+        raise CheckpointError("config.json", message)
     return int(value)

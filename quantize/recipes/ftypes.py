@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from enum import Enum
 
 from quantize.exceptions import RecipeError
-from quantize.hparams import Hparams
+from quantize.recipes.facts import RecipeFacts
 from quantize.tensors import QType
 
-__all__ = ["FALLBACKS", "FTYPES", "Category", "Ftype", "Place", "Rule", "category", "ftype", "is_70b"]
+__all__ = ["FALLBACKS", "FTYPES", "Category", "Ftype", "Rule", "TensorContext", "category", "ftype", "is_70b"]
 
 
 class Category(Enum):
-    """What a tensor is to the rules, told from its name alone."""
+    """The kinds of tensors that the rules distinguish, by their names alone."""
 
     OUTPUT = "output"
     TOKEN_EMBD = "token_embd"
@@ -59,13 +59,13 @@ def category(name: str) -> Category:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor stands in its model: all that a rule may ask about."""
+class TensorContext:
+    """What a rule may ask of a tensor and its model."""
 
     category: Category
-    stacked: bool  # holds more than one expert
-    i: int  # the how-maniest of its category; the layer of a feed-forward tensor in a model with experts
-    n: int  # of how many: attn_v tensors of the file, else layers of the model
+    stacked: bool  # holds more than one matrix
+    i: int  # its index among the tensors of its category; the layer of a feed-forward tensor of a model with experts
+    n: int  # attn_v tensors of the file for attn_v, layers of the model for the others
     n_gqa: int
     n_expert: int
     has_imatrix: bool  # one was given; whether it has data for this tensor is not asked
@@ -117,15 +117,15 @@ class Rule:
     has_imatrix: bool | None = None
     stacked: bool | None = None
 
-    def applies(self, place: Place) -> bool:
-        """Whether a tensor that stands there falls under this rule."""
+    def applies(self, context: TensorContext) -> bool:
+        """Whether the tensor falls under this rule."""
         return (
-            self.category in (None, place.category)
-            and self.layers(place.i, place.n)
-            and place.n_gqa >= self.min_gqa
-            and self.eight_experts in (None, place.n_expert == 8)
-            and self.has_imatrix in (None, place.has_imatrix)
-            and self.stacked in (None, place.stacked)
+            self.category in (None, context.category)
+            and self.layers(context.i, context.n)
+            and context.n_gqa >= self.min_gqa
+            and self.eight_experts in (None, context.n_expert == 8)
+            and self.has_imatrix in (None, context.has_imatrix)
+            and self.stacked in (None, context.stacked)
         )
 
 
@@ -140,9 +140,9 @@ class Ftype:
     output: QType = QType.Q6_K  # of output.weight, and of a token_embd.weight that serves as output too
     needs_imatrix: frozenset[QType] = frozenset()  # types it refuses to fit without importances
 
-    def choose(self, place: Place) -> QType:
+    def choose(self, context: TensorContext) -> QType:
         """The type of a tensor that is not the output."""
-        return next((rule.qtype for rule in self.rules if rule.applies(place)), self.qtype)
+        return next((rule.qtype for rule in self.rules if rule.applies(context)), self.qtype)
 
 
 _V, _K, _OUT, _DOWN = Category.ATTN_V, Category.ATTN_K, Category.ATTN_OUTPUT, Category.FFN_DOWN
@@ -224,11 +224,11 @@ FALLBACKS = {
 _70B_LAYERS = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 
 
-def is_70b(hparams: Hparams) -> bool:
+def is_70b(facts: RecipeFacts) -> bool:
     """Whether llama.cpp takes the model for a 70B (`load_arch_hparams`): attn_v gets Q5_K for Q3_K, Q4_K."""
-    if hparams.n_layer != _70B_LAYERS.get(hparams.arch):
+    if facts.n_layer != _70B_LAYERS.get(facts.arch):
         return False
-    return hparams.arch != "llama" or (hparams.n_head != hparams.n_head_kv and hparams.n_expert != 8)
+    return facts.arch != "llama" or (facts.n_head != facts.n_head_kv and facts.n_expert != 8)
 
 
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
@@ -245,5 +245,5 @@ def ftype(name: str) -> Ftype:
     found = _BY_NAME.get(_ALIASES.get(upper, upper))
     if found is None:
         known = ", ".join(each.name for each in FTYPES)
-        raise RecipeError(f"unknown file type {name!r}; known: {known}")
+        raise RecipeError("", f"unknown file type {name!r}", f"known: {known}")
     return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from quantize.recipes.ftypes import Ftype
 from quantize.tensors import QType, TensorSpec
 
 ALIGNMENT = 32
-"""Every tensor starts at a multiple of so many bytes (`GGUF_DEFAULT_ALIGNMENT`)."""
+"""Bytes; every tensor starts at a multiple of them (`GGUF_DEFAULT_ALIGNMENT`)."""
 
 
 def padded(n_bytes: int) -> int:
@@ -21,24 +22,31 @@ def padded(n_bytes: int) -> int:
 class PlannedTensor:
     """One tensor of the output: its type, and where its bytes lie in the data section."""
 
-    spec: TensorSpec
+    spec: TensorSpec  # of the source
     qtype: QType
-    n_bytes: int  # without padding
     offset: int  # bytes from the start of the data section, a multiple of ALIGNMENT
     requires_imatrix: bool = False  # must not be encoded without importances
-    fallback_from: QType | None = (
-        None  # the type that was meant, where the rows do not divide into its blocks
-    )
+    fallback_from: QType | None = None  # the intended type, where the rows do not divide into its blocks
+
+    @cached_property
+    def target(self) -> TensorSpec:
+        """The tensor as the file will hold it."""
+        return replace(self.spec, qtype=self.qtype)
 
     @property
-    def slab_bytes(self) -> int:
-        """Bytes of one expert's matrix; slab `xid` starts at `offset + xid * slab_bytes`."""
-        return self.n_bytes // self.spec.n_matrix
+    def n_bytes(self) -> int:
+        """Bytes of the tensor without padding."""
+        return self.target.n_bytes
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row of blocks."""
-        return self.slab_bytes // self.spec.n_row
+        return self.target.row_bytes
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of one matrix of a stack; that of expert `xid` starts at `offset + xid * slab_bytes`."""
+        return self.row_bytes * self.spec.n_row
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Plan:
 
     ftype: Ftype
     tensors: tuple[PlannedTensor, ...]
-    unmatched: tuple[str, ...] = ()  # the patterns of the recipe that decided no tensor's type
+    unmatched: tuple[str, ...] = ()  # patterns of the recipe that decided no tensor's type
 
     @property
     def n_bytes(self) -> int:
@@ -66,7 +74,7 @@ class Plan:
 
     @property
     def fallbacks(self) -> tuple[PlannedTensor, ...]:
-        """The tensors whose rows do not divide into the blocks of the type that was meant."""
+        """The tensors whose rows do not divide into the blocks of the intended type."""
         return tuple(tensor for tensor in self.tensors if tensor.fallback_from is not None)
 
     @property

@@ -1,7 +1,7 @@
 """Rules become one type per tensor: the plan of a file, complete before a weight is read.
 
 A plan equals what `convert_hf_to_gguf.py` (to the checkpoint's own float type) followed by `llama-quantize`
-makes of a checkpoint: types, order and offsets. Decisions where the two-step route leaves room:
+makes of a checkpoint: types, order and offsets. Decisions where the two-step route leaves a choice:
 
 * A tensor that is quantized is encoded from its original values, whatever their float type; llama.cpp's route
   would round an F32 checkpoint to F16 first. BF16 and F16 checkpoints give the same bytes on both routes.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,9 @@ from gguf import GGML_QUANT_SIZES
 
 from quantize.blocks import MODULES
 from quantize.containers.untrusted import quoted, read_bytes
-from quantize.exceptions import RecipeError
-from quantize.hparams import Hparams
-from quantize.recipes.ftypes import FALLBACKS, Category, Ftype, Place, category, is_70b
+from quantize.exceptions import NeedsImatrixError, RecipeError
+from quantize.recipes.facts import RecipeFacts
+from quantize.recipes.ftypes import FALLBACKS, Category, Ftype, TensorContext, category, is_70b
 from quantize.recipes.layout import Plan, PlannedTensor, padded
 from quantize.tensors import QType, TensorSpec
 
@@ -33,10 +33,12 @@ __all__ = [
     "Plan",
     "PlannedTensor",
     "Recipe",
+    "RecipeFacts",
     "make_plan",
     "parse_qtype",
     "parse_tensor_type",
     "read_tensor_types",
+    "require_importances",
     "stored_type",
 ]
 
@@ -66,15 +68,15 @@ _NOT_QUANTIZED = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """The rules of one file, each named and meant as llama-quantize's option of that name.
+    """The rules of one file, each with the name and the meaning of llama-quantize's option.
 
     `tensor_types` are pairs (regular expression, type); the first expression that is found anywhere in a name
     decides, in place of the file type's mix. Expressions are lower-cased, as llama-quantize does. They are
-    Python's, where llama-quantize takes ECMAScript's; what is usual for tensor names is the same in both.
+    Python's, where llama-quantize takes ECMAScript's; the usual expressions for tensor names mean the same in both.
     Bracket classes such as `[[:digit:]]` are refused here, look-behind and inline flags there.
 
     Raises:
-        RecipeError: an expression that is none, a type that cannot be written.
+        RecipeError: an expression is malformed, or a type cannot be written.
     """
 
     ftype: Ftype
@@ -101,45 +103,55 @@ class Recipe:
         return tuple(_compiled(pattern) for pattern, _qtype in self.tensor_types)
 
 
-def make_plan(
-    specs: Sequence[TensorSpec], hparams: Hparams, recipe: Recipe, has_imatrix: bool, *, dry_run: bool = False
-) -> Plan:
+def make_plan(specs: Sequence[TensorSpec], facts: RecipeFacts, recipe: Recipe, has_imatrix: bool) -> Plan:
     """Decide every tensor of a file: `llama_tensor_get_type` for each, in the order of llama-quantize.
 
     Args:
-        specs: the tensors of the source, in any order, names unique.
-        hparams: of the model; the rules ask for arch, layers, experts and heads.
+        specs: the tensors of the source, of any rank and type, in any order, names unique.
+        facts: of the model.
         recipe: the rules.
-        has_imatrix: an importance matrix will be used; some rules depend on it.
-        dry_run: do not refuse a plan that needs an importance matrix and has none.
+        has_imatrix: an importance matrix will be used; some rules depend on it. See `require_importances`.
 
     Raises:
-        RecipeError: a tensor needs an importance matrix and there is none; a type that was demanded for the
-            output or the token embedding does not fit its rows; a feed-forward tensor of a model with experts
-            names no layer.
+        RecipeError: a type that was demanded for the output or the token embedding does not fit its rows; a
+            feed-forward tensor of a model with experts names no layer.
     """
-    ordered = sorted(specs, key=lambda spec: (_layer(spec.name), spec.name.encode()))
-    chooser = _Chooser(ordered, hparams, recipe, has_imatrix)
+    ordered = sorted(specs, key=lambda spec: (-1 if spec.bid is None else spec.bid, spec.name.encode()))
+    chooser = _Chooser(ordered, facts, recipe, has_imatrix)
     tensors: list[PlannedTensor] = []
     offset = 0
     for spec in ordered:
-        qtype, meant = chooser.choose(spec)
-        block_size, type_size = GGML_QUANT_SIZES[qtype]
+        qtype, intended = chooser.choose(spec)
         needs = (
             qtype in recipe.ftype.needs_imatrix
             and _is_quantizable(spec, recipe)
             and category(spec.name) not in (Category.OUTPUT, Category.TOKEN_EMBD)
         )
-        if needs and not has_imatrix and not dry_run:
-            raise RecipeError(
-                f"{spec.name}: {qtype.name} in a {recipe.ftype.name} file needs an importance matrix; "
-                "give one, or choose another file type"
-            )
-        n_bytes = spec.n_elements // block_size * type_size
-        fallback_from = meant if meant != qtype else None
-        tensors.append(PlannedTensor(spec, qtype, n_bytes, offset, needs, fallback_from))
-        offset += padded(n_bytes)
+        fallback_from = intended if intended != qtype else None
+        planned = PlannedTensor(spec, qtype, offset, needs, fallback_from)
+        tensors.append(planned)
+        offset += padded(planned.n_bytes)
     return Plan(recipe.ftype, tuple(tensors), chooser.unmatched())
+
+
+def require_importances(plan: Plan, has_importance: Callable[[str], bool]) -> None:
+    """Refuse a plan with types that are of no use without importances, as llama-quantize does.
+
+    Args:
+        plan: of the file.
+        has_importance: whether there are importances for the tensor of a name.
+
+    Raises:
+        NeedsImatrixError: a tensor needs importances and has none.
+    """
+    for planned in plan.tensors:
+        if planned.requires_imatrix and not has_importance(planned.spec.name):
+            raise NeedsImatrixError(
+                planned.spec.name,
+                f"{plan.ftype.name} makes it {planned.qtype.name}, which needs importances, and there are none for it",
+                "give an importance matrix that covers it, another file type or another {setting}",
+                setting="tensor_type",
+            )
 
 
 def stored_type(spec: TensorSpec) -> QType:
@@ -167,20 +179,22 @@ def _is_quantizable(spec: TensorSpec, recipe: Recipe) -> bool:
 
 
 class _Chooser:
-    """Chooses types one by one, and counts: some rules ask the how-maniest of its kind a tensor is."""
+    """Chooses types in file order and counts tensors per category, because some rules depend on that index
+    (llama.cpp's `i_attention_wv`).
+    """
 
     def __init__(
-        self, specs: Sequence[TensorSpec], hparams: Hparams, recipe: Recipe, has_imatrix: bool
+        self, specs: Sequence[TensorSpec], facts: RecipeFacts, recipe: Recipe, has_imatrix: bool
     ) -> None:
         categories = Counter(category(spec.name) for spec in specs)
         self.n_attn_v = categories[Category.ATTN_V]
         self.tied = categories[Category.OUTPUT] == 0
-        self.hparams, self.recipe, self.has_imatrix = hparams, recipe, has_imatrix
-        self.seen = Counter[Category]()
-        self.matched = set[int]()
+        self.facts, self.recipe, self.has_imatrix = facts, recipe, has_imatrix
+        self.n_chosen = Counter[Category]()
+        self.matched = set[int]()  # indices of patterns
 
     def choose(self, spec: TensorSpec) -> tuple[QType, QType]:
-        """The type of the next tensor, and the one that was meant before the width of its rows was seen."""
+        """The type of the next tensor, and the one that was intended whatever the width of its rows."""
         recipe, kind = self.recipe, category(spec.name)
         if not _is_quantizable(spec, recipe):
             stored = stored_type(spec)
@@ -196,10 +210,10 @@ class _Chooser:
         index = self._pattern(spec.name)
         if index is not None:
             self.matched.add(index)
-            meant = recipe.tensor_types[index][1]
+            intended = recipe.tensor_types[index][1]
         else:
-            meant = recipe.ftype.qtype if recipe.pure else self._mixed(spec, kind)
-        return fallback(spec, meant), meant
+            intended = recipe.ftype.qtype if recipe.pure else self._mixed(spec, kind)
+        return fallback(spec, intended), intended
 
     def unmatched(self) -> tuple[str, ...]:
         """The patterns that have decided no type so far."""
@@ -217,26 +231,27 @@ class _Chooser:
             if self.recipe.output_tensor_type is not None:
                 return self.recipe.output_tensor_type
             return ftype.output if _fits(spec, ftype.qtype) else QType.Q8_0
-        qtype = ftype.choose(self._place(spec, kind))
-        if kind is Category.ATTN_V and is_70b(self.hparams) and qtype in (QType.Q3_K, QType.Q4_K):
+        qtype = ftype.choose(self._context(spec, kind))
+        if kind is Category.ATTN_V and is_70b(self.facts) and qtype in (QType.Q3_K, QType.Q4_K):
             return QType.Q5_K
         return qtype
 
-    def _place(self, spec: TensorSpec, kind: Category) -> Place:
-        hparams = self.hparams
-        i = self.seen[kind]
-        self.seen[kind] += 1
-        if kind in _FFN and hparams.n_expert > 1:
-            i = _layer(spec.name)
-            if not 0 <= i < hparams.n_layer:
-                raise RecipeError(f"{spec.name}: names no layer of a model with {hparams.n_layer} layers")
-        return Place(
+    def _context(self, spec: TensorSpec, kind: Category) -> TensorContext:
+        facts = self.facts
+        i = self.n_chosen[kind]
+        self.n_chosen[kind] += 1
+        if kind in _FFN and facts.n_expert > 1:
+            if spec.bid is None or spec.bid >= facts.n_layer:
+                message = f"names no layer of a model with {facts.n_layer} layers"
+                raise RecipeError(spec.name, message)
+            i = spec.bid
+        return TensorContext(
             category=kind,
             stacked=spec.n_matrix > 1,
             i=i,
-            n=self.n_attn_v if kind is Category.ATTN_V else hparams.n_layer,
-            n_gqa=hparams.n_gqa,
-            n_expert=hparams.n_expert,
+            n=self.n_attn_v if kind is Category.ATTN_V else facts.n_layer,
+            n_gqa=facts.n_gqa,
+            n_expert=facts.n_expert,
             has_imatrix=self.has_imatrix,
         )
 
@@ -247,11 +262,11 @@ def parse_qtype(name: str) -> QType:
     Raises:
         RecipeError: there is no such type, or it cannot be written.
     """
-    found = next((qtype for qtype in MODULES if qtype.name == name.upper()), None)
-    if found is None:
+    chosen = next((qtype for qtype in MODULES if qtype.name == name.upper()), None)
+    if chosen is None:
         known = ", ".join(qtype.name for qtype in MODULES)
-        raise RecipeError(f"unknown tensor type {quoted(name)}; known: {known}")
-    return found
+        raise RecipeError("", f"unknown tensor type {quoted(name)}", f"known: {known}")
+    return chosen
 
 
 def parse_tensor_type(text: str) -> tuple[str, QType]:
@@ -262,7 +277,8 @@ def parse_tensor_type(text: str) -> tuple[str, QType]:
     """
     pattern, _, name = text.partition("=")
     if not pattern or not name:
-        raise RecipeError(f"tensor type {quoted(text)} is not of the form PATTERN=TYPE, such as attn_q=q8_0")
+        message = f"tensor type {quoted(text)} is not of the form PATTERN=TYPE, such as attn_q=q8_0"
+        raise RecipeError("", message)
     _compiled(pattern)
     return pattern, parse_qtype(name)
 
@@ -279,9 +295,9 @@ def read_tensor_types(path: Path) -> tuple[tuple[str, QType], ...]:
     try:
         return tuple(parse_tensor_type(word.decode("utf-8")) for word in words)
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not a text file in UTF-8") from error
+        raise RecipeError(str(path), "not a text file in UTF-8") from error
     except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from error
+        raise RecipeError(str(path), error.message, error.remedy) from error
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -290,21 +306,17 @@ def _compiled(pattern: str) -> re.Pattern[str]:
             warnings.simplefilter("error")  # [[:digit:]] is only a warning to Python, and not what was meant
             return re.compile(pattern.lower())
     except (re.error, Warning, OverflowError, RecursionError) as error:
-        raise RecipeError(f"{quoted(pattern)} is not a regular expression: {quoted(error)}") from error
-
-
-def _layer(name: str) -> int:
-    """The layer in a tensor's name, -1 where there is none."""
-    found = re.match(r"blk\.(\d+)", name)
-    return int(found[1]) if found else -1
+        message = f"{quoted(pattern)} is not a regular expression: {quoted(error)}"
+        raise RecipeError("", message) from error
 
 
 def _fits(spec: TensorSpec, qtype: QType) -> bool:
-    return bool(spec.n_per_row % GGML_QUANT_SIZES[qtype][0] == 0)
+    """Whether the blocks of a type divide the rows."""
+    return spec.n_per_row % GGML_QUANT_SIZES[qtype][0] == 0
 
 
 def fallback(spec: TensorSpec, qtype: QType) -> QType:
-    """The type itself, or what takes its place where its blocks do not divide the rows (`tensor_type_fallback`)."""
+    """The type itself, or its substitute where its blocks do not divide the rows (`tensor_type_fallback`)."""
     if _fits(spec, qtype):
         return qtype
     smaller = FALLBACKS.get(qtype, qtype)
@@ -314,8 +326,7 @@ def fallback(spec: TensorSpec, qtype: QType) -> QType:
 def _demanded(spec: TensorSpec, qtype: QType, what: str) -> tuple[QType, QType]:
     """A type that llama-quantize seeks no fallback for; it dies where the type does not fit."""
     if not _fits(spec, qtype):
-        raise RecipeError(
-            f"{spec.name}: rows of {spec.n_per_row} weights do not divide into the "
-            f"{GGML_QUANT_SIZES[qtype][0]}-weight blocks of {qtype.name}; choose another {what}"
-        )
+        blocks = f"the {GGML_QUANT_SIZES[qtype][0]}-weight blocks of {qtype.name}"
+        message = f"rows of {spec.n_per_row} weights do not divide into {blocks}"
+        raise RecipeError(spec.name, message, f"choose another {what}")
     return qtype, qtype

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from quantize.containers.keys import KeyValue
 from quantize.containers.shard_index import ShardTensor, index_shards
 from quantize.containers.untrusted import quoted, read_json, refuse_foreign_links
 from quantize.exceptions import CheckpointError
 from quantize.families import Family, family_of
 from quantize.families.binding import QTYPES, Binding, bind, embedding_rows
-from quantize.families.config import complete_config, read_hparams, shape_dims
+from quantize.families.config import complete_config, read_config, shape_dims
 from quantize.hparams import Hparams
+from quantize.sources.fingerprint import hashed
+from quantize.telling import Remark
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
 
 __all__ = ["Checkpoint", "open_checkpoint"]
@@ -27,25 +31,29 @@ def open_checkpoint(path: Path | str, family: Family | None = None) -> Checkpoin
     """Open the folder of a Hugging Face checkpoint; reads config, index and headers, but no weight.
 
     Raises:
-        CheckpointError: the folder is incomplete, damaged, inconsistent, or of an architecture nobody here knows.
+        CheckpointError: the folder is incomplete, damaged, inconsistent, or of an unknown architecture.
     """
     try:
         return Checkpoint(path, family)
     except OSError as failure:
-        raise CheckpointError(f"{path}: cannot be read: {failure.strerror or quoted(failure)}") from None
+        message = f"cannot be read: {failure.strerror or quoted(failure)}"
+        raise CheckpointError(str(path), message) from None
 
 
 class Checkpoint:
-    """The tensors of a Hugging Face folder under their GGUF names (a `TensorSource`).
+    """The tensors of a Hugging Face folder under their GGUF names (a `ModelSource`).
 
     Rows of q and k come permuted as arch `llama` wants them, experts one by one from either layout, gate and up parted,
     transposed matrices turned. A read takes exactly the bytes that it needs from the file into a fresh array: nothing
-    is mapped, nothing is kept.
+    is mapped, nothing is kept. A pickled checkpoint is opened again from its folder.
     """
+
+    kind: Literal["checkpoint"] = "checkpoint"
 
     def __init__(self, path: Path | str, family: Family | None = None) -> None:
         """As `open_checkpoint`; `family` takes the place of the one that config.json names."""
         self.path = Path(path)
+        self._given_family = family
         refuse_foreign_links(self.path)
         raw = read_json(self.path / "config.json")
         self.family = family or family_of(raw)
@@ -54,28 +62,59 @@ class Checkpoint:
 
         stored, remarks = index_shards(self.path)
         rows = embedding_rows(self.family, stored)
-        vocab_size = self.config.get("vocab_size")
-        self._hparams, more = read_hparams(self.family, self.config, rows or 1)
-        dims = shape_dims(self.family, self.config, self._hparams)
+        self._facts = read_config(self.family, self.config, rows or 1)
+        dims = shape_dims(self.family, self.config, self.hparams)
         bindings, ignored = bind(self.family, dims, stored)
         self._bindings = {binding.spec.name: binding for binding in bindings}
         self._computed = self._compute()
         self._specs = [binding.spec for binding in bindings] + [
             TensorSpec(name, values.shape, QType.F32) for name, values in self._computed.items()
         ]
-        remarks += more + self._remarks(ignored)
+        remarks += [*self._facts.remarks, *self._remarks(ignored)]
+        vocab_size = self.config.get("vocab_size")
         if vocab_size != rows:
-            remarks.append(f"the embedding has {rows} rows, config.json says vocab_size {quoted(vocab_size)}")
-        self.remarks: tuple[str, ...] = tuple(remarks)
+            message = f"the embedding has {rows} rows, config.json says vocab_size {quoted(vocab_size)}"
+            remarks.append(Remark("", message))
+        self.remarks: tuple[Remark, ...] = tuple(remarks)
         """What a careful reader wants to be told: fallbacks taken, tensors ignored, settings a GGUF cannot say."""
 
         self._bytes_read = 0
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path, Family | None]]:
+        return Checkpoint, (self.path, self._given_family)
+
+    @property
+    def label(self) -> str:
+        """The folder."""
+        return str(self.path)
+
     @property
     def hparams(self) -> Hparams:
         """The model's dimensions and switches; `n_vocab` counts the rows of the embedding."""
-        return self._hparams
+        return self._facts.hparams
+
+    def arch_keys(self) -> Sequence[KeyValue]:
+        """The `{arch}.*` keys that llama.cpp's converter writes, in its order."""
+        return self._facts.keys
+
+    def fingerprint(self) -> str:
+        """A hash of names, sizes and times of the shards, of where each tensor lies in them, and of the config.
+
+        Raises:
+            CheckpointError: the folder cannot be read any more.
+        """
+        stored, _ = index_shards(self.path)
+        shards = {tensor.path.name: tensor.path.stat() for tensor in stored.values()}
+        facts = [
+            sorted((name, status.st_size, status.st_mtime_ns) for name, status in shards.items()),
+            sorted(
+                (tensor.name, tensor.path.name, tensor.dtype, tensor.shape, tensor.start)
+                for tensor in stored.values()
+            ),
+            self.config,
+        ]
+        return hashed([json.dumps(facts, sort_keys=True, default=str).encode()])
 
     @property
     def n_bytes(self) -> int:
@@ -92,9 +131,9 @@ class Checkpoint:
         return self._specs
 
     def row_step(self, spec: TensorSpec) -> int:
-        """Rows come in groups of so many: a range between multiples of it costs its own bytes and no more.
+        """Ranges of rows between multiples of this number are read without reading anything else.
 
-        1 for most tensors, head_dim for permuted ones; all rows where only a whole matrix can be read.
+        1 for most tensors, the rows of a head for permuted ones; all rows where only a whole matrix can be read.
         """
         binding = self._bindings.get(spec.name)
         if binding is None or len(spec.shape) == 1 or _whole(binding):
@@ -110,7 +149,7 @@ class Checkpoint:
         """
         first, last = rows or (0, spec.n_row)
         if not 0 <= xid < spec.n_matrix or not 0 <= first < last <= spec.n_row:
-            raise IndexError(f"{spec.name} has {spec.n_matrix} experts of {spec.n_row} rows: {xid}, {rows}")
+            raise IndexError(f"{spec.name} has {spec.n_matrix} matrices of {spec.n_row} rows: {xid}, {rows}")
         if spec.name in self._computed:
             return self._computed[spec.name].reshape(1, -1).copy()
         binding = self._bindings[spec.name]
@@ -123,90 +162,92 @@ class Checkpoint:
         mixed = binding.spec.qtype is QType.F32 and values.dtype != np.float32
         return np.ascontiguousarray(_to_f32(values) if mixed else values)
 
+    def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
+        """The bytes of what `read` gives: uint8 [n_rows, spec.row_bytes]."""
+        return self.read(spec, xid, rows).view(np.uint8)
+
     def _read_vector(self, binding: Binding) -> Array:
         """[1, n]: a norm, or a bias whose elements may be permuted."""
-        one = binding.stored[0]
-        values = self._load(one, 0, one.shape)
+        stored, cut = binding.stored[0], binding.cut
+        values = self._load(stored, 0, stored.shape)[cut.first :: cut.step][: binding.spec.n_per_row]
         if binding.n_heads:
             values = _neighbours(values.reshape(-1, 1), binding.n_heads)
         return values.reshape(1, -1)
 
     def _read_rows(self, binding: Binding, xid: int, first: int, last: int) -> Array:
         """[last - first, n_per_row], from a matrix stored by rows: only the bytes of these rows, or of their heads."""
-        spec, source = binding.spec, binding.source
+        spec, cut = binding.spec, binding.cut
         step = self.row_step(spec)
         low, high = first // step * step, -(-last // step) * step
-        one, matrix = _stored_matrix(binding, xid)
-        n_matrix = spec.n_row * source.n_parts
-        if source.by_turns:
-            start = (matrix * n_matrix + low * source.n_parts) * spec.n_per_row
-            values = self._load(one, start, (high - low, source.n_parts, spec.n_per_row))[:, source.part]
+        stored, matrix = _stored_matrix(binding, xid)
+        start = matrix * cut.n_stored + low * cut.step
+        if cut.step > 1:
+            shape: tuple[int, ...] = (high - low, cut.step, spec.n_per_row)
+            values = self._load(stored, start * spec.n_per_row, shape)[:, cut.first]
         else:
-            start = (matrix * n_matrix + source.part * spec.n_row + low) * spec.n_per_row
-            values = self._load(one, start, (high - low, spec.n_per_row))
+            values = self._load(stored, (start + cut.first) * spec.n_per_row, (high - low, spec.n_per_row))
         if binding.n_heads:
             values = _neighbours(values, (high - low) // step)[first - low : last - low]
         return values
 
     def _read_turned(self, binding: Binding, xid: int) -> Array:
         """[n_row, n_per_row] of a matrix whose rows do not lie together: it is read whole, and a view is given."""
-        spec, source = binding.spec, binding.source
+        spec, cut = binding.spec, binding.cut
         sizes = [spec.n_row, spec.n_per_row]
-        sizes[source.axis] *= source.n_parts
-        one, matrix = _stored_matrix(binding, xid)
-        shape = (sizes[1], sizes[0]) if source.transposed else (sizes[0], sizes[1])
-        values = self._load(one, matrix * sizes[0] * sizes[1], shape)
-        values = values.T if source.transposed else values
-        if source.n_parts > 1:
-            n = sizes[source.axis] // source.n_parts
-            part = source.part
-            taken = slice(part, None, source.n_parts) if source.by_turns else slice(part * n, (part + 1) * n)
-            values = values[:, taken] if source.axis == -1 else values[taken]
+        sizes[binding.axis] = cut.n_stored
+        stored, matrix = _stored_matrix(binding, xid)
+        shape = (sizes[1], sizes[0]) if binding.source.transposed else (sizes[0], sizes[1])
+        values = self._load(stored, matrix * sizes[0] * sizes[1], shape)
+        values = values.T if binding.source.transposed else values
+        taken = slice(cut.first, cut.first + cut.step * spec.shape[binding.axis], cut.step)
+        values = values[:, taken] if binding.axis == -1 else values[taken]
         return _neighbours(values, binding.n_heads) if binding.n_heads else values
 
-    def _load(self, one: ShardTensor, start: int, shape: tuple[int, ...]) -> Array:
+    def _load(self, stored: ShardTensor, start: int, shape: tuple[int, ...]) -> Array:
         """The elements from `start` on, counted in elements of the stored tensor; a file handle for every call."""
-        values: Array = np.empty(shape, STORED_TYPES[one.dtype])
+        values: Array = np.empty(shape, STORED_TYPES[stored.dtype])
         left = values.data.cast("B")
         try:
-            with one.path.open("rb", buffering=0) as file:
-                file.seek(one.start + start * values.itemsize)
+            with stored.path.open("rb", buffering=0) as file:
+                file.seek(stored.start + start * values.itemsize)
                 while left:
                     n_bytes = file.readinto(left)
                     if not n_bytes:
-                        raise CheckpointError(
-                            f"{one.path}: became shorter while it was read; download it again"
-                        )
+                        message = "became shorter while it was read"
+                        raise CheckpointError(str(stored.path), message, "download it again")
                     left = left[n_bytes:]
         except OSError as failure:
-            raise CheckpointError(f"{one.path}: cannot be read: {failure.strerror}") from None
+            raise CheckpointError(str(stored.path), f"cannot be read: {failure.strerror}") from None
         with self._lock:
             self._bytes_read += values.nbytes
         return values
 
     def _compute(self) -> dict[str, Array]:
-        made = ((computed.name, computed.make(self._hparams)) for computed in self.family.computed)
+        made = ((computed.name, computed.make(self.hparams)) for computed in self.family.computed)
         return {name: values for name, values in made if values is not None}
 
-    def _remarks(self, ignored: list[str]) -> list[str]:
-        found = []
+    def _remarks(self, ignored: list[str]) -> list[Remark]:
+        remarks = []
         if ignored:
-            found.append(f"{len(ignored)} stored tensors are ignored, {quoted(ignored[0])} among them")
+            message = f"{len(ignored)} stored tensors are ignored, {quoted(ignored[0])} among them"
+            remarks.append(Remark("", message))
         if "output.weight" not in self._bindings and not self.config.get("tie_word_embeddings"):
-            found.append(
-                "no output matrix is stored although config.json does not tie it: the token embedding is used"
-            )
-        mixed = [name for name, one in self._bindings.items() if len({part.dtype for part in one.stored}) > 1]
+            message = "no output matrix is stored although config.json does not tie it"
+            remarks.append(Remark("", f"{message}: the token embedding is used"))
+        mixed = [
+            name
+            for name, binding in self._bindings.items()
+            if len({stored.dtype for stored in binding.stored}) > 1
+        ]
         if mixed:
-            found.append(
-                f"{len(mixed)} tensors have experts of different types and are read as F32: {mixed[0]}"
-            )
-        return found
+            message = f"{len(mixed)} tensors have experts of different types and are read as F32: {mixed[0]}"
+            remarks.append(Remark("", message))
+        return remarks
 
 
 def _whole(binding: Binding) -> bool:
-    """The rows do not lie together, so that the matrix can only be read whole."""
-    return binding.source.transposed or (binding.source.n_parts > 1 and binding.source.axis == -1)
+    """Whether the rows do not lie together, so that the matrix can only be read whole."""
+    return binding.source.transposed or (binding.axis == -1 and not binding.cut.is_whole)
 
 
 def _stored_matrix(binding: Binding, xid: int) -> tuple[ShardTensor, int]:

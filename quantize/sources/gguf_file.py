@@ -1,142 +1,202 @@
-"""A finished GGUF file, ours or anybody's: its keys, its tensors, and its weights as a `TensorSource`."""
+"""A finished GGUF file, ours or another program's: its keys, its tensors, and its weights as a `ModelSource`."""
 
 from __future__ import annotations
 
+import json
 import math
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from gguf import GGUFValueType
 
+from quantize.blocks import MODULES
 from quantize.codec import decode
 from quantize.containers.gguf import GGUFTensor, read_container
+from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
-from quantize.exceptions import GGUFError
-from quantize.hparams import Hparams, RopeScaling
+from quantize.exceptions import DecodeError, GGUFError
+from quantize.families import families_of, known_keys
+from quantize.families.keys import Value, hparams_of
+from quantize.hparams import Hparams
+from quantize.sources.fingerprint import hashed
 from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSpec
 
 __all__ = ["GGUFFile", "GGUFTensor"]
 
+NO_MODEL = "is this a model?"
+
 
 class GGUFFile:
-    """An open GGUF file as a `TensorSource`; quantized tensors are handed out decoded to float32.
+    """An open GGUF file as a `ModelSource`; quantized tensors are handed out decoded to float32.
+
+    A pickled file is opened again from its path.
 
     Raises:
         GGUFError: not a GGUF file, truncated, or damaged; on construction or on reading.
     """
 
-    def __init__(self, path: Path) -> None:
+    kind: Literal["gguf"] = "gguf"
+
+    def __init__(self, path: Path | str) -> None:
         """Read keys and tensor infos; no weight is touched."""
-        self.path = path
-        container = read_container(path)
+        self.path = Path(path)
+        container = read_container(self.path)
         self.n_bytes, self.alignment = container.n_bytes, container.alignment
         self.keys, self.types = dict(container.keys), dict(container.types)
         self.tensors = dict(container.tensors)
-        self.bytes_read = 0
+        self._bytes_read = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[GGUFFile], tuple[Path]]:
+        return GGUFFile, (self.path,)
+
+    @property
+    def label(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of weights read from the file so far, by all threads."""
+        return self._bytes_read
+
+    @property
+    def arch(self) -> str:
+        """`general.architecture`.
+
+        Raises:
+            GGUFError: the file does not say it.
+        """
+        arch = self.keys.get("general.architecture")
+        if arch is None:
+            raise self._fault("key 'general.architecture' is missing", NO_MODEL)
+        if not isinstance(arch, str):
+            raise self._fault(f"key 'general.architecture' is {quoted(arch)}, a text is expected")
+        return arch
+
+    def arch_keys(self) -> Sequence[KeyValue]:
+        """The `{arch}.*` keys in file order.
+
+        Raises:
+            GGUFError: the file names no architecture.
+        """
+        prefix = f"{self.arch}."
+        return [
+            KeyValue(name, value, *self.types[name])
+            for name, value in self.keys.items()
+            if name.startswith(prefix)
+        ]
+
+    def fingerprint(self) -> str:
+        """A hash of the file's size and time, and of what lies where in it."""
+        status = self.path.stat()
+        tensors = [(spec.name, spec.shape, spec.qtype.name) for spec in self.specs()]
+        return hashed([json.dumps([status.st_size, status.st_mtime_ns, tensors]).encode()])
+
+    def refuse_part(self) -> None:
+        """Refuse one of several files that make a model together.
+
+        Raises:
+            GGUFError: it is one.
+        """
+        n_parts = self.keys.get("split.count", 0)
+        if isinstance(n_parts, int) and n_parts > 1:
+            raise self._fault(f"one of {n_parts} parts", "join them with llama-gguf-split --merge")
 
     def specs(self) -> Sequence[TensorSpec]:
         """All tensors in file order."""
         return [stored.spec for stored in self.tensors.values()]
 
+    def row_step(self, _spec: TensorSpec) -> int:
+        """Rows are stored one by one."""
+        return 1
+
     def read(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
-        """One expert's matrix or some of its rows; see `TensorSource.read`."""
-        first, last = rows or (0, spec.n_row)
-        blocks = self.read_blocks(spec, xid, (first, last))
+        """One matrix of a stack or some of its rows; see `TensorSource.read`.
+
+        Raises:
+            DecodeError: blocks of this type cannot be decoded here.
+            GGUFError: the file cannot be read any more.
+        """
+        blocks = self.read_blocks(spec, xid, rows)
         if spec.qtype in NUMPY_TYPES:
             return blocks.view(NUMPY_TYPES[spec.qtype])
+        if spec.qtype not in MODULES:
+            place = f"{self.path}: tensor {quoted(spec.name)}"
+            raise DecodeError(place, f"tensor type {spec.qtype.name} cannot be decoded here")
         return decode(blocks, spec.qtype, spec.n_per_row)
 
-    def read_blocks(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
-        """The stored bytes of rows of one expert: uint8 [n_rows, bytes per row]."""
-        stored = self.tensors[spec.name]
-        row_bytes = stored.n_bytes * spec.n_per_row // spec.n_elements
-        first, last = rows
-        found = np.empty((last - first, row_bytes), np.uint8)
-        left = found.data.cast("B")
+    def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
+        """The stored bytes of a matrix or some of its rows: uint8 [n_rows, spec.row_bytes].
+
+        Raises:
+            GGUFError: the file cannot be read any more.
+            IndexError: there is no such matrix or row.
+        """
+        first, last = rows or (0, spec.n_row)
+        if not 0 <= xid < spec.n_matrix or not 0 <= first < last <= spec.n_row:
+            raise IndexError(f"{spec.name} has {spec.n_matrix} matrices of {spec.n_row} rows: {xid}, {rows}")
+        row_bytes = spec.row_bytes
+        blocks = np.empty((last - first, row_bytes), np.uint8)
+        left = blocks.data.cast("B")
+        place = f"{self.path}: {quoted(spec.name)}"
         try:
             with self.path.open("rb", buffering=0) as file:
-                file.seek(stored.offset + (xid * spec.n_row + first) * row_bytes)
+                file.seek(self.tensors[spec.name].offset + (xid * spec.n_row + first) * row_bytes)
                 while left and (n_read := file.readinto(left)):
                     left = left[n_read:]
         except OSError as error:
-            raise GGUFError(f"{self.path}: {quoted(spec.name)}: cannot be read: {error.strerror}") from None
+            raise GGUFError(place, f"cannot be read: {error.strerror}") from None
         if left:
-            raise GGUFError(
-                f"{self.path}: {quoted(spec.name)}: became shorter while it was read; fetch it again"
-            )
-        self.bytes_read += found.nbytes
-        return found
+            raise GGUFError(place, "became shorter while it was read", "fetch it again")
+        with self._lock:
+            self._bytes_read += blocks.nbytes
+        return blocks
 
     @cached_property
     def hparams(self) -> Hparams:
         """The model's dimensions, from its keys.
 
         Raises:
-            GGUFError: a key that the model cannot do without is missing.
+            GGUFError: a key that the model cannot do without is missing, or of another type.
         """
-        arch = self._text("general.architecture")
-
-        def size(name: str, *default: int) -> int:
-            return self._size(f"{arch}.{name}", *default)
-
-        def real(name: str, *default: float | None) -> Any:
-            return self._real(f"{arch}.{name}", *default)
-
-        n_embd, n_head = size("embedding_length"), size("attention.head_count")
-        if n_head < 1:
-            raise GGUFError(f"{self.path}: {arch}.attention.head_count is 0; is this a model?")
+        arch = self.arch
+        table = known_keys(arch)
+        values: dict[str, Value] = {}
+        for row in table.values():
+            name = f"{arch}.{row.name}"
+            if name in self.keys and row.field:
+                values[row.name] = self._value(name, row.type)
+            elif row.is_required:
+                raise self._fault(f"key {quoted(name)} is missing", NO_MODEL)
+        if values["attention.head_count"] == 0:
+            raise self._fault(f"{arch}.attention.head_count is 0", NO_MODEL)
         embedding = self.tensors.get("token_embd.weight")
         if embedding is None:
-            raise GGUFError(f"{self.path}: token_embd.weight is missing; is this a model?")
-        return Hparams(
-            arch=arch,
-            n_layer=size("block_count"),
-            n_ctx_train=size("context_length"),
-            n_embd=n_embd,
-            n_ff=size("feed_forward_length"),
-            n_head=n_head,
-            n_head_kv=size("attention.head_count_kv", n_head),
-            n_vocab=embedding.spec.n_row,
-            head_dim=size("attention.key_length", n_embd // n_head),
-            rms_norm_eps=real("attention.layer_norm_rms_epsilon"),
-            rope_freq_base=real("rope.freq_base", 10000.0),
-            rope_scaling=RopeScaling(
-                kind=self._text(f"{arch}.rope.scaling.type", "none"),
-                factor=real("rope.scaling.factor", 1.0),
-                n_ctx_orig=size("rope.scaling.original_context_length", 0),
-                ext_factor=real("rope.scaling.yarn_ext_factor", None),
-                attn_factor=real("rope.scaling.yarn_attn_factor", None),
-                beta_fast=real("rope.scaling.yarn_beta_fast", None),
-                beta_slow=real("rope.scaling.yarn_beta_slow", None),
-            ),
-            n_expert=size("expert_count", 0),
-            n_expert_used=size("expert_used_count", 0),
-            head_dim_explicit=f"{arch}.attention.key_length" in self.keys,
-        )
+            raise self._fault("token_embd.weight is missing", NO_MODEL)
+        rope_neox = any(family.rope_neox for family in families_of(arch))
+        return hparams_of(arch, table.values(), values, embedding.spec.n_row, rope_neox=rope_neox)
 
-    def _key(self, name: str, *default: Any) -> Any:
-        if name not in self.keys and not default:
-            raise GGUFError(f"{self.path}: key {quoted(name)} is missing; is this a model?")
-        return self.keys.get(name, *default)
+    def _value(self, name: str, kind: GGUFValueType) -> Value:
+        """The value of a key, if it is what keys of this type hold."""
+        value = self.keys[name]
+        if kind == GGUFValueType.UINT32:
+            if type(value) is not int or not 0 <= value < 2**32:
+                raise self._fault(f"key {quoted(name)} is {quoted(value)}, one size is expected")
+            return value
+        if kind == GGUFValueType.FLOAT32:
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise self._fault(f"key {quoted(name)} is {quoted(value)}, a number is expected")
+            return float(value)
+        expected, words = (bool, "a switch") if kind == GGUFValueType.BOOL else (str, "a text")
+        if type(value) is not expected:
+            raise self._fault(f"key {quoted(name)} is {quoted(value)}, {words} is expected")
+        checked: Value = value
+        return checked
 
-    def _text(self, name: str, *default: str) -> str:
-        value = self._key(name, *default)
-        if not isinstance(value, str):
-            raise GGUFError(f"{self.path}: key {quoted(name)} is {quoted(value)}, a text is expected")
-        return value
-
-    def _size(self, name: str, *default: int) -> int:
-        value = self._key(name, *default)
-        if type(value) is not int or not 0 <= value < 2**32:
-            raise GGUFError(f"{self.path}: key {quoted(name)} is {quoted(value)}, one size is expected")
-        return value
-
-    def _real(self, name: str, *default: float | None) -> float | None:
-        value = self._key(name, *default)
-        if value is None:
-            return None
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise GGUFError(f"{self.path}: key {quoted(name)} is {quoted(value)}, a number is expected")
-        return float(value)
+    def _fault(self, message: str, remedy: str = "") -> GGUFError:
+        return GGUFError(str(self.path), message, remedy)

@@ -34,14 +34,14 @@ from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.doctor import doctor
 from gguf_export.checking.inspect import inspect
 from gguf_export.checking.verify import verify
-from gguf_export.metadata.model_keys import KeyValue, assemble, count_params, model_keys
+from gguf_export.metadata.model_keys import KeyValue, assemble, model_keys
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.export import prepare, run
 from gguf_export.writing.header import header
 from quantize.containers.gguf import SCALARS, read_container
 from quantize.exceptions import MoeGgufError
 from quantize.recipes.ftypes import ftype
-from quantize.recipes.recipe import Recipe, make_plan, read_tensor_types
+from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan, read_tensor_types
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.tensors import QType, TensorSpec
@@ -130,11 +130,11 @@ def _weights(checkpoint: Checkpoint) -> None:
 
 def _export(checkpoint: Checkpoint, imatrix: Imatrix | None = None) -> bytes:
     """The header of what an export would write."""
-    keys = model_keys(
-        checkpoint.path, checkpoint.config, checkpoint.hparams, n_params=count_params(checkpoint.specs())
-    )
+    keys = model_keys(checkpoint)
     recipe = Recipe(ftype("Q8_0"))
-    planned = make_plan(checkpoint.specs(), checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
+    planned = make_plan(
+        checkpoint.specs(), RecipeFacts.of(checkpoint.hparams), recipe, has_imatrix=imatrix is not None
+    )
     return header(assemble(keys, recipe.ftype.id, imatrix), planned)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from quantize.hparams import Hparams
 from quantize.recipes.ftypes import FTYPES, Ftype
-from quantize.recipes.recipe import Recipe, parse_qtype, parse_tensor_type
+from quantize.recipes.recipe import Recipe, RecipeFacts, parse_qtype, parse_tensor_type
 from quantize.tensors import QType, TensorSpec
 
 
@@ -46,6 +46,10 @@ class Model:
             n_expert=self.n_expert,
             n_expert_used=min(2, self.n_expert),
         )
+
+    @property
+    def facts(self) -> RecipeFacts:
+        return RecipeFacts.of(self.hparams)
 
     @property
     def specs(self) -> list[TensorSpec]:

@@ -192,6 +192,8 @@ def some_hparams(**changes: Any) -> Hparams:
 class Changed:
     """A source that hands out other weights than the one behind it, and counts what it reads."""
 
+    label = ""
+
     def __init__(self, source: Checkpoint, hparams: Hparams | None = None) -> None:
         self.source = source
         self._hparams = hparams or source.hparams
@@ -203,6 +205,9 @@ class Changed:
 
     def specs(self) -> Sequence[TensorSpec]:
         return self.source.specs()
+
+    def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
+        return self.read(spec, xid, rows).view(np.uint8)
 
     def read(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
         self.reads[spec.name, xid] = self.reads.get((spec.name, xid), 0) + 1

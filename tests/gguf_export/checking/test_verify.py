@@ -515,7 +515,7 @@ KEY_FAULTS = [
     (without("general.architecture"), "general.architecture: is missing"),
     (without("llama.context_length"), "llama.context_length: is missing"),
     (without("llama.attention.layer_norm_rms_epsilon"), "layer_norm_rms_epsilon: is missing"),
-    (without("llama.attention.head_count"), "head_count' is missing"),
+    (without("llama.attention.head_count"), "head_count: is missing"),
     (without("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens: is missing"),
     (set_to("llama.expert_count", 4, Type.INT32), "llama.expert_count: is of type INT32"),
     (set_to("llama.attention.layer_norm_rms_epsilon", 1e-5, Type.FLOAT64), "is of type FLOAT64"),

@@ -42,7 +42,7 @@ from gguf_export.reports.compare_tables import DETAILS, GLANCE, compare_markdown
 from gguf_export.writing.export import prepare, run
 from quantize.exceptions import GGUFError
 from quantize.recipes.ftypes import ftype
-from quantize.recipes.recipe import Recipe, make_plan
+from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.tensors import QType
@@ -227,7 +227,7 @@ def test_a_file_of_logits_is_a_base(
 
 def test_a_shared_source_reads_each_matrix_once(checkpoint: Checkpoint) -> None:
     class Counted:
-        hparams = checkpoint.hparams
+        kind, label, hparams = checkpoint.kind, checkpoint.label, checkpoint.hparams
         reads: list[tuple[str, int]] = []  # noqa: RUF012
 
         def specs(self) -> object:
@@ -239,7 +239,7 @@ def test_a_shared_source_reads_each_matrix_once(checkpoint: Checkpoint) -> None:
 
     source = Counted()
     shared = SharedSource(source, 3)  # type: ignore[arg-type]
-    plan = make_plan(checkpoint.specs(), checkpoint.hparams, Recipe(ftype("Q8_0")), False)
+    plan = make_plan(checkpoint.specs(), RecipeFacts.of(checkpoint.hparams), Recipe(ftype("Q8_0")), False)
     models = [Model("a", RoundTrip(shared, plan), 1, 1), Model("b", RoundTrip(shared, plan), 1, 1)]
     tokens = np.arange(2 * N_CTX, dtype=np.int32).reshape(2, N_CTX)
     compare(Model("base", shared, 1, 1), models, [Chunks(("t",), tokens, 1)])

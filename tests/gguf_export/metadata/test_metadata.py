@@ -15,7 +15,6 @@ from tokenizer_cases import CASES, spm, write_json
 
 from calibration.importance.imatrix import Imatrix, load_imatrix
 from gguf_export.metadata.model_keys import (
-    KeyValue,
     ParameterCount,
     assemble,
     count_params,
@@ -24,8 +23,10 @@ from gguf_export.metadata.model_keys import (
     size_label,
 )
 from gguf_export.vocab.vocab_keys import vocab_keys
+from quantize.containers.keys import KeyValue
 from quantize.exceptions import CheckpointError, RecipeError
 from quantize.sources.checkpoint import open_checkpoint
+from quantize.telling import Remark
 from quantize.tensors import QType, TensorSpec
 
 KEYS = json.loads((GOLDEN / "keys.json").read_text(encoding="utf-8"))
@@ -33,9 +34,7 @@ LATE = ("general.quantization_version", "general.file_type")
 
 
 def keys_of(folder: Path, **options: Any) -> list[KeyValue]:
-    checkpoint = open_checkpoint(folder)
-    n_params = count_params(checkpoint.specs())
-    return model_keys(folder, checkpoint.config, checkpoint.hparams, n_params=n_params, **options)
+    return model_keys(open_checkpoint(folder), **options)
 
 
 def values(keys: list[KeyValue]) -> dict[str, Any]:
@@ -261,9 +260,9 @@ def test_bad_front_matter_is_noted(tmp_path: Path, front: str) -> None:
     spm(folder)
     plain = keys_of(folder)
     (folder / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
-    notes: list[str] = []
+    notes: list[Remark | str] = []
     assert keys_of(folder, note=notes.append) == plain
-    assert len(notes) == 1 and "README.md: front matter" in notes[0] and "\n" not in notes[0]
+    assert len(notes) == 1 and "README.md: front matter" in str(notes[0]) and "\n" not in str(notes[0])
 
 
 def test_front_matter_of_other_types(tmp_path: Path) -> None:
@@ -275,7 +274,7 @@ def test_front_matter_of_other_types(tmp_path: Path) -> None:
     )
     front += 'url: "\\uD800"'
     (folder / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
-    notes: list[str] = []
+    notes: list[Remark | str] = []
     found = values(keys_of(folder, note=notes.append))
     assert found["general.version"] == "1.5" and found["general.author"] == "2024-01-02"
     assert found["general.name"] == "Model" and found["general.tags"] == ["a", "7", "b,c"]
@@ -296,7 +295,7 @@ def test_bad_card_and_generation_config_are_noted(tmp_path: Path) -> None:
         "min_p": 10**400,
     }
     write_json(folder, "generation_config.json", bad | {"repetition_penalty": 2, "penalty_last_n": 64.0})
-    notes: list[str] = []
+    notes: list[Remark | str] = []
     keys = keys_of(folder, note=notes.append)
     sampling = [(kv.key, kv.value, kv.type.name) for kv in keys if "sampling" in kv.key]
     assert sampling == [
@@ -307,7 +306,7 @@ def test_bad_card_and_generation_config_are_noted(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text("{", encoding="utf-8")
     notes.clear()
     assert not [key for key in values(keys_of(folder, note=notes.append)) if "sampling" in key]
-    assert len(notes) == 2 and "general.sampling.* is not written" in notes[1]
+    assert len(notes) == 2 and "general.sampling.* is not written" in str(notes[1])
 
 
 def test_an_unknown_router_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from gguf_export.metadata.file_names import (
     safe_name,
 )
 from gguf_export.metadata.model_id import NameParts, split_model_id, title
-from gguf_export.metadata.model_keys import KeyValue
+from quantize.containers.keys import KeyValue
 from quantize.exceptions import OutputError
 
 MODEL_IDS = json.loads((GOLDEN / "model_ids.json").read_text(encoding="utf-8"))

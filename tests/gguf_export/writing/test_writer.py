@@ -19,14 +19,13 @@ from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.writing.header import header
 from gguf_export.writing.sink import Sink
 from quantize.exceptions import GGUFError, NoSpaceError
-from quantize.hparams import Hparams
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.layout import Plan
-from quantize.recipes.recipe import Recipe, make_plan
+from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.sources.gguf_file import GGUFFile
 from quantize.tensors import QType, TensorSpec
 
-HPARAMS = Hparams("llama", 1, 64, 32, 32, 1, 1, 8, 32, 1e-5, 1e4, n_expert=2, n_expert_used=1)
+FACTS = RecipeFacts("llama", n_layer=1, n_head=1, n_head_kv=1, n_expert=2)
 SPECS = [
     TensorSpec("token_embd.weight", (8, 32), QType.BF16),
     TensorSpec("blk.0.ffn_up_exps.weight", (2, 3, 32), QType.BF16),
@@ -45,7 +44,7 @@ KEYS = [
 
 @pytest.fixture
 def small_plan() -> Plan:
-    return make_plan(SPECS, HPARAMS, Recipe(ftype("Q8_0")), has_imatrix=False)
+    return make_plan(SPECS, FACTS, Recipe(ftype("Q8_0")), has_imatrix=False)
 
 
 def write(path: Path, whole: Plan) -> dict[str, np.ndarray]:
@@ -122,7 +121,7 @@ def test_our_reader_agrees_with_the_library(tmp_path: Path, small_plan: Plan) ->
 
 def test_trailing_ones_are_dropped(small_plan: Plan) -> None:
     one_row = make_plan(
-        [TensorSpec("a.weight", (1, 32), QType.BF16)], HPARAMS, Recipe(ftype("F32")), has_imatrix=False
+        [TensorSpec("a.weight", (1, 32), QType.BF16)], FACTS, Recipe(ftype("F32")), has_imatrix=False
     )
     written = header([], one_row)
     after_name = written.index(b"a.weight") + 8

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantize.containers.keys import KeyValue
 from quantize.exceptions import CheckpointError
 from quantize.families import FAMILIES, Family, family_of, supported_architectures
-from quantize.families.config import complete_config, read_hparams
+from quantize.families.config import ConfigFacts, complete_config, read_config
+from quantize.families.keys import BASE, SIZES, Key, known
 from quantize.families.language import (
     GATE,
     UP,
@@ -62,8 +64,15 @@ FAMILY = Family(
     arch="invented",
     defaults={},
     rope_theta=10000.0,
-    hparams={"n_expert": "n_routed", "n_expert_used": "n_used"},
-    dims={"n_ff_exp": "expert_width", "n_layer_dense_lead": "lead", "moe_step": "step"},
+    keys=(
+        *BASE,
+        known("expert_count", config="n_routed"),
+        known("expert_used_count", config="n_used"),
+        known("expert_feed_forward_length", config="expert_width"),
+        Key("leading_dense_block_count", "n_layer_dense_lead", config="lead", minimum=0),
+        *SIZES,
+    ),
+    dims={"moe_step": "step"},
     n_layer_dense_lead="n_layer_dense_lead",
     moe_every="moe_step",
     computed=(Computed("half.weight", lambda hparams: np.full(hparams.head_dim // 2, 0.5, np.float32)),),
@@ -257,12 +266,20 @@ def test_every_family_says_what_it_needs() -> None:
     import quantize.families as package
 
     modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
-    assert modules == set(FAMILIES) | {"language", "config", "binding", "rope"}
+    assert modules == set(FAMILIES) | {
+        "language",
+        "expressions",
+        "keys",
+        "config",
+        "binding",
+        "rope",
+        "roles",
+    }
     assert "MixtralForCausalLM" in supported_architectures()
     for name in supported_architectures():
         family = family_of({"architectures": [name]})
         assert family.arch == "llama" and name in family.architectures
-        hparams, _ = read_hparams(family, complete_config(family, {}), 32000)
+        hparams = read_config(family, complete_config(family, {}), 32000).hparams
         assert hparams.n_layer == 32 and bool(hparams.n_expert) == (name == "MixtralForCausalLM")
 
 
@@ -285,7 +302,8 @@ def test_dense_donors(tmp_path: Path, architecture: str, head_dim: int | None) -
     specs = {spec.name: spec for spec in checkpoint.specs()}
     assert checkpoint.hparams.arch == "llama" and checkpoint.hparams.n_expert == 0
     # transformers fills head_dim in for these two classes, so that the converter writes key_length
-    assert (checkpoint.hparams.head_dim, checkpoint.hparams.head_dim_explicit) == (head_dim or 16, True)
+    assert checkpoint.hparams.head_dim == (head_dim or 16)
+    assert KeyValue.u32("llama.attention.key_length", head_dim or 16) in checkpoint.arch_keys()
     assert len(specs) == 3 + 2 * 9
     for name in ("gate", "up", "down"):
         expected = stored[f"model.layers.1.mlp.{name}_proj.weight"]
@@ -349,9 +367,14 @@ def test_config_is_completed_as_transformers_does(tmp_path: Path, name: str, raw
         assert found[key] == expected[key], key
 
 
-def hparams_of(**raw: Any) -> tuple[Hparams, list[str]]:
+def facts_of(**raw: Any) -> ConfigFacts:
     family = family_of({"architectures": ["MixtralForCausalLM"]})
-    return read_hparams(family, complete_config(family, raw), 32000)
+    return read_config(family, complete_config(family, raw), 32000)
+
+
+def hparams_of(**raw: Any) -> tuple[Hparams, list[str]]:
+    facts = facts_of(**raw)
+    return facts.hparams, [str(remark) for remark in facts.remarks]
 
 
 def test_hparams_of_an_empty_mixtral_config() -> None:
@@ -375,9 +398,11 @@ def test_hparams_of_an_empty_mixtral_config() -> None:
 
 
 def test_head_dim_may_be_null_or_given() -> None:
-    assert not hparams_of(head_dim=None)[0].head_dim_explicit
-    found, _ = hparams_of(head_dim=64)
-    assert found.head_dim_explicit and found.head_dim == 64
+    lengths = {"llama.attention.key_length", "llama.attention.value_length"}
+    assert not lengths & {kv.key for kv in facts_of(head_dim=None).keys}
+    found = facts_of(head_dim=64)
+    assert found.hparams.head_dim == found.hparams.head_dim_v == 64
+    assert {kv.key: kv.value for kv in found.keys if kv.key in lengths} == dict.fromkeys(lengths, 64)
 
 
 def test_a_sliding_window_is_left_out_and_that_is_said() -> None:
@@ -568,9 +593,10 @@ def test_any_config_ends_in_hparams_or_in_our_error(
 ) -> None:
     family = family_of({"architectures": [name]})
     try:
-        found, remarks = read_hparams(family, complete_config(family, raw | (rope or {})), 32000)
-        rope_freqs(found)
+        facts = read_config(family, complete_config(family, raw | (rope or {})), 32000)
+        rope_freqs(facts.hparams)
     except CheckpointError as refused:
         assert str(refused).isprintable() and len(str(refused)) < 500
     else:
-        assert found.n_head * found.head_dim > 0 and all(remark.isprintable() for remark in remarks)
+        assert facts.hparams.n_head * facts.hparams.head_dim > 0
+        assert all(str(remark).isprintable() for remark in facts.remarks)

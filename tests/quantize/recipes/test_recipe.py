@@ -9,14 +9,17 @@ import pytest
 from places import BENCH, SNAPSHOTS
 from recipe_cases import SMALL, Model, recipe_of, section, snapshot, snapshot_cases
 
-from quantize.exceptions import RecipeError
+from quantize.containers.keys import KeyValue
+from quantize.exceptions import NeedsImatrixError, RecipeError
 from quantize.recipes.ftypes import FTYPES, ftype
 from quantize.recipes.recipe import (
     Recipe,
+    RecipeFacts,
     make_plan,
     parse_qtype,
     parse_tensor_type,
     read_tensor_types,
+    require_importances,
     stored_type,
 )
 from quantize.tensors import QType, TensorSpec
@@ -27,10 +30,8 @@ REFERENCE = BENCH / "reference"
 CASES = snapshot_cases()
 
 
-def plan_of(model: Model, name: str, *options: str, has_imatrix: bool = False, dry_run: bool = False):
-    return make_plan(
-        model.specs, model.hparams, recipe_of(ftype(name), options), has_imatrix, dry_run=dry_run
-    )
+def plan_of(model: Model, name: str, *options: str, has_imatrix: bool = False):
+    return make_plan(model.specs, model.facts, recipe_of(ftype(name), options), has_imatrix)
 
 
 def types_of(planned) -> dict[str, str]:
@@ -41,9 +42,7 @@ def types_of(planned) -> dict[str, str]:
 def test_types_are_those_of_llama_quantize(name):
     sections = {}
     for case in CASES[name]:
-        planned = plan_of(
-            case.model, case.ftype.name, *case.options, has_imatrix=case.has_imatrix, dry_run=True
-        )
+        planned = plan_of(case.model, case.ftype.name, *case.options, has_imatrix=case.has_imatrix)
         types = {
             tensor.spec.name: (tensor.qtype.name, tensor.fallback_from.name if tensor.fallback_from else "")
             for tensor in planned.tensors
@@ -93,8 +92,8 @@ def test_the_order_of_the_source_does_not_matter():
     model = Model(8, n_layer=12, extras=True)
     shuffled = random.Random(1).sample(model.specs, len(model.specs))
     recipe = Recipe(ftype("Q4_K_M"))
-    planned = make_plan(shuffled, model.hparams, recipe, False)
-    assert planned == make_plan(model.specs, model.hparams, recipe, False)
+    planned = make_plan(shuffled, model.facts, recipe, False)
+    assert planned == make_plan(model.specs, model.facts, recipe, False)
     names = [tensor.spec.name for tensor in planned.tensors]
     assert names[:4] == ["output.weight", "output_norm.weight", "token_embd.weight", "blk.0.attn_k.weight"]
     assert names.index("blk.2.ffn_norm.weight") < names.index("blk.10.attn_k.weight")
@@ -107,7 +106,7 @@ def test_offsets_and_sizes():
         TensorSpec("token_embd.weight", (5, 64), QType.BF16),
         TensorSpec("blk.0.ffn_up_exps.weight", (2, 3, 256), QType.BF16),
     ]
-    planned = make_plan(specs, Model(2, n_layer=1).hparams, Recipe(ftype("Q4_K_M")), False)
+    planned = make_plan(specs, Model(2, n_layer=1).facts, Recipe(ftype("Q4_K_M")), False)
     #  Q6_K: 3 rows of 210 bytes; F32: 3 of 4; Q5_0 for Q4_K: 10 blocks of 22; Q4_K: 2 experts of 3 rows of 144
     assert [(tensor.n_bytes, tensor.offset) for tensor in planned.tensors] == [
         (630, 0),
@@ -132,21 +131,24 @@ def test_offsets_and_sizes():
 
 
 def test_an_empty_plan_has_no_bytes():
-    planned = make_plan([], SMALL.hparams, Recipe(ftype("Q4_0")), False)
+    planned = make_plan([], SMALL.facts, Recipe(ftype("Q4_0")), False)
     assert (planned.n_bytes, planned.data_bytes, planned.bpw) == (0, 0, 0.0)
 
 
 def test_q2_k_s_needs_an_imatrix():
-    with pytest.raises(
-        RecipeError, match=r"^blk\.0\.attn_k\.weight: Q2_K in a Q2_K_S file needs an importance matrix"
-    ):
-        plan_of(SMALL, "Q2_K_S")
-    for has_imatrix, dry_run in ((False, True), (True, False)):
-        planned = plan_of(SMALL, "Q2_K_S", has_imatrix=has_imatrix, dry_run=dry_run)
+    for has_imatrix in (False, True):
+        planned = plan_of(SMALL, "Q2_K_S", has_imatrix=has_imatrix)
         for tensor in planned.tensors:
             needs = tensor.qtype is QType.Q2_K and tensor.spec.name != "token_embd.weight"
             assert tensor.requires_imatrix == needs, tensor.spec.name
-    assert not any(tensor.requires_imatrix for tensor in plan_of(SMALL, "Q2_K").tensors)
+        require_importances(planned, lambda _name: True)
+        with pytest.raises(NeedsImatrixError) as refused:
+            require_importances(planned, lambda name: name != "blk.1.ffn_up_exps.weight")
+        assert str(refused.value).startswith("blk.1.ffn_up_exps.weight: Q2_K_S makes it Q2_K, which needs")
+        assert refused.value.setting == "tensor_type" and "--" not in str(refused.value)
+    plain = plan_of(SMALL, "Q2_K")
+    assert not any(tensor.requires_imatrix for tensor in plain.tensors)
+    require_importances(plain, lambda _name: False)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_an_expert_tensor_must_name_a_layer():
     for name in ("ffn_down_exps.weight", "blk.7.ffn_down_exps.weight"):
         specs = [TensorSpec(name, (4, 256, 256), QType.BF16)]
         with pytest.raises(RecipeError, match=rf"^{name}: names no layer of a model with 4 layers"):
-            make_plan(specs, SMALL.hparams, Recipe(ftype("Q4_K_M")), False)
+            make_plan(specs, SMALL.facts, Recipe(ftype("Q4_K_M")), False)
 
 
 def test_patterns_that_decide_nothing_are_told():
@@ -181,7 +183,7 @@ def test_patterns_that_decide_nothing_are_told():
 @pytest.mark.parametrize("source", [QType.F32, QType.F16, QType.BF16])
 def test_what_is_left_alone_keeps_the_type_of_a_float_source(source):
     specs = [TensorSpec(spec.name, spec.shape, source) for spec in SMALL.specs]
-    types = types_of(make_plan(specs, SMALL.hparams, Recipe(ftype("Q8_0"), leave_output_tensor=True), False))
+    types = types_of(make_plan(specs, SMALL.facts, Recipe(ftype("Q8_0"), leave_output_tensor=True), False))
     assert types["output.weight"] == source.name
     assert types["output_norm.weight"] == types["blk.0.ffn_gate_inp.weight"] == "F32"
     assert types["blk.0.ffn_up_exps.weight"] == "Q8_0"
@@ -204,6 +206,47 @@ def test_the_converters_types(name, shape, expected):
 
 def test_a_quantized_source_is_not_converted():
     assert stored_type(TensorSpec("blk.0.ffn_gate_inp.weight", (4, 256), QType.Q8_0)) is QType.Q8_0
+
+
+def test_a_plan_of_tensors_of_any_rank_and_type():
+    """A GGUF of another program may hold types that nothing here can write, and stacks that are no experts."""
+    specs = [
+        TensorSpec("output_norm.weight", (256,), QType.F32),
+        TensorSpec("blk.0.ssm_conv1d.weight", (3, 256), QType.IQ2_XXS),
+        TensorSpec("blk.0.attn_k_b.weight", (5, 4, 256), QType.Q8_0),
+        TensorSpec("v.patch_embd.weight", (2, 3, 4, 256), QType.BF16),
+        TensorSpec("blk.0.ffn_up.weight", (4, 256), QType.IQ1_S),
+    ]
+    assert [spec.n_matrix for spec in specs] == [1, 1, 5, 6, 1]
+    planned = make_plan(
+        specs, RecipeFacts("other", n_layer=1, n_head=5, n_head_kv=5), Recipe(ftype("Q4_0")), False
+    )
+    assert types_of(planned) == {
+        "output_norm.weight": "F32",
+        "v.patch_embd.weight": "Q4_0",
+        "blk.0.attn_k_b.weight": "Q4_0",
+        "blk.0.ffn_up.weight": "Q4_0",
+        "blk.0.ssm_conv1d.weight": "IQ2_XXS",  # small and precious: stays as it is
+    }
+    for tensor in planned.tensors:
+        assert tensor.n_bytes == tensor.slab_bytes * tensor.spec.n_matrix
+        assert tensor.slab_bytes == tensor.row_bytes * tensor.spec.n_row
+        block_size, type_size = gguf.GGML_QUANT_SIZES[tensor.qtype]
+        assert tensor.n_bytes == tensor.spec.n_elements // block_size * type_size
+    assert planned.data_bytes == planned.tensors[-1].offset + -(-planned.tensors[-1].n_bytes // 32) * 32
+
+
+def test_facts_are_in_the_keys_of_any_file():
+    keys = [
+        KeyValue.u32("other.block_count", 80),
+        KeyValue.array("other.attention.head_count", [64, 32], gguf.GGUFValueType.UINT32),
+        KeyValue.array("other.attention.head_count_kv", [8, 4], gguf.GGUFValueType.UINT32),
+        KeyValue.u32("other.expert_count", 16),
+    ]
+    facts = RecipeFacts.of_keys("other", keys)
+    assert facts == RecipeFacts("other", n_layer=80, n_head=64, n_head_kv=8, n_expert=16) and facts.n_gqa == 8
+    assert RecipeFacts.of_keys("other", keys[:2]) == RecipeFacts("other", 80, 64, 64)
+    assert RecipeFacts.of_keys("other", []).n_gqa == 0
 
 
 @pytest.mark.parametrize(

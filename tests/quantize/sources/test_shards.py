@@ -178,7 +178,7 @@ def test_experts_of_different_types_are_read_as_f32_and_that_is_said(broken: Pat
         found = checkpoint.read(spec, xid, (3, 9))
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, pico.to_f32(stored[w2.format(xid)])[3:9])
-    assert any("different types" in remark for remark in checkpoint.remarks)
+    assert any("different types" in str(remark) for remark in checkpoint.remarks)
 
 
 def test_threads_read_what_one_reads(mixtral: Path) -> None:
@@ -217,7 +217,7 @@ def test_an_expert_or_row_that_is_not_there(mixtral: Path) -> None:
     checkpoint = open_checkpoint(mixtral)
     spec = next(spec for spec in checkpoint.specs() if spec.n_matrix > 1)
     for xid, rows in ((4, None), (-1, None), (0, (0, spec.n_row + 1)), (0, (5, 5))):
-        with pytest.raises(IndexError, match="experts of"):
+        with pytest.raises(IndexError, match="matrices of"):
             checkpoint.read(spec, xid, rows)
     with pytest.raises(KeyError):
         checkpoint.read(TensorSpec("no.such.weight", (4, 4), QType.BF16))
@@ -275,7 +275,7 @@ def test_consolidated_weights_are_ignored(broken: Path) -> None:
 
 def test_a_single_file_beside_an_index_is_left_aside_and_that_is_said(broken: Path) -> None:
     (broken / "model.safetensors").write_bytes(b"not read")
-    assert any("not read" in remark for remark in open_checkpoint(broken).remarks)
+    assert any("not read" in str(remark) for remark in open_checkpoint(broken).remarks)
 
 
 def test_known_leftovers_are_ignored_and_that_is_said(broken: Path) -> None:
@@ -284,7 +284,7 @@ def test_known_leftovers_are_ignored_and_that_is_said(broken: Path) -> None:
 
     edit_tensors(broken, add)
     checkpoint = open_checkpoint(broken)
-    assert any("inv_freq" in remark for remark in checkpoint.remarks)
+    assert any("inv_freq" in str(remark) for remark in checkpoint.remarks)
     assert not any("rot" in spec.name for spec in checkpoint.specs())
 
 
@@ -294,7 +294,7 @@ def test_tied_embeddings(tmp_path: Path) -> None:
     kept = open_checkpoint(pico.pico_mixtral(tmp_path / "kept", tokenizer=False, tie_word_embeddings=True))
     assert "output.weight" in {spec.name for spec in kept.specs()}
     silent = pico.pico_mixtral(tmp_path / "silent", tied=True, tokenizer=False, tie_word_embeddings=False)
-    assert any("token embedding is used" in remark for remark in open_checkpoint(silent).remarks)
+    assert any("token embedding is used" in str(remark) for remark in open_checkpoint(silent).remarks)
 
 
 # --- refusing: the folder --------------------------------------------------------------------------------------------
@@ -498,7 +498,7 @@ def test_integers_are_not_weights(broken: Path) -> None:
             name: ("I16", one.shape, one.tobytes()),
         },
     )
-    assert f"'{name}' is stored as I16" in refusal(broken)
+    assert f"'{name}': is stored as I16" in refusal(broken)
 
 
 # --- refusing: the header --------------------------------------------------------------------------------------------

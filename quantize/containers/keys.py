@@ -1,0 +1,46 @@
+"""One key-value pair of a GGUF file, with the type under which it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gguf import GGUFValueType
+
+__all__ = ["KeyValue"]
+
+
+@dataclass(frozen=True)
+class KeyValue:
+    """One pair of a GGUF file; `sub_type` is the type of the elements of an array."""
+
+    key: str
+    value: Any
+    type: GGUFValueType
+    sub_type: GGUFValueType | None = None
+
+    @classmethod
+    def text(cls, key: str, value: str) -> KeyValue:
+        """A string."""
+        return cls(key, value, GGUFValueType.STRING)
+
+    @classmethod
+    def u32(cls, key: str, value: int) -> KeyValue:
+        """An unsigned integer of 32 bits: llama.cpp's type for counts, sizes and token ids."""
+        return cls(key, value, GGUFValueType.UINT32)
+
+    @classmethod
+    def f32(cls, key: str, value: float) -> KeyValue:
+        """A binary32."""
+        return cls(key, value, GGUFValueType.FLOAT32)
+
+    @classmethod
+    def flag(cls, key: str, value: bool) -> KeyValue:
+        """A bool."""
+        return cls(key, value, GGUFValueType.BOOL)
+
+    @classmethod
+    def array(cls, key: str, values: Sequence[Any], sub_type: GGUFValueType) -> KeyValue:
+        """An array; llama.cpp's converter writes no empty ones."""
+        return cls(key, list(values), GGUFValueType.ARRAY, sub_type)
