@@ -21,6 +21,10 @@ class RecipeError(MoeGgufError):
     """A file type, tensor type or override that does not exist or cannot be applied."""
 
 
+class DecodeError(MoeGgufError):
+    """Stored blocks that cannot be decoded: of a type that is not known here, or of another size than their rows."""
+
+
 class ImatrixError(MoeGgufError):
     """An importance matrix that cannot be read or does not fit the model."""
 

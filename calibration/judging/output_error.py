@@ -33,6 +33,7 @@ from calibration.text.chunks import Chunks
 from quantize.blocks import block_format
 from quantize.codec import compile_kernels, decode, encode, first_non_finite, row_bytes
 from quantize.exceptions import CheckpointError, TextError
+from quantize.guide import Guide
 from quantize.recipes.recipe import fallback
 from quantize.telling import Report, silent
 from quantize.tensors import NUMPY_TYPES, Array, QType, TensorSource, TensorSpec
@@ -236,7 +237,7 @@ def _judge_slab(
     with torch.inference_mode():  # a setting of the thread
         output = _product(kept, wide)
         for one in variants:
-            blocks = encode(weights, one.qtype, importance if one.weighted else None)
+            blocks = encode(weights, one.qtype, Guide.of(importance) if one.weighted else None)
             difference = wide - decode(blocks, one.qtype, n_per_row)
             of_weights, of_output = WeightSums(n_per_row), OutputSums(len(kept))
             of_weights.add(wide, difference)

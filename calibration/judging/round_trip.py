@@ -9,6 +9,7 @@ import numpy as np
 from calibration.importance.imatrix import Imatrix
 from quantize.codec import decode, encode, first_non_finite
 from quantize.exceptions import CheckpointError, ImatrixError
+from quantize.guide import Guide
 from quantize.hparams import Hparams
 from quantize.recipes.layout import Plan
 from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSource, TensorSpec
@@ -74,7 +75,7 @@ class RoundTrip:
                 f"{spec.name}: a weight{place} is not a finite number; the checkpoint is damaged"
             )
         importance = self._importance(spec.name, xid) if spec.qtype not in NUMPY_TYPES else None
-        return encode(weights, spec.qtype, importance)
+        return encode(weights, spec.qtype, Guide.of(importance))
 
     def _importance(self, name: str, xid: int) -> Array | None:
         return None if self._imatrix is None else self._imatrix.importance(name, xid)

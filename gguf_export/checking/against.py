@@ -29,7 +29,8 @@ from gguf_export.checking.findings import Finding, error, info, warning
 from gguf_export.checking.tolerances import MOST, TINY, Habits, Judgement, Spots, limit, wild_limit
 from gguf_export.writing.slabs import Slab, in_window, slabs_of
 from quantize import codec
-from quantize.blocks import MODULES
+from quantize.blocks import WRITABLE, can_encode
+from quantize.guide import Guide
 from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.telling import Progress, Report, silent
@@ -72,7 +73,9 @@ def compare(
     if imatrix is not None:
         imatrix.check(list(specs.values()))
     comparison = Comparison(file, checkpoint, exact, imatrix)
-    foreign = {stored.spec.qtype.name for stored in file.tensors.values()} - {qtype.name for qtype in MODULES}
+    foreign = {stored.spec.qtype.name for stored in file.tensors.values()} - {
+        qtype.name for qtype in WRITABLE
+    }
     if comparison.encodes and foreign:
         findings.append(
             info(str(file.path), f"compared by error only, not to the byte: {', '.join(sorted(foreign))}")
@@ -113,7 +116,7 @@ def _same_tensors(file: GGUFFile, specs: dict[str, TensorSpec]) -> Iterator[Find
 
 
 def _decoder(qtype: QType) -> str | None:
-    if qtype in MODULES:
+    if can_encode(qtype):
         return "ours"
     return "gguf" if qtype.name.startswith(("IQ", "TQ", "NVFP4")) else None
 
@@ -168,9 +171,9 @@ class Comparison:
         blocks = self.blocks(spec, slab.xid, slab.rows)
         weights = self.checkpoint.read(spec, slab.xid, slab.rows)
         found = Judgement(n_blocks=blocks.size // type_size)
-        if is_certain(qtype) or (self.encodes and qtype in MODULES):
+        if is_certain(qtype) or (self.encodes and can_encode(qtype)):
             importance = self._imatrix.importance(spec.name, slab.xid) if self._imatrix else None
-            expected = codec.encode(weights, qtype, importance)
+            expected = codec.encode(weights, qtype, Guide.of(importance))
             changed = (blocks != expected).reshape(-1, type_size).any(axis=1)
             found.changed = Spots.of(changed, slab.rows)
             if not found.changed.n:

@@ -15,6 +15,7 @@ from calibration.importance.imatrix import Imatrix
 from gguf_export.writing.sink import Sink
 from quantize import codec
 from quantize.exceptions import CheckpointError
+from quantize.guide import Guide
 from quantize.recipes.layout import PlannedTensor
 from quantize.sources.checkpoint import Checkpoint
 from quantize.tensors import Array, QType, Rows, TensorSpec
@@ -106,7 +107,7 @@ class Worker:
         for sink, planned in self.lacking(slab):
             moment = time.perf_counter()
             if planned.qtype not in encoded:
-                encoded[planned.qtype] = codec.encode(weights, planned.qtype, importance)
+                encoded[planned.qtype] = codec.encode(weights, planned.qtype, Guide.of(importance))
             blocks = encoded[planned.qtype]
             spent.encode += time.perf_counter() - moment
             moment = time.perf_counter()
