@@ -1,4 +1,4 @@
-"""Weights, format and importance become bytes, and bytes become weights: the unit of work."""
+"""Weights become bytes, and bytes become weights: the only loop over fit, round and pack."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quantize.blocks import block_format
+from quantize.blocks import BlockFormat, FloatFormat, block_format, can_encode
+from quantize.blocks.error_weights import row_mean_squares, tile_guide
 from quantize.blocks.jit import kernel
-from quantize.exceptions import ImatrixError, RecipeError
+from quantize.blocks.rounding import Rounding, nearest
+from quantize.blocks.tiles import PANEL, column_groups, load, room_for, row_groups
+from quantize.exceptions import DecodeError, RecipeError
+from quantize.guide import Guide
 from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import Array, QType
 
-__all__ = ["compile_kernels", "decode", "encode", "first_non_finite", "row_bytes"]
+__all__ = ["compile_kernels", "decode", "encode", "first_non_finite", "row_bytes", "to_qtype"]
 
 EXPONENTS: dict[np.dtype[Any], tuple[np.dtype[Any], int]] = {
     np.dtype(np.uint16): (np.dtype(np.uint16), 0x7F80),  # bits of bfloat16
@@ -23,14 +27,28 @@ EXPONENTS: dict[np.dtype[Any], tuple[np.dtype[Any], int]] = {
 }
 """Per weight type: its bits, and those of the exponent, which are all set in infinities and NaNs."""
 
-WIDENED = 1 << 20  # float16 weights that are widened to float32 at a time
+
+CONVERTED = 1 << 20  # weights of a format without grid that are converted at a time
+
+
+def to_qtype(qtype: QType | str) -> QType:
+    """A tensor type by its name, in any case; a type as it is.
+
+    Raises:
+        RecipeError: ggml has no type of that name.
+    """
+    if isinstance(qtype, QType):
+        return qtype
+    if qtype.upper() not in QType.__members__:
+        raise RecipeError(f"unknown tensor type {qtype!r}; known: {', '.join(QType.__members__)}")
+    return QType[qtype.upper()]
 
 
 def row_bytes(qtype: QType, n_per_row: int) -> int:
     """Bytes of one row of `n_per_row` weights, as `ggml_row_size`.
 
     Raises:
-        RecipeError: the type is not known here, or its block does not divide the row.
+        RecipeError: the type cannot be encoded here, or its block does not divide the row.
     """
     form = block_format(qtype)
     if n_per_row < 1 or n_per_row % form.block_size:
@@ -40,92 +58,104 @@ def row_bytes(qtype: QType, n_per_row: int) -> int:
     return n_per_row // form.block_size * form.type_size
 
 
-def encode(weights: Array, qtype: QType, importance: Array | None = None) -> Array:
-    """The blocks of a matrix, equal to those of ggml's `ggml_quantize_chunk` (x86-64 release build).
+def encode(
+    weights: Array, qtype: QType | str, guide: Guide | None = None, rounding: Rounding = nearest
+) -> Array:
+    """The blocks of a matrix: with the rounding `nearest` those of ggml's `ggml_quantize_chunk` (x86-64 release build).
 
     Args:
         weights: [n_rows, n_per_row] as float32, float16 or uint16 (bits of bfloat16); finite (see
             `first_non_finite`).
-        qtype: the tensor type.
-        importance: [n_per_row], one importance per column, as an imatrix gives it; None fits without. Types that have
-            no use for it (Q8_0, MXFP4, F16, BF16, F32) ignore it, as ggml does.
+        qtype: the tensor type, or its name in any case.
+        guide: what is known of the inputs of the matrix; None fits without. Types that have no use for an importance
+            (Q8_0, MXFP4, F16, BF16, F32) ignore it, as ggml does.
+        rounding: chooses the codes on each grid that was fitted; not asked for F16, BF16 and F32, which have none.
 
     Returns:
         uint8 [n_rows, row_bytes(qtype, n_per_row)].
 
     Raises:
-        RecipeError: the type is not known here, or the matrix does not fit it.
+        RecipeError: the type cannot be encoded here, or the matrix does not fit it.
         ImatrixError: the importance has another length than the rows, or is not finite.
+
+    >>> encode(np.ones((2, 256), np.float32), "Q4_K").shape
+    (2, 144)
     """
     if weights.ndim != 2 or weights.dtype not in EXPONENTS:
         raise RecipeError(
             f"weights to encode must be a matrix of float32, float16 or uint16 (bits of bfloat16), "
             f"not {weights.dtype} {weights.shape}"
         )
+    qtype = to_qtype(qtype)
     form = block_format(qtype)
     n_rows, n_per_row = weights.shape
-    out = np.empty((n_rows, row_bytes(qtype, n_per_row)), np.uint8)
-    importance = _checked(importance, n_per_row)
-    if not form.uses_importance:
-        importance = None
-    step = n_rows
-    if weights.dtype == np.float16:
-        step = max(1, WIDENED // n_per_row)
-    with np.errstate(
-        all="ignore"
-    ):  # where the kernels run as plain Python, overflow is part of the arithmetic
-        for row in range(0, n_rows, max(1, step)):
-            part = weights[row : row + step]
-            if part.dtype == np.float16:
-                part = part.astype(np.float32)
-            form.encode(np.ascontiguousarray(part), importance, out[row : row + step])
-    return out
+    blocks = np.empty((n_rows, row_bytes(qtype, n_per_row)), np.uint8)
+    guide = None if guide is None else guide.checked(n_per_row)
+    room = room_for(weights.size, form.block_size)
+    with np.errstate(all="ignore"):  # where kernels run as plain Python, overflow is part of the arithmetic
+        for rows in row_groups(n_rows, n_per_row, CONVERTED if isinstance(form, FloatFormat) else PANEL):
+            group = weights[rows]
+            if group.dtype == np.float16:
+                group = group.astype(np.float32)
+            group = np.ascontiguousarray(group)
+            if isinstance(form, FloatFormat):
+                form.encode(group, blocks[rows])
+            else:
+                _encode_rows(form, group, guide, rounding, blocks[rows], room)
+    return blocks
 
 
-def _checked(importance: Array | None, n_per_row: int) -> Array | None:
-    """The importance as the kernels take it: float32, contiguous, one per column, finite."""
-    if importance is None:
-        return None
-    if importance.shape != (n_per_row,):
-        raise ImatrixError(f"importance of shape {importance.shape} does not fit rows of {n_per_row} weights")
-    values: Array = np.ascontiguousarray(importance, np.float32)
-    if not np.isfinite(values).all():
-        raise ImatrixError("importance holds NaN or infinity")
-    return values
+def _encode_rows(
+    form: BlockFormat, weights: Array, guide: Guide | None, rounding: Rounding, blocks: Array, room: Array
+) -> None:
+    """Fit, round and pack a group of rows, panel by panel: weights float32 or uint16, C-contiguous."""
+    n_rows, n_per_row = weights.shape
+    size = form.block_size
+    guide = guide if form.uses_importance else None
+    row_squares = row_mean_squares(weights) if guide and form.weighs_rows else np.zeros(n_rows, np.float32)
+    for columns in column_groups(n_rows, n_per_row // size, size):
+        x = load(weights, columns, size, room)
+        grid = form.fit(x, None if guide is None else tile_guide(guide, columns, size, row_squares))
+        form.pack(grid, rounding(grid, x), columns, blocks)
 
 
-def decode(blocks: Array, qtype: QType, n_per_row: int) -> Array:
+def decode(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
     """The weights that blocks stand for, bit for bit those of `gguf.dequantize`.
 
     Args:
         blocks: uint8 [n_rows, row_bytes(qtype, n_per_row)].
-        qtype: the tensor type.
+        qtype: the tensor type, or its name in any case: one that can be encoded here. `decode_stored` knows more.
         n_per_row: weights of one row.
 
     Returns:
         float32 [n_rows, n_per_row].
 
     Raises:
-        RecipeError: the type is not known here, or the blocks are not rows of it.
+        DecodeError: the type is not known here, or the blocks are not rows of it.
     """
-    n_bytes = row_bytes(qtype, n_per_row)
-    if blocks.dtype != np.uint8 or blocks.ndim != 2 or blocks.shape[1] != n_bytes:
-        raise RecipeError(
+    qtype = to_qtype(qtype)
+    if not can_encode(qtype):
+        raise DecodeError(f"blocks of type {qtype.name} cannot be decoded by this project's kernels")
+    form = block_format(qtype)
+    n_blocks, rest = divmod(n_per_row, form.block_size)
+    n_bytes = n_blocks * form.type_size
+    if rest or blocks.dtype != np.uint8 or blocks.ndim != 2 or blocks.shape[1] != n_bytes:
+        raise DecodeError(
             f"blocks of {qtype.name} for rows of {n_per_row} weights must be uint8 [n_rows, {n_bytes}], "
             f"not {blocks.dtype} {blocks.shape}"
         )
-    out = np.empty((len(blocks), n_per_row), np.float32)
+    weights = np.empty((len(blocks), n_per_row), np.float32)
     with np.errstate(all="ignore"):
-        block_format(qtype).decode(np.ascontiguousarray(blocks), out)
-    return out
+        form.decode(np.ascontiguousarray(blocks), weights)
+    return weights
 
 
 def first_non_finite(weights: Array) -> int | None:
     """The flat index of the first NaN or infinity, or None; weights as `encode` takes them."""
     bits_type, exponent = EXPONENTS[weights.dtype]
     bits = np.ascontiguousarray(weights).view(bits_type).reshape(-1)
-    found = int(_first_with(bits, bits_type.type(exponent)))
-    return None if found < 0 else found
+    index = int(_first_with(bits, bits_type.type(exponent)))
+    return None if index < 0 else index
 
 
 @kernel
@@ -159,5 +189,5 @@ def compile_kernels(jobs: Iterable[tuple[npt.DTypeLike, QType, bool]], progress:
         progress(Progress("compiling kernels", done, len(wanted), "kernels"))
         n = block_format(qtype).block_size
         weights = np.zeros((1, n), dtype)
-        encode(weights, qtype, np.ones(n, np.float32) if with_importance else None)
+        encode(weights, qtype, Guide(np.ones(n, np.float32)) if with_importance else None)
     progress(Progress("compiling kernels", len(wanted), len(wanted), "kernels"))

@@ -89,12 +89,12 @@ class TokenizerError(MoeGgufError):
     """A tokenizer that is missing, unknown or does not fit the embedding."""
 
 
-class DecodeError(MoeGgufError):
-    """Blocks of a type that nothing here can decode."""
-
-
 class RecipeError(MoeGgufError):
     """A file type, tensor type or override that does not exist or cannot be applied."""
+
+
+class DecodeError(MoeGgufError):
+    """Stored blocks that cannot be decoded: of a type that is not known here, or of another size than their rows."""
 
 
 class ImatrixError(MoeGgufError):

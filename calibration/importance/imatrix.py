@@ -22,6 +22,7 @@ from gguf import GGUFWriter
 from quantize.containers.gguf import GGUFTensor, read_container
 from quantize.containers.untrusted import quoted, regular_size
 from quantize.exceptions import ImatrixError, OutputError
+from quantize.guide import Guide
 from quantize.tensors import QType, TensorSpec
 
 __all__ = ["Entry", "Imatrix", "Starved", "load_imatrix", "save_imatrix"]
@@ -80,6 +81,10 @@ class Imatrix:
         """
         if not (math.isfinite(self.prior) and self.prior >= 0):
             raise ImatrixError(f"--prior {self.prior:g}: is not a number of tokens; give 0 or more")
+
+    def guide(self, name: str, xid: int = 0) -> Guide | None:
+        """The importances of one expert as `quantize.encode` takes them; raises as `importance`."""
+        return Guide.of(self.importance(name, xid))
 
     def importance(self, name: str, xid: int = 0) -> Vector | None:
         """The importances [n_per_row] of one expert, or None where nothing is known of the tensor.

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,7 +18,9 @@ from calibration.judging.held_out import N_JUDGED, InputSample
 from calibration.judging.matrix_errors import MatrixErrors
 from quantize.blocks import block_format
 from quantize.codec import decode, encode, row_bytes
+from quantize.decoding import to_f32
 from quantize.engine import Engine
+from quantize.guide import Guide
 from quantize.recipes.recipe import fallback, parse_qtype
 from quantize.tensors import Array, QType, TensorSpec
 
@@ -129,7 +130,7 @@ def _sums_of(
     spec, kept = matrix.spec, matrix.sample.kept
     step = max(1, UNIT_WEIGHTS // spec.n_per_row)
     units = [MatrixRows(first, matrix.weights[first : first + step]) for first in range(0, spec.n_row, step)]
-    measure = partial(measure_rows, encodings=tuple(encodings), importance=matrix.importance, kept=kept)
+    measure = partial(measure_rows, encodings=tuple(encodings), guide=Guide.of(matrix.importance), kept=kept)
     by_row = {rows.first: sums for rows, sums in engine.map(measure, units)}
     totals = {encoding: ErrorSums(spec.n_per_row, len(kept)) for encoding in encodings}
     for first in sorted(by_row):
@@ -139,16 +140,16 @@ def _sums_of(
 
 
 def measure_rows(
-    rows: MatrixRows, *, encodings: Sequence[Encoding], importance: Array | None, kept: Tensor
+    rows: MatrixRows, *, encodings: Sequence[Encoding], guide: Guide | None, kept: Tensor
 ) -> list[ErrorSums]:
     """Some rows of a matrix against themselves in each encoding; `kept` [n_judged, n_per_row] are activations."""
-    weights = _to_f32(rows.weights)
+    weights = to_f32(rows.weights)
     n_per_row = weights.shape[1]
     measured = []
     with torch.inference_mode():  # a setting of the thread
         output = _product(kept, weights)
         for encoding in encodings:
-            blocks = encode(rows.weights, encoding.qtype, importance if encoding.is_weighted else None)
+            blocks = encode(rows.weights, encoding.qtype, guide if encoding.is_weighted else None)
             difference = weights - decode(blocks, encoding.qtype, n_per_row)
             sums = ErrorSums(n_per_row, len(kept))
             sums.weights.add(weights, difference)
@@ -162,9 +163,3 @@ def _product(x: Tensor, weights: Array) -> Array:
     y = functional.linear(x, torch.from_numpy(weights).to(x.device, x.dtype))
     product: Array = y.float().cpu().numpy()
     return product
-
-
-def _to_f32(weights: Array) -> Array:
-    if weights.dtype == np.uint16:  # the bits of bfloat16 are the upper half of those of float32
-        return np.left_shift(weights, np.uint32(16), dtype=np.uint32).view(np.float32)
-    return np.asarray(weights, np.float32)

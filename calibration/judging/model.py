@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from calibration.importance.imatrix import Imatrix
 from quantize.exceptions import GGUFError
 from quantize.sources.model_source import ModelSource
 
@@ -34,6 +35,12 @@ class Model:
     source: ModelSource
     n_bytes: int
     bpw: float
+    imatrix: Imatrix | None = None  # importances of a round trip; those of a file are not known
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the weights come from a GGUF file."""
+        return self.source.kind == "gguf"
 
 
 def refuse_other_model(base: Model, model: Model) -> None:

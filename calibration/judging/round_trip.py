@@ -11,6 +11,7 @@ from calibration.importance.imatrix import Imatrix
 from quantize.codec import decode, encode
 from quantize.containers.keys import KeyValue
 from quantize.finite import refuse_non_finite
+from quantize.guide import Guide
 from quantize.hparams import Hparams
 from quantize.recipes.layout import Plan
 from quantize.recipes.recipe import require_importances
@@ -97,7 +98,7 @@ class RoundTrip:
             return np.ascontiguousarray(weights).view(np.uint8)
         refuse_non_finite(spec, xid, rows or (0, spec.n_row), weights)  # blocks would hide it
         importance = self._importance(spec.name, xid) if spec.qtype not in NUMPY_TYPES else None
-        return encode(weights, spec.qtype, importance)
+        return encode(weights, spec.qtype, Guide.of(importance))
 
     def _importance(self, name: str, xid: int) -> Array | None:
         return None if self._imatrix is None else self._imatrix.importance(name, xid)

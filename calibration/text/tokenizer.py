@@ -97,4 +97,4 @@ def _tokenizer_of_files(files: TokenizerFiles, n_vocab: int | None) -> Tokenizer
 
 
 def _is_gguf(source: Checkpoint | GGUFFile) -> TypeGuard[GGUFFile]:
-    return isinstance(source, GGUFFile)  # to become: source.kind == "gguf"
+    return source.kind == "gguf"

@@ -25,8 +25,9 @@ from gguf_export.checking.deviations import Deviation, EncoderDifferences
 from gguf_export.checking.file_check import FileCheck, Level, have_same_rows, measure
 from gguf_export.checking.findings import Finding, error, info
 from gguf_export.checking.verdicts import AGAIN, verdicts
-from gguf_export.checking.weights import can_decode, can_encode
 from gguf_export.writing.slabs import slabs_of
+from quantize.blocks import can_encode
+from quantize.decoding import can_decode
 from quantize.engine import Engine
 from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile

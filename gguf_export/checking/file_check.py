@@ -12,9 +12,10 @@ from calibration.importance.imatrix import Imatrix
 from gguf_export.checking.codes import not_nearest
 from gguf_export.checking.deviations import BadBlocks, Deviation
 from gguf_export.checking.tolerances import TINY_ERROR, Tolerance, tolerance
-from gguf_export.checking.weights import can_decode, can_encode, decode_stored, to_f32
 from gguf_export.writing.slabs import Slab
 from quantize import codec
+from quantize.blocks import can_encode
+from quantize.decoding import can_decode, decode_stored, to_f32
 from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
@@ -109,8 +110,8 @@ def measure(check: FileCheck, slab: Slab) -> Deviation:
     block_size, type_size = GGML_QUANT_SIZES[qtype]
     deviation = Deviation(n_blocks=blocks.size // type_size)
     if follows_from_weights(qtype) or (check.encodes and can_encode(qtype)):
-        importance = check.imatrix.importance(spec.name, slab.xid) if check.imatrix else None
-        expected = codec.encode(weights, qtype, importance)
+        guide = check.imatrix.guide(spec.name, slab.xid) if check.imatrix else None
+        expected = codec.encode(weights, qtype, guide)
         differ = (blocks != expected).reshape(-1, type_size).any(axis=1)
         if not differ.any():
             return deviation

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gguf_export.checking.findings import Finding, error, info, warning
-from gguf_export.checking.weights import to_f32
 from gguf_export.writing.slabs import SLAB_BYTES
 from quantize.codec import first_non_finite
+from quantize.decoding import to_f32
 from quantize.sources.checkpoint import Checkpoint
 from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import Array, Rows, TensorSpec

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibration.forward.stored import can_decode
 from calibration.importance.imatrix import Imatrix
 from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.judging.model import Model, refuse_other_model
@@ -15,6 +14,8 @@ from calibration.judging.side_by_side import Base
 from calibration.text.tokenizer import vocabulary_of
 from calibration.text.vocabulary import refuse_other_vocabulary
 from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
+from quantize.blocks import can_encode
+from quantize.decoding import can_decode
 from quantize.exceptions import DecodeError, MoeGgufError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
@@ -149,10 +150,9 @@ def open_gguf(path: Path, note: Note = discard) -> GGUFFile:
     file.refuse_part()
     slow = set()
     for spec in file.specs():
-        is_fast = can_decode(spec.qtype)
-        if is_fast is None:
+        if not can_decode(spec.qtype):
             raise DecodeError(f"{path}: {spec.name}", f"tensor type {spec.qtype.name} cannot be decoded here")
-        if not is_fast:
+        if not can_encode(spec.qtype):
             slow.add(spec.qtype.name)
     if slow:
         note(Remark(str(path), f"{', '.join(sorted(slow))} is decoded by the gguf library, slowly"))
@@ -197,7 +197,7 @@ def _round_trips(
     for remark in remarks:
         note(remark)
     return [
-        Model(f"{name} {ROUND_TRIP}", RoundTrip(shared, plan, imatrix), plan.n_bytes, plan.bpw)
+        Model(f"{name} {ROUND_TRIP}", RoundTrip(shared, plan, imatrix), plan.n_bytes, plan.bpw, imatrix)
         for name, plan in plans.items()
     ]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from calibration.judging.perplexity import Estimate
 from calibration.judging.side_by_side import Comparison, Model, OnText
-from gguf_export.reports.compare_facts import base_name, imatrix_of, labels, versions
+from gguf_export.reports.compare_facts import base_name, labels, versions
 
 __all__ = ["compare_csv", "compare_dict", "compare_json"]
 
@@ -79,8 +79,8 @@ def compare_dict(comparison: Comparison) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "base": {
             "name": base_name(comparison),
-            "n_bytes": base.n_bytes if isinstance(base, Model) else None,
-            "bpw": base.bpw if isinstance(base, Model) else None,
+            "n_bytes": base.n_bytes if base.kind == "model" else None,
+            "bpw": base.bpw if base.kind == "model" else None,
         },
         "activations": comparison.activations,
         "versions": versions(),
@@ -118,7 +118,7 @@ def compare_dict(comparison: Comparison) -> dict[str, Any]:
 
 def _imatrix(model: Model) -> dict[str, Any] | None:
     """The importances that a round trip was encoded with; None without any, and for a file."""
-    imatrix = imatrix_of(model)
+    imatrix = model.imatrix
     if imatrix is None:
         return None
     return {

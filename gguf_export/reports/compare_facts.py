@@ -8,13 +8,10 @@ from pathlib import Path
 
 import torch
 
-from calibration.importance.imatrix import Imatrix
-from calibration.judging.logits_file import LogitsFile
-from calibration.judging.round_trip import RoundTrip
 from calibration.judging.side_by_side import Comparison, Model
 from gguf_export.writing.fingerprint import version
 
-__all__ = ["base_name", "imatrix_of", "labels", "protocol", "versions"]
+__all__ = ["base_name", "labels", "protocol", "versions"]
 
 ACTIVATIONS = {
     "exact": "exact, so that only the weights are judged",
@@ -36,11 +33,11 @@ def labels(comparison: Comparison) -> list[str]:
     """
     base = comparison.base
     names = [_stem(model) for model in comparison.models]
-    of_files = [name for model, name in zip(comparison.models, names, strict=True) if _is_file(model)]
-    of_base = [_stem(base)] if isinstance(base, Model) and _is_file(base) else []
+    of_files = [name for model, name in zip(comparison.models, names, strict=True) if model.is_file]
+    of_base = [_stem(base)] if base.kind == "model" and base.is_file else []
     cut = _cut([PART.split(name) for name in dict.fromkeys(of_files + of_base)], base_name(comparison))
     shown = [
-        "".join(PART.split(name)[cut:]) if _is_file(model) else name
+        "".join(PART.split(name)[cut:]) if model.is_file else name
         for model, name in zip(comparison.models, names, strict=True)
     ]
     return shown if len(set(shown)) == len(shown) else [model.name for model in comparison.models]
@@ -61,24 +58,15 @@ def _cut(names: Sequence[list[str]], base: str) -> int:
     return typed
 
 
-def _is_file(model: Model) -> bool:
-    return model.name.endswith(".gguf")
-
-
 def _stem(model: Model) -> str:
-    return Path(model.name).name.removesuffix(".gguf") if _is_file(model) else model.name
+    return Path(model.name).name.removesuffix(".gguf") if model.is_file else model.name
 
 
 def base_name(comparison: Comparison) -> str:
     """The name of the base's file or folder."""
     base = comparison.base
-    path = base.path if isinstance(base, LogitsFile) else Path(base.name)
+    path = base.path if base.kind == "logits" else Path(base.name)
     return path.name or path.resolve().name
-
-
-def imatrix_of(model: Model) -> Imatrix | None:
-    """The importances of a round trip; None for a file, whose importances are not known here."""
-    return model.source.imatrix if isinstance(model.source, RoundTrip) else None
 
 
 def versions() -> dict[str, str]:
@@ -100,9 +88,9 @@ def protocol(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _importances(model: Model) -> str:
-    if not isinstance(model.source, RoundTrip):
+    if model.source.kind != "round trip":
         return ""
-    imatrix = model.source.imatrix
+    imatrix = model.imatrix
     if imatrix is None:
         return "none"
     parts = [Path(imatrix.file).name or "an importance matrix"]

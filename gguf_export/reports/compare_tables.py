@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from calibration.forward.streams import Timings
-from calibration.judging.logits_file import LogitsFile
 from calibration.judging.perplexity import Estimate
 from calibration.judging.side_by_side import Comparison, Model, OnText
 from gguf_export.files.sizes import size_in_words
@@ -142,7 +141,7 @@ def base_size(comparison: Comparison) -> tuple[str, str]:
     base = comparison.base
     return (
         (NOTHING, NOTHING)
-        if isinstance(base, LogitsFile)
+        if base.kind == "logits"
         else (
             size_in_words(base.n_bytes, GIB_PLACES),
             f"{base.bpw:.2f}",

@@ -29,6 +29,7 @@ from gguf_export.writing.pass_state import StateFile, state_path
 from gguf_export.writing.slabs import Slab, compile_kernels, encode_weights, slabs_of_matrix
 from quantize.engine import Threads
 from quantize.exceptions import OutputExistsError
+from quantize.guide import Guide
 from quantize.telling import Note, OnProgress, discard, silent
 from quantize.tensors import Array, TensorSpec
 
@@ -83,11 +84,11 @@ def expected_imatrix(specs: Sequence[TensorSpec], calibration: Calibration, file
 
 
 class _Unit(NamedTuple):
-    """A slab whose weights [n_row, n_per_row] are in memory, with the importances of its columns."""
+    """A slab whose weights [n_row, n_per_row] are in memory, with the guide of its matrix."""
 
     slab: Slab
     weights: Array
-    importance: Array | None
+    guide: Guide | None
 
 
 def run_calibrated(
@@ -132,15 +133,15 @@ def run_calibrated(
 
         def work(unit: _Unit) -> Seconds:
             types = files.types_for(unit.slab)
-            return files.write(encode_weights(unit.slab, unit.weights, types, unit.importance))
+            return files.write(encode_weights(unit.slab, unit.weights, types, unit.guide))
 
         with Threads(jobs) as engine, Feed(engine, work, seconds.add) as feed:
 
             def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix) -> None:
-                importance = imatrix.importance(spec.name, xid)
+                guide = imatrix.guide(spec.name, xid)
                 for slab in slabs_of_matrix(job.checkpoint, spec, xid):
                     if files.lacking(slab):
-                        feed.put(_Unit(slab, weights[slice(*slab.rows)], importance))
+                        feed.put(_Unit(slab, weights[slice(*slab.rows)], guide))
 
             collected = collect_imatrix(
                 job.checkpoint,

@@ -197,8 +197,8 @@ def run(
 
         def work(slab: Slab) -> Seconds:
             # Written where it was encoded: checksums and copies take the time of every thread, not of one.
-            importance = job.imatrix.importance(slab.spec.name, slab.xid) if job.imatrix else None
-            return files.write(encode_slab(job.checkpoint, slab, files.types_for(slab), importance))
+            guide = job.imatrix.guide(slab.spec.name, slab.xid) if job.imatrix else None
+            return files.write(encode_slab(job.checkpoint, slab, files.types_for(slab), guide))
 
         slabs = [slab for slab in slabs_of(job.checkpoint) if files.lacking(slab)]
         if slabs:

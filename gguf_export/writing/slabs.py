@@ -14,6 +14,7 @@ import numpy as np
 
 from quantize import codec
 from quantize.finite import refuse_non_finite
+from quantize.guide import Guide
 from quantize.recipes.layout import Plan, PlannedTensor
 from quantize.sources.checkpoint import Checkpoint
 from quantize.telling import OnProgress
@@ -69,7 +70,7 @@ class EncodedSlab:
 
 
 def encode_slab(
-    source: TensorSource, slab: Slab, qtypes: Sequence[QType], importance: Array | None
+    source: TensorSource, slab: Slab, qtypes: Sequence[QType], guide: Guide | None
 ) -> EncodedSlab:
     """Read a slab and encode it: a pure function of arguments that can be pickled.
 
@@ -77,30 +78,30 @@ def encode_slab(
         source: the model.
         slab: what to read of it.
         qtypes: the types to encode it in, each once.
-        importance: [n_per_row], one importance per column, or None.
+        guide: what is known of the inputs of the matrix.
 
     Raises:
         CheckpointError: the weights cannot be read, or one of them is not a finite number (`NotFiniteError`).
-        ImatrixError: the importance does not fit the rows.
+        ImatrixError: the guide does not fit the rows.
     """
     started = time.perf_counter()
     weights = source.read(slab.spec, slab.xid, slab.rows)
     seconds = time.perf_counter() - started
-    return encode_weights(slab, weights, qtypes, importance, read_seconds=seconds)
+    return encode_weights(slab, weights, qtypes, guide, read_seconds=seconds)
 
 
 def encode_weights(
     slab: Slab,
     weights: Array,
     qtypes: Sequence[QType],
-    importance: Array | None,
+    guide: Guide | None,
     *,
     read_seconds: float = 0.0,
 ) -> EncodedSlab:
     """As `encode_slab`, where the weights [n_row, n_per_row] were read already, in `read_seconds`."""
     started = time.perf_counter()
     refuse_non_finite(slab.spec, slab.xid, slab.rows, weights)
-    blocks = {qtype: codec.encode(weights, qtype, importance) for qtype in qtypes}
+    blocks = {qtype: codec.encode(weights, qtype, guide) for qtype in qtypes}
     return EncodedSlab(slab, blocks, read_seconds, time.perf_counter() - started)
 
 

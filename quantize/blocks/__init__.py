@@ -1,47 +1,54 @@
-"""The block formats, one small file each; a format's kernels are compiled only when it is asked for."""
+"""The block formats of GGUF, one small file each, and the searches that they share.
+
+Here are bits and arithmetic alone: no file, no tensor name, no torch. `quantize.codec` leads a matrix through them.
+"""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
 
-from quantize.blocks.base import BlockFormat
+from quantize.blocks.base import BlockFormat, FloatFormat, Grid
 from quantize.exceptions import RecipeError
 from quantize.tensors import QType
 
-__all__ = ["MODULES", "BlockFormat", "block_format"]
+__all__ = ["WRITABLE", "BlockFormat", "FloatFormat", "Grid", "block_format", "can_encode"]
 
-MODULES: dict[QType, str] = {
-    QType.F32: "f32",
-    QType.F16: "f16",
-    QType.BF16: "bf16",
-    QType.Q8_0: "q8_0",
-    QType.Q4_0: "q4_0",
-    QType.Q4_1: "q4_1",
-    QType.Q5_0: "q5_0",
-    QType.Q5_1: "q5_1",
-    QType.Q2_K: "q2_k",
-    QType.Q3_K: "q3_k",
-    QType.Q4_K: "q4_k",
-    QType.Q5_K: "q5_k",
-    QType.Q6_K: "q6_k",
-    QType.IQ4_NL: "iq4_nl",
-    QType.IQ4_XS: "iq4_xs",
-    QType.MXFP4: "mxfp4",
-}
-"""Each module offers `FORMAT: BlockFormat`."""
+WRITABLE: tuple[QType, ...] = (
+    QType.F32,
+    QType.F16,
+    QType.BF16,
+    QType.Q8_0,
+    QType.Q4_0,
+    QType.Q4_1,
+    QType.Q5_0,
+    QType.Q5_1,
+    QType.Q2_K,
+    QType.Q3_K,
+    QType.Q4_K,
+    QType.Q5_K,
+    QType.Q6_K,
+    QType.IQ4_NL,
+    QType.IQ4_XS,
+    QType.MXFP4,
+)
+"""The types that can be encoded. The module `quantize.blocks.q4_k` offers `FORMAT` for Q4_K, and so on."""
+
+
+def can_encode(qtype: QType) -> bool:
+    """Whether the type can be encoded (and decoded by the kernels of this package)."""
+    return qtype in WRITABLE
 
 
 @cache
-def block_format(qtype: QType) -> BlockFormat:
-    """The format of a tensor type.
+def block_format(qtype: QType) -> BlockFormat | FloatFormat:
+    """The format of a tensor type; its module is imported, and its kernels are compiled, when they are first needed.
 
     Raises:
-        RecipeError: nobody here can write that type.
+        RecipeError: the type cannot be encoded here.
     """
-    if qtype not in MODULES:
-        known = ", ".join(known.name for known in MODULES)
+    if not can_encode(qtype):
+        known = ", ".join(known.name for known in WRITABLE)
         raise RecipeError(f"tensor type {qtype.name} cannot be written; known types: {known}")
-    module = import_module(f"quantize.blocks.{MODULES[qtype]}")
-    found: BlockFormat = module.FORMAT
-    return found
+    form: BlockFormat | FloatFormat = import_module(f"quantize.blocks.{qtype.name.lower()}").FORMAT
+    return form

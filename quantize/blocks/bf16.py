@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.blocks.base import BlockFormat
+from quantize.blocks.base import FloatFormat
 from quantize.blocks.half import f32_to_bf16_bits
 from quantize.blocks.jit import kernel
 from quantize.tensors import Array, QType
@@ -17,7 +17,7 @@ def _pack(weights: Array, out: Array) -> None:
         out[i] = f32_to_bf16_bits(weights[i])
 
 
-def _encode(weights: Array, importance: Array | None, out: Array) -> None:
+def _encode(weights: Array, out: Array) -> None:
     if weights.dtype == np.uint16:
         out.view("<u2")[...] = weights
     else:
@@ -30,4 +30,4 @@ def _decode(blocks: Array, out: Array) -> None:
     bits <<= 16
 
 
-FORMAT = BlockFormat(QType.BF16, 1, 2, _encode, _decode, uses_importance=False)
+FORMAT = FloatFormat(QType.BF16, 2, _encode, _decode)

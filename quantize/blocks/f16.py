@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.blocks.base import BlockFormat
+from quantize.blocks.base import FloatFormat
 from quantize.blocks.half import as_f32, f32_to_f16_bits
 from quantize.blocks.jit import kernel
 from quantize.tensors import Array, QType
@@ -17,7 +17,7 @@ def _pack(weights: Array, out: Array) -> None:
         out[i] = f32_to_f16_bits(as_f32(weights[i]))
 
 
-def _encode(weights: Array, importance: Array | None, out: Array) -> None:
+def _encode(weights: Array, out: Array) -> None:
     _pack(weights.reshape(-1), out.view("<u2").reshape(-1))
 
 
@@ -26,4 +26,4 @@ def _decode(blocks: Array, out: Array) -> None:
         out[...] = blocks.view("<f2")
 
 
-FORMAT = BlockFormat(QType.F16, 1, 2, _encode, _decode, uses_importance=False)
+FORMAT = FloatFormat(QType.F16, 2, _encode, _decode)

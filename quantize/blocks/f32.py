@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.blocks.base import BlockFormat
+from quantize.blocks.base import FloatFormat
 from quantize.tensors import Array, QType
 
 
-def _encode(weights: Array, importance: Array | None, out: Array) -> None:
+def _encode(weights: Array, out: Array) -> None:
     rows = out.view("<f4")
     if weights.dtype == np.uint16:
         bits = out.view("<u4")
@@ -22,4 +22,4 @@ def _decode(blocks: Array, out: Array) -> None:
     out[...] = blocks.view("<f4")
 
 
-FORMAT = BlockFormat(QType.F32, 1, 4, _encode, _decode, uses_importance=False)
+FORMAT = FloatFormat(QType.F32, 4, _encode, _decode)

@@ -9,8 +9,17 @@ from itertools import pairwise
 
 import numpy as np
 
+from quantize.blocks.error_weights import (
+    NO_GUIDE,
+    NOTHING,
+    TileGuide,
+    load_importance,
+    mean_squares,
+    spread,
+    square,
+)
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ONE, ZERO, aligned_floats
+from quantize.blocks.lanes import ONE, ZERO
 from quantize.blocks.qx import (
     BEST,
     BEST_ISCALE,
@@ -24,7 +33,7 @@ from quantize.blocks.qx import (
     find_largest,
     keep_better,
 )
-from quantize.blocks.signed import NOTHING
+from quantize.blocks.tiles import LANES, aligned_floats, row
 from quantize.tensors import Array
 
 INTEGERS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # kvalues_iq4nl
@@ -42,77 +51,51 @@ def nearest_value(y: np.float32) -> np.float32:
     ggml compares y - lower < upper - y. Near the middle both differences are exact, elsewhere they are monotonous, so
     that this is y < middle.
     """
-    found = TABLE[15]
+    entry = TABLE[15]
     for above in range(14, -1, -1):
-        found = TABLE[above] if y < MIDDLES[above] else found
-    return found
+        entry = TABLE[above] if y < MIDDLES[above] else entry
+    return entry
 
 
 @kernel
 def nearest_index(y: np.float32) -> np.int32:
     """The index in TABLE of `nearest_value`."""
-    found = CODES[15]
+    index = CODES[15]
     for above in range(14, -1, -1):
-        found = CODES[above] if y < MIDDLES[above] else found
-    return found
+        index = CODES[above] if y < MIDDLES[above] else index
+    return index
 
 
-def fit(x: Array, importance: Array | None, first: int) -> Array:
+def fit_scales(x: Array, guide: TileGuide | None) -> Array:
     """The scale of each sub-block of the tiles x [n_tiles, n_sub * 32 * LANES]: float32 [n_tiles, n_sub, LANES].
 
     Weights of the errors are x*x, or importance * sqrt(sigma2 + x*x) with twice the mean of x*x over the block.
-    `importance` is laid out by `importance_lanes`; `first` is the first block's number.
     """
-    scales = np.empty((len(x), x.shape[1] // (N * LANES), LANES), np.float32)
-    _fit(x, NOTHING if importance is None else importance, first, scales)
+    n_sub = x.shape[1] // (N * LANES)
+    scales = np.empty((len(x), n_sub, LANES), np.float32)
+    sigma2 = NOTHING if guide is None else mean_squares(x, 2 / (n_sub * N), 1)
+    guide = guide or NO_GUIDE
+    _fit(x, guide.importance, guide.n_rows, sigma2, scales)
     return scales
 
 
 @kernel
-def _fit(x: Array, importance: Array, first: int, scales: Array) -> None:
+def _fit(x: Array, importance: Array, n_rows: int, sigma2: Array, scales: Array) -> None:
     n_tiles, n_sub, _ = scales.shape
-    n_per_row = importance.shape[1] - LANES + 1  # blocks of a row
     w = aligned_floats(N * LANES)
-    sigma2 = np.empty(LANES, np.float32)
     state = aligned_floats(N_STATE * LANES)
     for t in range(n_tiles):
-        if importance.size:
-            _twice_mean_squares(x[t], sigma2)
         for j in range(n_sub):
-            part = x[t][j * N * LANES : (j + 1) * N * LANES]
+            sub_block = x[t][j * N * LANES : (j + 1) * N * LANES]
             if importance.size:
-                column = (first + t * LANES) % n_per_row
-                _weigh(part, importance[j * N : (j + 1) * N], column, sigma2, w)
+                load_importance(importance, n_rows, t, j * N, N, w)
+                spread(N, sub_block, sigma2[t], w)
             else:
-                for k in range(N * LANES):
-                    w[k] = part[k] * part[k]
-            find_largest(N, part, state)
-            make_iq4(part, w, state)
+                square(sub_block, w)
+            find_largest(N, sub_block, state)
+            make_iq4(sub_block, w, state)
             for i in range(LANES):
                 scales[t, j, i] = state[SCALE + i]
-
-
-@kernel
-def _twice_mean_squares(x: Array, sigma2: Array) -> None:
-    for i in range(LANES):
-        sigma2[i] = ZERO
-    n = x.size // LANES
-    for k in range(n):
-        row = x[k * LANES : (k + 1) * LANES]
-        for i in range(LANES):
-            sigma2[i] += row[i] * row[i]
-    for i in range(LANES):
-        sigma2[i] *= np.float32(2) / np.float32(n)
-
-
-@kernel
-def _weigh(x: Array, importance: Array, column: int, sigma2: Array, w: Array) -> None:
-    for k in range(N):
-        row, values, weights = importance[k], x[k * LANES : (k + 1) * LANES], w[k * LANES : (k + 1) * LANES]
-        qw = row[column : column + LANES]
-        for i in range(LANES):
-            v = values[i]
-            weights[i] = qw[i] * np.sqrt(sigma2[i] + v * v)
 
 
 @kernel
@@ -163,14 +146,20 @@ def _add_candidate_sums(x: Array, w: Array, state: Array) -> None:
         state[SUM_L2 + i] = sum_l2
 
 
-@kernel
-def round_to_table(x: Array, inverses: Array, codes: Array) -> None:
+def round_to_table(x: Array, inverses: Array) -> Array:
     """Codes, uint8 as the tiles x, of the table's entries nearest to x * inverse, inverses [n_tiles, n_sub, LANES]."""
+    codes = np.empty(x.shape, np.uint8)
+    _round_to_table(x, inverses, codes)
+    return codes
+
+
+@kernel
+def _round_to_table(x: Array, inverses: Array, codes: Array) -> None:
     n_tiles, n_sub, _ = inverses.shape
     for t in range(n_tiles):
         for j in range(n_sub):
             inverse = inverses[t, j]
             for k in range(j * N, (j + 1) * N):
-                tile, row = x[t][k * LANES : (k + 1) * LANES], codes[t][k * LANES : (k + 1) * LANES]
+                xs, code = row(x[t], k), row(codes[t], k)
                 for i in range(LANES):
-                    row[i] = np.uint8(nearest_index(inverse[i] * tile[i]))
+                    code[i] = np.uint8(nearest_index(inverse[i] * xs[i]))

@@ -7,40 +7,43 @@ Source: ggml-quants.c, quantize_iq4_nl, quantize_row_iq4_nl_impl, dequantize_row
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from quantize.blocks.base import BlockFormat
+from quantize.blocks.base import BlockFormat, Grid
+from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
-from quantize.blocks.iq4 import VALUES, fit, round_to_table
+from quantize.blocks.iq4 import VALUES, fit_scales, round_to_table
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import chunks, importance_lanes
-from quantize.blocks.legacy import QK
-from quantize.blocks.q4_0 import pack
+from quantize.blocks.lanes import ONE, ZERO
+from quantize.blocks.nibbles import QK, pack_4
+from quantize.blocks.tiles import LANES, store_halves
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 18
 
 
-def encode(weights: Array, importance: Array | None, out: Array) -> None:
-    """See `BlockFormat.encode`."""
-    lanes = None if importance is None else importance_lanes(importance, QK)
-    for chunk in chunks(weights, QK, out, TYPE_SIZE):
-        scales = fit(chunk.x, lanes, chunk.first)
-        inverses = np.divide(
-            1, scales, out=np.zeros_like(scales), where=scales != 0
-        )  # codes: with the unrounded scale
-        codes = np.empty(chunk.x.shape, np.uint8)
-        round_to_table(chunk.x, inverses, codes)
-        pack(scales[:, 0], codes, chunk.blocks)
-
-
-def decode(blocks: Array, out: Array) -> None:
-    """See `BlockFormat.decode`."""
-    _unpack(blocks.reshape(-1, TYPE_SIZE), out.reshape(-1, QK))
+def fit(x: Array, guide: TileGuide | None) -> Grid:
+    """See `BlockFormat`."""
+    scales = fit_scales(x, guide)
+    inverses = np.empty_like(scales)
+    _invert(scales.reshape(-1), inverses.reshape(-1))  # codes belong to the unrounded scale
+    head = np.empty((len(x), 2, LANES), np.uint8)
+    store_halves(scales.reshape(-1, LANES), head, 0)
+    return Grid(head, VALUES, scales, None, partial(round_to_table, inverses=inverses))
 
 
 @kernel
-def _unpack(blocks: Array, values: Array) -> None:
+def _invert(scales: Array, inverses: Array) -> None:
+    for i in range(scales.size):
+        inverse = ONE / scales[i]
+        inverses[i] = inverse if scales[i] != ZERO else ZERO
+
+
+@kernel
+def unpack(blocks: Array, values: Array) -> None:
+    """See `BlockFormat.decode`."""
     for b in range(len(blocks)):
         block, x = blocks[b], values[b]
         d = load_f16(block, 0)
@@ -49,4 +52,4 @@ def _unpack(blocks: Array, values: Array) -> None:
             x[k + 16] = d * VALUES[block[2 + k] >> 4]
 
 
-FORMAT = BlockFormat(QType.IQ4_NL, QK, TYPE_SIZE, encode, decode)
+FORMAT = BlockFormat(QType.IQ4_NL, QK, TYPE_SIZE, fit, pack_4, unpack)

@@ -9,14 +9,18 @@ Source: ggml-quants.c, quantize_iq4_xs, quantize_row_iq4_nl_impl, dequantize_row
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from quantize.blocks.base import BlockFormat
-from quantize.blocks.half import load_f16, store_f16
-from quantize.blocks.iq4 import VALUES, fit, round_to_table
+from quantize.blocks.base import BlockFormat, Grid
+from quantize.blocks.error_weights import TileGuide
+from quantize.blocks.half import load_f16
+from quantize.blocks.iq4 import VALUES, fit_scales, round_to_table
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ONE, ZERO, chunks, importance_lanes, nearest_code
+from quantize.blocks.lanes import ONE, ZERO, nearest_code
 from quantize.blocks.signed import largest_scale
+from quantize.blocks.tiles import LANES, row, store_halves
 from quantize.tensors import Array, QType
 
 QK_K, N_SUB, SUB = 256, 8, 32
@@ -24,24 +28,22 @@ TYPE_SIZE = 136
 SCALES_H, SCALES_L, QS = 2, 4, 8  # where they begin
 
 
-def encode(weights: Array, importance: Array | None, out: Array) -> None:
-    """See `BlockFormat.encode`."""
-    lanes = None if importance is None else importance_lanes(importance, QK_K)
-    for chunk in chunks(weights, QK_K, out, TYPE_SIZE):
-        scales = fit(chunk.x, lanes, chunk.first)
-        d = np.empty((len(chunk.x), LANES), np.float32)
-        sc = np.empty(scales.shape, np.uint8)
-        _code_scales(scales, d, sc)
-        codes = np.empty(chunk.x.shape, np.uint8)
-        round_to_table(chunk.x, scales, codes)
-        pack(d, sc, codes, chunk.blocks)
+def fit(x: Array, guide: TileGuide | None) -> Grid:
+    """See `BlockFormat`."""
+    scales = fit_scales(x, guide)
+    inverses, sc = np.empty_like(scales), np.empty(scales.shape, np.uint8)
+    d, head = np.empty((len(x), LANES), np.float32), np.empty((len(x), QS, LANES), np.uint8)
+    _code_scales(scales, d, sc, inverses)
+    store_halves(d, head, 0)
+    _pack_scales(d, sc, head, scales)
+    return Grid(head, VALUES, scales, None, partial(round_to_table, inverses=inverses))
 
 
 @kernel
-def _code_scales(scales: Array, d: Array, sc: Array) -> None:
+def _code_scales(scales: Array, d: Array, sc: Array, inverses: Array) -> None:
     """Code the scales so that the one of largest magnitude becomes -32.
 
-    Leaves in their place the inverses to round with, which follow from the unrounded d, not the one a reader sees.
+    The inverses to round with follow from the unrounded d, not from the one that a reader will see.
     """
     largest = np.empty(LANES, np.float32)
     for t in range(len(d)):
@@ -50,42 +52,47 @@ def _code_scales(scales: Array, d: Array, sc: Array) -> None:
         for i in range(LANES):
             factor[i] = -largest[i] / np.float32(32)
         for j in range(N_SUB):
-            row, found = scales[t, j], sc[t, j]
+            values, coded, inverses_j = scales[t, j], sc[t, j], inverses[t, j]
             for i in range(LANES):
                 inverse = ONE / factor[i] if factor[i] != ZERO else ZERO
-                code = nearest_code(inverse * row[i], np.float32(-32), np.float32(31))
+                code = nearest_code(inverse * values[i], np.float32(-32), np.float32(31))
                 scale = factor[i] * code
-                row[i] = ONE / scale if scale != ZERO else ZERO
-                found[i] = np.uint8(np.int32(code) + np.int32(32))
+                inverses_j[i] = ONE / scale if scale != ZERO else ZERO
+                coded[i] = np.uint8(np.int32(code) + np.int32(32))
 
 
 @kernel
-def pack(d: Array, sc: Array, codes: Array, blocks: Array) -> None:
-    """Tiles of d [n_tiles, LANES], sc [n_tiles, N_SUB, LANES] and codes into blocks [n_blocks, TYPE_SIZE]."""
-    for b in range(len(blocks)):
-        t, i, block = b // LANES, b % LANES, blocks[b]
-        tile = codes[t]
-        store_f16(d[t, i], block, 0)
-        for j in range(2):
-            high = 0
-            for k in range(4):
-                high |= (sc[t, 4 * j + k, i] >> 4) << (2 * k)
-            block[SCALES_H + j] = high
-        for j in range(4):
-            block[SCALES_L + j] = sc[t, 2 * j, i] & 15 | (sc[t, 2 * j + 1, i] & 15) << 4
+def _pack_scales(d: Array, sc: Array, head: Array, scales: Array) -> None:
+    """Write sc, and leave the scales that a reader will see."""
+    for t in range(len(head)):
+        for i in range(LANES):
+            for j in range(2):
+                high = 0
+                for k in range(4):
+                    high |= (sc[t, 4 * j + k, i] >> 4) << (2 * k)
+                head[t, SCALES_H + j, i] = high
+            for j in range(4):
+                head[t, SCALES_L + j, i] = sc[t, 2 * j, i] & 15 | (sc[t, 2 * j + 1, i] & 15) << 4
+            for j in range(N_SUB):
+                scales[t, j, i] = d[t, i] * np.float32(np.int32(sc[t, j, i]) - np.int32(32))
+
+
+@kernel
+def pack(head: Array, codes: Array, blocks: Array) -> None:
+    """See `BlockFormat.pack_kernel`."""
+    for t in range(len(head)):
+        tile, block = codes[t], blocks[t]
+        block[:QS] = head[t]
         for j in range(N_SUB):
             for k in range(16):
-                o = (SUB * j + k) * LANES + i
-                block[QS + 16 * j + k] = tile[o] | tile[o + 16 * LANES] << 4
-
-
-def decode(blocks: Array, out: Array) -> None:
-    """See `BlockFormat.decode`."""
-    _unpack(blocks.reshape(-1, TYPE_SIZE), out.reshape(-1, QK_K))
+                low, high, byte = row(tile, SUB * j + k), row(tile, SUB * j + k + 16), block[QS + 16 * j + k]
+                for i in range(LANES):
+                    byte[i] = low[i] | high[i] << 4
 
 
 @kernel
-def _unpack(blocks: Array, values: Array) -> None:
+def unpack(blocks: Array, values: Array) -> None:
+    """See `BlockFormat.decode`."""
     for b in range(len(blocks)):
         block, x = blocks[b], values[b]
         d = load_f16(block, 0)
@@ -99,4 +106,4 @@ def _unpack(blocks: Array, values: Array) -> None:
                 x[SUB * j + k + 16] = scale * VALUES[byte >> 4]
 
 
-FORMAT = BlockFormat(QType.IQ4_XS, QK_K, TYPE_SIZE, encode, decode)
+FORMAT = BlockFormat(QType.IQ4_XS, QK_K, TYPE_SIZE, fit, pack, unpack)

@@ -9,22 +9,17 @@ Source: ggml-quants.c, quantize_row_q4_K_ref, quantize_row_q4_K_impl (and q5_K),
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 
-from quantize.blocks.affine import (
-    Grids,
-    Search,
-    code_by_maximum,
-    code_by_search,
-    fit_plain,
-    fit_weighted,
-    mean_squares,
-)
-from quantize.blocks.half import load_f16, store_f16
+from quantize.blocks.affine import Search, fit_plain, fit_weighted, round_anew
+from quantize.blocks.base import Grid
+from quantize.blocks.error_weights import TileGuide, mean_squares
+from quantize.blocks.factors import code_by_maximum, code_by_search
+from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, Chunk
+from quantize.blocks.tiles import LANES, store_halves
 from quantize.tensors import Array
 
 QK_K, N_SUB, SUB = 256, 8, 32  # weights of a super-block, its sub-blocks, their weights
@@ -32,42 +27,35 @@ SC_MAX = 63
 HEAD = 16  # bytes of d, dmin and the packed scales
 
 
-class Fit(NamedTuple):
-    """A fitted chunk: the grid of each sub-block, and the bytes that say so."""
-
-    grids: Grids
-    head: Array  # uint8 [n_tiles, HEAD, LANES]: float16 d, float16 dmin, scales[12]
-
-
-def fit(chunk: Chunk, search: Search, importance: Array | None, clip: bool) -> Fit:
-    """Fit a chunk; importance is laid out by `importance_lanes`; `clip` keeps coded scales within 6 bits.
+def fit_k4(x: Array, guide: TileGuide | None, search: Search, levels: Array, clip: bool) -> Grid:
+    """Fit tiles x [n_tiles, QK_K * LANES]; `clip` keeps coded scales within 6 bits.
 
     Where they are not clipped (Q4_K with importances), those of negative scales, which `make_qp` wraps round, run into
     their neighbours' bits as they do in ggml.
     """
-    if importance is None:
-        grids = fit_plain(chunk.x, N_SUB, search, rms=True)
-        sc, d = code_by_maximum(grids.scales, SC_MAX)
-        m, dmin = code_by_maximum(grids.mins, SC_MAX)
+    if guide is None:
+        found = fit_plain(x, N_SUB, search, rms=True)
+        sc, d = code_by_maximum(found.scales, SC_MAX)
+        m, dmin = code_by_maximum(found.mins, SC_MAX)
     else:
-        grids = fit_weighted(chunk.x, N_SUB, search, mean_squares(chunk.x, 2), importance, chunk.first)
-        sc, d = code_by_search(grids.scales, grids.sum_w, SC_MAX)
-        m, dmin = code_by_search(grids.mins, grids.sum_w, SC_MAX)
+        found = fit_weighted(x, N_SUB, search, guide, mean_squares(x, 2, QK_K))
+        sc, d = code_by_search(found.scales, found.sum_w, SC_MAX)
+        m, dmin = code_by_search(found.mins, found.sum_w, SC_MAX)
     if clip:
         np.minimum(sc, np.float32(SC_MAX), out=sc)
         np.minimum(m, np.float32(SC_MAX), out=m)
-    head = np.empty((len(chunk.x), HEAD, LANES), np.uint8)
-    _pack_scales(d, dmin, sc, m, head)
-    _unpack_scales(d, dmin, head, grids.scales, grids.mins)
-    return Fit(grids, head)
+    head = np.empty((len(x), HEAD, LANES), np.uint8)
+    store_halves(d, head, 0)
+    store_halves(dmin, head, 2)
+    _pack_scales(sc, m, head)
+    _unpack_scales(d, dmin, head, found.scales, found.mins)
+    return Grid(head, levels, found.scales, found.mins, partial(round_anew, search=search, fit=found))
 
 
 @kernel
-def _pack_scales(d: Array, dmin: Array, sc: Array, m: Array, head: Array) -> None:
+def _pack_scales(sc: Array, m: Array, head: Array) -> None:
     for t in range(len(head)):
         for i in range(LANES):
-            store_f16(d[t, i], head[t, :, i], 0)
-            store_f16(dmin[t, i], head[t, :, i], 2)
             for j in range(4):
                 low_sc, high_sc = int(sc[t, j, i]), int(sc[t, j + 4, i])
                 low_m, high_m = int(m[t, j, i]), int(m[t, j + 4, i])

@@ -1,88 +1,169 @@
-"""What the formats of 32 weights share: sigma2 is that of the whole row, and codes are not rounded anew.
+"""The fits of Q4_0, Q5_0 (value = d * (code - nmax)) and Q4_1, Q5_1 (value = d * code + m), blocks of 32 weights.
 
+Importances are spread by the mean square of the whole row. Codes belong to the unrounded scale and min: they are not
+chosen anew for the float16 values that are stored.
 Source: ggml-quants.c, quantize_row_q{4,5}_{0,1}_ref and _impl.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
+from quantize.blocks import affine, signed
+from quantize.blocks.base import Grid
+from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import (
-    HALF,
-    LANES,
-    ONE,
-    ZERO,
-    Chunk,
-    chunks,
-    importance_lanes,
-    raw_bytes,
-    row_square_sums,
-)
+from quantize.blocks.lanes import HALF, ONE, ZERO
+from quantize.blocks.nibbles import QK
 from quantize.blocks.qx import find_largest
-from quantize.blocks.signed import fit, search_codes
+from quantize.blocks.tiles import LANES, aligned_floats, row, store_halves
 from quantize.tensors import Array
 
-QK = 32
+LEAST, GREATEST = 0, LANES  # rows of the state of a search, [2 * LANES]
+STEP = 8  # weights of a lane per turn of the lane loop, which LLVM unrolls
+TOO_LARGE, WRAP = np.float32(64), np.float32(256)
 
 
-def block_sigma2(weights: Array) -> Array:
-    """For each block the mean of x*x of its row, summed in index order: float32 [n_blocks + LANES], the rest 0."""
-    sums = np.empty(len(weights), np.float32)
-    row_square_sums(*raw_bytes(weights), sums)
-    n_per_row = weights.shape[1]
-    found: Array = np.pad(np.repeat(sums / np.float32(n_per_row), n_per_row // QK), (0, LANES))
-    return found
-
-
-def sigma2_of(chunk: Chunk, of_blocks: Array) -> Array:
-    """The part of `block_sigma2` that belongs to a chunk: float32 [n_tiles, LANES]."""
-    return of_blocks[chunk.first : chunk.first + len(chunk.x) * LANES].reshape(-1, LANES)
-
-
-def encode_signed(
-    weights: Array,
-    importance: Array | None,
-    nmax: int,
-    pack: Callable[[Array, Array, Array], None],
-    out: Array,
-    type_size: int,
-) -> None:
-    """Encode as Q4_0 (nmax 8) or Q5_0 (nmax 16), which differ in how they pack."""
-    lanes = None if importance is None else importance_lanes(importance, QK)
-    sigma2 = None if importance is None else block_sigma2(weights)
-    for chunk in chunks(weights, QK, out, type_size):
-        codes = np.empty(chunk.x.shape, np.uint8)
-        if sigma2 is None:
-            d = np.empty((len(chunk.x), LANES), np.float32)
-            _fit_and_round(chunk.x, np.float32(nmax), d, codes)
-        else:
-            grids = fit(chunk.x, 1, nmax, lanes, chunk.first, sigma2_of(chunk, sigma2))
-            d = grids.scales[:, 0]
-            search_codes(chunk.x, np.float32(nmax), grids.iscales, codes)
-        pack(d, codes, chunk.blocks)
+def fit_scale(x: Array, guide: TileGuide | None, levels: Array) -> Grid:
+    """Fit tiles x [n_tiles, QK * LANES] as Q4_0 or Q5_0; `levels` are -nmax .. nmax - 1."""
+    nmax, head = len(levels) // 2, np.empty((len(x), 2, LANES), np.uint8)
+    if guide is None:
+        d, inverses = np.empty((2, len(x), LANES), np.float32)
+        _fit_largest(x, np.float32(nmax), d, inverses, head)
+        choose = partial(_round_half_up, nmax=nmax, inverses=inverses)
+    else:
+        found = signed.fit_signed(x, 1, nmax, guide, guide.row_squares)
+        d = found.scales.reshape(-1, LANES)
+        store_halves(d, head, 0)
+        choose = partial(signed.search_codes, nmax=nmax, iscales=found.iscales)
+    return Grid(head, levels, d[:, None], None, choose)
 
 
 @kernel
-def _fit_and_round(x: Array, nmax: np.float32, d: Array, codes: Array) -> None:
-    """Without importances: the largest magnitude becomes code 0, and codes are rounded half up."""
-    state = np.empty(LANES, np.float32)
-    above, top = nmax + HALF, np.int32(nmax + nmax) - np.int32(1)
+def _fit_largest(x: Array, nmax: np.float32, d: Array, inverses: Array, head: Array) -> None:
+    """The scale with which the largest magnitude becomes code 0."""
     for t in range(len(d)):
-        find_largest(QK, x[t], state)
-        scale = d[t]
+        scale, inverse = d[t], inverses[t]
+        find_largest(QK, x[t], inverse)
         for i in range(LANES):
-            v = state[i] / -nmax
-            inverse = ONE / v
+            v = inverse[i] / -nmax
             scale[i] = v
-            state[i] = inverse if v != ZERO else ZERO
+            inverse[i] = ONE / v if v != ZERO else ZERO
+    store_halves(d, head, 0)
+
+
+def _round_half_up(x: Array, nmax: int, inverses: Array) -> Array:
+    codes = np.empty(x.shape, np.uint8)
+    _round_up(x, np.float32(nmax), inverses, codes)
+    return codes
+
+
+@kernel
+def _round_up(x: Array, nmax: np.float32, inverses: Array, codes: Array) -> None:
+    above, top = nmax + HALF, np.int32(nmax + nmax) - np.int32(1)
+    for t in range(len(x)):
+        inverse = inverses[t]
         for k in range(QK):
-            tile, row = x[t][k * LANES : (k + 1) * LANES], codes[t][k * LANES : (k + 1) * LANES]
+            xs, code = row(x[t], k), row(codes[t], k)
             for i in range(LANES):
-                v = tile[i] * state[i] + above
-                code = np.int32(
-                    v if (v > ZERO) & (v < np.float32(64)) else ZERO
-                )  # d may have no finite inverse
-                row[i] = np.uint8(code if code < top else top)
+                v = xs[i] * inverse[i] + above
+                # a scale may have no finite inverse
+                new = np.int32(v if (v > ZERO) & (v < TOO_LARGE) else ZERO)
+                code[i] = np.uint8(new if new < top else top)
+
+
+def fit_scale_and_min(x: Array, guide: TileGuide | None, levels: Array, weighted: affine.Search) -> Grid:
+    """Fit tiles x [n_tiles, QK * LANES] as Q4_1 or Q5_1; `levels` are 0 .. nmax."""
+    head = np.empty((len(x), 4, LANES), np.uint8)
+    if guide is None:
+        nmax = len(levels) - 1
+        d, mins, inverses, lows = np.empty((4, len(x), LANES), np.float32)
+        _fit_range(x, np.float32(nmax), d, mins, inverses, lows, head)
+        choose = partial(_round_off, nmax=nmax, inverses=inverses, lows=lows)
+    else:
+        found = affine.fit_weighted(x, 1, weighted, guide, guide.row_squares)
+        d, mins = found.scales.reshape(-1, LANES), found.mins.reshape(-1, LANES)
+        _store(d, mins, head)
+        choose = partial(affine.search_codes, search=weighted, fit=found)
+    return Grid(head, levels, d[:, None], mins[:, None], choose)
+
+
+@kernel
+def _store(d: Array, mins: Array, head: Array) -> None:
+    """Write d and m = -min as float16, and leave what a reader will see."""
+    store_halves(d, head, 0)
+    _negate(mins)
+    store_halves(mins, head, 2)
+    _negate(mins)
+
+
+@kernel
+def _negate(values: Array) -> None:
+    for t in range(len(values)):
+        for i in range(LANES):
+            values[t, i] = -values[t, i]
+
+
+@kernel
+def _fit_range(
+    x: Array, nmax: np.float32, d: Array, mins: Array, inverses: Array, lows: Array, head: Array
+) -> None:
+    """The grid from the least weight to the greatest."""
+    state = aligned_floats(2 * LANES)
+    for t in range(len(d)):
+        _find_range(x[t], state)
+        _invert_range(nmax, state, d[t], inverses[t], lows[t])
+        for i in range(LANES):
+            mins[t, i] = -lows[t, i]
+    _store(d, mins, head)
+
+
+@kernel
+def _find_range(x: Array, state: Array) -> None:
+    for i in range(LANES):
+        state[LEAST + i] = x[i]
+        state[GREATEST + i] = x[i]
+    for k in range(0, QK, STEP):
+        _extend_range(x[k * LANES : (k + STEP) * LANES], state)
+
+
+@kernel
+def _extend_range(x: Array, state: Array) -> None:
+    for i in range(LANES):
+        low, high = state[LEAST + i], state[GREATEST + i]
+        for k in range(STEP):
+            v = x[k * LANES + i]
+            low = v if v < low else low
+            high = v if v > high else high
+        state[LEAST + i] = low
+        state[GREATEST + i] = high
+
+
+@kernel
+def _invert_range(nmax: np.float32, state: Array, d: Array, inverse: Array, low: Array) -> None:
+    for i in range(LANES):
+        v = (state[GREATEST + i] - state[LEAST + i]) / nmax
+        d[i] = v
+        inverse[i] = ONE / v if v != ZERO else ZERO
+        low[i] = state[LEAST + i]
+
+
+def _round_off(x: Array, nmax: int, inverses: Array, lows: Array) -> Array:
+    codes = np.empty(x.shape, np.uint8)
+    _cut_off(x, np.float32(nmax), inverses, lows, codes)
+    return codes
+
+
+@kernel
+def _cut_off(x: Array, nmax: np.float32, inverses: Array, lows: Array, codes: Array) -> None:
+    """Add a half and cut off, as ggml's casts do."""
+    for t in range(len(x)):
+        inverse, low = inverses[t], lows[t]
+        for k in range(QK):
+            xs, code = row(x[t], k), row(codes[t], k)
+            for i in range(LANES):
+                v = (xs[i] - low[i]) * inverse[i] + HALF
+                v = v if v < WRAP else ZERO  # infinity and NaN become 0 on the way through ggml's integers
+                code[i] = np.uint8(v if v < nmax else nmax)

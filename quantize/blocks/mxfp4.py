@@ -10,18 +10,24 @@ Source: ggml-quants.c, quantize_row_mxfp4_ref, best_index_mxfp4, dequantize_row_
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
-from quantize.blocks.base import BlockFormat
-from quantize.blocks.half import F32, I32, as_f32
+from quantize.blocks.base import BlockFormat, Grid
+from quantize.blocks.error_weights import TileGuide
+from quantize.blocks.half import F32, I32
 from quantize.blocks.jit import kernel
+from quantize.blocks.lanes import ZERO
+from quantize.blocks.nibbles import QK, pack_4
+from quantize.blocks.qx import find_largest
+from quantize.blocks.tiles import LANES, row
 from quantize.tensors import Array, QType
 
-BLOCK, BYTES = 32, 17
-TILE = 64  # blocks: 8 KiB of float32
+TYPE_SIZE = 17
 TABLE = np.array([sign * value for sign in (1, -1) for value in (0, 1, 2, 3, 4, 6, 8, 12)], np.float32)
 MIDDLES = tuple(F32(value) for value in (0.5, 1.5, 2.5, 3.5, 5, 7, 10))
+OVERFLOWS, LAST_FINITE = F32(2.0**125), I32(5)  # the scale at which the values behind the fifth are infinite
 SCALE_UP = F32(2.0**64)  # makes a normal float of a subnormal one
 
 
@@ -52,87 +58,69 @@ def floor_log2(value: np.float32) -> np.int32:
 
 
 @kernel
-def _fit(x: Array, e: Array) -> None:
-    """Weights [n * 32] to the exponent of each block; tiny ones wrap round, as C's cast to uint8_t does on x86."""
-    for block in range(e.size):
-        part = x[block * BLOCK : (block + 1) * BLOCK]
-        top = I32(0)
-        for i in range(BLOCK):  # magnitudes are compared as integers: float maxima are not vectorised
-            size = I32(F32(part[i]).view(I32) & I32(0x7FFFFFFF))
-            top = size if size > top else top
-        exponent = I32(floor_log2(I32(top).view(F32)) + I32(125)) if top > 0 else I32(0)
-        e[block] = np.uint8(exponent & I32(255))
-
-
-@kernel
 def half_scale(e: np.uint8) -> np.float32:
     """2^(e - 128), subnormal for e < 2 (ggml's `ggml_e8m0_to_fp32_half`)."""
     exponent = I32(e)
     return I32(I32(0x00200000) << exponent if exponent < 2 else I32(exponent - I32(1)) << I32(23)).view(F32)
 
 
-@kernel
-def _round(x: Array, e: Array, codes: Array) -> None:
-    """Weights [n * 32] to codes, uint8 [n * 32]: the nearest, the smaller magnitude of two.
+def fit(x: Array, guide: TileGuide | None) -> Grid:
+    """See `BlockFormat`."""
+    head, scales = np.empty((len(x), 1, LANES), np.uint8), np.empty((len(x), 1, LANES), np.float32)
+    _fit(x, head, scales)
+    return Grid(head, TABLE, scales, None, partial(_round, scales=scales))
 
-    ggml compares distances; near the middle of two values those are exact, elsewhere monotonous.
+
+@kernel
+def _fit(x: Array, head: Array, scales: Array) -> None:
+    """The exponent of each block; tiny ones wrap round, as C's cast to uint8_t does on x86."""
+    for t in range(len(x)):
+        e, scale = head[t, 0], scales[t, 0]
+        find_largest(QK, x[t], scale)
+        for i in range(LANES):
+            top = abs(scale[i])
+            exponent = I32(floor_log2(top) + I32(125)) if top > ZERO else I32(0)
+            e[i] = np.uint8(exponent & I32(255))
+            scale[i] = half_scale(e[i])
+
+
+def _round(x: Array, scales: Array) -> Array:
+    codes = np.empty(x.shape, np.uint8)
+    _round_to_table(x, scales, codes)
+    return codes
+
+
+@kernel
+def _round_to_table(x: Array, scales: Array, codes: Array) -> None:
+    """The nearest codes, the smaller magnitude of two.
+
+    ggml compares distances; near the middle of two values those are exact, elsewhere monotonous. A value that overflows
+    is at an infinite distance.
     """
-    for block in range(e.size):
-        d = half_scale(e[block])
-        part, part_codes = x[block * BLOCK : (block + 1) * BLOCK], codes[block * BLOCK : (block + 1) * BLOCK]
-        for i in range(BLOCK):
-            v = part[i]
-            size = abs(v)
-            code = F32(0)
-            for k in range(7):
-                code = F32(k + 1) if size > MIDDLES[k] * d else code
-            sign = F32(8) if v < F32(0) else F32(0)
-            part_codes[i] = np.uint8(np.int32(code + sign if code > F32(0) else F32(0)))
+    for t in range(len(x)):
+        scale = scales[t, 0]
+        for k in range(QK):
+            xs, code = row(x[t], k), row(codes[t], k)
+            for i in range(LANES):
+                d, v = scale[i], xs[i]
+                size = abs(v)
+                magnitude = I32(0)
+                for above in range(7):
+                    magnitude = I32(above + 1) if size > MIDDLES[above] * d else magnitude
+                magnitude = min(magnitude, LAST_FINITE) if d >= OVERFLOWS else magnitude
+                negative = (v < ZERO) & (magnitude > I32(0))
+                code[i] = np.uint8(I32(magnitude | I32(8)) if negative else magnitude)
 
 
 @kernel
-def _pack(e: Array, codes: Array, out: Array) -> None:
-    for block in range(e.size):
-        at = block * BYTES
-        out[at] = e[block]
-        for i in range(BLOCK // 2):
-            out[at + 1 + i] = codes[block * BLOCK + i] | codes[block * BLOCK + 16 + i] << 4
-
-
-@kernel
-def _encode_flat(weights: Array, out: Array) -> None:
-    x = np.empty(TILE * BLOCK, np.float32)
-    codes = np.empty(TILE * BLOCK, np.uint8)
-    e = np.empty(TILE, np.uint8)
-    n_block = weights.size // BLOCK
-    for start in range(0, n_block, TILE):
-        n = min(TILE, n_block - start)
-        part = weights[start * BLOCK : (start + n) * BLOCK]
-        for i in range(part.size):
-            x[i] = as_f32(part[i])
-        _fit(x, e[:n])
-        _round(x, e[:n], codes)
-        _pack(e[:n], codes, out[start * BYTES : (start + n) * BYTES])
-
-
-def encode(weights: Array, importance: Array | None, out: Array) -> None:
-    """See `BlockFormat.encode`."""
-    _encode_flat(weights.reshape(-1), out.reshape(-1))
-
-
-@kernel
-def _unpack(blocks: Array, values: Array) -> None:
+def unpack(blocks: Array, values: Array) -> None:
+    """See `BlockFormat.decode`."""
     for b in range(len(blocks)):
         block, x = blocks[b], values[b]
         d = half_scale(block[0])
-        for i in range(BLOCK // 2):
+        for i in range(QK // 2):
             x[i] = d * TABLE[block[1 + i] & 15]
             x[i + 16] = d * TABLE[block[1 + i] >> 4]
 
 
-def decode(blocks: Array, out: Array) -> None:
-    """See `BlockFormat.decode`."""
-    _unpack(blocks.reshape(-1, BYTES), out.reshape(-1, BLOCK))
-
-
-FORMAT = BlockFormat(QType.MXFP4, BLOCK, BYTES, encode, decode, uses_importance=False)
+FORMAT = BlockFormat(QType.MXFP4, QK, TYPE_SIZE, fit, pack_4, unpack, uses_importance=False)

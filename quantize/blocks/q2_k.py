@@ -9,101 +9,92 @@ Source: ggml-quants.c, quantize_row_q2_K_ref, quantize_row_q2_K_impl, dequantize
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 
-from quantize.blocks.affine import (
-    Grids,
-    code_by_maximum,
-    code_by_search,
-    codes_to_round,
-    fit_plain,
-    fit_weighted,
-    mean_squares,
-    plain_search,
-    weighted_search,
-)
-from quantize.blocks.base import BlockFormat
-from quantize.blocks.half import load_f16, store_f16
+from quantize.blocks.affine import fit_plain, fit_weighted, plain_search, round_anew, weighted_search
+from quantize.blocks.base import BlockFormat, Grid
+from quantize.blocks.error_weights import TileGuide, mean_squares
+from quantize.blocks.factors import code_by_maximum, code_by_search
+from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, Chunk, chunks, importance_lanes
-from quantize.blocks.rounding import nearest
+from quantize.blocks.tiles import LANES, row, store_halves
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 84
 QK_K, N_SUB, SUB = 256, 16, 16  # weights of a super-block, its sub-blocks, their weights
 CODES, D = 16, 80  # where they begin
-NMAX, SC_MAX = 3, 15
-PLAIN, WEIGHTED = plain_search(NMAX, -0.5, 0.1, 15, use_mad=True), weighted_search(NMAX)
+SC_MAX = 15
+LEVELS = np.arange(4, dtype=np.float32)
+PLAIN, WEIGHTED = plain_search(3, -0.5, 0.1, 15, use_mad=True), weighted_search(3)
 
 
-class Fit(NamedTuple):
-    """A fitted chunk."""
-
-    grids: Grids
-    d: Array  # float32 [n_tiles, LANES], float16 values
-    dmin: Array
-    packed: Array  # uint8 [n_tiles, N_SUB, LANES]
-
-
-def encode(weights: Array, importance: Array | None, out: Array) -> None:
-    """See `BlockFormat.encode`."""
-    lanes = None if importance is None else importance_lanes(importance, QK_K)
-    for chunk in chunks(weights, QK_K, out, TYPE_SIZE):
-        grids, d, dmin, packed = fit(chunk, lanes)
-        codes = codes_to_round(chunk.x, PLAIN if lanes is None else WEIGHTED, grids)
-        nearest(chunk.x, PLAIN.nmax, grids.scales, grids.mins, codes)
-        pack(d, dmin, packed, codes, chunk.blocks)
-
-
-def fit(chunk: Chunk, importance: Array | None) -> Fit:
-    """Fit a chunk; importance is laid out by `importance_lanes`."""
-    if importance is None:
-        grids = fit_plain(chunk.x, N_SUB, PLAIN, rms=False)
-        sc, d = code_by_maximum(grids.scales, SC_MAX)
-        m, dmin = code_by_maximum(grids.mins, SC_MAX)
+def fit(x: Array, guide: TileGuide | None) -> Grid:
+    """See `BlockFormat`."""
+    search = PLAIN if guide is None else WEIGHTED
+    if guide is None:
+        found = fit_plain(x, N_SUB, search, rms=False)
+        sc, d = code_by_maximum(found.scales, SC_MAX)
+        m, dmin = code_by_maximum(found.mins, SC_MAX)
     else:
-        grids = fit_weighted(chunk.x, N_SUB, WEIGHTED, mean_squares(chunk.x, 1), importance, chunk.first)
-        sc, d = code_by_search(grids.scales, grids.sum_w, SC_MAX)
-        m, dmin = code_by_search(grids.mins, grids.sum_w, SC_MAX)
-    # as in ggml the two are joined unclipped: the code of a negative scale, wrapped round in a uint8_t, spills over
-    packed = sc.astype(np.uint8) | m.astype(np.uint8) << 4
-    np.multiply(d[:, None], packed & 15, out=grids.scales)
-    np.multiply(dmin[:, None], packed >> 4, out=grids.mins)
-    return Fit(grids, d, dmin, packed)
+        found = fit_weighted(x, N_SUB, search, guide, mean_squares(x, 1, QK_K))
+        sc, d = code_by_search(found.scales, found.sum_w, SC_MAX)
+        m, dmin = code_by_search(found.mins, found.sum_w, SC_MAX)
+    head = np.empty((len(x), N_SUB + 4, LANES), np.uint8)
+    store_halves(d, head, N_SUB)
+    store_halves(dmin, head, N_SUB + 2)
+    _pack_scales(d, dmin, sc, m, head, found.scales, found.mins)
+    return Grid(head, LEVELS, found.scales, found.mins, partial(round_anew, search=search, fit=found))
 
 
 @kernel
-def pack(d: Array, dmin: Array, packed: Array, codes: Array, blocks: Array) -> None:
-    """Tiles of a fit and codes [n_tiles, QK_K * LANES] into blocks [n_blocks, TYPE_SIZE]."""
-    for b in range(len(blocks)):
-        t, i = b // LANES, b % LANES
-        block, tile = blocks[b], codes[t]
+def _pack_scales(d: Array, dmin: Array, sc: Array, m: Array, head: Array, scales: Array, mins: Array) -> None:
+    """Write sc and m, and leave the scales and mins that a reader will see.
+
+    As in ggml the two are joined unclipped: the code of a negative scale, wrapped round in a uint8_t, spills over.
+    """
+    for t in range(len(head)):
         for j in range(N_SUB):
-            block[j] = packed[t, j, i]
+            for i in range(LANES):
+                byte = (int(sc[t, j, i]) | int(m[t, j, i]) << 4) & 255
+                head[t, j, i] = np.uint8(byte)
+                scales[t, j, i] = d[t, i] * np.float32(byte & 15)
+                mins[t, j, i] = dmin[t, i] * np.float32(byte >> 4)
+
+
+@kernel
+def pack(head: Array, codes: Array, blocks: Array) -> None:
+    """See `BlockFormat.pack_kernel`."""
+    for t in range(len(head)):
+        tile, block = codes[t], blocks[t]
+        block[:CODES] = head[t, :N_SUB]
+        block[D:] = head[t, N_SUB:]
         for h in range(2):
             for k in range(32):
-                byte = tile[(128 * h + k) * LANES + i] | tile[(128 * h + 32 + k) * LANES + i] << 2
-                byte |= tile[(128 * h + 64 + k) * LANES + i] << 4 | tile[(128 * h + 96 + k) * LANES + i] << 6
-                block[CODES + 32 * h + k] = byte
-        store_f16(d[t, i], block, D)
-        store_f16(dmin[t, i], block, D + 2)
+                byte, first = block[CODES + 32 * h + k], 128 * h + k
+                a, b, c, e = (
+                    row(tile, first),
+                    row(tile, first + 32),
+                    row(tile, first + 64),
+                    row(tile, first + 96),
+                )
+                for i in range(LANES):
+                    byte[i] = a[i] | b[i] << 2 | c[i] << 4 | e[i] << 6
 
 
 @kernel
-def decode(blocks: Array, out: Array) -> None:
+def unpack(blocks: Array, values: Array) -> None:
     """See `BlockFormat.decode`."""
-    raw, values = blocks.reshape(-1, TYPE_SIZE), out.reshape(-1, QK_K)
-    for b in range(len(raw)):
-        block, x = raw[b], values[b]
+    for b in range(len(blocks)):
+        block, x = blocks[b], values[b]
         d, dmin = load_f16(block, D), load_f16(block, D + 2)
         for j in range(N_SUB):
             scale, minimum = d * np.float32(block[j] & 15), dmin * np.float32(block[j] >> 4)
             start, shift = CODES + 32 * (j // 8) + 16 * (j % 2), 2 * (j % 8 // 2)
-            part = block[start : start + SUB]
+            quarter = block[start : start + SUB]
             for k in range(SUB):
-                x[SUB * j + k] = scale * np.float32(part[k] >> shift & 3) - minimum
+                x[SUB * j + k] = scale * np.float32(quarter[k] >> shift & 3) - minimum
 
 
-FORMAT = BlockFormat(QType.Q2_K, QK_K, TYPE_SIZE, encode, decode)
+FORMAT = BlockFormat(QType.Q2_K, QK_K, TYPE_SIZE, fit, pack, unpack)

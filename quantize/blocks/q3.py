@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from quantize.blocks.error_weights import square
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, MAGIC, ONE, ZERO, aligned_floats, nearest_code
+from quantize.blocks.lanes import ONE, ZERO, clipped_small, nearest_code
 from quantize.blocks.qx import EPS, ISCALE, LARGEST, SUM_L2, SUM_LX, find_largest
 from quantize.blocks.qx import N_STATE as N_QX_STATE
+from quantize.blocks.tiles import LANES, aligned_floats, row
 from quantize.tensors import Array
 
 N_KEPT = max(LARGEST, SUM_LX, SUM_L2) // LANES + 1  # rows of a state that outlive the search
@@ -29,51 +31,49 @@ def make_q3(x: Array, scales: Array, codes: Array) -> None:
 
     Gives scales, float32 [n_sub, LANES], and codes 0..7, uint8 as x; where ggml sees only zeros, both are 0.
     """
-    size = N * LANES
-    found, kept = aligned_floats(x.size), aligned_floats(len(scales) * N_KEPT * LANES)
+    size, n_sub = N * LANES, len(scales)
+    found, kept = (
+        aligned_floats(x.size),
+        aligned_floats(n_sub * N_KEPT * LANES).reshape(n_sub, N_KEPT * LANES),
+    )
     w, wx, state = aligned_floats(size), aligned_floats(size), aligned_floats(N_STATE * LANES)
     # the sub-blocks that are not done, side by side, and from which lane each comes
-    open_x, open_codes, open_state = (
-        aligned_floats(size),
-        aligned_floats(size),
-        aligned_floats(N_STATE * LANES),
-    )
-    of = np.empty(LANES, np.int64)
+    open_x, open_codes = aligned_floats(size), aligned_floats(size)
+    open_state = aligned_floats(N_STATE * LANES)
+    origin = np.empty(LANES, np.int64)
     open_x[:] = open_codes[:] = open_state[:] = ZERO
     n_open = 0
-    for j in range(len(scales)):
-        part, row = slice(j * size, (j + 1) * size), kept[j * N_KEPT * LANES : (j + 1) * N_KEPT * LANES]
-        _weigh(x[part], w, wx)
-        find_largest(N, x[part], state)
-        _first_codes(x[part], w, wx, found[part], state)
-        _doubt(x[part], w, wx, found[part], state)
-        row[:] = state[: N_KEPT * LANES]
+    for j in range(n_sub):
+        xs, codes_j = x[j * size : (j + 1) * size], found[j * size : (j + 1) * size]
+        _weigh(xs, w, wx)
+        find_largest(N, xs, state)
+        _first_codes(xs, w, wx, codes_j, state)
+        _doubt(xs, w, wx, codes_j, state)
+        kept[j] = state[: N_KEPT * LANES]
         for i in range(LANES):
             if state[CHANGED + i] != ZERO:
-                of[n_open] = j * LANES + i
-                _copy_lane(x[part], i, open_x, n_open)
-                _copy_lane(found[part], i, open_codes, n_open)
+                origin[n_open] = j * LANES + i
+                _copy_lane(xs, i, open_x, n_open)
+                _copy_lane(codes_j, i, open_codes, n_open)
                 open_state[SUM_LX + n_open] = state[SUM_LX + i]
                 open_state[SUM_L2 + n_open] = state[SUM_L2 + i]
                 n_open += 1
             if n_open == LANES:
                 _improve(open_x, w, wx, open_codes, open_state)
-                _return_lanes(n_open, of, open_codes, open_state, found, kept)
+                _return_lanes(n_open, origin, open_codes, open_state, found, kept)
                 n_open = 0
     if n_open:  # the lanes beyond hold zeros or what was there before: their results are not used
         _improve(open_x, w, wx, open_codes, open_state)
-        _return_lanes(n_open, of, open_codes, open_state, found, kept)
-    for j in range(len(scales)):
-        row = kept[j * N_KEPT * LANES : (j + 1) * N_KEPT * LANES]
-        _finish(row, scales[j])
+        _return_lanes(n_open, origin, open_codes, open_state, found, kept)
+    for j in range(n_sub):
+        _finish(kept[j], scales[j])
         for k in range(j * N, (j + 1) * N):
-            _store_codes(found[k * LANES : (k + 1) * LANES], row, codes[k * LANES : (k + 1) * LANES])
+            _store_codes(row(found, k), kept[j], row(codes, k))
 
 
 @kernel
 def _weigh(x: Array, w: Array, wx: Array) -> None:
-    for k in range(N * LANES):
-        w[k] = x[k] * x[k]
+    square(x, w)
     for k in range(N * LANES):
         wx[k] = w[k] * x[k]
 
@@ -95,9 +95,7 @@ def _add_first_codes(x: Array, w: Array, wx: Array, codes: Array, state: Array) 
         iscale, sum_lx, sum_l2 = state[ISCALE + i], state[SUM_LX + i], state[SUM_L2 + i]
         for k in range(WIDE_STEP):
             o = k * LANES + i
-            code = (iscale * x[o] + MAGIC) - MAGIC  # nearest_int: it is about 4 at most
-            code = code if code > LOW else LOW
-            code = code if code < HIGH else HIGH
+            code = clipped_small(iscale * x[o], LOW, HIGH)
             codes[o] = code
             sum_lx += wx[o] * code
             sum_l2 += w[o] * code * code
@@ -145,13 +143,14 @@ def _copy_lane(source: Array, i: int, target: Array, n: int) -> None:
 
 
 @kernel
-def _return_lanes(n: int, of: Array, open_codes: Array, open_state: Array, codes: Array, kept: Array) -> None:
+def _return_lanes(
+    n: int, origin: Array, open_codes: Array, open_state: Array, codes: Array, kept: Array
+) -> None:
     for i in range(n):
-        j, lane = of[i] // LANES, of[i] % LANES
+        j, lane = origin[i] // LANES, origin[i] % LANES
         _copy_lane(open_codes, i, codes[j * N * LANES : (j + 1) * N * LANES], lane)
-        row = kept[j * N_KEPT * LANES : (j + 1) * N_KEPT * LANES]
-        row[SUM_LX + lane] = open_state[SUM_LX + i]
-        row[SUM_L2 + lane] = open_state[SUM_L2 + i]
+        kept[j, SUM_LX + lane] = open_state[SUM_LX + i]
+        kept[j, SUM_L2 + lane] = open_state[SUM_L2 + i]
 
 
 @kernel

@@ -12,55 +12,50 @@ Source: ggml-quants.c, quantize_row_q3_K_ref, quantize_row_q3_K_impl, dequantize
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from quantize.blocks.affine import mean_squares
-from quantize.blocks.base import BlockFormat
-from quantize.blocks.half import load_f16, store_f16
+from quantize.blocks.base import BlockFormat, Grid
+from quantize.blocks.error_weights import TileGuide, mean_squares
+from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import (
-    LANES,
-    ONE,
-    ZERO,
-    aligned_floats,
-    chunks,
-    importance_lanes,
-    nearest_code,
-    nearest_int,
-    rounded_to_half,
-)
+from quantize.blocks.lanes import ONE, ZERO, nearest_code, nearest_int
 from quantize.blocks.q3 import make_q3
 from quantize.blocks.qx import BEST_ISCALE, EPS, LARGEST, N_STATE, SCALE, find_largest, make_qx
-from quantize.blocks.rounding import nearest_signed
-from quantize.blocks.signed import fit, largest_scale, search_codes
+from quantize.blocks.signed import fit_signed, largest_scale, round_anew, search_codes
+from quantize.blocks.tiles import LANES, aligned_floats, row, store_halves
 from quantize.tensors import Array, QType
 
 QK_K, N_SUB, SUB = 256, 16, 16
 TYPE_SIZE = 110
 QS, SCALES, D = 32, 96, 108  # where they begin
-NMAX = np.float32(4)
+NMAX = 4
 SC_MAX = np.float32(32)
+LEVELS = np.arange(-NMAX, NMAX, dtype=np.float32)
 
 
-def encode(weights: Array, importance: Array | None, out: Array) -> None:
-    """See `BlockFormat.encode`."""
-    lanes = None if importance is None else importance_lanes(importance, QK_K)
-    for chunk in chunks(weights, QK_K, out, TYPE_SIZE):
-        codes = np.empty(chunk.x.shape, np.uint8)
-        d = np.empty((len(chunk.x), LANES), np.float32)
-        sc = np.empty((len(chunk.x), N_SUB, LANES), np.uint8)
-        if lanes is None:
-            scales = np.empty(sc.shape, np.float32)
-            _fit_plain(chunk.x, scales, codes)
-            _code_by_maximum(scales, d, sc)
-        else:
-            grids = fit(chunk.x, N_SUB, int(NMAX), lanes, chunk.first, mean_squares(chunk.x, 2))
-            search_codes(chunk.x, NMAX, grids.iscales, codes)
-            scales = grids.scales
-            _code_by_search(scales, grids.sum_w, d, sc)
-        _decode_scales(d, sc, scales)
-        nearest_signed(chunk.x, NMAX, scales, codes)
-        pack(d, sc, codes, chunk.blocks)
+def fit(x: Array, guide: TileGuide | None) -> Grid:
+    """See `BlockFormat`."""
+    head = np.empty((len(x), TYPE_SIZE - SCALES, LANES), np.uint8)
+    d, sc = np.empty((len(x), LANES), np.float32), np.empty((len(x), N_SUB, LANES), np.uint8)
+    if guide is None:
+        scales, codes = np.empty(sc.shape, np.float32), np.empty(x.shape, np.uint8)
+        _fit_plain(x, scales, codes)
+        _code_by_maximum(scales, d, sc)
+        searched = partial(_copied, codes=codes)
+    else:
+        scales, iscales, sum_w = fit_signed(x, N_SUB, NMAX, guide, mean_squares(x, 2, QK_K))
+        _code_by_search(scales, sum_w, d, sc)
+        searched = partial(search_codes, nmax=NMAX, iscales=iscales)
+    store_halves(d, head, D - SCALES)
+    _pack_scales(d, sc, head, scales)
+    return Grid(head, LEVELS, scales, None, partial(round_anew, nmax=NMAX, scales=scales, searched=searched))
+
+
+def _copied(x: Array, codes: Array) -> Array:
+    """The codes of `make_q3`, which do not follow from x and a scale."""
+    return codes.copy()
 
 
 @kernel
@@ -81,13 +76,13 @@ def _code_by_maximum(scales: Array, d: Array, sc: Array) -> None:
             inverse = ONE / (-SC_MAX / largest[i])
             factor[i] = inverse if largest[i] != ZERO else ZERO
         for j in range(N_SUB):
-            row, found = scales[t, j], sc[t, j]
+            values, coded = scales[t, j], sc[t, j]
             for i in range(LANES):
-                code = nearest_int(-SC_MAX / largest[i] * row[i])
+                code = nearest_int(-SC_MAX / largest[i] * values[i])
                 code = (code + np.float32(128)) % np.float32(256) - np.float32(128)
                 code = code if code > -SC_MAX else -SC_MAX
                 code = (code if code < SC_MAX - ONE else SC_MAX - ONE) + SC_MAX
-                found[i] = np.uint8(np.int32(code if largest[i] != ZERO else ZERO))
+                coded[i] = np.uint8(np.int32(code if largest[i] != ZERO else ZERO))
 
 
 @kernel
@@ -97,7 +92,7 @@ def _code_by_search(scales: Array, sum_w: Array, d: Array, sc: Array) -> None:
     wx = aligned_floats(N_SUB * LANES)
     state = aligned_floats(N_STATE * LANES)
     for t in range(len(d)):
-        x, w, found = scales[t].reshape(-1), sum_w[t].reshape(-1), sc[t].reshape(-1)
+        x, w, coded = scales[t].reshape(-1), sum_w[t].reshape(-1), sc[t].reshape(-1)
         for k in range(N_SUB * LANES):
             wx[k] = w[k] * x[k]
             # where overflow made a scale infinite or NaN, ggml's code is 0, as that of 0
@@ -109,58 +104,47 @@ def _code_by_search(scales: Array, sum_w: Array, d: Array, sc: Array) -> None:
         for j in range(N_SUB):
             for i in range(LANES):
                 zero = abs(state[LARGEST + i]) < EPS
-                code = (
-                    nearest_code(state[BEST_ISCALE + i] * finite[j * LANES + i], -SC_MAX, SC_MAX - ONE)
-                    + SC_MAX
-                )
-                found[j * LANES + i] = np.uint8(np.int32(ZERO if zero else code))
+                wish = state[BEST_ISCALE + i] * finite[j * LANES + i]
+                code = nearest_code(wish, -SC_MAX, SC_MAX - ONE) + SC_MAX
+                coded[j * LANES + i] = np.uint8(np.int32(ZERO if zero else code))
 
 
 @kernel
-def _decode_scales(d: Array, sc: Array, scales: Array) -> None:
-    """Round d to float16, and give each sub-block the scale that a reader will see."""
-    for t in range(len(d)):
-        factor = d[t]
-        for i in range(LANES):
-            factor[i] = rounded_to_half(factor[i])
+def _pack_scales(d: Array, sc: Array, head: Array, scales: Array) -> None:
+    """Write sc, and leave the scales that a reader will see."""
+    for t in range(len(head)):
+        for j in range(8):
+            for i in range(LANES):
+                head[t, j, i] = sc[t, j, i] & 15 | (sc[t, j + 8, i] & 15) << 4
+        for j in range(4):
+            for i in range(LANES):
+                high = 0
+                for c in range(4):
+                    high |= (sc[t, 4 * c + j, i] >> 4) << (2 * c)
+                head[t, 8 + j, i] = high
         for j in range(N_SUB):
             for i in range(LANES):
-                scales[t, j, i] = factor[i] * np.float32(np.int32(sc[t, j, i]) - np.int32(32))
+                scales[t, j, i] = d[t, i] * np.float32(np.int32(sc[t, j, i]) - np.int32(32))
 
 
 @kernel
-def pack(d: Array, sc: Array, codes: Array, blocks: Array) -> None:
-    """Tiles of d [n_tiles, LANES], sc [n_tiles, N_SUB, LANES] and codes into blocks [n_blocks, TYPE_SIZE]."""
-    for b in range(len(blocks)):
-        t, i, block = b // LANES, b % LANES, blocks[b]
-        tile = codes[t]
-        for k in range(32):
-            high = 0
-            for half in range(2):
-                low = 0
-                for c in range(4):
-                    code = tile[(128 * half + 32 * c + k) * LANES + i]
-                    low |= (code & 3) << (2 * c)
-                    high |= (code >> 2) << (4 * half + c)
-                block[QS + 32 * half + k] = low
-            block[k] = high
-        for j in range(8):
-            block[SCALES + j] = sc[t, j, i] & 15 | (sc[t, j + 8, i] & 15) << 4
-        for j in range(4):
-            high = 0
-            for c in range(4):
-                high |= (sc[t, 4 * c + j, i] >> 4) << (2 * c)
-            block[SCALES + 8 + j] = high
-        store_f16(d[t, i], block, D)
+def pack(head: Array, codes: Array, blocks: Array) -> None:
+    """See `BlockFormat.pack_kernel`."""
+    for t in range(len(head)):
+        tile, block = codes[t], blocks[t]
+        block[SCALES:] = head[t]
+        block[:SCALES] = 0
+        for c in range(8):
+            for k in range(32):
+                code, high, low = row(tile, 32 * c + k), block[k], block[QS + 32 * (c // 4) + k]
+                for i in range(LANES):
+                    low[i] |= (code[i] & 3) << 2 * (c % 4)
+                    high[i] |= code[i] >> 2 << c
 
 
-def decode(blocks: Array, out: Array) -> None:
+@kernel
+def unpack(blocks: Array, values: Array) -> None:
     """See `BlockFormat.decode`."""
-    _unpack(blocks.reshape(-1, TYPE_SIZE), out.reshape(-1, QK_K))
-
-
-@kernel
-def _unpack(blocks: Array, values: Array) -> None:
     for b in range(len(blocks)):
         block, x = blocks[b], values[b]
         d = load_f16(block, D)
@@ -175,4 +159,4 @@ def _unpack(blocks: Array, values: Array) -> None:
                 x[o] = scale * np.float32(np.int32(code) - np.int32(4))
 
 
-FORMAT = BlockFormat(QType.Q3_K, QK_K, TYPE_SIZE, encode, decode)
+FORMAT = BlockFormat(QType.Q3_K, QK_K, TYPE_SIZE, fit, pack, unpack)

@@ -7,41 +7,24 @@ Source: ggml-quants.c, quantize_row_q4_0_ref, quantize_row_q4_0_impl, dequantize
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from quantize.blocks.base import BlockFormat
-from quantize.blocks.half import load_f16, store_f16
+from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES
-from quantize.blocks.legacy import QK, encode_signed
+from quantize.blocks.legacy import fit_scale
+from quantize.blocks.nibbles import QK, pack_4
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 18
-NMAX = 8
-
-
-def encode(weights: Array, importance: Array | None, out: Array) -> None:
-    """See `BlockFormat.encode`."""
-    encode_signed(weights, importance, NMAX, pack, out, TYPE_SIZE)
+LEVELS = np.arange(-8, 8, dtype=np.float32)
 
 
 @kernel
-def pack(d: Array, codes: Array, blocks: Array) -> None:
-    """Tiles of d [n_tiles, LANES] and codes [n_tiles, QK * LANES] into blocks [n_blocks, TYPE_SIZE]."""
-    for b in range(len(blocks)):
-        tile, i, block = codes[b // LANES], b % LANES, blocks[b]
-        store_f16(d[b // LANES, i], block, 0)
-        for k in range(QK // 2):
-            block[2 + k] = tile[k * LANES + i] | tile[(k + 16) * LANES + i] << 4
-
-
-def decode(blocks: Array, out: Array) -> None:
+def unpack(blocks: Array, values: Array) -> None:
     """See `BlockFormat.decode`."""
-    _unpack(blocks.reshape(-1, TYPE_SIZE), out.reshape(-1, QK))
-
-
-@kernel
-def _unpack(blocks: Array, values: Array) -> None:
     for b in range(len(blocks)):
         block, x = blocks[b], values[b]
         d = load_f16(block, 0)
@@ -50,4 +33,6 @@ def _unpack(blocks: Array, values: Array) -> None:
             x[k + 16] = np.float32(np.int32(block[2 + k] >> 4) - np.int32(8)) * d
 
 
-FORMAT = BlockFormat(QType.Q4_0, QK, TYPE_SIZE, encode, decode)
+FORMAT = BlockFormat(
+    QType.Q4_0, QK, TYPE_SIZE, partial(fit_scale, levels=LEVELS), pack_4, unpack, weighs_rows=True
+)

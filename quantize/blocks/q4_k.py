@@ -11,49 +11,42 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.blocks.affine import codes_to_round, plain_search, weighted_search
-from quantize.blocks.base import BlockFormat
+from quantize.blocks.affine import plain_search, weighted_search
+from quantize.blocks.base import BlockFormat, Grid
+from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.jit import kernel
-from quantize.blocks.k4_scales import HEAD, N_SUB, QK_K, SUB, decoded_scales, fit
-from quantize.blocks.lanes import LANES, chunks, importance_lanes
-from quantize.blocks.rounding import nearest
+from quantize.blocks.k4_scales import HEAD, N_SUB, QK_K, SUB, decoded_scales, fit_k4
+from quantize.blocks.tiles import LANES, row
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 144
-NMAX = 15
+LEVELS = np.arange(16, dtype=np.float32)
+PLAIN, WEIGHTED = plain_search(15, -1.0, 0.1, 20), weighted_search(15)
 
 
-def encode(weights: Array, importance: Array | None, out: Array) -> None:
-    """See `BlockFormat.encode`."""
-    lanes = None if importance is None else importance_lanes(importance, QK_K)
-    search = plain_search(NMAX, -1.0, 0.1, 20) if importance is None else weighted_search(NMAX)
-    for chunk in chunks(weights, QK_K, out, TYPE_SIZE):
-        grids, head = fit(chunk, search, lanes, clip=importance is None)
-        codes = codes_to_round(chunk.x, search, grids)
-        nearest(chunk.x, search.nmax, grids.scales, grids.mins, codes)
-        pack(head, codes, chunk.blocks)
+def fit(x: Array, guide: TileGuide | None) -> Grid:
+    """See `BlockFormat`."""
+    return fit_k4(x, guide, PLAIN if guide is None else WEIGHTED, LEVELS, clip=guide is None)
 
 
 @kernel
 def pack(head: Array, codes: Array, blocks: Array) -> None:
-    """Tiles of heads [n_tiles, HEAD, LANES] and codes [n_tiles, QK_K * LANES] into blocks [n_blocks, TYPE_SIZE]."""
-    for b in range(len(blocks)):
-        t, i = b // LANES, b % LANES
-        block = blocks[b]
-        for k in range(HEAD):
-            block[k] = head[t, k, i]
+    """See `BlockFormat.pack_kernel`."""
+    for t in range(len(head)):
+        tile, block = codes[t], blocks[t]
+        block[:HEAD] = head[t]
         for c in range(N_SUB // 2):
             for k in range(SUB):
-                o = (64 * c + k) * LANES + i
-                block[HEAD + 32 * c + k] = codes[t, o] | codes[t, o + SUB * LANES] << 4
+                low, high, byte = row(tile, 64 * c + k), row(tile, 64 * c + 32 + k), block[HEAD + 32 * c + k]
+                for i in range(LANES):
+                    byte[i] = low[i] | high[i] << 4
 
 
 @kernel
-def decode(blocks: Array, out: Array) -> None:
+def unpack(blocks: Array, values: Array) -> None:
     """See `BlockFormat.decode`."""
-    raw, values = blocks.reshape(-1, TYPE_SIZE), out.reshape(-1, QK_K)
-    for b in range(len(raw)):
-        block, x = raw[b], values[b]
+    for b in range(len(blocks)):
+        block, x = blocks[b], values[b]
         for j in range(N_SUB):
             scale, minimum = decoded_scales(j, block)
             shift = 4 * (j % 2)
@@ -62,4 +55,4 @@ def decode(blocks: Array, out: Array) -> None:
                 x[SUB * j + k] = scale * np.float32(code) - minimum
 
 
-FORMAT = BlockFormat(QType.Q4_K, QK_K, TYPE_SIZE, encode, decode)
+FORMAT = BlockFormat(QType.Q4_K, QK_K, TYPE_SIZE, fit, pack, unpack)

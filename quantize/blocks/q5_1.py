@@ -7,70 +7,40 @@ Source: ggml-quants.c, quantize_row_q5_1_ref, quantize_row_q5_1_impl, dequantize
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
+from quantize.blocks.affine import weighted_search
 from quantize.blocks.base import BlockFormat
-from quantize.blocks.half import load_f16, store_f16
+from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, aligned_floats, load, raw_bytes
-from quantize.blocks.legacy import QK
-from quantize.blocks.legacy_affine import coded_chunks, fit_and_round
+from quantize.blocks.legacy import fit_scale_and_min
+from quantize.blocks.nibbles import QK, codes_of_5, pack_5
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 24
-NMAX = 31
-
-
-def encode(weights: Array, importance: Array | None, out: Array) -> None:
-    """See `BlockFormat.encode`."""
-    if importance is None:
-        raw, wide = raw_bytes(weights)
-        _encode_plain(raw, wide, out.reshape(-1, TYPE_SIZE))
-        return
-    for coded in coded_chunks(weights, importance, out, TYPE_SIZE, NMAX):
-        pack(*coded)
+LEVELS = np.arange(32, dtype=np.float32)
 
 
 @kernel
-def _encode_plain(raw: Array, wide: bool, blocks: Array) -> None:
-    x, codes = aligned_floats(QK * LANES), np.empty((1, QK * LANES), np.uint8)
-    d, m = np.empty((1, LANES), np.float32), np.empty((1, LANES), np.float32)
-    for first in range(0, len(blocks), LANES):
-        load(raw, wide, first, len(blocks), QK, x)
-        fit_and_round(x, np.float32(NMAX), d[0], m[0], codes[0])
-        pack(d, m, codes, blocks[first : first + LANES])
-
-
-@kernel
-def pack(d: Array, m: Array, codes: Array, blocks: Array) -> None:
-    """Tiles of d and m [n_tiles, LANES] and codes [n_tiles, QK * LANES] into blocks [n_blocks, TYPE_SIZE]."""
-    for b in range(len(blocks)):
-        t, i = b // LANES, b % LANES
-        block, tile = blocks[b], codes[t]
-        store_f16(d[t, i], block, 0)
-        store_f16(m[t, i], block, 2)
-        high = np.uint32(0)
-        for k in range(QK // 2):
-            first, second = tile[k * LANES + i], tile[(k + QK // 2) * LANES + i]
-            block[8 + k] = first & 15 | (second & 15) << 4
-            high |= np.uint32(np.uint32(first >> 4) << np.uint32(k))
-            high |= np.uint32(np.uint32(second >> 4) << np.uint32(k + QK // 2))
-        for byte in range(4):
-            block[4 + byte] = np.uint8(high >> np.uint32(8 * byte) & np.uint32(255))
-
-
-@kernel
-def decode(blocks: Array, out: Array) -> None:
+def unpack(blocks: Array, values: Array) -> None:
     """See `BlockFormat.decode`."""
-    raw, values = blocks.reshape(-1, TYPE_SIZE), out.reshape(-1, QK)
-    for b in range(len(raw)):
-        block, x = raw[b], values[b]
+    for b in range(len(blocks)):
+        block, x = blocks[b], values[b]
         d, m = load_f16(block, 0), load_f16(block, 2)
         for k in range(QK // 2):
-            first = block[8 + k] & 15 | (block[4 + k // 8] >> (k % 8) & 1) << 4
-            second = block[8 + k] >> 4 | (block[6 + k // 8] >> (k % 8) & 1) << 4
-            x[k] = d * np.float32(first) + m
-            x[k + QK // 2] = d * np.float32(second) + m
+            low, high = codes_of_5(block, 4, k)
+            x[k] = d * np.float32(low) + m
+            x[k + QK // 2] = d * np.float32(high) + m
 
 
-FORMAT = BlockFormat(QType.Q5_1, QK, TYPE_SIZE, encode, decode)
+FORMAT = BlockFormat(
+    QType.Q5_1,
+    QK,
+    TYPE_SIZE,
+    partial(fit_scale_and_min, levels=LEVELS, weighted=weighted_search(31)),
+    pack_5,
+    unpack,
+    weighs_rows=True,
+)

@@ -12,54 +12,46 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.blocks.affine import codes_to_round, plain_search, weighted_search
-from quantize.blocks.base import BlockFormat
+from quantize.blocks.affine import plain_search, weighted_search
+from quantize.blocks.base import BlockFormat, Grid
+from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.jit import kernel
-from quantize.blocks.k4_scales import HEAD, N_SUB, QK_K, SUB, decoded_scales, fit
-from quantize.blocks.lanes import LANES, chunks, importance_lanes
-from quantize.blocks.rounding import nearest
+from quantize.blocks.k4_scales import HEAD, N_SUB, QK_K, SUB, decoded_scales, fit_k4
+from quantize.blocks.tiles import LANES, row
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 176
-NMAX = 31
 LOW = HEAD + 32  # where the low bits begin
+LEVELS = np.arange(32, dtype=np.float32)
+PLAIN, WEIGHTED = plain_search(31, -0.5, 0.1, 15), weighted_search(31)
 
 
-def encode(weights: Array, importance: Array | None, out: Array) -> None:
-    """See `BlockFormat.encode`."""
-    lanes = None if importance is None else importance_lanes(importance, QK_K)
-    search = plain_search(NMAX, -0.5, 0.1, 15) if importance is None else weighted_search(NMAX)
-    for chunk in chunks(weights, QK_K, out, TYPE_SIZE):
-        grids, head = fit(chunk, search, lanes, clip=True)
-        codes = codes_to_round(chunk.x, search, grids)
-        nearest(chunk.x, search.nmax, grids.scales, grids.mins, codes)
-        pack(head, codes, chunk.blocks)
+def fit(x: Array, guide: TileGuide | None) -> Grid:
+    """See `BlockFormat`."""
+    return fit_k4(x, guide, PLAIN if guide is None else WEIGHTED, LEVELS, clip=True)
 
 
 @kernel
 def pack(head: Array, codes: Array, blocks: Array) -> None:
-    """Tiles of heads [n_tiles, HEAD, LANES] and codes [n_tiles, QK_K * LANES] into blocks [n_blocks, TYPE_SIZE]."""
-    for b in range(len(blocks)):
-        t, i = b // LANES, b % LANES
-        block, tile = blocks[b], codes[t]
-        for k in range(HEAD):
-            block[k] = head[t, k, i]
-        for k in range(SUB):
-            high = 0
-            for c in range(N_SUB // 2):
-                first = tile[(64 * c + k) * LANES + i]
-                second = tile[(64 * c + 32 + k) * LANES + i]
-                block[LOW + 32 * c + k] = first & 15 | (second & 15) << 4
-                high |= (first >> 4 | (second >> 4) << 1) << 2 * c
-            block[HEAD + k] = high
+    """See `BlockFormat.pack_kernel`."""
+    for t in range(len(head)):
+        tile, block = codes[t], blocks[t]
+        block[:HEAD] = head[t]
+        block[HEAD:LOW] = 0
+        for c in range(N_SUB // 2):
+            for k in range(SUB):
+                first, second = row(tile, 64 * c + k), row(tile, 64 * c + 32 + k)
+                low, high = block[LOW + 32 * c + k], block[HEAD + k]
+                for i in range(LANES):
+                    low[i] = first[i] & 15 | second[i] << 4
+                    high[i] |= (first[i] >> 4 | second[i] >> 4 << 1) << 2 * c
 
 
 @kernel
-def decode(blocks: Array, out: Array) -> None:
+def unpack(blocks: Array, values: Array) -> None:
     """See `BlockFormat.decode`."""
-    raw, values = blocks.reshape(-1, TYPE_SIZE), out.reshape(-1, QK_K)
-    for b in range(len(raw)):
-        block, x = raw[b], values[b]
+    for b in range(len(blocks)):
+        block, x = blocks[b], values[b]
         for j in range(N_SUB):
             scale, minimum = decoded_scales(j, block)
             shift = 4 * (j % 2)
@@ -69,4 +61,4 @@ def decode(blocks: Array, out: Array) -> None:
                 x[SUB * j + k] = scale * np.float32(code) - minimum
 
 
-FORMAT = BlockFormat(QType.Q5_K, QK_K, TYPE_SIZE, encode, decode)
+FORMAT = BlockFormat(QType.Q5_K, QK_K, TYPE_SIZE, fit, pack, unpack)

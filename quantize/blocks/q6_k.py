@@ -13,49 +13,58 @@ Source: ggml-quants.c, quantize_row_q6_K_ref, quantize_row_q6_K_impl, dequantize
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from quantize.blocks.base import BlockFormat
-from quantize.blocks.half import load_f16, store_f16
+from quantize.blocks.base import BlockFormat, Grid
+from quantize.blocks.error_weights import TileGuide
+from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ONE, ZERO, chunks, importance_lanes, nearest_int, rounded_to_half
+from quantize.blocks.lanes import ONE, ZERO, nearest_int
 from quantize.blocks.qx import EPS
-from quantize.blocks.rounding import nearest_signed
-from quantize.blocks.signed import fit, largest_scale, search_codes
+from quantize.blocks.signed import fit_signed, largest_scale, round_anew, search_codes
+from quantize.blocks.tiles import LANES, row, store_halves
 from quantize.tensors import Array, QType
 
 QK_K, N_SUB, SUB = 256, 16, 16
 TYPE_SIZE = 210
 QH, SC, D = 128, 192, 208  # where they begin
 NMAX = 32
+LEVELS = np.arange(-NMAX, NMAX, dtype=np.float32)
 
 
-def encode(weights: Array, importance: Array | None, out: Array) -> None:
-    """See `BlockFormat.encode`. Importances weigh the errors as they are, without the sqrt of other formats."""
-    lanes = None if importance is None else importance_lanes(importance, QK_K)
-    for chunk in chunks(weights, QK_K, out, TYPE_SIZE):
-        grids = fit(chunk.x, N_SUB, NMAX, lanes, chunk.first)
-        d = np.empty((len(chunk.x), LANES), np.float32)
-        sc = np.empty((len(chunk.x), N_SUB, LANES), np.int8)
-        _code_scales(grids.scales, grids.iscales, d, sc)
-        codes = np.empty(chunk.x.shape, np.uint8)
-        search_codes(chunk.x, np.float32(NMAX), grids.iscales, codes)
-        nearest_signed(chunk.x, np.float32(NMAX), grids.scales, codes)
-        pack(d, sc, codes, chunk.blocks)
+def fit(x: Array, guide: TileGuide | None) -> Grid:
+    """See `BlockFormat`. Importances weigh the errors as they are, without the sqrt of other formats."""
+    scales, iscales, _ = fit_signed(x, N_SUB, NMAX, guide)
+    head, d = np.empty((len(x), TYPE_SIZE - SC, LANES), np.uint8), np.empty((len(x), LANES), np.float32)
+    _fit_factor(scales, d)
+    store_halves(d, head, D - SC)
+    _code_scales(d, scales, iscales, head)
+    searched = partial(search_codes, nmax=NMAX, iscales=iscales)
+    return Grid(head, LEVELS, scales, None, partial(round_anew, nmax=NMAX, scales=scales, searched=searched))
 
 
 @kernel
-def _code_scales(scales: Array, iscales: Array, d: Array, sc: Array) -> None:
-    """Code the scales so that the one of largest magnitude becomes -128; they and `d` are left as a reader sees them.
+def _fit_factor(scales: Array, d: Array) -> None:
+    """The factor of each block with which its scale of largest magnitude becomes -128."""
+    for t in range(len(d)):
+        largest = d[t]
+        largest_scale(scales[t], largest)
+        for i in range(LANES):
+            iscale = np.float32(-128) / largest[i]
+            largest[i] = ZERO if abs(largest[i]) < EPS else ONE / iscale
+
+
+@kernel
+def _code_scales(d: Array, scales: Array, iscales: Array, head: Array) -> None:
+    """Code the scales, and leave those that a reader will see, d being rounded.
 
     A block without a scale loses its codes too (iscales 0): all its bytes are 0.
     """
     largest = np.empty(LANES, np.float32)
     for t in range(len(d)):
         largest_scale(scales[t], largest)
-        for i in range(LANES):
-            iscale = np.float32(-128) / largest[i]
-            d[t, i] = ZERO if abs(largest[i]) < EPS else rounded_to_half(ONE / iscale)
         for j in range(N_SUB):
             for i in range(LANES):
                 zero = abs(largest[i]) < EPS
@@ -63,32 +72,35 @@ def _code_scales(scales: Array, iscales: Array, d: Array, sc: Array) -> None:
                 code = code if code < np.float32(127) else np.float32(127)
                 code = ZERO if zero else code
                 iscale = iscales[t, j, i]
-                sc[t, j, i] = np.int8(np.int32(code))
+                head[t, j, i] = np.uint8(np.int32(code) & 255)
                 scales[t, j, i] = d[t, i] * code
                 iscales[t, j, i] = ZERO if zero else iscale
 
 
 @kernel
-def pack(d: Array, sc: Array, codes: Array, blocks: Array) -> None:
-    """Tiles of d [n_tiles, LANES], sc [n_tiles, N_SUB, LANES] and codes into blocks [n_blocks, TYPE_SIZE]."""
-    for block_index in range(len(blocks)):
-        t, i = block_index // LANES, block_index % LANES
-        block = blocks[block_index]
+def pack(head: Array, codes: Array, blocks: Array) -> None:
+    """See `BlockFormat.pack_kernel`."""
+    for t in range(len(head)):
+        tile, block = codes[t], blocks[t]
+        block[SC:] = head[t]
         for half in range(2):
             for k in range(32):
-                o = (128 * half + k) * LANES + i
-                a, b = codes[t, o], codes[t, o + 32 * LANES]
-                c, e = codes[t, o + 64 * LANES], codes[t, o + 96 * LANES]
-                block[64 * half + k] = a & 15 | (c & 15) << 4
-                block[64 * half + 32 + k] = b & 15 | (e & 15) << 4
-                block[QH + 32 * half + k] = a >> 4 | (b >> 4) << 2 | (c >> 4) << 4 | (e >> 4) << 6
-        for j in range(N_SUB):
-            block[SC + j] = np.uint8(np.int32(sc[t, j, i]) & 255)
-        store_f16(d[t, i], block, D)
+                o = 128 * half + k
+                a, b, c, e = row(tile, o), row(tile, o + 32), row(tile, o + 64), row(tile, o + 96)
+                first, second, high = (
+                    block[64 * half + k],
+                    block[64 * half + 32 + k],
+                    block[QH + 32 * half + k],
+                )
+                for i in range(LANES):
+                    first[i] = a[i] & 15 | c[i] << 4
+                    second[i] = b[i] & 15 | e[i] << 4
+                    high[i] = a[i] >> 4 | b[i] >> 4 << 2 | c[i] >> 4 << 4 | e[i] >> 4 << 6
 
 
 @kernel
-def _unpack(blocks: Array, values: Array) -> None:
+def unpack(blocks: Array, values: Array) -> None:
+    """See `BlockFormat.decode`."""
     for b in range(len(blocks)):
         block, x = blocks[b], values[b]
         d = load_f16(block, D)
@@ -102,9 +114,4 @@ def _unpack(blocks: Array, values: Array) -> None:
                     x[o] = scale * np.float32(np.int32(low | high << 4) - np.int32(32))
 
 
-def decode(blocks: Array, out: Array) -> None:
-    """See `BlockFormat.decode`."""
-    _unpack(blocks.reshape(-1, TYPE_SIZE), out.reshape(-1, QK_K))
-
-
-FORMAT = BlockFormat(QType.Q6_K, QK_K, TYPE_SIZE, encode, decode)
+FORMAT = BlockFormat(QType.Q6_K, QK_K, TYPE_SIZE, fit, pack, unpack)

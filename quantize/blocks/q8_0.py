@@ -1,80 +1,92 @@
-"""Q8_0: 32 weights, one f16 scale, eight-bit codes; no search, and no use for an importance.
+"""Q8_0: 8.5 bits per weight. Blocks of 32 weights; value = d * (code - 128); no search, no use for an importance.
 
-block_q8_0, 34 bytes (ggml-common.h):
-    d   f16         amax / 127
-    qs  int8 [32]   round(x / d), half away from zero
+    float16 d | 32 bytes: code[k] - 128, an int8
+
+d is the largest magnitude / 127, codes are rounded half away from zero.
+
+Source: ggml-quants.c, quantize_row_q8_0_ref, dequantize_row_q8_0.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from quantize.blocks.base import BlockFormat
-from quantize.blocks.half import F32, as_f32, load_f16, store_f16
+from quantize.blocks.base import BlockFormat, Grid
+from quantize.blocks.error_weights import TileGuide
+from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
+from quantize.blocks.lanes import ONE, ZERO
+from quantize.blocks.qx import find_largest
+from quantize.blocks.tiles import LANES, row, store_halves
 from quantize.tensors import Array, QType
 
-BLOCK, BYTES = 32, 34
-TILE = 64  # blocks: 8 KB of float32
+QK, TYPE_SIZE = 32, 34
+LEVELS = np.arange(-128, 128, dtype=np.float32)
+BEFORE_HALF = np.float32(0.49999997)  # the float32 below one half: adding it and truncating is C's roundf
 
-BEFORE_HALF = F32(0.49999997)  # the float32 below one half: adding it and truncating is C's roundf
 
-
-@kernel
-def _fit(x: Array, d: Array) -> None:
-    """Weights [blocks * 32] to the scale of each block: the largest magnitude / 127 (`quantize_row_q8_0_ref`)."""
-    for block in range(d.size):
-        top = np.int32(0)
-        for i in range(BLOCK):  # magnitudes are compared as integers: float maxima are not vectorised
-            size = np.int32(np.float32(x[block * BLOCK + i]).view(np.int32) & np.int32(0x7FFFFFFF))
-            top = size if size > top else top
-        d[block] = np.int32(top).view(np.float32) / F32(127)
+def fit(x: Array, guide: TileGuide | None) -> Grid:
+    """See `BlockFormat`."""
+    d, inverses = np.empty((2, len(x), LANES), np.float32)
+    head = np.empty((len(x), 2, LANES), np.uint8)
+    _fit(x, d, inverses, head)
+    return Grid(head, LEVELS, d[:, None], None, partial(_round, inverses=inverses))
 
 
 @kernel
-def _pack(x: Array, d: Array, out: Array) -> None:
-    """Round weights to codes and write blocks, uint8 [blocks * 34]; a denormal scale has no finite inverse, codes 0."""
-    for block in range(d.size):
-        at = block * BYTES
-        store_f16(d[block], out, at)
-        inverse = F32(1) / d[block] if d[block] != F32(0) else F32(0)
-        for i in range(BLOCK):
-            v = x[block * BLOCK + i] * inverse
-            size = np.abs(v)
-            code = np.int32(size + BEFORE_HALF) if size < F32(128) else np.int32(0)
-            out[at + 2 + i] = np.uint8((-code if v < F32(0) else code) & 0xFF)
+def _fit(x: Array, d: Array, inverses: Array, head: Array) -> None:
+    for t in range(len(x)):
+        scale, inverse = d[t], inverses[t]
+        find_largest(QK, x[t], scale)
+        for i in range(LANES):
+            v = abs(scale[i]) / np.float32(127)
+            scale[i] = v
+            inverse[i] = ONE / v if v != ZERO else ZERO
+    store_halves(d, head, 0)
+
+
+def _round(x: Array, inverses: Array) -> Array:
+    codes = np.empty(x.shape, np.uint8)
+    _round_away(x, inverses, codes)
+    return codes
 
 
 @kernel
-def _encode_rows(weights: Array, out: Array) -> None:
-    x = np.empty(TILE * BLOCK, np.float32)
-    d = np.empty(TILE, np.float32)
-    n_block = weights.size // BLOCK
-    for start in range(0, n_block, TILE):
-        n = min(TILE, n_block - start)
-        part = weights[start * BLOCK : (start + n) * BLOCK]
-        for i in range(part.size):
-            x[i] = as_f32(part[i])
-        _fit(x, d[:n])
-        _pack(x, d[:n], out[start * BYTES : (start + n) * BYTES])
-
-
-def _encode(weights: Array, importance: Array | None, out: Array) -> None:
-    _encode_rows(weights.reshape(-1), out.reshape(-1))
+def _round_away(x: Array, inverses: Array, codes: Array) -> None:
+    for t in range(len(x)):
+        inverse = inverses[t]
+        for k in range(QK):
+            xs, code = row(x[t], k), row(codes[t], k)
+            for i in range(LANES):
+                v = xs[i] * inverse[i]
+                size = abs(v)
+                # the inverse of a subnormal scale is infinite: codes become those of 0
+                new = np.int32(size + BEFORE_HALF if size < np.float32(128) else ZERO)
+                code[i] = np.uint8((-new if v < ZERO else new) + np.int32(128))
 
 
 @kernel
-def _unpack(blocks: Array, out: Array) -> None:
-    """Blocks, uint8 [blocks * 34], to the weights they stand for (`dequantize_row_q8_0`)."""
-    for block in range(blocks.size // BYTES):
-        at = block * BYTES
-        d = load_f16(blocks, at)
-        for i in range(BLOCK):
-            out[block * BLOCK + i] = F32(np.int8(blocks[at + 2 + i])) * d
+def pack(head: Array, codes: Array, blocks: Array) -> None:
+    """See `BlockFormat.pack_kernel`."""
+    for t in range(len(head)):
+        tile, block = codes[t], blocks[t]
+        block[:2] = head[t]
+        for k in range(QK):
+            code, byte = row(tile, k), block[2 + k]
+            for i in range(LANES):
+                byte[i] = code[i] ^ 128
 
 
-def _decode(blocks: Array, out: Array) -> None:
-    _unpack(blocks.reshape(-1), out.reshape(-1))
+@kernel
+def unpack(blocks: Array, values: Array) -> None:
+    """See `BlockFormat.decode`."""
+    for b in range(len(blocks)):
+        block, x = blocks[b], values[b]
+        d = load_f16(block, 0)
+        for k in range(QK):
+            x[k] = np.float32(np.int8(block[2 + k])) * d
 
 
-FORMAT = BlockFormat(QType.Q8_0, BLOCK, BYTES, _encode, _decode, uses_importance=False)
+FORMAT = BlockFormat(QType.Q8_0, QK, TYPE_SIZE, fit, pack, unpack, uses_importance=False)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from quantize.blocks.jit import inlined, kernel
-from quantize.blocks.lanes import LANES, ONE, ZERO, clipped_code, nearest_code, row
+from quantize.blocks.lanes import ONE, ZERO, clipped_code, nearest_code
+from quantize.blocks.tiles import LANES, row
 from quantize.tensors import Array
 
 INFINITY, NEGATIVE_ZERO = np.float32(np.inf), np.float32(-0.0)
@@ -111,9 +112,9 @@ def _candidate(
 ) -> None:
     """Codes of a candidate, and the scale and min that are best for them."""
     if n == 32:
-        _candidate_32(nmax, grid, False, x, w, codes, state)
+        _fit_candidate(True, nmax, grid, False, x, w, codes, state)
     else:
-        _candidate_16(nmax, grid, False, x, w, codes, state)
+        _fit_candidate(False, nmax, grid, False, x, w, codes, state)
 
 
 @kernel
@@ -121,35 +122,32 @@ def _clipped_candidate(
     n: int, nmax: np.float32, grid: np.float32, x: Array, w: Array, codes: Array, state: Array
 ) -> None:
     if n == 32:
-        _candidate_32(nmax, grid, True, x, w, codes, state)
+        _fit_candidate(True, nmax, grid, True, x, w, codes, state)
     else:
-        _candidate_16(nmax, grid, True, x, w, codes, state)
+        _fit_candidate(False, nmax, grid, True, x, w, codes, state)
 
 
 @inlined
-def _candidate_16(
-    nmax: np.float32, grid: np.float32, clip_first: bool, x: Array, w: Array, codes: Array, state: Array
+def _fit_candidate(
+    of_32: bool,
+    nmax: np.float32,
+    grid: np.float32,
+    clip_first: bool,
+    x: Array,
+    w: Array,
+    codes: Array,
+    state: Array,
 ) -> None:
+    # Calls in a row, since LLVM does not unroll so long a loop, and a loop in a loop over lanes is no vector loop. The
+    # caller's booleans are constants.
     for i in range(LANES):
         low = state[MIN + i]
         iscale = grid / (state[MAX + i] - low)
         sums = _add_8(i, nmax, iscale, low, clip_first, x, w, codes, ZERO, ZERO, ZERO)
         sums = _add_8(8 * LANES + i, nmax, iscale, low, clip_first, x, w, codes, *sums)
-        _fit(i, iscale, *sums, state)
-
-
-@inlined
-def _candidate_32(
-    nmax: np.float32, grid: np.float32, clip_first: bool, x: Array, w: Array, codes: Array, state: Array
-) -> None:
-    # calls in a row, since LLVM does not unroll so long a loop, and a loop in a loop over lanes is no vector loop
-    for i in range(LANES):
-        low = state[MIN + i]
-        iscale = grid / (state[MAX + i] - low)
-        sums = _add_8(i, nmax, iscale, low, clip_first, x, w, codes, ZERO, ZERO, ZERO)
-        sums = _add_8(8 * LANES + i, nmax, iscale, low, clip_first, x, w, codes, *sums)
-        sums = _add_8(16 * LANES + i, nmax, iscale, low, clip_first, x, w, codes, *sums)
-        sums = _add_8(24 * LANES + i, nmax, iscale, low, clip_first, x, w, codes, *sums)
+        if of_32:
+            sums = _add_8(16 * LANES + i, nmax, iscale, low, clip_first, x, w, codes, *sums)
+            sums = _add_8(24 * LANES + i, nmax, iscale, low, clip_first, x, w, codes, *sums)
         _fit(i, iscale, *sums, state)
 
 
@@ -199,38 +197,30 @@ def _fit(
 
 @kernel
 def _judge(n: int, use_mad: bool, x: Array, w: Array, codes: Array, state: Array) -> None:
+    """The candidate's error; it is kept if it is better."""
     if n == 32:
-        _judge_32(x, w, codes, state)
+        _judge_squares(True, x, w, codes, state)
     elif use_mad:
-        _judge_16_mad(x, w, codes, state)
+        _judge_absolute(x, w, codes, state)
     else:
-        _judge_16(x, w, codes, state)
+        _judge_squares(False, x, w, codes, state)
 
 
-@kernel
-def _judge_16(x: Array, w: Array, codes: Array, state: Array) -> None:
-    """The candidate's squared error; it is kept if it is better."""
+@inlined
+def _judge_squares(of_32: bool, x: Array, w: Array, codes: Array, state: Array) -> None:
     for i in range(LANES):
         scale, low = state[THIS_SCALE + i], state[THIS_MIN + i]
         error = _squared_error_8(i, scale, low, x, w, codes, state[ERROR + i])
         error = _squared_error_8(8 * LANES + i, scale, low, x, w, codes, error)
+        if of_32:
+            error = _squared_error_8(16 * LANES + i, scale, low, x, w, codes, error)
+            error = _squared_error_8(24 * LANES + i, scale, low, x, w, codes, error)
         _keep_better(i, error, state)
 
 
 @kernel
-def _judge_32(x: Array, w: Array, codes: Array, state: Array) -> None:
-    for i in range(LANES):
-        scale, low = state[THIS_SCALE + i], state[THIS_MIN + i]
-        error = _squared_error_8(i, scale, low, x, w, codes, state[ERROR + i])
-        error = _squared_error_8(8 * LANES + i, scale, low, x, w, codes, error)
-        error = _squared_error_8(16 * LANES + i, scale, low, x, w, codes, error)
-        error = _squared_error_8(24 * LANES + i, scale, low, x, w, codes, error)
-        _keep_better(i, error, state)
-
-
-@kernel
-def _judge_16_mad(x: Array, w: Array, codes: Array, state: Array) -> None:
-    """The same with the sum of absolute errors."""
+def _judge_absolute(x: Array, w: Array, codes: Array, state: Array) -> None:
+    """Of 16 weights, by absolute errors."""
     for i in range(LANES):
         scale, low = state[THIS_SCALE + i], state[THIS_MIN + i]
         error = state[ERROR + i]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ONE, ZERO, as_byte, nearest_int
+from quantize.blocks.lanes import ONE, ZERO, as_byte, nearest_int
+from quantize.blocks.tiles import LANES
 from quantize.tensors import Array
 
 EPS = np.float32(1e-15)  # ggml's GROUP_MAX_EPS

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, MAGIC, ONE, ZERO
+from quantize.blocks.lanes import ONE, ZERO, clipped_small
+from quantize.blocks.tiles import LANES
 from quantize.tensors import Array
 
 EPS = np.float32(1e-15)  # ggml's GROUP_MAX_EPS
@@ -63,7 +64,7 @@ def _candidate_sums(
 ) -> None:
     """The two sums of a candidate, whose grid maps the largest weight to -(nmax + more).
 
-    |ISCALE * x| is not much more than nmax, so nearest_int's wrapped values cannot occur.
+    |ISCALE * x| is not much more than nmax, so `clipped_small` will do.
     """
     low, high, grid = -nmax, nmax - ONE, -(nmax + more)
     for i in range(LANES):
@@ -84,9 +85,7 @@ def _add_candidate_sums(
         iscale, sum_lx, sum_l2 = state[ISCALE + i], state[SUM_LX + i], state[SUM_L2 + i]
         for k in range(STEP):
             o = k * LANES + i
-            code = (iscale * x[o] + MAGIC) - MAGIC
-            code = code if code > low else low
-            code = code if code < high else high
+            code = clipped_small(iscale * x[o], low, high)
             sum_lx += wx[o] * code
             sum_l2 += w[o] * code * code
         state[SUM_LX + i] = sum_lx

@@ -1,52 +1,43 @@
-"""The fit of the formats whose values are scale * code with signed codes and a search: Q4_0, Q5_0, Q3_K, Q6_K.
+"""The fit of the formats whose values are scale * (code - nmax) and that search: Q4_0, Q5_0, Q3_K, Q6_K.
 
 Source: ggml-quants.c, quantize_row_q{4,5}_0_impl, quantize_row_q3_K_impl, quantize_row_q6_K_ref and _impl.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from quantize.blocks.error_weights import NO_GUIDE, NOTHING, TileGuide, load_importance, spread, square
 from quantize.blocks.jit import kernel
-from quantize.blocks.lanes import LANES, ONE, ZERO, aligned_floats, nearest_code
+from quantize.blocks.lanes import ONE, ZERO, nearest_code
 from quantize.blocks.qx import BEST_ISCALE, N_STATE, SCALE, find_largest, make_qx
+from quantize.blocks.tiles import LANES, aligned_floats, row
 from quantize.tensors import Array
 
-NOTHING = np.empty((0, 0), np.float32)
 
-
-class SignedGrids(NamedTuple):
-    """The grids of some tiles, each float32 [n_tiles, n_sub, LANES]; value = scale * code."""
+class SignedFit(NamedTuple):
+    """What the search found for some tiles, each float32 [n_tiles, n_sub, LANES]."""
 
     scales: Array
-    iscales: Array  # for `search_codes`
+    iscales: Array  # the search's codes are those of x * iscale
     sum_w: Array
 
 
-def new_grids(n_tiles: int, n_sub: int) -> SignedGrids:
-    """Grids to be filled."""
-    return SignedGrids(*np.empty((3, n_tiles, n_sub, LANES), np.float32))
+def fit_signed(
+    x: Array, n_sub: int, nmax: int, guide: TileGuide | None = None, sigma2: Array | None = None
+) -> SignedFit:
+    """Fit tiles x [n_tiles, n_sub * n * LANES] with codes 0..2 * nmax - 1.
 
-
-def fit(
-    x: Array,
-    n_sub: int,
-    nmax: int,
-    importance: Array | None = None,
-    first: int = 0,
-    sigma2: Array | None = None,
-) -> SignedGrids:
-    """Fit tiles x [n_tiles, n_sub * n * LANES] with codes -nmax..nmax - 1.
-
-    Weights of the errors are x*x without `importance`, else importance, times sqrt(sigma2 + x*x) where there is a
-    sigma2 [n_tiles, LANES]. `importance` is laid out by `importance_lanes`; `first` is the first block's number.
+    Weights of the errors are x*x without a guide, else importance, times sqrt(sigma2 + x*x) where there is a sigma2
+    [n_tiles, LANES].
     """
-    grids = new_grids(len(x), n_sub)
-    qw = NOTHING if importance is None else importance
-    _fit(x, np.float32(nmax), qw, first, NOTHING if sigma2 is None else sigma2, *grids)
-    return grids
+    fit = SignedFit(*np.empty((3, len(x), n_sub, LANES), np.float32))
+    guide = guide or NO_GUIDE
+    _fit(x, np.float32(nmax), guide.importance, guide.n_rows, NOTHING if sigma2 is None else sigma2, *fit)
+    return fit
 
 
 @kernel
@@ -54,7 +45,7 @@ def _fit(
     x: Array,
     nmax: np.float32,
     importance: Array,
-    first: int,
+    n_rows: int,
     sigma2: Array,
     scales: Array,
     iscales: Array,
@@ -62,49 +53,25 @@ def _fit(
 ) -> None:
     n_tiles, n_sub, _ = scales.shape
     n = x.shape[1] // (n_sub * LANES)
-    n_per_row = importance.shape[1] - LANES + 1  # blocks of a row
     w = aligned_floats(n * LANES)
     wx = aligned_floats(n * LANES)
     state = aligned_floats(N_STATE * LANES)
     for t in range(n_tiles):
         for j in range(n_sub):
-            part = x[t, j * n * LANES : (j + 1) * n * LANES]
+            sub_block = x[t, j * n * LANES : (j + 1) * n * LANES]
             if importance.size:
-                column = (first + t * LANES) % n_per_row
-                _load_importance(n, importance[j * n : (j + 1) * n], column, w)
+                load_importance(importance, n_rows, t, j * n, n, w)
                 if sigma2.size:
-                    _spread(n, part, sigma2[t], w)
+                    spread(n, sub_block, sigma2[t], w)
             else:
-                _square(n, part, w)
+                square(sub_block, w)
             _sum(n, w, sum_w[t, j])
-            _multiply(n, part, w, wx)
-            find_largest(n, part, state)
-            make_qx(n, nmax, part, w, wx, state)
+            _multiply(n, sub_block, w, wx)
+            find_largest(n, sub_block, state)
+            make_qx(n, nmax, sub_block, w, wx, state)
             for i in range(LANES):
                 scales[t, j, i] = state[SCALE + i]
                 iscales[t, j, i] = state[BEST_ISCALE + i]
-
-
-@kernel
-def _load_importance(n: int, importance: Array, column: int, w: Array) -> None:
-    for k in range(n):
-        row = importance[k, column : column + LANES]
-        for i in range(LANES):
-            w[k * LANES + i] = row[i]
-
-
-@kernel
-def _spread(n: int, x: Array, sigma2: Array, w: Array) -> None:
-    for k in range(n):
-        for i in range(LANES):
-            v = x[k * LANES + i]
-            w[k * LANES + i] *= np.sqrt(sigma2[i] + v * v)
-
-
-@kernel
-def _square(n: int, x: Array, w: Array) -> None:
-    for k in range(n * LANES):
-        w[k] = x[k] * x[k]
 
 
 @kernel
@@ -122,19 +89,47 @@ def _sum(n: int, w: Array, sums: Array) -> None:
             sums[i] += w[k * LANES + i]
 
 
+def search_codes(x: Array, nmax: int, iscales: Array) -> Array:
+    """The codes of the search, uint8 0..2 * nmax - 1 like x: the nearest to x * iscale, but 0 where that is 0."""
+    codes = np.empty(x.shape, np.uint8)
+    _search_codes(x, np.float32(nmax), iscales, codes)
+    return codes
+
+
 @kernel
-def search_codes(x: Array, nmax: np.float32, iscales: Array, codes: Array) -> None:
-    """The codes of the search, uint8 0..2 * nmax - 1 as x: the nearest to x * iscale, but 0 where that is 0."""
+def _search_codes(x: Array, nmax: np.float32, iscales: Array, codes: Array) -> None:
     n_tiles, n_sub, _ = iscales.shape
     n = x.shape[1] // (n_sub * LANES)
     for t in range(n_tiles):
         for j in range(n_sub):
             iscale = iscales[t, j]
             for k in range(j * n, (j + 1) * n):
-                tile, row = x[t][k * LANES : (k + 1) * LANES], codes[t][k * LANES : (k + 1) * LANES]
+                xs, code = row(x[t], k), row(codes[t], k)
                 for i in range(LANES):
-                    code = nearest_code(tile[i] * iscale[i], -nmax, nmax - ONE) + nmax
-                    row[i] = np.uint8(np.int32(ZERO if iscale[i] == ZERO else code))
+                    new = nearest_code(xs[i] * iscale[i], -nmax, nmax - ONE) + nmax
+                    code[i] = np.uint8(np.int32(ZERO if iscale[i] == ZERO else new))
+
+
+def round_anew(x: Array, nmax: int, scales: Array, searched: Callable[[Array], Array]) -> Array:
+    """The codes nearest to x on the final scales; where a scale is 0, those of the search, `searched(x)`."""
+    codes = np.empty(x.shape, np.uint8) if scales.all() else searched(x)
+    _round_anew(x, np.float32(nmax), scales, codes)
+    return codes
+
+
+@kernel
+def _round_anew(x: Array, nmax: np.float32, scales: Array, codes: Array) -> None:
+    n_tiles, n_sub, _ = scales.shape
+    n = x.shape[1] // (n_sub * LANES)
+    for t in range(n_tiles):
+        for j in range(n_sub):
+            scale = scales[t, j]
+            for k in range(j * n, (j + 1) * n):
+                xs, code = row(x[t], k), row(codes[t], k)
+                for i in range(LANES):
+                    d, old = scale[i], np.int32(code[i])
+                    new = np.int32(nearest_code(xs[i] / d, -nmax, nmax - ONE) + nmax)
+                    code[i] = np.uint8(old if d == ZERO else new)
 
 
 @kernel
@@ -143,7 +138,7 @@ def largest_scale(scales: Array, largest: Array) -> None:
     for i in range(LANES):
         largest[i] = ZERO
     for j in range(len(scales)):
-        row = scales[j]
+        values = scales[j]
         for i in range(LANES):
-            v, top = row[i], largest[i]
+            v, top = values[i], largest[i]
             largest[i] = v if abs(v) > abs(top) else top

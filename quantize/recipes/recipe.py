@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gguf import GGML_QUANT_SIZES
 
-from quantize.blocks import MODULES
+from quantize.blocks import WRITABLE
 from quantize.containers.untrusted import quoted, read_bytes
 from quantize.exceptions import NeedsImatrixError, RecipeError
 from quantize.recipes.facts import RecipeFacts
@@ -262,9 +262,9 @@ def parse_qtype(name: str) -> QType:
     Raises:
         RecipeError: there is no such type, or it cannot be written.
     """
-    chosen = next((qtype for qtype in MODULES if qtype.name == name.upper()), None)
+    chosen = next((qtype for qtype in WRITABLE if qtype.name == name.upper()), None)
     if chosen is None:
-        known = ", ".join(qtype.name for qtype in MODULES)
+        known = ", ".join(qtype.name for qtype in WRITABLE)
         raise RecipeError("", f"unknown tensor type {quoted(name)}", f"known: {known}")
     return chosen
 

@@ -13,6 +13,7 @@ import numpy as np
 from quantize.containers.keys import KeyValue
 from quantize.containers.shard_index import ShardTensor, index_shards
 from quantize.containers.untrusted import quoted, read_json, refuse_foreign_links
+from quantize.decoding import to_f32
 from quantize.exceptions import CheckpointError
 from quantize.families import Family, family_of
 from quantize.families.binding import QTYPES, Binding, bind, embedding_rows
@@ -160,7 +161,7 @@ class Checkpoint:
         else:
             values = self._read_rows(binding, xid, first, last)
         mixed = binding.spec.qtype is QType.F32 and values.dtype != np.float32
-        return np.ascontiguousarray(_to_f32(values) if mixed else values)
+        return np.ascontiguousarray(to_f32(values) if mixed else values)
 
     def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
         """The bytes of what `read` gives: uint8 [n_rows, spec.row_bytes]."""
@@ -263,9 +264,3 @@ def _neighbours(values: Array, n_heads: int) -> Array:
     n_row, n = values.shape
     halves = values.reshape(n_heads, 2, n_row // n_heads // 2, n)
     return halves.swapaxes(1, 2).reshape(n_row, n)
-
-
-def _to_f32(values: Array) -> Array:
-    if values.dtype == np.uint16:  # the bits of bfloat16 are the upper half of those of float32
-        return np.left_shift(values, np.uint32(16), dtype=np.uint32).view(np.float32)
-    return values.astype(np.float32)

@@ -13,17 +13,16 @@ from typing import Literal
 import numpy as np
 from gguf import GGUFValueType
 
-from quantize.blocks import MODULES
-from quantize.codec import decode
 from quantize.containers.gguf import GGUFTensor, read_container
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
+from quantize.decoding import can_decode, decode_stored
 from quantize.exceptions import DecodeError, GGUFError
 from quantize.families import families_of, known_keys
 from quantize.families.keys import Value, hparams_of
 from quantize.hparams import Hparams
 from quantize.sources.fingerprint import hashed
-from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSpec
+from quantize.tensors import Array, Rows, TensorSpec
 
 __all__ = ["GGUFFile", "GGUFTensor"]
 
@@ -123,12 +122,10 @@ class GGUFFile:
             GGUFError: the file cannot be read any more.
         """
         blocks = self.read_blocks(spec, xid, rows)
-        if spec.qtype in NUMPY_TYPES:
-            return blocks.view(NUMPY_TYPES[spec.qtype])
-        if spec.qtype not in MODULES:
+        if not can_decode(spec.qtype):
             place = f"{self.path}: tensor {quoted(spec.name)}"
             raise DecodeError(place, f"tensor type {spec.qtype.name} cannot be decoded here")
-        return decode(blocks, spec.qtype, spec.n_per_row)
+        return decode_stored(blocks, spec.qtype, spec.n_per_row)
 
     def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
         """The stored bytes of a matrix or some of its rows: uint8 [n_rows, spec.row_bytes].

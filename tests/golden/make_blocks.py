@@ -17,7 +17,7 @@ import ggml  # noqa: E402
 import numpy as np  # noqa: E402
 from block_checks import BLOCKS, importances, samples, to_bf16  # noqa: E402
 
-from quantize.blocks import MODULES  # noqa: E402
+from quantize.blocks import WRITABLE  # noqa: E402
 
 NAMES = ("normal", "student", "far_negative", "spikes", "some_zero_blocks", "mixed_magnitudes")
 
@@ -32,7 +32,7 @@ def main() -> None:
         importance = importances(512)["usual"]
         np.savez_compressed(path, weights=weights, importance=importance)
     data = np.load(path)
-    for qtype in MODULES:
+    for qtype in WRITABLE:
         path = BLOCKS / f"{qtype.name.lower()}.npz"
         if not path.exists():
             plain = ggml.encode(data["weights"], qtype)

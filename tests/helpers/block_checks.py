@@ -19,6 +19,7 @@ from places import BENCH, GOLDEN, ROOT
 
 from quantize.blocks import block_format
 from quantize.codec import decode, encode, row_bytes
+from quantize.guide import Guide
 from quantize.tensors import Array, QType
 
 MODEL = BENCH / "harmony-nano"
@@ -150,7 +151,7 @@ def check_bytes(qtype: QType) -> None:
         for of, importance in importances().items():
             expected = ggml.encode(weights, qtype, importance)
             assert_same_blocks(
-                encode(weights, qtype, importance), expected, qtype, f"{name}, importance {of}"
+                encode(weights, qtype, Guide.of(importance)), expected, qtype, f"{name}, importance {of}"
             )
 
 
@@ -160,7 +161,7 @@ def check_trained_weights(qtype: QType, n_weights: int = 1 << 19) -> None:
     weights = trained_weights(n_weights)
     for importance in (None, importances()["usual"]):
         expected = ggml.encode(weights, qtype, importance)
-        assert_same_blocks(encode(weights, qtype, importance), expected, qtype, "trained weights")
+        assert_same_blocks(encode(weights, qtype, Guide.of(importance)), expected, qtype, "trained weights")
 
 
 def check_shapes(qtype: QType) -> None:
@@ -171,8 +172,8 @@ def check_shapes(qtype: QType) -> None:
         weights = rng.standard_normal((n_rows, n_blocks * size)).astype(np.float32)
         importance = rng.chisquare(1, n_blocks * size).astype(np.float32)
         for qw in (None, importance):
-            together = encode(weights, qtype, qw)
-            alone = np.concatenate([encode(row[None], qtype, qw) for row in weights])
+            together = encode(weights, qtype, Guide.of(qw))
+            alone = np.concatenate([encode(row[None], qtype, Guide.of(qw)) for row in weights])
             assert_same_blocks(together, alone, qtype, f"{n_rows} rows of {n_blocks} blocks")
     assert encode(np.empty((0, size), np.float32), qtype).shape == (0, row_bytes(qtype, size))
 
@@ -185,9 +186,11 @@ def check_sources(qtype: QType) -> None:
     wide = np.zeros((12, 2 * N_PER_ROW), np.float32)
     wide[::2, ::2] = values
     for importance in (None, importances()["usual"]):
-        expected = encode(values, qtype, importance)
+        expected = encode(values, qtype, Guide.of(importance))
         for source in (bits, values.astype(np.float16), wide[::2, ::2]):
-            assert_same_blocks(encode(source, qtype, importance), expected, qtype, f"{source.dtype} source")
+            assert_same_blocks(
+                encode(source, qtype, Guide.of(importance)), expected, qtype, f"{source.dtype} source"
+            )
 
 
 def check_decode(qtype: QType) -> None:
@@ -218,7 +221,7 @@ def check_golden(qtype: QType) -> None:
     expected = np.load(BLOCKS / f"{qtype.name.lower()}.npz")
     for name, importance in (("plain", None), ("weighted", data["importance"])):
         assert_same_blocks(
-            encode(data["weights"], qtype, importance), expected[name], qtype, f"golden {name}"
+            encode(data["weights"], qtype, Guide.of(importance)), expected[name], qtype, f"golden {name}"
         )
 
 
@@ -239,7 +242,7 @@ def check_properties(qtype: QType, max_examples: int = 60) -> None:
         weights = data.draw(_rows(size), label="weights")
         importance = data.draw(st.none() | _importances(size), label="importance")
         expected = ggml.encode(weights, qtype, importance)
-        assert_same_blocks(encode(weights, qtype, importance), expected, qtype, "drawn")
+        assert_same_blocks(encode(weights, qtype, Guide.of(importance)), expected, qtype, "drawn")
 
     same_bytes()
 
@@ -304,7 +307,7 @@ def plain_python(names: list[str]) -> None:
         whole = name.endswith("_K") or name == "IQ4_XS"  # their blocks do not depend on the rest of the row
         weights = data["weights"][:2, : size if whole else None]
         for of, importance in (("plain", None), ("weighted", data["importance"][: weights.shape[1]])):
-            blocks = encode(weights, qtype, importance)
+            blocks = encode(weights, qtype, Guide.of(importance))
             assert_same_blocks(blocks, expected[of][:2, : blocks.shape[1]], qtype, f"plain Python, {of}")
             values = decode(blocks, qtype, weights.shape[1])
             _assert_same_values(values, gguf.dequantize(blocks, qtype), f"{name} decoded by plain Python")

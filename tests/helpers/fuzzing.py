@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from pico import pico_mixtral
 
-from calibration.forward.stored import StoredMatrix, can_decode
+from calibration.forward.stored import StoredMatrix
 from calibration.importance.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
 from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.text.chunks import read_prompts, read_text
@@ -39,6 +39,7 @@ from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.export import prepare, run
 from gguf_export.writing.header import header
 from quantize.containers.gguf import SCALARS, read_container
+from quantize.decoding import can_decode
 from quantize.exceptions import MoeGgufError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan, read_tensor_types
@@ -158,9 +159,7 @@ def _gguf(folder: Path) -> object:
     return _each(
         lambda: tokenizer_of(file).encode("the <s> caf\u00e9\n", parse_special=True),
         lambda: vocabulary_of(file),
-        lambda: [
-            StoredMatrix(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype) is not None
-        ],
+        lambda: [StoredMatrix(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype)],
     )
 
 

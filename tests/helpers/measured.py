@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ def make_comparison(
     """The first `n_model` levels, worse with fewer bits; `kld` sets the mean KLD of some."""
     rng = np.random.default_rng(0)
     n_target = 1000
-    unread: Any = None
+    unread: Any = SimpleNamespace(kind="gguf")  # reports ask nothing else of a source
+    checkpoint: Any = SimpleNamespace(kind="checkpoint")
     models, results = [], []
     for name, bpw in list(LEVELS.items())[:n_model]:
         models.append(Model(f"out/Pico-4x1M-{name}.gguf", unread, int(n_weight * bpw / 8), bpw))
@@ -70,7 +72,7 @@ def make_comparison(
             row.append(OnText(summarize(scores), scores, router))
         results.append(tuple(row))
     return Comparison(
-        Model(f"models/{base}", unread, int(2 * n_weight), 16.0),
+        Model(f"models/{base}", checkpoint, int(2 * n_weight), 16.0),
         tuple(models),
         tuple(Chunks((text,), np.zeros((8, 512), np.int32), 1) for text in texts),
         "exact",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from calibration.forward.int8 import InputRounding, round_q8_0, round_q8_k, rounding_for
-from quantize.blocks import MODULES
+from quantize.blocks import WRITABLE
 from quantize.tensors import Array, QType, TensorSpec
 
 
@@ -71,7 +71,7 @@ def test_the_rounding_is_a_few_thousandths() -> None:
 
 def test_every_type_has_its_rounding() -> None:
     large = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"}
-    for qtype in MODULES:
+    for qtype in WRITABLE:
         rounding = rounding_for(qtype)
         if qtype == QType.F32:
             assert rounding is None

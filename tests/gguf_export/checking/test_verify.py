@@ -29,6 +29,7 @@ from gguf_export.writing.export import prepare, run
 from gguf_export.writing.header import header
 from quantize.codec import encode
 from quantize.containers.gguf import read_container
+from quantize.guide import Guide
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint import open_checkpoint
@@ -272,7 +273,7 @@ def test_codes_are_the_nearest_with_any_importances(qtype: QType, kind: str) -> 
     }[kind]()
     wide = (weights.astype(np.float32).view(np.uint32) >> 16 << 16).view(np.float32)
     for importance in (None, np.exp(2 * rng.standard_normal(1024)).astype(np.float32)):
-        found = not_nearest(encode(wide, qtype, importance), wide, qtype)
+        found = not_nearest(encode(wide, qtype, Guide.of(importance)), wide, qtype)
         assert found is not None and not found.any()
 
 

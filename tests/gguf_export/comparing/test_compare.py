@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from rich.console import Console
 
 from calibration.forward.layers import Routing
 from calibration.forward.run import Observer, Stream, forward
-from calibration.forward.stored import can_decode, decode_stored
 from calibration.judging.kld import base_probs, log_probs, score
 from calibration.judging.model import Model, refuse_other_model
 from calibration.judging.perplexity import Estimate, measure_perplexity
@@ -40,6 +40,7 @@ from gguf_export.reports.compare_facts import labels, protocol
 from gguf_export.reports.compare_page import compare_page
 from gguf_export.reports.compare_tables import DETAILS, GLANCE, compare_markdown, text_table, with_error
 from gguf_export.writing.export import prepare, run
+from quantize.decoding import can_decode, decode_stored
 from quantize.exceptions import GGUFError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
@@ -266,8 +267,11 @@ def test_labels_are_what_tells_files_apart(compared: Comparison) -> None:
 )
 def test_labels(compared: Comparison, base: str, paths: list[str], shown: list[str]) -> None:
     first = compared.models[0]
-    models = tuple(replace(first, name=name) for name in paths)
-    assert labels(replace(compared, base=replace(first, name=base), models=models, results=())) == shown
+    file: Any = SimpleNamespace(kind="gguf")
+    folder: Any = SimpleNamespace(kind="checkpoint")
+    models = tuple(replace(first, name=name, source=file) for name in paths)
+    base_model = replace(first, name=base, source=file if base.endswith(".gguf") else folder)
+    assert labels(replace(compared, base=base_model, models=models, results=())) == shown
 
 
 def test_the_protocol_says_how_it_was_measured(compared: Comparison) -> None:
@@ -347,9 +351,8 @@ def test_the_page_escapes_names(compared: Comparison) -> None:
 def test_types_of_others_are_decoded_too() -> None:
     from gguf.quants import dequantize
 
-    assert can_decode(QType.Q4_K) is True
-    assert can_decode(QType.IQ2_XXS) is False
-    assert can_decode(QType.I32) is None
+    assert can_decode(QType.Q4_K) and can_decode(QType.IQ2_XXS)
+    assert not can_decode(QType.I32)
     blocks = np.random.default_rng(0).integers(0, 256, (3, 66), np.uint8)
     blocks[:, :2] = np.array([0x3C00], "<u2").view(np.uint8)
     found = decode_stored(blocks, QType.IQ2_XXS, 256)

@@ -24,6 +24,7 @@ from quantize import codec
 from quantize.engine import Threads
 from quantize.exceptions import NotFiniteError
 from quantize.finite import refuse_non_finite
+from quantize.guide import Guide
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint import open_checkpoint
@@ -38,11 +39,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_blocks_are_those_of_the_codec(model: Path) -> None:
     checkpoint = open_checkpoint(model)
     slab = next(slab for slab in slabs_of(checkpoint) if slab.spec.has_experts and slab.xid == 2)
-    importance = np.linspace(1, 2, slab.spec.n_per_row, dtype=np.float32)
-    encoded = encode_slab(checkpoint, slab, (QType.Q4_0, QType.F16), importance)
+    guide = Guide(np.linspace(1, 2, slab.spec.n_per_row, dtype=np.float32))
+    encoded = encode_slab(checkpoint, slab, (QType.Q4_0, QType.F16), guide)
     weights = checkpoint.read(slab.spec, 2)
     for qtype, blocks in encoded.blocks.items():
-        np.testing.assert_array_equal(blocks, codec.encode(weights, qtype, importance))
+        np.testing.assert_array_equal(blocks, codec.encode(weights, qtype, guide))
     assert list(encoded.blocks) == [QType.Q4_0, QType.F16]
     assert encoded.encode_seconds > 0
 
@@ -55,7 +56,7 @@ def test_other_processes_make_the_same_files(
     recipes = [Recipe(ftype(name)) for name in ("Q4_K_M", "Q8_0")]
     here = run(prepare(open_checkpoint(model), recipes, tmp_path / "here"))
     job = prepare(open_checkpoint(model), recipes, tmp_path / "there")
-    unit = pickle.loads(pickle.dumps(partial(encode_slab, FolderSource(model), importance=None)))
+    unit = pickle.loads(pickle.dumps(partial(encode_slab, FolderSource(model), guide=None)))
     with (
         opened(job) as files,
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 from block_checks import ROOT, importances, samples, to_bf16
 
+import quantize
+from quantize.blocks import WRITABLE, block_format, can_encode
 from quantize.codec import compile_kernels, decode, encode, first_non_finite, row_bytes
-from quantize.exceptions import ImatrixError, MoeGgufError, RecipeError
+from quantize.exceptions import DecodeError, ImatrixError, MoeGgufError, RecipeError
+from quantize.guide import Guide
 from quantize.telling import Progress
 from quantize.tensors import QType
 
@@ -52,27 +55,27 @@ def test_weights_of_another_kind(weights: np.ndarray) -> None:
 def test_importance_that_does_not_fit() -> None:
     weights = np.zeros((2, 512), np.float32)
     with pytest.raises(ImatrixError, match=r"shape \(256,\) does not fit rows of 512"):
-        encode(weights, QType.Q4_K, np.ones(256, np.float32))
+        encode(weights, QType.Q4_K, Guide(np.ones(256, np.float32)))
     for bad in (np.nan, np.inf):
         importance = np.ones(512, np.float32)
         importance[300] = bad
         with pytest.raises(ImatrixError, match="NaN or infinity"):
-            encode(weights, QType.Q4_K, importance)
+            encode(weights, QType.Q4_K, Guide.of(importance))
 
 
 def test_importance_is_ignored_where_it_has_no_use() -> None:
     weights = samples()["normal"]
     importance = importances()["usual"]
-    assert np.array_equal(encode(weights, QType.Q8_0, importance), encode(weights, QType.Q8_0))
-    assert not np.array_equal(encode(weights, QType.Q4_K, importance), encode(weights, QType.Q4_K))
+    assert np.array_equal(encode(weights, QType.Q8_0, Guide.of(importance)), encode(weights, QType.Q8_0))
+    assert not np.array_equal(encode(weights, QType.Q4_K, Guide.of(importance)), encode(weights, QType.Q4_K))
 
 
 def test_importance_of_any_float_type_and_layout() -> None:
     weights, importance = samples()["normal"], importances()["usual"]
     assert importance is not None
-    expected = encode(weights, QType.Q4_K, importance)
-    assert np.array_equal(encode(weights, QType.Q4_K, importance.astype(np.float64)), expected)
-    assert np.array_equal(encode(weights, QType.Q4_K, np.repeat(importance, 2)[::2]), expected)
+    expected = encode(weights, QType.Q4_K, Guide.of(importance))
+    assert np.array_equal(encode(weights, QType.Q4_K, Guide(importance.astype(np.float64))), expected)
+    assert np.array_equal(encode(weights, QType.Q4_K, Guide(np.repeat(importance, 2)[::2])), expected)
 
 
 def test_the_weights_are_left_alone() -> None:
@@ -84,23 +87,45 @@ def test_the_weights_are_left_alone() -> None:
 
 
 def test_float16_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantize.codec.WIDENED", 1000)  # so that a part is one row
+    monkeypatch.setattr("quantize.blocks.tiles.PANEL", 1000)  # so that panels are one block column of 64 rows
     weights = samples()["laplace"].astype(np.float16)
     for importance in (None, importances()["usual"]):
         for qtype in (QType.Q4_K, QType.Q5_1):
-            expected = encode(weights.astype(np.float32), qtype, importance)
-            assert np.array_equal(encode(weights, qtype, importance), expected)
+            expected = encode(weights.astype(np.float32), qtype, Guide.of(importance))
+            assert np.array_equal(encode(weights, qtype, Guide.of(importance)), expected)
 
 
 def test_decode_refuses_what_is_no_row() -> None:
     for blocks in (np.zeros((1, 145), np.uint8), np.zeros(144, np.uint8), np.zeros((1, 144), np.int8)):
-        with pytest.raises(RecipeError, match=r"must be uint8 \[n_rows, 144\]"):
+        with pytest.raises(DecodeError, match=r"must be uint8 \[n_rows, 144\]"):
             decode(blocks, QType.Q4_K, 256)
+    with pytest.raises(DecodeError, match="rows of 257 weights"):
+        decode(np.zeros((1, 144), np.uint8), QType.Q4_K, 257)
+    with pytest.raises(DecodeError, match="IQ2_XXS cannot be decoded"):
+        decode(np.zeros((1, 66), np.uint8), QType.IQ2_XXS, 256)
+
+
+def test_types_by_name() -> None:
+    weights = samples()["normal"]
+    blocks = quantize.encode(weights, "q4_K")
+    assert np.array_equal(blocks, encode(weights, QType.Q4_K))
+    assert np.array_equal(
+        quantize.decode(blocks, "Q4_K", weights.shape[1]), decode(blocks, QType.Q4_K, weights.shape[1])
+    )
+    with pytest.raises(RecipeError, match=r"unknown tensor type 'Q9_K'; known: .*Q4_K"):
+        quantize.encode(weights, "Q9_K")
+
+
+def test_what_can_be_encoded() -> None:
+    for qtype in WRITABLE:
+        assert can_encode(qtype) and block_format(qtype).qtype is qtype
+    assert not can_encode(QType.IQ2_XXS)
 
 
 def test_all_errors_are_ours() -> None:
     assert issubclass(RecipeError, MoeGgufError)
     assert issubclass(ImatrixError, MoeGgufError)
+    assert issubclass(DecodeError, MoeGgufError)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
