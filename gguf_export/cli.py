@@ -33,10 +33,10 @@ class _Group(click.Group):
 
             if not isinstance(error, MoeGgufError):
                 raise
-            from gguf_export.commands.options import spelled
+            from gguf_export.commands.saying import switch
             from quantize.containers.untrusted import printable
 
-            click.echo(printable(f"moe-gguf: error: {error.line(spelled)}"), err=True)
+            click.echo(printable(f"moe-gguf: error: {error.line(switch)}"), err=True)
             sys.exit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,114 +11,164 @@ import click
 
 from gguf_export.commands.options import (
     FILE,
+    FORCE,
     QUIET,
     RESTART,
+    ForwardOptions,
+    RecipeOptions,
+    Verb,
+    chunks,
+    ctx,
     forward_options,
-    read_device,
-    read_recipes,
+    ftypes,
+    group,
+    imatrix,
+    option,
+    prior,
     recipe_options,
-    say,
-    together,
 )
 
 if TYPE_CHECKING:
-    from calibration.forward.hidden import Storage
-    from calibration.forward.layers import Arithmetic
     from calibration.judging.side_by_side import Comparison
     from gguf_export.comparing.run import CompareResult, StateSettings
 
-output_options = together(
-    click.option("--json", "json_path", type=FILE, metavar="FILE", help="Write all figures as JSON."),
-    click.option("--csv", "csv_path", type=FILE, metavar="FILE", help="Write a line per model and text."),
-    click.option(
-        "--markdown", "markdown_path", type=FILE, metavar="FILE", help="Write a table for a model card."
-    ),
-    click.option("--html", "html_path", type=FILE, metavar="FILE", help="Write a page with plots."),
-    click.option("--force", is_flag=True, help="Replace files that exist."),
-    click.option(
+TYPES = ("types",)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is made of the figures."""
+
+    json_path: Path | None
+    csv_path: Path | None
+    markdown_path: Path | None
+    html_path: Path | None
+    force: bool
+    state: Path | None
+    restart: bool
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are asked for."""
+        paths = (self.json_path, self.csv_path, self.markdown_path, self.html_path)
+        return [path for path in paths if path is not None]
+
+    def check(self) -> None:
+        """Refuse outputs that could not be written, before hours of work.
+
+        Raises:
+            OutputError: see `refuse_outputs`.
+        """
+        from gguf_export.files.outputs import refuse_outputs
+        from gguf_export.files.replacing import is_device
+        from gguf_export.writing.pass_state import discard_older
+        from quantize.exceptions import OutputExistsError
+
+        try:
+            own = [self.state] if self.state else []
+            refuse_outputs(self.paths, force=self.force, devices=True, own=own)
+        except OutputExistsError:
+            if self.state is None and all(path.exists() for path in self.paths):  # stopped with its work done
+                discard_older(next(path for path in self.paths if not is_device(path)))
+            raise
+
+    def state_settings(self) -> StateSettings | None:
+        """Where the state is kept, by default beside the first file; None where it is not kept."""
+        from gguf_export.comparing.run import StateSettings
+        from gguf_export.files.replacing import is_device
+
+        if self.state is not None:
+            return StateSettings(self.state, self.state.name, self.restart)
+        files = [path for path in self.paths if not is_device(path)]
+        return StateSettings.beside(files[0], restart=self.restart) if files else None
+
+    def write(self, comparison: Comparison) -> None:
+        """Write the files that are asked for.
+
+        Raises:
+            OutputError: the disk is full or broken.
+        """
+        from gguf_export.files.replacing import write_text
+        from gguf_export.reports.compare_data import compare_csv, compare_json
+        from gguf_export.reports.compare_page import compare_page
+        from gguf_export.reports.compare_tables import compare_markdown
+
+        for path, make in (
+            (self.json_path, compare_json),
+            (self.csv_path, compare_csv),
+            (self.markdown_path, compare_markdown),
+            (self.html_path, compare_page),
+        ):
+            if path is not None:
+                write_text(path, make(comparison))
+
+
+output_options = group(
+    "output",
+    OutputOptions,
+    option("--json", "json_path", type=FILE, metavar="FILE", help="Write all figures as JSON."),
+    option("--csv", "csv_path", type=FILE, metavar="FILE", help="Write a line per model and text."),
+    option("--markdown", "markdown_path", type=FILE, metavar="FILE", help="Write a table for a model card."),
+    option("--html", "html_path", type=FILE, metavar="FILE", help="Write a page with plots."),
+    FORCE,
+    option(
         "--state",
-        "state_path",
         type=FILE,
         metavar="FILE",
         help="Keep the state of the pass there, for a run that is stopped.  [default: beside the first of these files; "
         "without any, none is kept]",
     ),
     RESTART,
-    click.option("--timings", is_flag=True, help="Say what the time was spent on."),
 )
-"""What is made of the figures; see `_write`."""
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("paths", nargs=-1, required=True, type=FILE, metavar="[MODEL] [GGUF]...")
-@click.option(
+@option(
     "--text",
     "texts",
     multiple=True,
     metavar="[NAME=]FILE",
     help="Text to judge by; may be repeated, each text gets its own figures.",
 )
-@click.option(
+@option(
     "--base",
     type=FILE,
     metavar="FILE",
     help="Compare with this GGUF file, or with llama-perplexity's file of logits, instead of MODEL.",
 )
-@click.option(
-    "-t",
-    "--type",
-    "ftypes",
-    multiple=True,
-    metavar="TYPE",
-    help="Judge a file type without writing the file, such as Q4_K_M; may be repeated.",
-)
-@click.option(
-    "--imatrix",
-    "imatrix_path",
-    type=FILE,
-    metavar="FILE",
-    help="Importance matrix for -t: llama.cpp's GGUF form or the legacy .dat.",
-)
-@click.option(
-    "--prior",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    metavar="N",
-    help="With --imatrix: as in export.",
-)
-@recipe_options
-@click.option(
-    "--chunks",
-    "n_chunk",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Of each text the first N chunks only.",
-)
-@click.option(
-    "--ctx", "n_ctx", type=click.IntRange(min=4), default=512, show_default=True, help="Tokens of a chunk."
-)
-@click.option(
+@ftypes("Judge a file type without writing the file, such as Q4_K_M; may be repeated.")
+@imatrix("Importance matrix for -t: llama.cpp's GGUF form or the legacy .dat.", TYPES)
+@prior(("imatrix",))
+@recipe_options(TYPES)
+@chunks("Of each text the first N chunks only.")
+@ctx(4, ("texts",))
+@option(
     "--activations",
     type=click.Choice(["exact", "int8"]),
     default="exact",
     show_default=True,
     help="Judge the weights alone, or round activations as llama.cpp's CPU kernels do.",
 )
-@forward_options
+@forward_options()
 @output_options
+@option("--timings", is_flag=True, help="Say what the time was spent on.")
 @QUIET
 def compare(
     paths: tuple[Path, ...],
     texts: tuple[str, ...],
     base: Path | None,
-    ftypes: tuple[str, ...],
-    imatrix_path: Path | None,
+    types: tuple[str, ...],
+    imatrix: Path | None,
     prior: float,
+    recipe: RecipeOptions,
     n_chunk: int | None,
     n_ctx: int,
     activations: Any,
+    forward: ForwardOptions,
+    output: OutputOptions,
+    timings: bool,
     quiet: bool,
-    **options: Any,
 ) -> None:
     """Compare GGUF files with the checkpoint in folder MODEL: perplexity, KL divergence, same top token.
 
@@ -125,120 +176,60 @@ def compare(
     experts. All files are read once, together, layer by layer. A run that was stopped goes on behind the last layer
     that it kept when the same command is given again.
     """
-    from calibration.importance.imatrix import load_imatrix
+    from calibration.importance.imatrix_files import load_imatrix
     from gguf_export.commands.console import ProgressView
+    from gguf_export.commands.saying import say
     from gguf_export.comparing.models import ModelChoice
     from gguf_export.comparing.run import PassSettings, prepare, run
     from gguf_export.comparing.texts import TextChoice
 
-    if prior and not imatrix_path:
-        raise click.UsageError("--prior needs importances: give --imatrix")
-    if imatrix_path and not ftypes:
-        raise click.UsageError("--imatrix goes with -t: finished files have their importances in them")
-    outputs = {name: options.pop(f"{name}_path") for name in ("json", "csv", "markdown", "html")}
-    written = [path for path in outputs.values() if path is not None]
-    timings, restart, state = (options.pop(name) for name in ("timings", "restart", "state_path"))
-    _refuse_outputs(written, state, force=options.pop("force"))
-    settings = PassSettings(activations, *_exactly(options))
-    imatrix = load_imatrix(imatrix_path, prior=prior) if imatrix_path else None
+    output.check()
+    settings = PassSettings(activations, forward.settings(exact=True))
+    importances = load_imatrix(imatrix, prior=prior) if imatrix else None
     job = prepare(
-        ModelChoice(paths, base, tuple(read_recipes(ftypes, options)), imatrix),
+        ModelChoice(paths, base, tuple(recipe.recipes(types)), importances),
         TextChoice.of(*texts, n_ctx=n_ctx, n_chunk=n_chunk),
         note=say,
     )
-
     with ExitStack() as showing:
 
         def write(result: CompareResult) -> None:
             showing.close()  # a file may be the terminal that the bar is drawn on
-            _write(result.comparison, outputs)
+            output.write(result.comparison)
 
         result = run(
             job,
             settings,
-            state=_state(state, written, restart=restart),
+            state=output.state_settings(),
             on_result=write,
             progress=showing.enter_context(ProgressView(quiet=quiet)),
             note=say,
         )
     if not quiet:
         _print_tables(result.comparison)
-        for path in written:
+        for path in output.paths:
             click.echo(f"written: {path}")
     if timings:
         _print_timings(result)
 
 
-def _exactly(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
-    """float32 whatever the processor likes best: the differences are small."""
-    from calibration.forward.layers import Arithmetic
-
-    device, storage = read_device(options)
-    return Arithmetic(device), storage
-
-
-def _state(state: Path | None, written: list[Path], *, restart: bool) -> StateSettings | None:
-    """Where the state is kept, by default beside the first file; None where it is not kept."""
-    from gguf_export.comparing.run import StateSettings
-    from gguf_export.files.replacing import is_device
-
-    if state is not None:
-        return StateSettings(state, state.name, restart)
-    files = [path for path in written if not is_device(path)]
-    return StateSettings.beside(files[0], restart=restart) if files else None
-
-
-def _refuse_outputs(written: list[Path], state: Path | None, *, force: bool) -> None:
-    """Before hours of work; a device such as /dev/stdout takes what comes."""
-    from gguf_export.files.replacing import is_device
-    from gguf_export.writing.pass_state import discard_older
-    from quantize.exceptions import OutputError
-
-    paths = [*written, state] if state else written
-    for path in paths:
-        if not path.absolute().parent.is_dir():
-            raise OutputError(f"{path}: there is no such folder; make it first")
-        if path.is_dir():
-            raise OutputError(f"{path}: is a folder; name a file in it")
-    files = [path.resolve() for path in paths if not is_device(path)]
-    for path in files:
-        if files.count(path) > 1:
-            raise OutputError(f"{path}: named twice; choose a file for each")
-    for path in written:
-        if path.is_file() and not force:
-            if state is None and all(one.exists() for one in written):  # it was stopped with its work done
-                discard_older(next(one for one in written if not is_device(one)))
-            raise OutputError(f"{path}: exists already; pass --force to replace it")
-
-
-def _write(found: Comparison, outputs: dict[str, Path | None]) -> None:
-    from gguf_export.files.replacing import write_text
-    from gguf_export.reports.compare_data import compare_csv, compare_json
-    from gguf_export.reports.compare_page import compare_page
-    from gguf_export.reports.compare_tables import compare_markdown
-
-    forms = {"json": compare_json, "csv": compare_csv, "markdown": compare_markdown, "html": compare_page}
-    for name, path in outputs.items():
-        if path is not None:
-            write_text(path, forms[name](found))
-
-
-def _print_tables(found: Comparison) -> None:
+def _print_tables(comparison: Comparison) -> None:
     from gguf_export.commands.console import print_table
     from gguf_export.reports.compare_facts import protocol
     from gguf_export.reports.compare_tables import DETAILS, GLANCE, text_table
     from quantize.containers.untrusted import printable
 
-    for index in range(len(found.texts)):
-        print_table(found.text_name(index), *text_table(found, index, GLANCE, brief=True))
-        print_table("", *text_table(found, index, DETAILS, brief=True))
-    for name, how in protocol(found):
+    for index in range(len(comparison.texts)):
+        print_table(comparison.text_name(index), *text_table(comparison, index, GLANCE, brief=True))
+        print_table("", *text_table(comparison, index, DETAILS, brief=True))
+    for name, how in protocol(comparison):
         click.echo(printable(f"{name}: {how}"))
 
 
 def _print_timings(result: CompareResult) -> None:
-    from gguf_export.commands.console import print_table, size
+    from gguf_export.commands.console import print_table
+    from gguf_export.files.sizes import size_in_words
     from gguf_export.reports.compare_tables import timing_table
 
     print_table("timings", *timing_table(result.comparison.timings))
-    click.echo(f"{result.n_in_pass} models, {size(result.bytes_read)} of weights read")
+    click.echo(f"{result.n_in_pass} models, {size_in_words(result.bytes_read)} of weights read")

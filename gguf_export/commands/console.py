@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from gguf_export.files.sizes import size_in_words
 from quantize.containers.untrusted import printable
 from quantize.telling import Progress as Moment
 
@@ -21,18 +22,9 @@ MIN_TEXT = 8  # characters of a column of text, however narrow the terminal is
 LOG_SECONDS = 10.0  # between two lines of the same stage where there is no terminal
 
 
-def size(n_bytes: float) -> str:
-    """Bytes as a person reads them, in binary units as llama.cpp prints them."""
-    for unit in ("B", "KiB", "MiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.2f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.2f} GiB"
-
-
 def amount(number: float, unit: str) -> str:
     """An amount of work with its unit."""
-    return size(number) if unit == "B" else f"{number:,.0f} {unit}"
+    return size_in_words(number) if unit == "B" else f"{number:,.0f} {unit}"
 
 
 class ProgressView:

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import click
 
-from gguf_export.commands.options import MODEL, QUIET
-from gguf_export.commands.show_findings import show_findings
+from gguf_export.commands.options import JSON, MODEL, PRE, QUIET, Verb, option
 
 
-@click.command()
+@click.command(cls=Verb)
 @MODEL
-@click.option("--full", is_flag=True, help="Read all weights, not a sample.")
-@click.option("--pre", metavar="NAME", help="Pre-tokenizer, where it is not recognised.")
-@click.option("--json", "as_json", is_flag=True, help="The findings, as JSON for programs.")
+@option("--full", is_flag=True, help="Read all weights, not a sample.")
+@PRE
+@JSON
 @QUIET
 def doctor(model: Path, full: bool, pre: str | None, as_json: bool, quiet: bool) -> None:
     """Say what is wrong with the checkpoint in folder MODEL, before hours of work.
@@ -23,6 +22,7 @@ def doctor(model: Path, full: bool, pre: str | None, as_json: bool, quiet: bool)
     """
     from gguf_export.checking import doctor as checking
     from gguf_export.commands.console import ProgressView
+    from gguf_export.commands.saying import show_findings
 
     with ProgressView(quiet=quiet) as view:
         findings = checking.doctor(model, full=full, pre=pre, progress=view)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from gguf_export.commands.options import (
     FILE,
+    FORCE,
     JOBS,
     MODEL,
     QUIET,
+    TEXT,
+    ForwardOptions,
+    TextOptions,
+    Verb,
     forward_options,
-    read_forward,
-    read_text,
-    say,
+    ftypes,
+    option,
+    prior,
     text_options,
 )
 
@@ -26,19 +31,11 @@ MOST_NAMED = 10
 """Starved experts that are named; the rest are counted."""
 
 
-@click.command()
+@click.command(cls=Verb)
 @MODEL
-@click.option(
-    "-t",
-    "--type",
-    "qtypes",
-    multiple=True,
-    required=True,
-    metavar="TYPE",
-    help="Tensor type, such as Q4_K; may be repeated.",
-)
+@ftypes("Tensor type, such as Q4_K; may be repeated.", required=True)
 @text_options
-@click.option(
+@option(
     "--held-out",
     multiple=True,
     type=FILE,
@@ -46,7 +43,7 @@ MOST_NAMED = 10
     help="Text to judge on; may be repeated. --chunks takes so many of it, evenly spread.  "
     "[default: every fifth chunk of the calibration text]",
 )
-@click.option(
+@option(
     "-o",
     "--output",
     "outputs",
@@ -55,19 +52,13 @@ MOST_NAMED = 10
     metavar="FILE",
     help="Write the report as .csv, .json or .html; may be repeated.",
 )
-@click.option(
-    "--prior",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    metavar="N",
-    help="Draw an expert's importances toward its layer's mean with the weight of N tokens.",
-)
-@click.option(
+@prior(TEXT)
+@option(
     "--baseline/--no-baseline",
     default=True,
     help="Measure each type without importances, too.  [default: do]",
 )
-@click.option(
+@option(
     "--rows",
     "n_judged",
     type=click.IntRange(min=1),
@@ -77,12 +68,13 @@ MOST_NAMED = 10
     help="Held-out tokens that each matrix is judged on, at most.",
 )
 @JOBS
-@click.option("--force", is_flag=True, help="Replace files that exist.")
-@forward_options
+@FORCE
+@forward_options()
 @QUIET
 def errors(
     model: Path,
-    qtypes: tuple[str, ...],
+    types: tuple[str, ...],
+    text: TextOptions,
     held_out: tuple[Path, ...],
     outputs: tuple[Path, ...],
     prior: float,
@@ -90,31 +82,27 @@ def errors(
     n_judged: int,
     jobs: int | None,
     force: bool,
+    forward: ForwardOptions,
     quiet: bool,
-    **options: Any,
 ) -> None:
     """Report what each TYPE costs every layer, projection and expert of MODEL, the folder of a checkpoint or a
     GGUF file."""
     from calibration.judging.encoding_errors import ErrorSettings
     from gguf_export.commands.console import ProgressView
-    from gguf_export.comparing import errors as measuring
+    from gguf_export.commands.saying import say
+    from gguf_export.comparing import errors as comparing
     from gguf_export.reports.error_report import check_outputs, write_errors
     from quantize.engine import Threads
 
-    settings = ErrorSettings.of(qtypes, prior=prior, baseline=baseline, n_judged=n_judged)
+    settings = ErrorSettings.of(types, prior=prior, baseline=baseline, n_judged=n_judged)
     check_outputs(outputs, force=force)
-    text = read_text(options)
-    if not text.is_given:
-        raise click.UsageError("give the calibration text with --text FILE or --prompts FILE")
-    arithmetic, storage = read_forward(options)
     with ProgressView(quiet=quiet) as view, Threads(jobs) as engine:
-        report = measuring.errors(
+        report = comparing.errors(
             model,
-            text,
+            text.settings(),
             settings,
             held_out=held_out,
-            arithmetic=arithmetic,
-            storage=storage,
+            forward=forward.settings(),
             engine=engine,
             progress=view,
             note=say,
@@ -128,7 +116,7 @@ def errors(
 
 
 def _print_report(report: ErrorReport) -> None:
-    """Totals by type, the worst ten of the type that hurts most, and the experts of which nothing is known."""
+    """Print totals by type, the worst ten of the type that hurts most, and the experts of which nothing is known."""
     from calibration.judging.matrix_errors import totals
     from gguf_export.commands.console import print_table
     from gguf_export.reports.error_tables import totals_table, worst_table
@@ -136,17 +124,16 @@ def _print_report(report: ErrorReport) -> None:
     print_table("totals by type", *totals_table(report))
     hurts = max(report.qtypes, key=lambda qtype: totals(qtype, report.of(qtype)).median_nmse or 0.0)
     print_table(f"the worst ten as {hurts}", *worst_table(report.of(hurts)))
-    for places, told in (
+    for experts, fact in (
         (report.starved, "starved: no calibration token reached"),
         (report.unjudged, "no output error: no held-out token reached"),
     ):
-        named = ", ".join(f"layer {bid} expert {xid}" for bid, xid in places[:MOST_NAMED])
-        if places:
-            click.echo(
-                f"{told} {named}{f' and {len(places) - MOST_NAMED} more' * (len(places) > MOST_NAMED)}"
-            )
+        names = ", ".join(f"layer {bid} expert {xid}" for bid, xid in experts[:MOST_NAMED])
+        more = f" and {len(experts) - MOST_NAMED} more" * (len(experts) > MOST_NAMED)
+        if experts:
+            click.echo(f"{fact} {names}{more}")
     for row in {(row.qtype, row.fallback): row for row in report.rows if row.fallback}.values():
-        n_rows = sum(one.fallback == row.fallback for one in report.of(row.qtype))
+        n_rows = sum(other.fallback == row.fallback for other in report.of(row.qtype))
         click.echo(
             f"{row.qtype}: {n_rows} matrices have rows that it does not divide; judged as {row.fallback}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,37 +10,67 @@ import click
 
 from gguf_export.commands.options import (
     FILE,
+    FORCE,
     JOBS,
     MODEL,
+    PRE,
     QUIET,
     RESTART,
+    TEXT,
+    ForwardOptions,
+    RecipeOptions,
+    TextOptions,
+    Verb,
     forward_options,
-    read_chunks,
-    read_forward,
-    read_recipes,
+    ftypes,
+    group,
+    imatrix,
+    option,
+    prior,
     recipe_options,
-    say,
     text_options,
 )
 
 if TYPE_CHECKING:
-    from calibration.importance.imatrix import Imatrix
-    from gguf_export.writing.calibrated import Calibration
-    from gguf_export.writing.export import ExportJob, ExportResult
+    from gguf_export.writing.export import ExportPlan, ExportResult
 
 
-@click.command()
-@MODEL
-@click.option(
-    "-t",
-    "--type",
-    "ftypes",
-    multiple=True,
-    required=True,
-    metavar="TYPE",
-    help="File type, such as Q4_K_M; give it several times for several files from one read.",
+@dataclass(frozen=True)
+class NamingOptions:
+    """What the files are called, and what they say of themselves."""
+
+    name: str | None
+    override_kv: tuple[str, ...]
+    pre: str | None
+    lmstudio: bool
+    publisher: str | None
+
+
+naming_options = group(
+    "naming",
+    NamingOptions,
+    option("--name", help="general.name, and the base of the file names."),
+    option(
+        "--override-kv",
+        multiple=True,
+        metavar="KEY=TYPE:VALUE",
+        help="Metadata to set; TYPE is int, float, bool or str.",
+    ),
+    PRE,
+    option("--lmstudio", is_flag=True, help="Write DIR/publisher/model/file.gguf, where LM Studio looks."),
+    option(
+        "--publisher",
+        metavar="NAME",
+        needs=("lmstudio",),
+        help="The publisher for --lmstudio.  [default: from config.json]",
+    ),
 )
-@click.option(
+
+
+@click.command(cls=Verb)
+@MODEL
+@ftypes("File type, such as Q4_K_M; give it several times for several files from one read.", required=True)
+@option(
     "-o",
     "--output",
     "folder",
@@ -47,62 +78,37 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Folder for the files.  [default: the current one; with --lmstudio, LM Studio's]",
 )
-@click.option(
-    "--imatrix",
-    "imatrix_path",
+@imatrix("Importance matrix: llama.cpp's GGUF form or the legacy .dat.")
+@text_options
+@option(
+    "--save-imatrix",
     type=FILE,
     metavar="FILE",
-    help="Importance matrix: llama.cpp's GGUF form or the legacy .dat.",
+    needs=TEXT,
+    help="Keep the importance matrix that the text gave.",
 )
-@text_options
-@click.option(
-    "--save-imatrix", type=FILE, metavar="FILE", help="Keep the importance matrix that the text gave."
-)
-@click.option(
-    "--prior",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    metavar="N",
-    help="Shrink an expert's importances toward its layer's mean with the weight of N tokens, for experts that see "
-    "few; 0 is llama.cpp's behaviour.",
-)
-@forward_options
-@recipe_options
-@click.option("--name", help="general.name, and the base of the file names.")
-@click.option(
-    "--override-kv",
-    multiple=True,
-    metavar="KEY=TYPE:VALUE",
-    help="Metadata to set; TYPE is int, float, bool or str.",
-)
-@click.option("--pre", metavar="NAME", help="Pre-tokenizer (tokenizer.ggml.pre), where it is not recognised.")
-@click.option("--lmstudio", is_flag=True, help="Write DIR/publisher/model/file.gguf, where LM Studio looks.")
-@click.option(
-    "--publisher", metavar="NAME", help="The publisher for --lmstudio.  [default: from config.json]"
-)
+@prior(("imatrix", *TEXT))
+@forward_options(TEXT)
+@recipe_options()
+@naming_options
 @JOBS
-@click.option("--force", is_flag=True, help="Replace files that exist.")
+@FORCE
 @RESTART
-@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @QUIET
 def export(
     model: Path,
-    ftypes: tuple[str, ...],
+    types: tuple[str, ...],
     folder: Path | None,
-    imatrix_path: Path | None,
+    imatrix: Path | None,
+    text: TextOptions,
     save_imatrix: Path | None,
-    prior: float,
-    name: str | None,
-    override_kv: tuple[str, ...],
-    pre: str | None,
-    lmstudio: bool,
-    publisher: str | None,
-    jobs: int | None,
-    force: bool,
-    restart: bool,
+    forward: ForwardOptions,
+    recipe: RecipeOptions,
+    naming: NamingOptions,
     dry_run: bool,
     quiet: bool,
-    **options: Any,
+    **running: Any,  # prior, jobs, force, restart
 ) -> None:
     """Quantize the checkpoint in folder MODEL to one GGUF file for each TYPE.
 
@@ -110,102 +116,58 @@ def export(
     one read of the shards. A run that was stopped goes on when the same command is given again.
     """
     from gguf_export.commands.console import ProgressView
-    from gguf_export.metadata import file_names as names
+    from gguf_export.commands.load import print_load
+    from gguf_export.commands.saying import say
     from gguf_export.writing import export as exporting
-    from gguf_export.writing.remarks import export_remarks
-    from quantize.sources.checkpoint import open_checkpoint
 
-    checkpoint = open_checkpoint(model)
-    if lmstudio:
-        folder = folder or names.lmstudio_root()
-        publisher = publisher or names.find_publisher(checkpoint.config)
-        if publisher is None:
-            raise click.UsageError(
-                "--lmstudio needs --publisher NAME: config.json does not say who made the model"
-            )
-    chunks = read_chunks(checkpoint, options)
-    if chunks is not None and imatrix_path:
+    if text.is_given and imatrix:
         raise click.UsageError("give --imatrix or text to calibrate with, not both")
-    if chunks is None and save_imatrix:
-        raise click.UsageError("--save-imatrix needs --text")
-    imatrix: Imatrix | None = None
-    calibration: Calibration | None = None
-    if imatrix_path:
-        from calibration.importance.imatrix import load_imatrix
-
-        imatrix = load_imatrix(imatrix_path, prior=prior)
-    elif chunks is not None:
-        from gguf_export.writing.calibrated import Calibration, expected_imatrix
-
-        arithmetic, storage = read_forward(options)
-        calibration = Calibration(chunks, prior, arithmetic, storage)
-        file = str(save_imatrix or "calibrated while exporting")
-        imatrix = expected_imatrix(checkpoint.specs(), calibration, file)
-    elif prior:
-        raise click.UsageError("--prior needs importances: give --imatrix or --text")
-    prepared = exporting.prepare(
-        checkpoint,
-        read_recipes(ftypes, options),
-        folder or Path(),
-        imatrix=imatrix,
-        name=name,
-        override_kv=override_kv,
-        pre=pre,
-        publisher=publisher if lmstudio else None,
-    )
-    for remark in export_remarks(prepared, is_counted=calibration is None):
-        say(remark)
+    settings: dict[str, Any] = {"imatrix": imatrix, "prior": running.pop("prior"), **vars(naming)}
+    if text.is_given:
+        settings |= {"text": text.settings(), "forward": forward.settings(), "save_imatrix": save_imatrix}
+    recipes = recipe.recipes(types)
     if dry_run:
-        _print_plan(prepared)
+        planned = exporting.plan(model, recipes, folder, **settings)
+        for remark in planned.remarks:
+            say(remark)
+        _print_plan(planned)
         return
     with ProgressView(quiet=quiet) as view:
-        if calibration is None:
-            exported = exporting.run(
-                prepared, jobs=jobs, force=force, restart=restart, progress=view, note=say
-            )
-        else:
-            from gguf_export.writing.calibrated import run_calibrated
-
-            done = run_calibrated(
-                prepared, calibration, jobs=jobs, force=force, restart=restart, progress=view, note=say
-            )
-            exported = done.exported
-    if chunks is not None and save_imatrix:
-        from gguf_export.commands.imatrix import save
-
-        save(save_imatrix, done.collected.imatrix)
+        result = exporting.export(model, recipes, folder, **settings, **running, progress=view, note=say)
     if quiet:
         return
-    if chunks is not None:
-        from gguf_export.commands.imatrix import print_load
-
-        print_load(done.collected)
-    _print_exported(exported)
+    if result.calibration is not None:
+        print_load(result.calibration)
+    _print_result(result)
 
 
-def _print_plan(prepared: ExportJob) -> None:
-    from gguf_export.commands.console import print_table, size
+def _print_plan(planned: ExportPlan) -> None:
+    from gguf_export.commands.console import print_table
+    from gguf_export.files.sizes import size_in_words
 
-    for file in prepared.files:
+    for file in planned.files:
         rows = [
             (
-                planned.spec.name,
-                " x ".join(map(str, planned.spec.shape)),
-                planned.qtype.name,
-                size(planned.n_bytes),
-                str(planned.offset),
+                tensor.name,
+                " x ".join(map(str, tensor.shape)),
+                tensor.qtype,
+                size_in_words(tensor.n_bytes),
+                str(tensor.offset),
             )
-            for planned in file.plan.tensors
+            for tensor in file.tensors
         ]
         print_table(str(file.path), ("tensor", ">shape", "type", ">size", ">offset"), rows)
-        click.echo(f"{size(file.n_bytes)}, {file.plan.bpw:.2f} bits per weight\n")
+        click.echo(f"{size_in_words(file.n_bytes)}, {file.bpw:.2f} bits per weight\n")
 
 
-def _print_exported(exported: ExportResult) -> None:
-    from gguf_export.commands.console import print_table, size
+def _print_result(result: ExportResult) -> None:
+    from gguf_export.commands.console import print_table
+    from gguf_export.files.sizes import size_in_words
 
-    seconds = exported.seconds.wall
-    rows = [(str(file.path), file.ftype, size(file.n_bytes), f"{file.bpw:.2f}") for file in exported.files]
+    seconds = result.seconds.wall
+    rows = [
+        (str(file.path), file.ftype, size_in_words(file.n_bytes), f"{file.bpw:.2f}") for file in result.files
+    ]
     print_table("", ("file", "type", ">size", ">bpw"), rows)
-    rate = size(exported.bytes_read / seconds) if seconds else "-"
-    click.echo(f"{size(exported.bytes_read)} read once, {seconds:.1f} seconds, {rate}/s")
+    rate = size_in_words(result.bytes_read / seconds) if seconds else "-"
+    click.echo(f"{size_in_words(result.bytes_read)} read once, {seconds:.1f} seconds, {rate}/s")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from gguf_export.commands.options import FILE
+from gguf_export.commands.options import FILE, Verb, option
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("path", type=FILE)
-@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON for programs.")
-@click.option("--tensors", is_flag=True, help="One line for each tensor, too.")
+@option("--json", "as_json", is_flag=True, help="Everything, as JSON for programs.")
+@option("--tensors", is_flag=True, help="One line for each tensor, too.")
 def inspect(path: Path, as_json: bool, tensors: bool) -> None:
     """Say what PATH is: a checkpoint folder or a GGUF file; its architecture, experts, types, sizes."""
     from gguf_export.checking import inspect as checking
@@ -22,17 +22,24 @@ def inspect(path: Path, as_json: bool, tensors: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts.as_dict(), indent=1))
         return
-    from gguf_export.commands.console import print_table, size
+    from gguf_export.commands.console import print_table
+    from gguf_export.files.sizes import size_in_words
 
     print_table(str(path), ("", ""), checking.in_words(facts))
     print_table(
         "",
         ("type", ">tensors", ">weights", ">size"),
-        [(row.qtype, str(row.n_tensors), f"{row.n_elements:,}", size(row.n_bytes)) for row in facts.types],
+        [
+            (row.qtype, str(row.n_tensors), f"{row.n_elements:,}", size_in_words(row.n_bytes))
+            for row in facts.types
+        ],
     )
     if tensors:
         print_table(
             "",
             ("tensor", ">shape", "type", ">size"),
-            [(t.name, " x ".join(map(str, t.shape)), t.qtype, size(t.n_bytes)) for t in facts.tensors],
+            [
+                (tensor.name, " x ".join(map(str, tensor.shape)), tensor.qtype, size_in_words(tensor.n_bytes))
+                for tensor in facts.tensors
+            ],
         )

@@ -1,193 +1,303 @@
-"""Options that several verbs share, and what they mean to the library."""
+"""The options of the verbs: each is declared once, and a group of them reaches its verb as one frozen object.
+
+An option may need another one to mean anything (`needs`); `Verb` refuses it where that one is missing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
-    from calibration.forward.hidden import Storage
-    from calibration.forward.layers import Arithmetic
-    from calibration.text.chunks import Chunks
-    from gguf_export.comparing.texts import TextSettings
+    from calibration.forward.settings import ForwardSettings
+    from calibration.text.text_settings import TextSettings
     from quantize.recipes.recipe import Recipe
-    from quantize.sources.checkpoint import Checkpoint
-    from quantize.sources.gguf_file import GGUFFile
-    from quantize.telling import Remark
 
-Command = Callable[..., None]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 FILE = click.Path(path_type=Path)
-MODEL = click.argument("model", type=FILE)
-QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
-JOBS = click.option(
-    "-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: all processors]"
-)
-RESTART = click.option(
-    "--restart", is_flag=True, help="Begin afresh, whatever a run that was stopped has left."
-)
+TEXT = ("texts", "prompts")
+"""The parameters that bring a text."""
 
 
-def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator, shown in this order."""
+class Option(click.Option):
+    """An option that means something only beside one of the parameters in `needs`."""
 
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
+    def __init__(self, *args: Any, needs: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.needs = tuple(needs)
+
+
+class Verb(click.Command):
+    """A command that refuses options which were given and mean nothing."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb, if all that was given is of use."""
+        switches = {param.name: param.opts[-1] for param in self.params}
+        for param in self.params:
+            needs = param.needs if isinstance(param, Option) else ()
+            if needs and _is_given(ctx, param.name) and not any(_is_given(ctx, need) for need in needs):
+                needed = " or ".join(switches[need] for need in needs)
+                raise click.UsageError(f"{param.opts[-1]} means nothing without {needed}", ctx)
+        return super().invoke(ctx)
+
+
+def _is_given(ctx: click.Context, name: str | None) -> bool:
+    """Whether a parameter was set by hand, and to something: `--prior 0` is as good as none."""
+    is_default = ctx.get_parameter_source(str(name)) in (ParameterSource.DEFAULT, None)
+    return not is_default and bool(ctx.params.get(str(name)))
+
+
+def option(*names: str, **settings: Any) -> Decorator:
+    """Declare one option, as click does; `needs` names the parameters without which it means nothing."""
+    return click.option(*names, cls=Option, **settings)
+
+
+def group(name: str, kind: Callable[..., Any], *options: Decorator) -> Decorator:
+    """Declare options, shown in this order, that reach the verb as one object `kind(**values)` called `name`."""
+
+    def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(verb)
+        def bundled(**values: Any) -> Any:
+            own = {key: values.pop(key) for key in names}
+            return verb(**{name: kind(**own)}, **values)
+
+        n_before = len(getattr(bundled, "__click_params__", ()))
+        for declare in reversed(options):
+            declare(bundled)
+        names = [param.name for param in vars(bundled)["__click_params__"][n_before:]]
+        return bundled
 
     return decorate
 
 
-recipe_options = together(
-    click.option(
-        "--tensor-type",
-        "tensor_types",
-        multiple=True,
-        metavar="PATTERN=TYPE",
-        help="Type of the tensors whose name the regular expression finds; the first that matches counts.",
-    ),
-    click.option(
-        "--tensor-type-file",
-        type=FILE,
-        metavar="FILE",
-        help="A file of PATTERN=TYPE entries, as llama-quantize reads it.",
-    ),
-    click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight."),
-    click.option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight."),
-    click.option("--pure", is_flag=True, help="One type for all quantized tensors, no mixture."),
-)
-"""The switches of llama-quantize that change tensor types, in its spelling; see `read_recipes`."""
+# ---- single options ------------------------------------------------------------------------------------------------
 
-text_options = together(
-    click.option(
+MODEL = click.argument("model", type=FILE)
+QUIET = option("-q", "--quiet", is_flag=True, help="No progress and no table.")
+JOBS = option(
+    "-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: all processors]"
+)
+FORCE = option("--force", is_flag=True, help="Replace files that exist.")
+RESTART = option("--restart", is_flag=True, help="Begin afresh, whatever a run that was stopped has left.")
+PRE = option("--pre", metavar="NAME", help="Pre-tokenizer (tokenizer.ggml.pre), where it is not recognised.")
+JSON = option("--json", "as_json", is_flag=True, help="The findings, as JSON for programs.")
+
+
+def ftypes(text: str, *, required: bool = False) -> Decorator:
+    """The file or tensor types of a verb."""
+    return option("-t", "--type", "types", multiple=True, required=required, metavar="TYPE", help=text)
+
+
+def prior(needs: Sequence[str]) -> Decorator:
+    """How far the importances of an expert are drawn toward its layer's mean."""
+    return option(
+        "--prior",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        metavar="N",
+        needs=needs,
+        help="Draw an expert's importances toward its layer's mean with the weight of N tokens, for experts that see "
+        "few; 0 is llama.cpp's behaviour.",
+    )
+
+
+def imatrix(text: str, needs: Sequence[str] = ()) -> Decorator:
+    """A file of importances."""
+    return option("--imatrix", type=FILE, metavar="FILE", needs=needs, help=text)
+
+
+def chunks(text: str, needs: Sequence[str] = ()) -> Decorator:
+    """How many chunks of a text are used."""
+    return option("--chunks", "n_chunk", type=click.IntRange(min=1), metavar="N", needs=needs, help=text)
+
+
+def ctx(least: int, needs: Sequence[str] = ()) -> Decorator:
+    """The tokens of a chunk."""
+    return option(
+        "--ctx",
+        "n_ctx",
+        type=click.IntRange(min=least),
+        default=512,
+        show_default=True,
+        needs=needs,
+        help="Tokens of a chunk.",
+    )
+
+
+# ---- groups --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """The switches of llama-quantize that change tensor types, in its spelling."""
+
+    tensor_types: tuple[str, ...]
+    tensor_type_file: Path | None
+    output_tensor_type: str | None
+    token_embedding_type: str | None
+    pure: bool
+
+    def recipes(self, types: Sequence[str]) -> list[Recipe]:
+        """One recipe for each file type.
+
+        Raises:
+            RecipeError: a type or an expression that cannot be applied, a file that cannot be read.
+        """
+        from quantize.recipes.ftypes import ftype
+        from quantize.recipes.recipe import Recipe, parse_qtype, parse_tensor_type, read_tensor_types
+
+        tensor_types = [parse_tensor_type(text) for text in self.tensor_types]
+        if self.tensor_type_file:
+            tensor_types += read_tensor_types(self.tensor_type_file)
+        output, embedding = self.output_tensor_type, self.token_embedding_type
+        return [
+            Recipe(
+                ftype(name),
+                tensor_types=tuple(tensor_types),
+                output_tensor_type=parse_qtype(output) if output else None,
+                token_embedding_type=parse_qtype(embedding) if embedding else None,
+                pure=self.pure,
+            )
+            for name in types
+        ]
+
+
+def recipe_options(needs: Sequence[str] = ()) -> Decorator:
+    """`recipe: RecipeOptions`."""
+    return group(
+        "recipe",
+        RecipeOptions,
+        option(
+            "--tensor-type",
+            "tensor_types",
+            multiple=True,
+            metavar="PATTERN=TYPE",
+            needs=needs,
+            help="Type of the tensors whose name the regular expression finds; the first that matches counts.",
+        ),
+        option(
+            "--tensor-type-file",
+            type=FILE,
+            metavar="FILE",
+            needs=needs,
+            help="A file of PATTERN=TYPE entries, as llama-quantize reads it.",
+        ),
+        option("--output-tensor-type", metavar="TYPE", needs=needs, help="Type of output.weight."),
+        option("--token-embedding-type", metavar="TYPE", needs=needs, help="Type of token_embd.weight."),
+        option("--pure", is_flag=True, needs=needs, help="One type for all quantized tensors, no mixture."),
+    )
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """The text that runs through the model."""
+
+    texts: tuple[Path, ...]
+    prompts: tuple[Path, ...]
+    n_chunk: int | None
+    n_ctx: int
+    parse_special: bool
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is a text at all."""
+        return bool(self.texts or self.prompts)
+
+    def settings(self) -> TextSettings:
+        """The text as the library takes it.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if not self.is_given:
+            raise click.UsageError("give the text with --text FILE or --prompts FILE")
+        from calibration.text.text_settings import TextSettings
+
+        return TextSettings(self.texts, self.prompts, self.n_ctx, self.n_chunk, self.parse_special)
+
+
+text_options = group(
+    "text",
+    TextOptions,
+    option(
         "--text", "texts", multiple=True, type=FILE, metavar="FILE", help="Calibration text; may be repeated."
     ),
-    click.option(
+    option(
         "--prompts",
         multiple=True,
         type=FILE,
         metavar="FILE",
         help="mergekit_moe_config.yml: its positive prompts are text that reaches each expert.",
     ),
-    click.option(
-        "--chunks", "n_chunk", type=click.IntRange(min=1), metavar="N", help="Use the first N chunks only."
-    ),
-    click.option(
-        "--ctx",
-        "n_ctx",
-        type=click.IntRange(min=2),
-        default=512,
-        show_default=True,
-        help="Tokens of a chunk.",
-    ),
-    click.option("--parse-special", is_flag=True, help="Special tokens in the text count as such."),
+    chunks("Use the first N chunks only.", TEXT),
+    ctx(2, TEXT),
+    option("--parse-special", is_flag=True, needs=TEXT, help="Special tokens in the text count as such."),
 )
-"""The text that runs through the model; see `read_chunks`."""
-
-forward_options = together(
-    click.option(
-        "--scratch", type=FILE, metavar="DIR", help="Keep the hidden states of long texts in files there."
-    ),
-    click.option(
-        "--hidden",
-        type=click.Choice(["f32", "bf16"]),
-        default="f32",
-        show_default=True,
-        help="Type of the hidden states between layers; bf16 takes half the memory and rounds them.",
-    ),
-    click.option(
-        "--device", default="cpu", show_default=True, help="Where torch does the arithmetic, such as cuda."
-    ),
-)
-"""How the forward pass is run; see `read_forward`."""
+"""`text: TextOptions`."""
 
 
-def say(remark: Remark | str) -> None:
-    """Show one line to the person at the terminal, beside what goes to standard output."""
-    from quantize.containers.untrusted import printable
+@dataclass(frozen=True)
+class ForwardOptions:
+    """How the forward pass is run."""
 
-    click.echo(printable(remark if isinstance(remark, str) else remark.line(spelled)), err=True)
+    scratch: Path | None
+    hidden: str
+    device: str
 
+    def settings(self, *, exact: bool = False) -> ForwardSettings:
+        """The settings as the library takes them.
 
-def spelled(setting: str) -> str:
-    """The switch of a setting that the library names: `tensor_type` is `--tensor-type`."""
-    return "--" + setting.replace("_", "-")
+        Args:
+            exact: float32 products whatever the device likes best, where differences are small.
 
+        Raises:
+            DeviceError: torch cannot compute on the device.
+        """
+        import torch
 
-def read_recipes(ftypes: Sequence[str], options: dict[str, Any]) -> list[Recipe]:
-    """One recipe for each file type, from `recipe_options`, which are taken out of `options`."""
-    from quantize.recipes.ftypes import ftype
-    from quantize.recipes.recipe import Recipe, parse_qtype, parse_tensor_type, read_tensor_types
+        from calibration.forward.settings import ForwardSettings, best_dtype, refuse_device
 
-    tensor_types = [parse_tensor_type(text) for text in options.pop("tensor_types")]
-    file = options.pop("tensor_type_file")
-    if file:
-        tensor_types += read_tensor_types(file)
-
-    output, embedding, pure = (
-        options.pop(option) for option in ("output_tensor_type", "token_embedding_type", "pure")
-    )
-    return [
-        Recipe(
-            ftype(name),
-            tensor_types=tuple(tensor_types),
-            output_tensor_type=parse_qtype(output) if output else None,
-            token_embedding_type=parse_qtype(embedding) if embedding else None,
-            pure=pure,
+        refuse_device(self.device)
+        return ForwardSettings(
+            self.device,
+            torch.float32 if exact else best_dtype(self.device),
+            {"f32": torch.float32, "bf16": torch.bfloat16}[self.hidden],
+            self.scratch,
         )
-        for name in ftypes
-    ]
 
 
-def open_model(path: Path) -> Checkpoint | GGUFFile:
-    """The checkpoint in a folder, or a finished GGUF file."""
-    from gguf_export.comparing import models
-
-    return models.open_model(path, say)
-
-
-def read_text(options: dict[str, Any]) -> TextSettings:
-    """The text of `text_options`, which are taken out of `options`."""
-    from gguf_export.comparing.texts import TextSettings
-
-    return TextSettings(
-        tuple(options.pop("texts")),
-        tuple(options.pop("prompts")),
-        *(options.pop(name) for name in ("n_ctx", "n_chunk", "parse_special")),
+def forward_options(needs: Sequence[str] = ()) -> Decorator:
+    """`forward: ForwardOptions`."""
+    return group(
+        "forward",
+        ForwardOptions,
+        option(
+            "--scratch",
+            type=FILE,
+            metavar="DIR",
+            needs=needs,
+            help="Keep the hidden states of long texts in files there.",
+        ),
+        option(
+            "--hidden",
+            type=click.Choice(["f32", "bf16"]),
+            default="f32",
+            show_default=True,
+            needs=needs,
+            help="Type of the hidden states between layers; bf16 takes half the memory and rounds them.",
+        ),
+        option(
+            "--device",
+            default="cpu",
+            show_default=True,
+            needs=needs,
+            help="Where torch does the arithmetic, such as cuda.",
+        ),
     )
-
-
-def read_chunks(model: Checkpoint | GGUFFile, options: dict[str, Any]) -> Chunks | None:
-    """The chunks of `text_options`, which are taken out of `options`; None where no text is given."""
-    from gguf_export.comparing.texts import cut_text
-
-    text = read_text(options)
-    return cut_text(model, text) if text.is_given else None
-
-
-def read_forward(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
-    """The settings of `forward_options`, which are taken out of `options`; the type of products suits the device.
-
-    Raises:
-        DeviceError: torch cannot compute there.
-    """
-    from calibration.forward.layers import Arithmetic, best_dtype
-
-    device, storage = read_device(options)
-    return Arithmetic(device, best_dtype(device)), storage
-
-
-def read_device(options: dict[str, Any]) -> tuple[str, Storage]:
-    """As `read_forward`, for a verb that chooses the type of products itself."""
-    import torch
-
-    from calibration.forward.hidden import Storage
-    from calibration.forward.layers import refuse_device
-
-    device, scratch, hidden = (options.pop(name) for name in ("device", "scratch", "hidden"))
-    refuse_device(device)
-    return device, Storage({"f32": torch.float32, "bf16": torch.bfloat16}[hidden], scratch)

@@ -6,38 +6,38 @@ from pathlib import Path
 
 import click
 
-from gguf_export.commands.options import FILE, JOBS, QUIET
-from gguf_export.commands.show_findings import show_findings
+from gguf_export.commands.options import FILE, JOBS, JSON, QUIET, Verb, option, prior
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("file", type=FILE)
-@click.option(
+@option(
     "--against",
     type=FILE,
     metavar="MODEL",
     help="The checkpoint that FILE was made from: every expert of every tensor is compared with it.",
 )
-@click.option(
+@option(
     "--imatrix",
-    "imatrix_name",
     metavar="FILE|none",
+    needs=("against",),
     help="With --against: the importance matrix that was used, or none; every byte must be llama.cpp's.",
 )
-@click.option(
-    "--quick", is_flag=True, help="With --against: compare errors and codes only, do not encode again."
+@option(
+    "--quick",
+    is_flag=True,
+    needs=("against",),
+    help="With --against: compare errors and codes only, do not encode again.",
 )
-@click.option(
-    "--prior", type=click.FloatRange(min=0), default=0.0, metavar="N", help="With --imatrix: as in export."
-)
-@click.option("--sha256", "sums", is_flag=True, help="Check FILE by SHA256SUMS beside it, or add it there.")
+@prior(("imatrix",))
+@option("--sha256", "sums", is_flag=True, help="Check FILE by SHA256SUMS beside it, or add it there.")
 @JOBS
-@click.option("--json", "as_json", is_flag=True, help="The findings, as JSON for programs.")
+@JSON
 @QUIET
 def verify(
     file: Path,
     against: Path | None,
-    imatrix_name: str | None,
+    imatrix: str | None,
     quick: bool,
     prior: float,
     sums: bool,
@@ -54,19 +54,18 @@ def verify(
     """
     from gguf_export.checking import verify as checking
     from gguf_export.commands.console import ProgressView
+    from gguf_export.commands.saying import show_findings
 
-    if imatrix_name is not None and against is None:
-        raise click.UsageError("--imatrix compares with a checkpoint: give --against MODEL, too")
-    if quick and (against is None or imatrix_name is not None):
-        raise click.UsageError("--quick goes with --against MODEL, and without --imatrix")
-    if prior and imatrix_name in (None, "none"):
+    if quick and imatrix is not None:
+        raise click.UsageError("--quick compares no bytes: leave --imatrix out")
+    if prior and imatrix == "none":
         raise click.UsageError("--prior goes with --imatrix FILE")
     with ProgressView(quiet=quiet) as view:
         findings = checking.verify(
             file,
             against=against,
-            level="bytes" if imatrix_name is not None else "errors" if quick else "auto",
-            imatrix=None if imatrix_name == "none" else imatrix_name,
+            level="bytes" if imatrix is not None else "errors" if quick else "auto",
+            imatrix=None if imatrix == "none" else imatrix,
             prior=prior,
             sums=sums,
             jobs=jobs,

@@ -14,16 +14,15 @@ from calibration.judging.side_by_side import Base
 from calibration.text.tokenizer import vocabulary_of
 from calibration.text.vocabulary import refuse_other_vocabulary
 from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
-from quantize.blocks import can_encode
-from quantize.decoding import can_decode
-from quantize.exceptions import DecodeError, MoeGgufError
+from quantize.exceptions import MoeGgufError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.model_source import open_gguf
 from quantize.telling import Note, Remark, discard
 
-__all__ = ["ModelChoice", "OpenModels", "open_gguf", "open_model", "open_models"]
+__all__ = ["ModelChoice", "OpenModels", "open_models"]
 
 ROUND_TRIP = "(round trip)"
 """Stands behind the name of a type that was judged without writing a file."""
@@ -127,36 +126,6 @@ def open_models(choice: ModelChoice, note: Note = discard) -> OpenModels:
     sources = tuple(source for source in (checkpoint, base_file, *files) if source is not None)
     _refuse_other_vocabularies(sources)
     return OpenModels(base, tuple(models), sources)
-
-
-def open_model(path: Path, note: Note = discard) -> Checkpoint | GGUFFile:
-    """The checkpoint in a folder, or a finished GGUF file.
-
-    Raises:
-        CheckpointError, GGUFError: it cannot be read, or it is damaged.
-        DecodeError: see `open_gguf`.
-    """
-    return open_gguf(path, note) if path.is_file() else open_checkpoint(path)
-
-
-def open_gguf(path: Path, note: Note = discard) -> GGUFFile:
-    """A GGUF file, whole and of types that can be decoded.
-
-    Raises:
-        GGUFError: it cannot be read, is damaged, or is one of several parts.
-        DecodeError: the type of a tensor cannot be decoded here.
-    """
-    file = GGUFFile(path)
-    file.refuse_part()
-    slow = set()
-    for spec in file.specs():
-        if not can_decode(spec.qtype):
-            raise DecodeError(f"{path}: {spec.name}", f"tensor type {spec.qtype.name} cannot be decoded here")
-        if not can_encode(spec.qtype):
-            slow.add(spec.qtype.name)
-    if slow:
-        note(Remark(str(path), f"{', '.join(sorted(slow))} is decoded by the gguf library, slowly"))
-    return file
 
 
 def _only_checkpoint(paths: Sequence[Path]) -> Checkpoint | None:

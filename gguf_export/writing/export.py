@@ -1,91 +1,47 @@
-"""One read of a checkpoint becomes one or several GGUF files.
-
-`prepare` decides everything before a weight is read; `run` executes it slab by slab, each read once and encoded for
-every file that lacks it, by several threads (the kernels release the GIL). `export` is both, `plan` the first alone.
-"""
+"""One read of a checkpoint becomes one or several GGUF files: `export`, and `plan`, which only says what it would do."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from calibration.importance.imatrix import Imatrix, load_imatrix
-from gguf_export.writing.job import ExportJob, OutputFile, prepare
-from gguf_export.writing.open_files import Seconds, opened
+from calibration.importance.imatrix import Imatrix
+from calibration.importance.imatrix_files import load_imatrix
+from gguf_export.metadata.file_names import find_publisher, lmstudio_root
+from gguf_export.writing.job import ExportJob, prepare
 from gguf_export.writing.remarks import export_remarks
-from gguf_export.writing.slabs import Slab, compile_kernels, encode_slab, slabs_of
-from quantize.engine import Threads
+from gguf_export.writing.results import ExportPlan, ExportResult, FileFigures, file_figures
+from gguf_export.writing.run import run
+from quantize.exceptions import ImatrixError, OutputError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
-from quantize.sources.checkpoint import open_checkpoint
-from quantize.telling import Note, OnProgress, Progress, Remark, discard, silent
+from quantize.sources.checkpoint import Checkpoint, open_checkpoint
+from quantize.telling import Note, OnProgress, discard, silent
 
-__all__ = [
-    "ExportJob",
-    "ExportPlan",
-    "ExportResult",
-    "FileFigures",
-    "TensorFigures",
-    "export",
-    "file_figures",
-    "plan",
-    "prepare",
-    "run",
-]
+if TYPE_CHECKING:  # these import torch, and an export without text needs no torch
+    from calibration.forward.settings import ForwardSettings
+    from calibration.text.text_settings import TextSettings
+    from gguf_export.writing.calibrated import Calibration
 
-
-@dataclass(frozen=True)
-class TensorFigures:
-    """One tensor of a file: its shape in NumPy's order, its type, its bytes, and where they begin behind the header."""
-
-    name: str
-    shape: tuple[int, ...]
-    qtype: str
-    n_bytes: int
-    offset: int
-
-
-@dataclass(frozen=True)
-class FileFigures:
-    """One file of an export: its type, its size in bytes, its bits per weight and its tensors in their order."""
-
-    path: Path
-    ftype: str
-    n_bytes: int
-    bpw: float
-    tensors: tuple[TensorFigures, ...]
-
-
-@dataclass(frozen=True)
-class ExportPlan:
-    """What an export would write, and what a careful reader wants to know of it."""
-
-    files: tuple[FileFigures, ...]
-    remarks: tuple[Remark | str, ...]
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """What an export has written, the bytes of the checkpoint that it read, and its seconds."""
-
-    files: tuple[FileFigures, ...]
-    bytes_read: int
-    seconds: Seconds = field(compare=False)
+__all__ = ["ExportJob", "ExportPlan", "ExportResult", "FileFigures", "export", "plan", "prepare", "run"]
 
 
 def export(
     model: Path | str,
-    ftypes: str | Sequence[str | Recipe],
-    folder: Path | str = ".",
+    types: str | Sequence[str | Recipe],
+    folder: Path | str | None = None,
     *,
     imatrix: Imatrix | Path | str | None = None,
     prior: float = 0.0,
+    text: TextSettings | Path | str | None = None,
+    forward: ForwardSettings | None = None,
+    save_imatrix: Path | None = None,
     name: str | None = None,
     override_kv: Sequence[str] = (),
     pre: str | None = None,
+    lmstudio: bool = False,
     publisher: str | None = None,
     jobs: int | None = None,
     force: bool = False,
@@ -97,130 +53,178 @@ def export(
 
     Args:
         model: the folder of a Hugging Face checkpoint.
-        ftypes: the name of a file type such as "Q4_K_M", or several names; recipes where names do not suffice.
-        folder: where the files go.
+        types: the name of a file type such as "Q4_K_M", or several names; recipes where names do not suffice.
+        folder: where the files go; by default the current folder, or LM Studio's with `lmstudio`.
         imatrix: importances, or the file that holds them.
-        prior: of a file of importances; see `Imatrix`.
-        name, override_kv, pre, publisher: see `prepare`.
-        jobs, force, restart, progress: see `run`.
-        note: told every fallback of the plan, and what `run` tells.
+        prior: draws an expert's importances toward its layer's mean with the weight of so many tokens.
+        text: calibrate with this text on the way, from the same read; a file, or `TextSettings`.
+        forward: how the text passes through the model.
+        save_imatrix: keep the importances that the text gave in this file.
+        name: `general.name`, and the base of the file names; by default found as llama.cpp's converter finds it.
+        override_kv: metadata to set, spelled KEY=TYPE:VALUE as llama-quantize takes it.
+        pre: name of the pre-tokenizer, where it is not recognised.
+        lmstudio: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
+        publisher: by default from config.json.
+        jobs: threads that read, encode and write; by default one for each processor.
+        force: replace files that exist.
+        restart: use nothing of an earlier run that was stopped.
+        progress: called with the progress in bytes of the checkpoint, or in tokens of the text.
+        note: given remarks on fallbacks, and on what is continued or kept.
 
     Raises:
-        MoeGgufError: see `prepare` and `run`.
+        MoeGgufError: see `prepare`, `run` and `run_calibrated`.
+
+    >>> made = export(demo_model, "Q4_K_M", folder)
+    >>> made.files[0].path.name, made.files[0].ftype
+    ('Demo-4x2.0M-Q4_K_M.gguf', 'Q4_K_M')
     """
-    job = _job(model, ftypes, folder, imatrix, prior, name, override_kv, pre, publisher)
-    for remark in export_remarks(job):
+    request = _Request(
+        model,
+        types,
+        folder,
+        imatrix,
+        prior,
+        text,
+        forward,
+        save_imatrix,
+        name,
+        override_kv,
+        pre,
+        lmstudio,
+        publisher,
+    )
+    job, calibration = request.prepared()
+    for remark in export_remarks(job, is_counted=calibration is None):
         note(remark)
-    return run(job, jobs=jobs, force=force, restart=restart, progress=progress, note=note)
+    if calibration is None:
+        return run(job, jobs=jobs, force=force, restart=restart, progress=progress, note=note)
+    from gguf_export.writing.calibrate import write_imatrix
+    from gguf_export.writing.calibrated import run_calibrated
+
+    result = run_calibrated(
+        job, calibration, jobs=jobs, force=force, restart=restart, progress=progress, note=note
+    )
+    if save_imatrix is not None and result.calibration is not None:
+        write_imatrix(save_imatrix, result.calibration.imatrix)
+    return result
 
 
 def plan(
     model: Path | str,
-    ftypes: str | Sequence[str | Recipe],
-    folder: Path | str = ".",
+    types: str | Sequence[str | Recipe],
+    folder: Path | str | None = None,
     *,
     imatrix: Imatrix | Path | str | None = None,
     prior: float = 0.0,
+    text: TextSettings | Path | str | None = None,
+    forward: ForwardSettings | None = None,
+    save_imatrix: Path | None = None,
     name: str | None = None,
     override_kv: Sequence[str] = (),
     pre: str | None = None,
+    lmstudio: bool = False,
     publisher: str | None = None,
 ) -> ExportPlan:
-    """Say what `export` would write; nothing is written and no weight is read.
+    """Say what `export` would write: names, types, sizes and offsets; no weight is read and nothing is written.
 
-    Args:
-        model, ftypes, folder, imatrix, prior, name, override_kv, pre, publisher: see `export`.
+    The arguments are those of `export`.
 
     Raises:
         MoeGgufError: see `prepare`.
+
+    >>> planned = plan(demo_model, ["Q8_0", "Q4_K_M"])
+    >>> [(file.ftype, round(file.bpw, 1)) for file in planned.files]
+    [('Q8_0', 8.5), ('Q4_K_M', 5.1)]
     """
-    job = _job(model, ftypes, folder, imatrix, prior, name, override_kv, pre, publisher)
-    return ExportPlan(tuple(map(file_figures, job.files)), tuple(export_remarks(job)))
-
-
-def _job(
-    model: Path | str,
-    ftypes: str | Sequence[str | Recipe],
-    folder: Path | str,
-    imatrix: Imatrix | Path | str | None,
-    prior: float,
-    name: str | None,
-    override_kv: Sequence[str],
-    pre: str | None,
-    publisher: str | None,
-) -> ExportJob:
-    if isinstance(imatrix, (str, Path)):
-        imatrix = load_imatrix(imatrix, prior=prior)
-    given = [ftypes] if isinstance(ftypes, str) else ftypes
-    recipes = [recipe if isinstance(recipe, Recipe) else Recipe(ftype(recipe)) for recipe in given]
-    return prepare(
-        open_checkpoint(model),
-        recipes,
-        Path(folder),
-        imatrix=imatrix,
-        name=name,
-        override_kv=override_kv,
-        pre=pre,
-        publisher=publisher,
+    request = _Request(
+        model,
+        types,
+        folder,
+        imatrix,
+        prior,
+        text,
+        forward,
+        save_imatrix,
+        name,
+        override_kv,
+        pre,
+        lmstudio,
+        publisher,
     )
+    job, calibration = request.prepared()
+    remarks = export_remarks(job, is_counted=calibration is None)
+    return ExportPlan(tuple(map(file_figures, job.files)), tuple(remarks))
 
 
-def run(
-    job: ExportJob,
-    *,
-    jobs: int | None = None,
-    force: bool = False,
-    restart: bool = False,
-    progress: OnProgress = silent,
-    note: Note = discard,
-) -> ExportResult:
-    """Write the files of a prepared export, or go on with writing them where an earlier run was stopped.
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of `export` that decide what is written."""
 
-    Args:
-        job: what `prepare` returned.
-        jobs: threads that read, encode and write; by default one for each processor.
-        force: replace files that exist.
-        restart: use nothing of an earlier run that was stopped.
-        progress: called with the progress in bytes of the checkpoint, as far as it is still to be read.
-        note: told, in one line each, what is continued, what is begun afresh and why, what was kept.
+    model: Path | str
+    types: str | Sequence[str | Recipe]
+    folder: Path | str | None
+    imatrix: Imatrix | Path | str | None
+    prior: float
+    text: TextSettings | Path | str | None
+    forward: ForwardSettings | None
+    save_imatrix: Path | None
+    name: str | None
+    override_kv: Sequence[str]
+    pre: str | None
+    lmstudio: bool
+    publisher: str | None
 
-    Raises:
-        OutputError: a file exists already (`OutputExistsError`), another run is writing it (`OutputBusyError`), the
-            disk is full (`NoSpaceError`) or broken. Nothing is left under the final names of files that are not whole;
-            what is done is kept for the next run.
-        CheckpointError: a shard is damaged, or a weight is not a finite number.
-    """
-    started = time.monotonic()
-    read_before = job.checkpoint.bytes_read
-    seconds = Seconds()
-    with opened(job, force=force, restart=restart, progress=progress, note=note) as files:
-
-        def work(slab: Slab) -> Seconds:
-            # Written where it was encoded: checksums and copies take the time of every thread, not of one.
-            guide = job.imatrix.guide(slab.spec.name, slab.xid) if job.imatrix else None
-            return files.write(encode_slab(job.checkpoint, slab, files.types_for(slab), guide))
-
-        slabs = [slab for slab in slabs_of(job.checkpoint) if files.lacking(slab)]
-        if slabs:
-            compile_kernels(job.plans, job.weighted, progress)
-        done, total = 0, sum(slab.n_bytes for slab in slabs)
-        # Closed before the files are: an error or Ctrl-C must not close a file that is written to.
-        with Threads(jobs) as engine, closing(engine.map(work, slabs)) as finished:
-            for slab, spent in finished:
-                seconds.add(spent)
-                done += slab.n_bytes
-                progress(Progress("encoding", done, total))
-    seconds.wall = time.monotonic() - started
-    figures = tuple(map(file_figures, job.files))
-    return ExportResult(figures, job.checkpoint.bytes_read - read_before, seconds)
-
-
-def file_figures(file: OutputFile) -> FileFigures:
-    """The figures of a file that is planned or written."""
-    tensors = tuple(
-        TensorFigures(
-            planned.spec.name, planned.spec.shape, planned.qtype.name, planned.n_bytes, planned.offset
+    def prepared(self) -> tuple[ExportJob, Calibration | None]:
+        """The job and, where there is a text, the pass that gives its importances."""
+        checkpoint = open_checkpoint(self.model)
+        types = [self.types] if isinstance(self.types, str) else self.types
+        recipes = [recipe if isinstance(recipe, Recipe) else Recipe(ftype(recipe)) for recipe in types]
+        calibration = self._calibration(checkpoint)
+        job = prepare(
+            checkpoint,
+            recipes,
+            Path(self.folder or (lmstudio_root() if self.lmstudio else ".")),
+            imatrix=self._importances(checkpoint, calibration),
+            name=self.name,
+            override_kv=self.override_kv,
+            pre=self.pre,
+            publisher=self._publisher(checkpoint),
         )
-        for planned in file.plan.tensors
-    )
-    return FileFigures(file.path, file.plan.ftype.name, file.n_bytes, file.plan.bpw, tensors)
+        return job, calibration
+
+    def _publisher(self, checkpoint: Checkpoint) -> str | None:
+        if not self.lmstudio:
+            return None
+        publisher = self.publisher or find_publisher(checkpoint.config)
+        if publisher is None:
+            raise OutputError(
+                f"{checkpoint.label}: config.json",
+                "does not say who made the model",
+                "name {setting}",
+                setting="publisher",
+            )
+        return publisher
+
+    def _calibration(self, checkpoint: Checkpoint) -> Calibration | None:
+        if self.text is None:
+            return None
+        if self.imatrix is not None:
+            raise ImatrixError(
+                "", "a text gives importances of its own", "leave {setting} out", setting="imatrix"
+            )
+        from calibration.forward.settings import ForwardSettings, best_dtype
+        from calibration.text.text_settings import TextSettings, cut_text
+        from gguf_export.writing.calibrated import Calibration
+
+        chunks = cut_text(checkpoint, TextSettings.of(self.text))
+        return Calibration(chunks, self.prior, self.forward or ForwardSettings(dtype=best_dtype()))
+
+    def _importances(self, checkpoint: Checkpoint, calibration: Calibration | None) -> Imatrix | None:
+        if calibration is not None:
+            from gguf_export.writing.calibrated import expected_imatrix
+
+            file = str(self.save_imatrix or "calibrated while exporting")
+            return expected_imatrix(checkpoint.specs(), calibration, file)
+        if isinstance(self.imatrix, (str, Path)):
+            return load_imatrix(self.imatrix, prior=self.prior)
+        return self.imatrix

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_export.files.disk import check_space
@@ -13,6 +12,7 @@ from gguf_export.files.outputs import refuse_existing, refuse_outputs
 from gguf_export.writing import fingerprint, slabs
 from gguf_export.writing.job import ExportJob
 from gguf_export.writing.journal import Journal
+from gguf_export.writing.results import Seconds
 from gguf_export.writing.sink import Sink
 from gguf_export.writing.slabs import EncodedSlab, Slab
 from quantize.exceptions import ActivationError, NotFiniteError, OutputError
@@ -20,23 +20,7 @@ from quantize.recipes.layout import PlannedTensor
 from quantize.telling import Note, OnProgress, Remark, discard, silent
 from quantize.tensors import QType
 
-__all__ = ["OpenFiles", "Seconds", "opened"]
-
-
-@dataclass
-class Seconds:
-    """Where the time of an export went; `read`, `encode` and `write` are summed over the threads."""
-
-    wall: float = 0.0
-    read: float = 0.0
-    encode: float = 0.0
-    write: float = 0.0
-
-    def add(self, other: Seconds) -> None:
-        """Add the times of one slab."""
-        self.read += other.read
-        self.encode += other.encode
-        self.write += other.write
+__all__ = ["OpenFiles", "opened"]
 
 
 class OpenFiles:

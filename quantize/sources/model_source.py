@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+from quantize.blocks import can_encode
 from quantize.containers.keys import KeyValue
+from quantize.decoding import can_decode
+from quantize.exceptions import DecodeError
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.telling import Note, Remark, discard
 from quantize.tensors import Array, Rows, TensorSource, TensorSpec
 
-__all__ = ["Kind", "ModelSource", "open_source"]
+__all__ = ["Kind", "ModelFile", "ModelSource", "open_gguf", "open_source"]
 
 Kind = Literal["checkpoint", "gguf", "round trip"]
 
@@ -57,15 +61,35 @@ class ModelSource(TensorSource, Protocol):
         ...
 
 
-def open_source(path: Path | str) -> Checkpoint | GGUFFile:
-    """The checkpoint in a folder, or a finished GGUF file; no weight is read.
+ModelFile = Checkpoint | GGUFFile
+"""A model as it lies on the disk, with its tokenizer and its keys."""
+
+
+def open_source(path: Path | str, note: Note = discard) -> ModelFile:
+    """The checkpoint in a folder, or a finished GGUF file (see `open_gguf`); no weight is read.
 
     Raises:
         CheckpointError: the folder cannot be read, or there is nothing at that path.
-        GGUFError: the file cannot be read, or is one of several parts.
+        GGUFError, DecodeError: see `open_gguf`.
     """
-    if Path(path).is_file():
-        file = GGUFFile(path)
-        file.refuse_part()
-        return file
-    return open_checkpoint(path)
+    return open_gguf(path, note) if Path(path).is_file() else open_checkpoint(path)
+
+
+def open_gguf(path: Path | str, note: Note = discard) -> GGUFFile:
+    """A GGUF file, whole and of types that can be decoded; remarks name those that are decoded slowly.
+
+    Raises:
+        GGUFError: it cannot be read, is damaged, or is one of several parts.
+        DecodeError: the type of a tensor cannot be decoded here.
+    """
+    file = GGUFFile(path)
+    file.refuse_part()
+    slow = set()
+    for spec in file.specs():
+        if not can_decode(spec.qtype):
+            raise DecodeError(f"{path}: {spec.name}", f"tensor type {spec.qtype.name} cannot be decoded here")
+        if not can_encode(spec.qtype):
+            slow.add(spec.qtype.name)
+    if slow:
+        note(Remark(str(path), f"{', '.join(sorted(slow))} is decoded by the gguf library, slowly"))
+    return file

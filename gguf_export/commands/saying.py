@@ -1,0 +1,37 @@
+"""Errors, remarks and findings of the library in the words of the command line: settings become switches."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from gguf_export.checking.findings import Findings
+    from quantize.telling import Remark
+
+
+def switch(setting: str) -> str:
+    """The option that sets a parameter of the library: `tensor_type` is `--tensor-type`."""
+    return "--" + setting.replace("_", "-")
+
+
+def say(remark: Remark) -> None:
+    """Show a remark to the person at the terminal, beside what goes to standard output."""
+    from quantize.containers.untrusted import printable
+
+    click.echo(printable(remark.line(switch)), err=True)
+
+
+def show_findings(findings: Findings, as_json: bool) -> None:
+    """Print findings, the worst first, and exit with 1 where there is an error, so that a script knows."""
+    if as_json:
+        click.echo(json.dumps(findings.as_json(switch), indent=1))
+    else:
+        for finding in findings:
+            click.echo(finding.line(switch))
+        click.echo(findings.summary())
+    if findings.worst == "error":
+        sys.exit(1)

@@ -1,0 +1,108 @@
+"""Calibration text runs through a model, and what each expert saw is kept in an importance matrix."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from calibration.forward.settings import ForwardSettings, best_dtype
+from calibration.importance.imatrix import Imatrix
+from calibration.importance.imatrix_files import save_imatrix
+from calibration.importance.observers import Collected, collect_imatrix
+from calibration.text.text_settings import TextSettings, cut_text
+from gguf_export.files.disk import write_error
+from gguf_export.files.outputs import refuse_outputs
+from gguf_export.files.replacing import replacing
+from gguf_export.writing import fingerprint
+from gguf_export.writing.pass_state import StateFile, discard_older, state_path
+from quantize.exceptions import OutputExistsError
+from quantize.sources.model_source import open_source
+from quantize.telling import Note, OnProgress, discard, silent
+
+__all__ = ["calibrate", "write_imatrix"]
+
+LEGACY_SUFFIX = ".dat"
+
+
+def calibrate(
+    model: Path | str,
+    text: TextSettings | Path | str,
+    output: Path | str | None = None,
+    *,
+    process_output: bool = False,
+    forward: ForwardSettings | None = None,
+    force: bool = False,
+    restart: bool = False,
+    progress: OnProgress = silent,
+    note: Note = discard,
+) -> Collected:
+    """Run a text through a model and collect llama.cpp's importance matrix.
+
+    Args:
+        model: the folder of a checkpoint, or a GGUF file.
+        text: a file, or `TextSettings`.
+        output: the file that is written, in the legacy form where its name ends in .dat; a run that was stopped goes
+            on behind the last layer whose state it kept beside it. None writes nothing.
+        process_output: collect output.weight, too.
+        forward: how the text passes through the model; by default bfloat16 products where the CPU has them.
+        force: replace a file that exists.
+        restart: use nothing of an earlier run that was stopped.
+        progress: told the tokens that are through.
+        note: given remarks on what is continued or kept.
+
+    Returns:
+        The importances, the tokens that each expert got, and the seconds.
+
+    Raises:
+        OutputError: the file exists (`OutputExistsError`) or cannot be written.
+        TextError, TokenizerError: the text cannot be used.
+        ActivationError, CheckpointError, GGUFError: the model is damaged.
+
+    >>> collected = calibrate(demo_model, TextSettings((text,), n_chunk=2))
+    >>> collected.load.n_token
+    1024
+    """
+    path = None if output is None else Path(output)
+    if path is not None:
+        try:
+            refuse_outputs([path], force=force)
+        except OutputExistsError:
+            discard_older(path)
+            raise
+    source = open_source(model, note)
+    chunks = cut_text(source, TextSettings.of(text))
+    settings = forward or ForwardSettings(dtype=best_dtype())
+    with ExitStack() as stack:
+        keeper = None
+        if path is not None:
+            prints = fingerprint.of_pass([chunks], settings) | {
+                "checkpoint": source.fingerprint(),
+                "choice of tensors": "with output.weight" if process_output else "",
+            }
+            keeper = stack.enter_context(
+                StateFile(state_path(path), path.name, prints, restart=restart, note=note)
+            )
+        collected = collect_imatrix(
+            source,
+            chunks,
+            process_output=process_output,
+            settings=settings,
+            keeper=keeper,
+            progress=progress,
+        )
+        if path is not None:
+            write_imatrix(path, collected.imatrix)
+    return collected
+
+
+def write_imatrix(path: Path, imatrix: Imatrix) -> None:
+    """Write an importance matrix; the file appears when it is whole and on the disk.
+
+    Raises:
+        OutputError: the disk is full or broken.
+    """
+    try:
+        with replacing(path) as partial:
+            save_imatrix(partial, imatrix, legacy=path.suffix == LEGACY_SUFFIX)
+    except OSError as error:
+        raise write_error(path, error) from error

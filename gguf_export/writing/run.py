@@ -1,0 +1,68 @@
+"""A prepared export is executed slab by slab, each read once and encoded for every file that lacks it.
+
+Several threads work, for the kernels release the GIL.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+
+from gguf_export.writing.job import ExportJob
+from gguf_export.writing.open_files import opened
+from gguf_export.writing.results import ExportResult, Seconds, file_figures
+from gguf_export.writing.slabs import Slab, compile_kernels, encode_slab, slabs_of
+from quantize.engine import Threads
+from quantize.telling import Note, OnProgress, Progress, discard, silent
+
+__all__ = ["run"]
+
+
+def run(
+    job: ExportJob,
+    *,
+    jobs: int | None = None,
+    force: bool = False,
+    restart: bool = False,
+    progress: OnProgress = silent,
+    note: Note = discard,
+) -> ExportResult:
+    """Write the files of a prepared export, or go on with writing them where an earlier run was stopped.
+
+    Args:
+        job: what `prepare` returned.
+        jobs: threads that read, encode and write; by default one for each processor.
+        force: replace files that exist.
+        restart: use nothing of an earlier run that was stopped.
+        progress: called with the progress in bytes of the checkpoint, as far as it is still to be read.
+        note: told, in one line each, what is continued, what is begun afresh and why, what was kept.
+
+    Raises:
+        OutputError: a file exists already (`OutputExistsError`), another run is writing it (`OutputBusyError`), the
+            disk is full (`NoSpaceError`) or broken. Nothing is left under the final names of files that are not whole;
+            what is done is kept for the next run.
+        CheckpointError: a shard is damaged, or a weight is not a finite number.
+    """
+    started = time.monotonic()
+    read_before = job.checkpoint.bytes_read
+    seconds = Seconds()
+    with opened(job, force=force, restart=restart, progress=progress, note=note) as files:
+
+        def work(slab: Slab) -> Seconds:
+            # Written where it was encoded: checksums and copies take the time of every thread, not of one.
+            guide = job.imatrix.guide(slab.spec.name, slab.xid) if job.imatrix else None
+            return files.write(encode_slab(job.checkpoint, slab, files.types_for(slab), guide))
+
+        slabs = [slab for slab in slabs_of(job.checkpoint) if files.lacking(slab)]
+        if slabs:
+            compile_kernels(job.plans, job.weighted, progress)
+        done, total = 0, sum(slab.n_bytes for slab in slabs)
+        # Closed before the files are: an error or Ctrl-C must not close a file that is written to.
+        with Threads(jobs) as engine, closing(engine.map(work, slabs)) as finished:
+            for slab, spent in finished:
+                seconds.add(spent)
+                done += slab.n_bytes
+                progress(Progress("encoding", done, total))
+    seconds.wall = time.monotonic() - started
+    figures = tuple(map(file_figures, job.files))
+    return ExportResult(figures, job.checkpoint.bytes_read - read_before, seconds)
