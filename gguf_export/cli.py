@@ -6,6 +6,7 @@ Heavy imports happen inside the verbs, so that `--help` answers at once.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -35,8 +36,20 @@ class _Group(click.Group):
                 raise
             from quantize.containers.untrusted import printable
 
-            click.echo(printable(f"moe-gguf: error: {error}"), err=True)
+            click.echo(printable(f"moe-gguf: error: {error}{_advice(error)}"), err=True)
             sys.exit(1)
+
+
+def _advice(error: Exception) -> str:
+    """The verb that finds what is wrong with the model of an error, in brackets; empty where there is none."""
+    from quantize.exceptions import ActivationError
+
+    if not isinstance(error, ActivationError) or not error.model:
+        return ""
+    path = Path(error.model)
+    if path.is_dir():
+        return f" (moe-gguf doctor {path} --full lists what is damaged)"
+    return f" (moe-gguf verify {path} lists what is damaged)" if path.is_file() else ""
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

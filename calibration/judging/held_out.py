@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.forward.layers import Arithmetic, Routing
-from calibration.forward.run import Observer
+from calibration.forward.layers import Routing
+from calibration.forward.settings import ForwardSettings
+from calibration.forward.streams import Observer
 from calibration.text.chunks import Chunks
 from quantize.exceptions import TextError
 from quantize.tensors import TensorSpec
@@ -121,13 +122,13 @@ class Sampler(Observer):
         n_fit: int,
         n_held_out: int,
         limit: int,
-        arithmetic: Arithmetic,
+        settings: ForwardSettings,
     ) -> None:
         self._wants = wants
         self._n_fit = n_fit
         self._n_held_out = n_held_out
         self._limit = limit
-        self._arithmetic = arithmetic
+        self._settings = settings
         self._seen: dict[tuple[str, int], Seen] = {}
         self._bid = -1
         self._n_routed = torch.zeros(0, dtype=torch.int64)  # held-out tokens to each expert of layer `_bid`
@@ -150,12 +151,12 @@ class Sampler(Observer):
         seen = self._seen.get((wanted[0].name, xid))
         if seen is None:
             shape = (min(n_coming, self._limit), wanted[0].n_per_row)
-            seen = Seen(torch.empty(shape, dtype=self._arithmetic.dtype, device=self._arithmetic.device))
+            seen = Seen(torch.empty(shape, dtype=self._settings.dtype, device=self._settings.device))
             self._seen |= {(spec.name, xid): seen for spec in wanted}
         n_fit = int((tokens < self._n_fit).sum())  # they come first
         seen.count(x[:n_fit])
         seen.keep(x[n_fit:], n_coming)
 
-    def take(self, spec: TensorSpec, xid: int) -> Seen:
-        """What was seen of a matrix; it is forgotten here."""
+    def pop(self, spec: TensorSpec, xid: int) -> Seen:
+        """Give away what was seen of a matrix; see `Observer.pop`."""
         return self._seen.pop((spec.name, xid), None) or Seen(torch.empty(0, spec.n_per_row))

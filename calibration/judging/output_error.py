@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Arithmetic, best_dtype
-from calibration.forward.run import Stream, forward
-from calibration.forward.streams import name_of
+from calibration.forward.run import forward
+from calibration.forward.settings import ForwardSettings, best_dtype
+from calibration.forward.streams import Given, Stream, name_of
 from calibration.importance.observers import ImatrixObserver, RouterLoad, RouterObserver
 from calibration.judging.held_out import N_JUDGED, Beginning, Sampler, Seen
 from calibration.judging.matrix_errors import ErrorReport, LayerRouting, MatrixErrors, OutputSums, WeightSums
@@ -52,8 +51,7 @@ def measure_errors(
     prior: float = 0.0,
     baseline: bool = True,
     n_judged: int = N_JUDGED,
-    arithmetic: Arithmetic | None = None,
-    storage: Storage | None = None,
+    settings: ForwardSettings | None = None,
     jobs: int | None = None,
     progress: OnProgress = silent,
 ) -> ErrorReport:
@@ -71,8 +69,7 @@ def measure_errors(
         baseline: measure each type without importances, too.
         n_judged: at most so many rows of activations, spread evenly over the held-out text, are kept for a matrix
             (n_judged x n_per_row x 2 or 4 bytes); with a `prior`, those of all down projections of a layer at once.
-        arithmetic: see `forward`; default bfloat16 products where the CPU has them.
-        storage: see `forward`.
+        settings: see `forward`; default bfloat16 products where the CPU has them.
         jobs: threads that encode, by default one for each processor.
         progress: told the tokens that are through.
 
@@ -83,28 +80,26 @@ def measure_errors(
     """
     if fit.n_ctx != held_out.n_ctx:
         raise TextError(f"chunks of {fit.n_ctx} and of {held_out.n_ctx} tokens cannot run side by side")
-    arithmetic = arithmetic or Arithmetic(dtype=best_dtype())
+    settings = settings or ForwardSettings(dtype=best_dtype())
     importances = ImatrixObserver(fit, prior=prior)
     router = RouterObserver(source.hparams)
-    sampler = Sampler(is_judged, fit.n_token, held_out.n_token, n_judged, arithmetic)
+    sampler = Sampler(is_judged, fit.n_token, held_out.n_token, n_judged, settings)
     qtypes = tuple(dict.fromkeys(qtypes))
     rows: list[MatrixErrors] = []
     _compile_kernels(source, qtypes, baseline, progress)
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
 
-        def judge(spec: TensorSpec, xid: int, weights: Array) -> None:
+        def judge(spec: TensorSpec, xid: int, weights: Array, given: Given) -> None:
             if not is_judged(spec):
                 return
             _refuse_non_finite(spec, xid, weights)
-            seen = sampler.take(spec, xid)
             importance = importances.imatrix.importance(spec.name, xid)
-            rows.extend(_judge(pool, spec, xid, weights, seen, importance, prior, qtypes, baseline))
+            rows.extend(_judge(pool, spec, xid, weights, given[sampler], importance, prior, qtypes, baseline))
 
         forward(
             [Stream(source, name=name_of(source))],
             np.concatenate([fit.inputs, held_out.inputs]),
-            arithmetic=arithmetic,
-            storage=storage,
+            settings=settings,
             observers=[Beginning(importances, fit.n_token), Beginning(router, fit.n_token), sampler],
             on_weights=judge,
             hold_down=prior > 0,
@@ -122,7 +117,7 @@ def measure_errors(
         n_fit=fit.n_token,
         n_held_out=held_out.n_token,
         routing=_routing(router.load) if hparams.n_expert else (),
-        facts=_facts(fit, held_out, prior, n_judged, arithmetic, storage or Storage()),
+        facts=_facts(fit, held_out, prior, n_judged, settings),
     )
 
 
@@ -261,7 +256,7 @@ def _to_f32(weights: Array) -> Array:
 
 
 def _facts(
-    fit: Chunks, held_out: Chunks, prior: float, n_judged: int, arithmetic: Arithmetic, storage: Storage
+    fit: Chunks, held_out: Chunks, prior: float, n_judged: int, settings: ForwardSettings
 ) -> tuple[tuple[str, str], ...]:
     """How it was measured, in words; of a path only the file's name, since reports are published."""
 
@@ -287,7 +282,7 @@ def _facts(
             if prior
             else "taken as they are",
         ),
-        ("matrix products", f"{name_of_dtype(arithmetic.dtype)} on {arithmetic.device}"),
-        ("hidden states", name_of_dtype(storage.dtype)),
+        ("matrix products", f"{name_of_dtype(settings.dtype)} on {settings.device}"),
+        ("hidden states", name_of_dtype(settings.hidden_dtype)),
         ("versions", f"moe-gguf {own}, torch {torch.__version__}, numpy {np.__version__}"),
     )

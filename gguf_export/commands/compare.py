@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from gguf_export.commands.options import (
     QUIET,
     RESTART,
     forward_options,
-    read_device,
+    read_forward,
     read_recipes,
     recipe_options,
     say,
@@ -21,8 +22,7 @@ from gguf_export.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from calibration.forward.hidden import Storage
-    from calibration.forward.layers import Arithmetic
+    from calibration.forward.settings import ForwardSettings
     from calibration.judging.side_by_side import Comparison
     from gguf_export.comparing.run import CompareJob, NamedText
 
@@ -125,7 +125,7 @@ def compare(
     experts. All files are read once, together, layer by layer. A run that was stopped goes on behind the last layer
     that it kept when the same command is given again.
     """
-    from calibration.importance.imatrix import load_imatrix
+    from calibration.importance.imatrix_files import load_imatrix
     from gguf_export.commands.console import ProgressView
     from gguf_export.comparing import run as comparing
     from gguf_export.writing.pass_state import StateFile
@@ -138,7 +138,7 @@ def compare(
     written = [path for path in outputs.values() if path is not None]
     timings, restart, state = (options.pop(name) for name in ("timings", "restart", "state_path"))
     _refuse_outputs(written, state, force=options.pop("force"))
-    arithmetic, storage = _exactly(options)
+    settings = _exactly(options)
     prepared = comparing.prepare(
         paths,
         [_named(text) for text in texts],
@@ -152,14 +152,13 @@ def compare(
     with ExitStack() as stack:
         keeper = None
         if place := _state_place(state, written):
-            told = comparing.fingerprint_of(prepared, activations, arithmetic, storage)
+            told = comparing.fingerprint_of(prepared, activations, settings)
             keeper = stack.enter_context(StateFile(*place, told, restart=restart, note=say))
         with ProgressView(quiet=quiet) as view:
             found = comparing.run(
                 prepared,
                 activations=activations,
-                arithmetic=arithmetic,
-                storage=storage,
+                settings=settings,
                 keeper=keeper,
                 progress=view,
             )
@@ -182,12 +181,11 @@ def _named(text: str) -> NamedText:
     return NamedText(name, Path(path))
 
 
-def _exactly(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
+def _exactly(options: dict[str, Any]) -> ForwardSettings:
     """float32 whatever the processor likes best: the differences are small."""
-    from calibration.forward.layers import Arithmetic
+    import torch
 
-    device, storage = read_device(options)
-    return Arithmetic(device), storage
+    return replace(read_forward(options), dtype=torch.float32)
 
 
 def _state_place(state: Path | None, written: list[Path]) -> tuple[Path, str] | None:

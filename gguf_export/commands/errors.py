@@ -107,7 +107,7 @@ def errors(
     check_outputs(outputs, force=force)
     source = open_model(model)
     fit, judged = _read_texts(source, held_out, options)
-    arithmetic, storage = read_forward(options)
+    settings = read_forward(options)
     with ProgressView(quiet=quiet) as view:
         report = measure_errors(
             source,
@@ -118,8 +118,7 @@ def errors(
             prior=prior,
             baseline=baseline,
             n_judged=n_judged,
-            arithmetic=arithmetic,
-            storage=storage,
+            settings=settings,
             jobs=jobs,
             progress=view,
         )

@@ -128,7 +128,7 @@ def export(
         raise click.UsageError("--save-imatrix needs --text")
     imatrix: Imatrix | None = None
     if imatrix_path:
-        from calibration.importance.imatrix import load_imatrix
+        from calibration.importance.imatrix_files import load_imatrix
 
         imatrix = load_imatrix(imatrix_path, prior=prior)
     elif chunks is not None:
@@ -160,15 +160,14 @@ def export(
         else:
             from gguf_export.writing.calibrated import run_calibrated
 
-            arithmetic, storage = read_forward(options)
+            settings = read_forward(options)
             done = run_calibrated(
                 prepared,
                 chunks,
                 jobs=jobs,
                 force=force,
                 restart=restart,
-                arithmetic=arithmetic,
-                storage=storage,
+                settings=settings,
                 progress=view,
                 note=say,
             )

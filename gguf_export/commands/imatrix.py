@@ -74,8 +74,8 @@ def imatrix(
     chunks = read_chunks(source, options)
     if chunks is None:
         raise click.UsageError("give --text FILE or --prompts FILE")
-    arithmetic, storage = read_forward(options)
-    told = pass_state.fingerprint([chunks], arithmetic, storage) | {
+    settings = read_forward(options)
+    told = pass_state.fingerprint([chunks], settings) | {
         "checkpoint": fingerprint.of_model(source),
         "choice of tensors": "with output.weight" if process_output else "",
     }
@@ -85,8 +85,7 @@ def imatrix(
                 source,
                 chunks,
                 process_output=process_output,
-                arithmetic=arithmetic,
-                storage=storage,
+                settings=settings,
                 keeper=keeper,
                 progress=view,
             )
@@ -102,7 +101,7 @@ def imatrix(
 
 def save(output: Path, imatrix: Imatrix, *, legacy: bool = False) -> None:
     """The file appears when it is whole and on the disk."""
-    from calibration.importance.imatrix import save_imatrix
+    from calibration.importance.imatrix_files import save_imatrix
     from gguf_export.files.replacing import replacing
     from quantize.exceptions import OutputError
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from calibration.forward.hidden import Storage
-    from calibration.forward.layers import Arithmetic
+    from calibration.forward.settings import ForwardSettings
     from calibration.text.chunks import Chunks
     from quantize.recipes.recipe import Recipe
     from quantize.sources.checkpoint import Checkpoint
@@ -166,25 +165,17 @@ def read_chunks(model: Checkpoint | GGUFFile, options: dict[str, Any]) -> Chunks
     )
 
 
-def read_forward(options: dict[str, Any]) -> tuple[Arithmetic, Storage]:
+def read_forward(options: dict[str, Any]) -> ForwardSettings:
     """The settings of `forward_options`, which are taken out of `options`; the type of products suits the device.
 
     Raises:
         DeviceError: torch cannot compute there.
     """
-    from calibration.forward.layers import Arithmetic, best_dtype
-
-    device, storage = read_device(options)
-    return Arithmetic(device, best_dtype(device)), storage
-
-
-def read_device(options: dict[str, Any]) -> tuple[str, Storage]:
-    """As `read_forward`, for a verb that chooses the type of products itself."""
     import torch
 
-    from calibration.forward.hidden import Storage
-    from calibration.forward.layers import refuse_device
+    from calibration.forward.settings import ForwardSettings, best_dtype, refuse_device
 
     device, scratch, hidden = (options.pop(name) for name in ("device", "scratch", "hidden"))
     refuse_device(device)
-    return device, Storage({"f32": torch.float32, "bf16": torch.bfloat16}[hidden], scratch)
+    hidden_dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[hidden]
+    return ForwardSettings(device, best_dtype(device), hidden_dtype, scratch)

@@ -67,7 +67,7 @@ def verify(
     checkpoint = open_checkpoint(against) if against else None
     imatrix = None
     if imatrix_name not in (None, "none"):
-        from calibration.importance.imatrix import load_imatrix
+        from calibration.importance.imatrix_files import load_imatrix
 
         imatrix = load_imatrix(str(imatrix_name), prior=prior)
     with ProgressView(quiet=quiet) as view:

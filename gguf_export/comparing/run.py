@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Arithmetic
 from calibration.forward.saved_state import Keeper
+from calibration.forward.settings import ForwardSettings
 from calibration.forward.stored import can_decode
 from calibration.importance.imatrix import Imatrix
 from calibration.judging.logits_file import LogitsFile, is_logits_file
@@ -24,7 +23,7 @@ from quantize.exceptions import GGUFError, LogitsError, MoeGgufError, TextError
 from quantize.recipes.recipe import Recipe, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
-from quantize.telling import Note, OnProgress, discard, silent
+from quantize.telling import Note, OnProgress, Remark, discard, silent
 
 __all__ = ["CompareJob", "NamedText", "fingerprint_of", "prepare", "run"]
 
@@ -116,8 +115,7 @@ def run(
     prepared: CompareJob,
     *,
     activations: Activations = "exact",
-    arithmetic: Arithmetic | None = None,
-    storage: Storage | None = None,
+    settings: ForwardSettings | None = None,
     keeper: Keeper | None = None,
     progress: OnProgress = silent,
 ) -> Comparison:
@@ -127,15 +125,14 @@ def run(
         prepared.models,
         prepared.texts,
         activations=activations,
-        arithmetic=arithmetic,
-        storage=storage,
+        settings=settings,
         keeper=keeper,
         progress=progress,
     )
 
 
 def fingerprint_of(
-    prepared: CompareJob, activations: Activations, arithmetic: Arithmetic, storage: Storage
+    prepared: CompareJob, activations: Activations, settings: ForwardSettings
 ) -> dict[str, str]:
     """All that decides what `run` finds, by names that a person understands."""
     models = [
@@ -143,7 +140,7 @@ def fingerprint_of(
         for model in (prepared.base, *prepared.models)
         if isinstance(model, Model)
     ]
-    found = pass_state.fingerprint(prepared.texts, arithmetic, storage) | {
+    found = pass_state.fingerprint(prepared.texts, settings) | {
         "activations": activations,
         "importance matrix": fingerprint.of_imatrix(prepared.imatrix),
         "choice of models": fingerprint.hashed([json.dumps(models).encode()]),
@@ -238,7 +235,7 @@ def _round_trips(
     if not recipes:
         return []
     specs = checkpoint.specs()
-    remarks = [] if imatrix is None else imatrix.check(specs)
+    remarks: list[Remark | str] = [] if imatrix is None else [*imatrix.check(specs)]
     plans = {
         recipe.ftype.name: make_plan(specs, checkpoint.hparams, recipe, has_imatrix=imatrix is not None)
         for recipe in recipes

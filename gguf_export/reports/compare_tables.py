@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from calibration.forward.streams import Timings
+from calibration.forward.timings import Stage, Timings
 from calibration.judging.logits_file import LogitsFile
 from calibration.judging.perplexity import Estimate
 from calibration.judging.side_by_side import Comparison, Model, OnText
@@ -172,18 +172,18 @@ def _cell(text: str) -> str:
 
 def timing_table(timings: Timings) -> Table:
     """What the time was spent on."""
-    kinds = {
-        "reading": "reading, and encoding of round trips",
-        "decoding": "decoding",
-        "products": "matrix products",
-        "attention": "attention",
-        "comparing": "comparing logits",
+    stages = {
+        Stage.READING: "reading, and encoding of round trips",
+        Stage.DECODING: "decoding",
+        Stage.PRODUCTS: "matrix products",
+        Stage.ATTENTION: "attention",
+        Stage.COMPARING: "comparing logits",
     }
-    seconds = {told: getattr(timings, kind) for kind, told in kinds.items()}
+    seconds = {work: timings.seconds[stage] for stage, work in stages.items()}
     seconds["all else"] = timings.total - sum(seconds.values())
     seconds["total"] = timings.total
     rows: list[tuple[str, ...]] = [
-        (told, f"{spent:.1f}", f"{100 * spent / max(timings.total, 1e-9):.1f} %")
-        for told, spent in seconds.items()
+        (work, f"{spent:.1f}", f"{100 * spent / max(timings.total, 1e-9):.1f} %")
+        for work, spent in seconds.items()
     ]
     return ("work", ">seconds", ">share"), rows

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Arithmetic, best_dtype
+from calibration.forward.settings import ForwardSettings, best_dtype
+from calibration.forward.streams import Given
 from calibration.importance.imatrix import Entry, Imatrix
 from calibration.importance.observers import Collected, collect_imatrix
 from calibration.text.chunks import Chunks
@@ -78,8 +78,7 @@ def run_calibrated(
     jobs: int | None = None,
     force: bool = False,
     restart: bool = False,
-    arithmetic: Arithmetic | None = None,
-    storage: Storage | None = None,
+    settings: ForwardSettings | None = None,
     progress: OnProgress = silent,
     note: Note = discard,
 ) -> Calibrated:
@@ -91,7 +90,7 @@ def run_calibrated(
         jobs: threads that encode; by default one for each processor.
         force, restart, note: see `export.run`. What an earlier run encoded is not encoded again, and the text goes on
             behind the last layer whose state was kept.
-        arithmetic, storage: see `calibration.forward.run.forward`.
+        settings: see `calibration.forward.run.forward`.
         progress: told the tokens that are through.
 
     Raises:
@@ -101,15 +100,14 @@ def run_calibrated(
     started = time.monotonic()
     if export.imatrix is None:
         raise ValueError("the export was not prepared with expected_imatrix")
-    arithmetic = arithmetic or Arithmetic(dtype=best_dtype())
+    settings = settings or ForwardSettings(dtype=best_dtype())
     prior = export.imatrix.prior
     seconds = Seconds()
     read_before = export.checkpoint.bytes_read
-    storage = storage or Storage()
-    source = _fingerprint(chunks, prior, arithmetic, storage)
+    source = _fingerprint(chunks, prior, settings)
     sinks: list[Sink] = []
     with (
-        _state(export, chunks, arithmetic, storage, sinks, force, restart, note) as keeper,
+        _state(export, chunks, settings, sinks, force, restart, note) as keeper,
         opened(
             export, force=force, restart=restart, imatrix_hash=source, progress=progress, note=note
         ) as ready,
@@ -119,7 +117,7 @@ def run_calibrated(
         worker = Worker(export.checkpoint, sinks)
         compile_kernels(export, progress)
 
-        def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix) -> None:
+        def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix, _given: Given) -> None:
             importance = imatrix.importance(spec.name, xid)
             shelved = [
                 pool.submit(worker.shelve, slab, weights[slice(*slab.rows)], importance)
@@ -133,8 +131,7 @@ def run_calibrated(
             chunks,
             prior=prior,
             on_weights=encode,
-            arithmetic=arithmetic,
-            storage=storage,
+            settings=settings,
             keeper=keeper,
             progress=progress,
         )
@@ -148,8 +145,7 @@ def run_calibrated(
 def _state(
     export: ExportJob,
     chunks: Chunks,
-    arithmetic: Arithmetic,
-    storage: Storage,
+    settings: ForwardSettings,
     sinks: Sequence[Sink],
     force: bool,
     restart: bool,
@@ -162,7 +158,7 @@ def _state(
     first = export.files[0].path
     with contextlib.suppress(OSError):  # then there is no file either, and the lock says why
         first.parent.mkdir(parents=True, exist_ok=True)
-    told = pass_state.fingerprint([chunks], arithmetic, storage)
+    told = pass_state.fingerprint([chunks], settings)
     told |= {"checkpoint": fingerprint.of_checkpoint(export.checkpoint)}
 
     def spare() -> int:
@@ -178,8 +174,8 @@ def _state(
             raise
 
 
-def _fingerprint(chunks: Chunks, prior: float, arithmetic: Arithmetic, storage: Storage) -> str:
+def _fingerprint(chunks: Chunks, prior: float, settings: ForwardSettings) -> str:
     """Of all that decides the importances beside the checkpoint."""
     told = hashlib.sha256(np.ascontiguousarray(chunks.inputs).tobytes())
-    told.update(f"{chunks.n_ctx} {prior} {arithmetic} {storage.dtype}".encode())
+    told.update(f"{chunks.n_ctx} {prior} {settings.numerics}".encode())
     return told.hexdigest()

@@ -13,7 +13,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calibration.importance.imatrix import Imatrix, load_imatrix
+from calibration.importance.imatrix import Imatrix
+from calibration.importance.imatrix_files import load_imatrix
 from gguf_export.files.disk import allocated, check_space
 from gguf_export.metadata import file_names as names
 from gguf_export.metadata import model_keys as metadata

@@ -21,9 +21,8 @@ from zipfile import ZipFile
 import numpy as np
 import torch
 
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Arithmetic
 from calibration.forward.saved_state import DamagedStateError, PassState, opened, read_json, write_json
+from calibration.forward.settings import ForwardSettings
 from calibration.text.chunks import Chunks
 from gguf_export.files.disk import LockedError
 from gguf_export.files.replacing import PARTIAL_SUFFIX, Lock, replacing
@@ -49,7 +48,7 @@ def state_path(output: Path) -> Path:
     return output.with_name(output.name + SUFFIX)
 
 
-def fingerprint(texts: Sequence[Chunks], arithmetic: Arithmetic, storage: Storage) -> dict[str, str]:
+def fingerprint(texts: Sequence[Chunks], settings: ForwardSettings) -> dict[str, str]:
     """All that decides what a pass finds, beside the models, by names that a person understands.
 
     The number of threads is not part of it: who gives a slow pass more of them wants it to go on.
@@ -61,7 +60,7 @@ def fingerprint(texts: Sequence[Chunks], arithmetic: Arithmetic, storage: Storag
         "version of moe-gguf": version(),
         "text": hashed(parts),
         "length of the chunks": " ".join(str(text.n_ctx) for text in texts),
-        "arithmetic": f"{arithmetic} {storage.dtype} torch {torch.__version__}",
+        "arithmetic": f"{settings.numerics} torch {torch.__version__}",
     }
 
 

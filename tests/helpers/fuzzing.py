@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from pico import pico_mixtral
 
 from calibration.forward.stored import StoredMatrix, can_decode
-from calibration.importance.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
+from calibration.importance.imatrix import Entry, Imatrix
+from calibration.importance.imatrix_files import load_imatrix, save_imatrix
 from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.text.chunks import read_prompts, read_text
 from calibration.text.tokenizer import open_tokenizer

@@ -18,8 +18,9 @@ import torch
 from click.testing import CliRunner, Result
 from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
 
-from calibration.forward.layers import Arithmetic
-from calibration.forward.run import Observer, Stream, forward
+from calibration.forward.run import forward
+from calibration.forward.settings import ForwardSettings
+from calibration.forward.streams import Observer, Stream
 from calibration.judging.held_out import Sampler, Seen, hold_out, spread
 from calibration.judging.matrix_errors import (
     ErrorReport,
@@ -40,7 +41,7 @@ from quantize.exceptions import CheckpointError, OutputError, TextError
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.tensors import Array, QType, TensorSpec
 
-EXACT = Arithmetic(dtype=torch.float32)
+EXACT = ForwardSettings()
 
 
 def chunks(n_chunk: int, n_ctx: int, seed: int, name: str = "text") -> Chunks:
@@ -62,7 +63,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="module")
 def report(model: Checkpoint) -> ErrorReport:
     return measure_errors(
-        model, FIT, HELD_OUT, [QType.Q4_K, QType.Q8_0], model="pico", arithmetic=EXACT, jobs=1
+        model, FIT, HELD_OUT, [QType.Q4_K, QType.Q8_0], model="pico", settings=EXACT, jobs=1
     )
 
 
@@ -91,7 +92,7 @@ def inputs(model: Checkpoint) -> tuple[Inputs, Inputs]:
     """
     recorder = Recorder()
     tokens = np.concatenate([FIT.inputs, HELD_OUT.inputs])
-    forward([Stream(model)], tokens, arithmetic=EXACT, observers=[recorder])
+    forward([Stream(model)], tokens, settings=EXACT, observers=[recorder])
     fit, held_out = {}, {}
     for key, blocks in recorder.rows.items():
         places, x = (torch.cat(parts) for parts in zip(*blocks, strict=True))
@@ -213,7 +214,7 @@ def test_a_prior_weighs_with_the_mean_of_the_whole_layer(
     model: Checkpoint, inputs: tuple[Inputs, Inputs]
 ) -> None:
     prior = 30.0
-    found = measure_errors(model, FIT, HELD_OUT, [QType.Q4_K], arithmetic=EXACT, prior=prior, jobs=1)
+    found = measure_errors(model, FIT, HELD_OUT, [QType.Q4_K], settings=EXACT, prior=prior, jobs=1)
     fit, held_out = inputs
     specs = {spec.name: spec for spec in model.specs()}
     for row in found.rows:
@@ -233,14 +234,14 @@ def test_a_prior_weighs_with_the_mean_of_the_whole_layer(
 
 def test_the_same_numbers_with_several_threads(model: Checkpoint, report: ErrorReport) -> None:
     again = measure_errors(
-        model, FIT, HELD_OUT, [QType.Q4_K, QType.Q8_0], model="pico", arithmetic=EXACT, jobs=2
+        model, FIT, HELD_OUT, [QType.Q4_K, QType.Q8_0], model="pico", settings=EXACT, jobs=2
     )
     assert again == report
 
 
 def test_without_a_baseline(model: Checkpoint, report: ErrorReport) -> None:
     found = measure_errors(
-        model, FIT, HELD_OUT, [QType.Q4_K], baseline=False, arithmetic=EXACT, n_judged=4, jobs=1
+        model, FIT, HELD_OUT, [QType.Q4_K], baseline=False, settings=EXACT, n_judged=4, jobs=1
     )
     assert all(row.plain is None and row.helped is None for row in found.rows)
     assert max(row.n_judged for row in found.rows) == 4
@@ -251,7 +252,7 @@ def test_without_a_baseline(model: Checkpoint, report: ErrorReport) -> None:
 
 def test_a_dense_model_and_rows_that_blocks_do_not_divide(tmp_path: Path) -> None:
     dense = open_checkpoint(pico_dense(tmp_path / "dense", n_embd=64, n_ff=96, n_layer=1))
-    found = measure_errors(dense, FIT, HELD_OUT, [QType.Q6_K], arithmetic=EXACT, jobs=1)
+    found = measure_errors(dense, FIT, HELD_OUT, [QType.Q6_K], settings=EXACT, jobs=1)
     assert [row.projection for row in found.rows] == [
         *("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     ]
@@ -268,7 +269,7 @@ def test_a_weight_that_is_not_finite_where_no_token_comes(tmp_path: Path, report
     weights[f"model.layers.{bid}.block_sparse_moe.experts.{xid}.w2.weight"][0, 0] = 0x7FC0
     write_checkpoint(folder, weights, json.loads((folder / "config.json").read_text(encoding="utf-8")))
     with pytest.raises(CheckpointError, match=rf"blk\.{bid}\.ffn_down_exps\.weight: .*expert {xid}"):
-        measure_errors(open_checkpoint(folder), FIT, HELD_OUT, [QType.Q8_0], arithmetic=EXACT, jobs=1)
+        measure_errors(open_checkpoint(folder), FIT, HELD_OUT, [QType.Q8_0], settings=EXACT, jobs=1)
 
 
 def test_chunks_of_two_lengths_are_refused(model: Checkpoint) -> None:
@@ -303,14 +304,14 @@ def test_spread_takes_all_parts_of_a_text() -> None:
 
 def test_the_sampler_keeps_rows_evenly() -> None:
     spec = TensorSpec("blk.0.attn_q.weight", (4, 2), QType.BF16)
-    sampler = Sampler(is_judged, n_fit=3, n_held_out=10, limit=4, arithmetic=EXACT)
+    sampler = Sampler(is_judged, n_fit=3, n_held_out=10, limit=4, settings=EXACT)
     everything = torch.stack([torch.arange(13.0), torch.ones(13)], dim=1)
     for places in torch.arange(13).split(5):
         sampler.inputs(0, [spec], 0, places, everything[places])
-    seen = sampler.take(spec, 0)
+    seen = sampler.pop(spec, 0)
     assert seen.kept[:, 0].tolist() == [5.0, 7.0, 10.0, 12.0]
     assert (seen.n_tokens, seen.n_held_out) == (3, 10)
-    assert len(sampler.take(spec, 0).kept) == 0  # forgotten
+    assert len(sampler.pop(spec, 0).kept) == 0  # forgotten
 
 
 def test_effective_tokens() -> None:

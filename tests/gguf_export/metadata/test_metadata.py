@@ -13,7 +13,8 @@ from golden_keys import record
 from places import GOLDEN
 from tokenizer_cases import CASES, spm, write_json
 
-from calibration.importance.imatrix import Imatrix, load_imatrix
+from calibration.importance.imatrix import Imatrix
+from calibration.importance.imatrix_files import load_imatrix
 from gguf_export.metadata.model_keys import (
     KeyValue,
     ParameterCount,
