@@ -118,7 +118,13 @@ class DeviceError(MoeGgufError):
 
 
 class ActivationError(MoeGgufError):
-    """A layer or expert whose output is not finite."""
+    """A layer or expert whose output is not finite; `model` is the path of the model, or its name, or empty."""
+
+    def __init__(
+        self, place: str, message: str = "", remedy: str = "", *, setting: str = "", model: str = ""
+    ) -> None:
+        super().__init__(place, message, remedy, setting=setting)
+        self.model = model
 
 
 class OutputError(MoeGgufError):

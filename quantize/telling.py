@@ -45,9 +45,9 @@ class Remark:
         return self.line()
 
 
-Note = Callable[["Remark | str"], None]
+Note = Callable[[Remark], None]
 """Receives remarks, one by one."""
 
 
-def discard(_remark: Remark | str) -> None:
+def discard(_remark: Remark) -> None:
     """Let a remark go unheard."""

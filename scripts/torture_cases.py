@@ -90,7 +90,7 @@ class ExportCase(Case):
     def run(self, folder: Path) -> str:
         slabs.SLAB_BYTES = self.slab_bytes
         recipes = [Recipe(ftype(name)) for name in self.types]
-        notes: list[Remark | str] = []
+        notes: list[Remark] = []
         run(prepare(open_checkpoint(self.model), recipes, folder), jobs=self.jobs, note=notes.append)
         return "\n".join(map(str, notes))
 

@@ -3,74 +3,67 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from quantize.exceptions import OutputError
+from calibration.forward.settings import ForwardSettings
+from quantize.exceptions import NoSpaceError, OutputError
 
 __all__ = ["Storage"]
 
 
-@dataclass(frozen=True)
 class Storage:
-    """How hidden states are kept: `dtype` torch.float32 or torch.bfloat16; in memory, or in files in `scratch`."""
+    """Hands out tensors [T, D] to be filled; a context manager, and its scratch files are deleted with it."""
 
-    dtype: torch.dtype = torch.float32
-    scratch: Path | None = None
-
-    @contextmanager
-    def open(self, device: str) -> Iterator[Shelf]:
-        """A shelf whose tensors live as long as the context; scratch files are deleted after it.
+    def __init__(self, settings: ForwardSettings) -> None:
+        """Make a folder for scratch files in `settings.scratch`, where one is asked for.
 
         Raises:
-            OutputError: the scratch folder cannot be written.
+            OutputError: the folder cannot be written.
         """
-        with ExitStack() as stack:
-            folder = None
-            if self.scratch is not None:
-                try:
-                    made = tempfile.TemporaryDirectory(
-                        prefix="moe-gguf-", dir=self.scratch, ignore_cleanup_errors=True
-                    )
-                except OSError as error:
-                    raise OutputError(
-                        f"{self.scratch}: no scratch file can be made: {error.strerror}"
-                    ) from error
-                folder = Path(stack.enter_context(made))
-            yield Shelf(folder, device)
-
-
-class Shelf:
-    """Hands out tensors [T, D] to be filled."""
-
-    def __init__(self, folder: Path | None, device: str) -> None:
-        self._folder = folder
-        self._device = device
+        self._device = settings.device
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._n_file = 0
+        if settings.scratch is not None:
+            try:
+                self._folder = tempfile.TemporaryDirectory(
+                    prefix="moe-gguf-", dir=settings.scratch, ignore_cleanup_errors=True
+                )
+            except OSError as error:
+                raise OutputError(
+                    str(settings.scratch), f"no scratch file can be made: {error.strerror}"
+                ) from error
 
-    def empty(self, n_row: int, n_column: int, dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor [n_row, n_column]; in a scratch file it lives in the page cache of the system.
+    def empty(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor [T, D]; in a scratch file it lives in the page cache of the system.
 
         Raises:
-            OutputError: the disk of the scratch folder is full.
+            NoSpaceError: the disk of the scratch folder has no room for it.
         """
         if self._folder is None:
-            return torch.empty(n_row, n_column, dtype=dtype, device=self._device)
-        path = self._folder / f"hidden-{self._n_file}"
+            return torch.empty(shape, dtype=dtype, device=self._device)
+        path = Path(self._folder.name) / f"hidden-{self._n_file}"
         self._n_file += 1
-        n_bytes = n_row * n_column * dtype.itemsize
+        n_bytes = shape[0] * shape[1] * dtype.itemsize
         try:
             with path.open("wb") as file:
                 file.truncate(n_bytes)
             raw = np.memmap(path, np.uint8, "r+", shape=(n_bytes,))
         except OSError as error:
-            raise OutputError(
-                f"{path}: no scratch file of {n_bytes} bytes can be made: {error.strerror}"
+            raise NoSpaceError(
+                str(path), f"no scratch file of {n_bytes} bytes can be made: {error.strerror}"
             ) from error
-        return torch.from_numpy(raw).view(dtype).view(n_row, n_column)
+        return torch.from_numpy(raw).view(dtype).view(shape)
+
+    def __enter__(self) -> Storage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()

@@ -4,30 +4,50 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from quantize.decoding import decode_stored
 from quantize.sources.model_source import ModelSource
 from quantize.tensors import Array, TensorSpec
 
-__all__ = ["StoredMatrix"]
+__all__ = ["Matrix", "to_tensor"]
 
 
-class StoredMatrix:
-    """One matrix in memory, in a few bits per weight: for matrices that are wanted again and again, or in part."""
+class Matrix:
+    """One matrix in memory, in the bytes in which its source stores it, decoded when and as far as it is wanted."""
 
     def __init__(self, source: ModelSource, spec: TensorSpec, xid: int = 0) -> None:
-        self.spec = spec
-        self.xid = xid
+        """Read the matrix `xid` of a tensor."""
+        self.spec, self.xid = spec, xid
         self._blocks = source.read_blocks(spec, xid)
 
     def rows(self, first: int, last: int) -> Array:
-        """The weights of some rows in a row, as `TensorSource.read` hands them out."""
-        return decode_stored(self._blocks[first:last], self.spec.qtype, self.spec.n_per_row)
+        """The weights of the rows `first` to `last` - 1, as `TensorSource.read` hands them out."""
+        return self._decoded(self._blocks[first:last])
 
     def picked(self, indices: npt.NDArray[np.int64]) -> Array:
         """The weights of some rows in any order."""
-        return decode_stored(self._blocks[indices], self.spec.qtype, self.spec.n_per_row)
+        return self._decoded(self._blocks[indices])
 
     def whole(self) -> Array:
         """All weights."""
-        return self.rows(0, self.spec.n_row)
+        return self._decoded(self._blocks)
+
+    def drop(self) -> None:
+        """Free the bytes; `spec` and `xid` stay."""
+        self._blocks = self._blocks[:0]
+
+    def _decoded(self, blocks: Array) -> Array:
+        return decode_stored(blocks, self.spec.qtype, self.spec.n_per_row)
+
+
+def to_tensor(array: Array, device: str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+    """Weights as a source reads them (uint16 holds bfloat16), in `dtype` or as they are; shares memory if it can."""
+    if not array.flags.writeable:
+        array = array.copy()  # torch warns of tensors that could be written although their memory must not be
+    if array.dtype.kind == "u":
+        tensor = torch.from_numpy(array.view("<i2")).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(array)
+    return tensor.to(device, dtype)

@@ -1,11 +1,10 @@
-"""What the forward pass is asked to do and what it tells: streams, observers, timings."""
+"""The forward pass as its callers see it: the models that go through it, and whom it tells."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -13,34 +12,48 @@ from calibration.forward.layers import Routing
 from quantize.sources.model_source import ModelSource
 from quantize.tensors import Array, TensorSpec
 
-__all__ = ["Observer", "OnLogits", "OnWeights", "Stream", "Timings"]
-
-OnWeights = Callable[[TensorSpec, int, Array], None]
-OnLogits = Callable[[int, Sequence[Tensor]], None]
+__all__ = ["Given", "Observer", "OnLogits", "OnWeights", "Stream", "refuse_not_resumable"]
 
 
 class Observer:
     """Sees what the streams compute; override what is wanted. Tensors are borrowed: copy what is to be kept."""
 
     def inputs(self, stream: int, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
-        """The rows x [t, n_per_row] that the matrices `xid` of `specs` are about to be multiplied with.
+        """The rows x [t, n_per_row] that the matrices `xid` of `specs` are multiplied with.
 
-        `tokens` int64 [t] are their places in the text. Blocks come in the same order for every stream.
+        `tokens` int64 [t] are their places in the text, ascending. Blocks come in the same order for every stream.
         """
 
     def routed(self, stream: int, bid: int, tokens: Tensor, routing: Routing) -> None:
-        """Where the tokens [t] of a block go in layer `bid`."""
+        """The experts to which the tokens [t] of a block go in layer `bid`."""
 
-    def kept(self) -> Mapping[str, Array]:
-        """The arrays that hold what was seen so far, by any names: all that a pass needs that goes on behind a layer.
+    def pop(self, spec: TensorSpec, xid: int) -> Any:
+        """Give away what is known of the inputs of one matrix of the first stream; None: nothing.
 
-        An observer that does not say what it keeps cannot see a pass whose state is kept.
+        It is called once for each matrix, when all its inputs have been shown; `on_weights` gets the result. An
+        observer of large statistics does not keep them any longer, so that it never holds those of a whole layer.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what it keeps")
+        return None
+
+    def kept(self) -> Mapping[str, Array] | None:
+        """The arrays, by any names, from which a later pass can go on behind a layer; what was given away is not.
+
+        None, the default, where there is no going on: such an observer cannot see a pass whose state is kept.
+        """
+        return None
 
     def restore(self, arrays: Mapping[str, Array]) -> None:
-        """Take back what `kept` gave in an earlier pass; nothing was seen in this one yet."""
-        raise NotImplementedError(f"{type(self).__name__} does not take back what it kept")
+        """Take back the arrays that an earlier pass has `kept`, before anything is seen in this one."""
+
+
+Given = Mapping[Observer, Any]
+"""What each observer gave away of a matrix (see `Observer.pop`)."""
+
+OnWeights = Callable[[TensorSpec, int, Array, Given], None]
+"""Receives one matrix `xid` of a tensor, its weights as they were read, and what the observers gave away."""
+
+OnLogits = Callable[[int, Sequence[Tensor]], None]
+"""Receives the index of a chunk and the logits of each stream."""
 
 
 @dataclass(frozen=True)
@@ -56,34 +69,14 @@ class Stream:
     name: str = ""
 
 
-@dataclass
-class Timings:
-    """Seconds of wall time by kind of work; `products` are the matrix products with weights.
+def refuse_not_resumable(observers: Sequence[Observer]) -> None:
+    """Refuse to keep the state of a pass with an observer that could not go on.
 
-    A GPU works on after a call returns: there `total` is true, and the kinds are where the CPU waited for it.
+    Raises:
+        TypeError: there is one.
     """
-
-    n_token: int = 0
-    total: float = 0.0
-    reading: float = 0.0  # from disk; what a round trip encodes, too
-    decoding: float = 0.0  # blocks, or narrow floats, to the arithmetic's type
-    products: float = 0.0
-    attention: float = 0.0
-    observing: float = 0.0
-    weights: float = 0.0  # in `on_weights`
-    comparing: float = 0.0  # in `on_logits`
-
-    @property
-    def share_of_products(self) -> float:
-        """Share of the time of the forward pass itself that was spent in matrix products."""
-        own = self.total - self.weights - self.comparing
-        return self.products / own if own > 0 else 0.0
-
-    @contextmanager
-    def measure(self, kind: str) -> Iterator[None]:
-        """Add the duration of the block to one kind."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, kind, getattr(self, kind) + time.perf_counter() - start)
+    for observer in observers:
+        if observer.kept() is None:
+            raise TypeError(
+                f"{type(observer).__name__} keeps nothing, so this pass cannot go on in another run"
+            )

@@ -1,7 +1,8 @@
-"""What is kept of the activations: importances per tensor and expert, and where the router sent the tokens."""
+"""Observers of a calibration pass: importances per tensor and expert, and where the router sent the tokens."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Arithmetic, Routing, best_dtype
-from calibration.forward.run import Observer, Stream, Timings, forward
+from calibration.forward.layers import Routing
+from calibration.forward.run import forward
 from calibration.forward.saved_state import Keeper
-from calibration.importance.imatrix import COUNTS, SUMS, Entry, Imatrix
+from calibration.forward.settings import ForwardSettings, best_dtype
+from calibration.forward.streams import Given, Observer, Stream
+from calibration.forward.timings import Timings
+from calibration.importance.imatrix import Entry, Imatrix
+from calibration.importance.imatrix_files import COUNTS, SUMS
 from calibration.text.chunks import Chunks
 from quantize.hparams import Hparams
 from quantize.sources.model_source import ModelSource
@@ -23,13 +27,16 @@ from quantize.tensors import Array, TensorSpec
 
 __all__ = ["Collected", "ImatrixObserver", "RouterLoad", "RouterObserver", "collect_imatrix"]
 
+STARVED_SHARE = 0.05
+"""An expert that got less than this of an even share of its layer's tokens is starved."""
+
 
 class ImatrixObserver(Observer):
-    """Sums the squares of the inputs of every matrix of one stream, as llama-imatrix does (CONTRACT 4.5).
+    """Sums the squares of the inputs of every matrix of one stream, as llama-imatrix does.
 
-    The entry of a tensor grows in place in `imatrix`; it is complete for an expert when `forward` hands out its
-    weights.
-    Sums are float32, as in the file, so that an imatrix used at once weighs exactly as one that was written and read.
+    llama.cpp's tools/imatrix/imatrix.cpp, IMatrixCollector::collect_imatrix, is the source. The entry of a tensor grows
+    in place in `imatrix`; it is complete for an expert when `forward` hands out its weights. Sums are float32, as in
+    the file, so that an imatrix used at once weighs exactly as one that was written and read.
     """
 
     def __init__(self, chunks: Chunks, *, stream: int = 0, prior: float = 0.0) -> None:
@@ -57,14 +64,14 @@ class ImatrixObserver(Observer):
             entry.counts[xid] += len(x)
 
     def kept(self) -> dict[str, Array]:
-        """Sums and tokens of each entry, as the file names them."""
+        """The sums and tokens of each entry, by their names in the GGUF form."""
         entries = self.imatrix.entries.items()
         return {name + SUMS: entry.sums for name, entry in entries} | {
             name + COUNTS: entry.counts for name, entry in entries
         }
 
     def restore(self, arrays: Mapping[str, Array]) -> None:
-        """See `kept`; the entries begin with a pass, so there are none yet."""
+        """Take back what was `kept`; a pass begins without entries."""
         names = [name.removesuffix(SUMS) for name in arrays if name.endswith(SUMS)]
         self.imatrix.entries.update(
             {name: Entry(arrays[name + SUMS].copy(), arrays[name + COUNTS].copy()) for name in names}
@@ -85,11 +92,19 @@ class RouterLoad:
     pairs: npt.NDArray[np.int64]
     entropy: npt.NDArray[np.float64]
 
-    def starved(self, fewer_than: int) -> list[tuple[int, int, int]]:
-        """(bid, xid, tokens) of the experts that fewer than so many tokens reached."""
-        routed = self.tokens.sum(axis=1, keepdims=True) > 0
-        found = np.argwhere((self.tokens < fewer_than) & routed)
-        return [(int(bid), int(xid), int(self.tokens[bid, xid])) for bid, xid in found]
+    @property
+    def even_share(self) -> float:
+        """Tokens that each expert would get if the router spread them evenly; 0 where there is no router."""
+        n_layer, n_expert = int(self.tokens.any(axis=1).sum()), self.tokens.shape[1]
+        return int(self.tokens.sum()) / (n_layer * n_expert) if n_layer else 0.0
+
+    def starved(self, fewer_than: int | None = None) -> list[tuple[int, int, int]]:
+        """(bid, xid, tokens) of the experts that fewer tokens reached, by default than 5 % of an even share."""
+        if fewer_than is None:
+            fewer_than = math.ceil(STARVED_SHARE * self.even_share)
+        has_router = self.tokens.sum(axis=1, keepdims=True) > 0
+        places = np.argwhere((self.tokens < fewer_than) & has_router)
+        return [(int(bid), int(xid), int(self.tokens[bid, xid])) for bid, xid in places]
 
 
 class RouterObserver(Observer):
@@ -129,7 +144,7 @@ class RouterObserver(Observer):
         return {"tokens": load.tokens, "pairs": load.pairs, "entropy": load.entropy, "seen": self._seen}
 
     def restore(self, arrays: Mapping[str, Array]) -> None:
-        """See `kept`."""
+        """Take back what was `kept`."""
         for name, array in self.kept().items():
             array[...] = arrays[name]
         self.load.n_token = int(self._seen.max())
@@ -137,7 +152,7 @@ class RouterObserver(Observer):
 
 @dataclass(frozen=True)
 class Collected:
-    """What a calibration pass found."""
+    """The result of a calibration pass: importances, the load of the router, and where the time went."""
 
     imatrix: Imatrix
     load: RouterLoad
@@ -151,17 +166,17 @@ def collect_imatrix(
     prior: float = 0.0,
     process_output: bool = False,
     observers: Sequence[Observer] = (),
-    on_weights: Callable[[TensorSpec, int, Array, Imatrix], None] | None = None,
-    arithmetic: Arithmetic | None = None,
-    storage: Storage | None = None,
+    on_weights: Callable[[TensorSpec, int, Array, Imatrix, Given], None] | None = None,
+    settings: ForwardSettings | None = None,
     keeper: Keeper | None = None,
     progress: OnProgress = silent,
 ) -> Collected:
     """Run calibration text through a model and keep importances and router load.
 
-    With `on_weights(spec, xid, weights, imatrix)` given, every matrix is handed over once, when its importances in
-    `imatrix` are complete: `imatrix.importance(spec.name, xid)` is what to encode it with. A `prior` needs the mean
-    over the experts, so the down projections of a layer are then kept until the layer is done.
+    `on_weights(spec, xid, weights, imatrix, given)` gets every matrix once, when its importances in `imatrix` are
+    complete: it is encoded with `imatrix.importance(spec.name, xid)`, and with what further observers have `given`
+    away. A `prior` needs the mean over the experts, so the down projections of a layer are then kept until the layer
+    is done.
 
     Args:
         source: the model.
@@ -170,26 +185,25 @@ def collect_imatrix(
         process_output: collect output.weight too, as llama-imatrix does with --process-output.
         observers: further observers of the same pass.
         on_weights: see above.
-        arithmetic: see `forward`; default bfloat16 products where the CPU has them.
-        storage: see `forward`.
+        settings: see `forward`; default bfloat16 products where the CPU has them.
         keeper: see `forward`.
-        progress: told the tokens that are through.
+        progress: is told how many tokens have passed the model.
 
     Raises:
-        ActivationError, CheckpointError, TokenizerError: see `forward`.
+        ActivationError, CheckpointError, OutputError, TokenizerError: see `forward`.
+        ImatrixError: the prior is no number of tokens.
     """
     importances = ImatrixObserver(chunks, prior=prior)
     router = RouterObserver(source.hparams)
 
-    def hand_over(spec: TensorSpec, xid: int, weights: Array) -> None:
+    def hand_over(spec: TensorSpec, xid: int, weights: Array, given: Given) -> None:
         if on_weights is not None:
-            on_weights(spec, xid, weights, importances.imatrix)
+            on_weights(spec, xid, weights, importances.imatrix, given)
 
     timings = forward(
         [Stream(source, name=source.label)],
         chunks.inputs,
-        arithmetic=arithmetic or Arithmetic(dtype=best_dtype()),
-        storage=storage,
+        settings=settings or ForwardSettings(dtype=best_dtype()),
         observers=[importances, router, *observers],
         observe_output=process_output,
         on_weights=hand_over if on_weights is not None else None,

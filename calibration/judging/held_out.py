@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.forward.layers import Arithmetic, Routing
-from calibration.forward.run import Observer
+from calibration.forward.layers import Routing
+from calibration.forward.settings import ForwardSettings
+from calibration.forward.streams import Observer
 from calibration.text.chunks import Chunks
 from quantize.exceptions import TextError
 from quantize.tensors import TensorSpec
@@ -132,13 +133,13 @@ class HeldOutSampler(Observer):
         n_fit: int,
         n_held_out: int,
         limit: int,
-        arithmetic: Arithmetic,
+        settings: ForwardSettings,
     ) -> None:
         self._is_judged = is_judged
         self._n_fit = n_fit
         self._n_held_out = n_held_out
         self._limit = limit
-        self._arithmetic = arithmetic
+        self._settings = settings
         self._samples: dict[tuple[str, int], InputSample] = {}
         self._bid = -1
         self._n_routed = torch.zeros(0, dtype=torch.int64)  # held-out tokens to each expert of layer `_bid`
@@ -160,14 +161,12 @@ class HeldOutSampler(Observer):
         sample = self._samples.get((judged[0].name, xid))
         if sample is None:
             shape = (min(n_coming, self._limit), judged[0].n_per_row)
-            sample = InputSample(
-                torch.empty(shape, dtype=self._arithmetic.dtype, device=self._arithmetic.device)
-            )
+            sample = InputSample(torch.empty(shape, dtype=self._settings.dtype, device=self._settings.device))
             self._samples |= {(spec.name, xid): sample for spec in judged}
         n_fit = int((tokens < self._n_fit).sum())  # they come first
         sample.count(x[:n_fit])
         sample.keep(x[n_fit:], n_coming)
 
     def pop(self, spec: TensorSpec, xid: int) -> InputSample:
-        """The sample of a matrix, which is forgotten here; an empty one where no token came."""
+        """Give away the sample of a matrix, an empty one where no token came; see `Observer.pop`."""
         return self._samples.pop((spec.name, xid), None) or InputSample(torch.empty(0, spec.n_per_row))

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Arithmetic, best_dtype
-from calibration.forward.run import Stream, forward
+from calibration.forward.run import forward
+from calibration.forward.settings import ForwardSettings, best_dtype
+from calibration.forward.streams import Given, Stream
 from calibration.importance.observers import ImatrixObserver, RouterLoad, RouterObserver
 from calibration.judging.encoding_errors import ErrorSettings, JudgedMatrix, measure_matrix
 from calibration.judging.held_out import FirstTokens, HeldOutSampler
@@ -42,8 +42,7 @@ def measure_errors(
     settings: ErrorSettings,
     *,
     model: str = "",
-    arithmetic: Arithmetic | None = None,
-    storage: Storage | None = None,
+    forward_settings: ForwardSettings | None = None,
     engine: Engine | None = None,
     progress: OnProgress = silent,
 ) -> ErrorReport:
@@ -57,8 +56,7 @@ def measure_errors(
         held_out: the text that the output errors are measured on, in chunks of the same length (see `hold_out`).
         settings: the types, and how they are measured.
         model: its name, for the reader.
-        arithmetic: see `forward`; default bfloat16 products where the CPU has them.
-        storage: see `forward`.
+        forward_settings: see `forward`; default bfloat16 products where the CPU has them.
         engine: encodes; by default a thread for each processor. The figures do not depend on it.
         progress: told the tokens that are through.
 
@@ -70,28 +68,27 @@ def measure_errors(
     """
     if fit.n_ctx != held_out.n_ctx:
         raise TextError("", f"chunks of {fit.n_ctx} and of {held_out.n_ctx} tokens cannot run side by side")
-    arithmetic = arithmetic or Arithmetic(dtype=best_dtype())
+    forward_settings = forward_settings or ForwardSettings(dtype=best_dtype())
     importances = ImatrixObserver(fit, prior=settings.prior)
     router = RouterObserver(source.hparams)
-    sampler = HeldOutSampler(_is_judged, fit.n_token, held_out.n_token, settings.n_judged, arithmetic)
+    sampler = HeldOutSampler(_is_judged, fit.n_token, held_out.n_token, settings.n_judged, forward_settings)
     rows: list[MatrixErrors] = []
     _compile_kernels(source, settings, progress)
     with nullcontext(engine) if engine is not None else Threads() as workers:
 
-        def judge(spec: TensorSpec, xid: int, weights: Array) -> None:
+        def judge(spec: TensorSpec, xid: int, weights: Array, given: Given) -> None:
             if not _is_judged(spec):
                 return
             # The pass itself does not notice it where no token reaches the expert.
             refuse_non_finite(spec, xid, (0, spec.n_row), weights)
             importance = importances.imatrix.importance(spec.name, xid)
-            matrix = JudgedMatrix(spec, xid, weights, importance, sampler.pop(spec, xid))
+            matrix = JudgedMatrix(spec, xid, weights, importance, given[sampler])
             rows.extend(measure_matrix(workers, matrix, settings))
 
         forward(
             [Stream(source, name=source.label)],
             np.concatenate([fit.inputs, held_out.inputs]),
-            arithmetic=arithmetic,
-            storage=storage,
+            settings=forward_settings,
             observers=[FirstTokens(importances, fit.n_token), FirstTokens(router, fit.n_token), sampler],
             on_weights=judge,
             hold_down=settings.prior > 0,
@@ -109,7 +106,7 @@ def measure_errors(
         n_fit=fit.n_token,
         n_held_out=held_out.n_token,
         routing=_routing(router.load) if hparams.n_expert else (),
-        facts=_protocol(fit, held_out, settings, arithmetic, storage or Storage()),
+        facts=_protocol(fit, held_out, settings, forward_settings),
     )
 
 
@@ -138,7 +135,7 @@ def _compile_kernels(source: ModelSource, settings: ErrorSettings, progress: OnP
 
 
 def _protocol(
-    fit: Chunks, held_out: Chunks, settings: ErrorSettings, arithmetic: Arithmetic, storage: Storage
+    fit: Chunks, held_out: Chunks, settings: ErrorSettings, forward_settings: ForwardSettings
 ) -> tuple[tuple[str, str], ...]:
     """How it was measured, in words; of a path only the file's name, since reports are published."""
     is_one_text = fit.names == held_out.names
@@ -162,8 +159,8 @@ def _protocol(
             if settings.prior
             else "taken as they are",
         ),
-        ("matrix products", f"{_name_of_dtype(arithmetic.dtype)} on {arithmetic.device}"),
-        ("hidden states", _name_of_dtype(storage.dtype)),
+        ("matrix products", f"{_name_of_dtype(forward_settings.dtype)} on {forward_settings.device}"),
+        ("hidden states", _name_of_dtype(forward_settings.hidden_dtype)),
         ("versions", f"moe-gguf {own_version}, torch {torch.__version__}, numpy {np.__version__}"),
     )
 

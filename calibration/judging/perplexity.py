@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Arithmetic
-from calibration.forward.run import Stream, forward
+from calibration.forward.run import forward
+from calibration.forward.settings import ForwardSettings
+from calibration.forward.streams import Stream
 from calibration.text.chunks import Chunks
 from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress, silent
@@ -83,8 +83,7 @@ def measure_perplexity(
     source: ModelSource,
     chunks: Chunks,
     *,
-    arithmetic: Arithmetic | None = None,
-    storage: Storage | None = None,
+    settings: ForwardSettings | None = None,
     progress: OnProgress = silent,
 ) -> Estimate:
     """Perplexity of a model on chunks of text.
@@ -96,8 +95,7 @@ def measure_perplexity(
     forward(
         [Stream(source)],
         chunks.inputs,
-        arithmetic=arithmetic,
-        storage=storage,
+        settings=settings,
         on_logits=scores,
         first_logit=first_scored(chunks.n_ctx),
         progress=progress,

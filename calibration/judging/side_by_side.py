@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.forward.hidden import Storage
 from calibration.forward.int8 import InputRounding
-from calibration.forward.layers import Arithmetic
-from calibration.forward.run import Stream, Timings, forward
+from calibration.forward.run import forward
 from calibration.forward.saved_state import Keeper
+from calibration.forward.settings import ForwardSettings
+from calibration.forward.streams import Stream
+from calibration.forward.timings import Timings
 from calibration.judging.kld import Scores, Statistics, base_probs, log_probs, score, summarize
 from calibration.judging.logits_file import LogitsFile
 from calibration.judging.model import Model, refuse_other_model
@@ -68,8 +69,7 @@ def compare(
     texts: Sequence[Chunks],
     *,
     activations: Activations = "exact",
-    arithmetic: Arithmetic | None = None,
-    storage: Storage | None = None,
+    settings: ForwardSettings | None = None,
     keeper: Keeper | None = None,
     progress: OnProgress = silent,
 ) -> Comparison:
@@ -82,8 +82,7 @@ def compare(
         texts: chunks of the same number of tokens.
         activations: "exact" judges the weights alone; "int8" rounds the input of each product as llama.cpp's CPU
             kernels do (see `int8`), so that the figures are those that llama-perplexity finds.
-        arithmetic: see `forward`; default float32, since differences are small.
-        storage: see `forward`.
+        settings: see `forward`; default float32, since differences are small.
         keeper: see `forward`; a pass that goes on behind the last layer compares all chunks anew.
         progress: told the tokens that are through, then the chunks that are compared.
 
@@ -105,8 +104,7 @@ def compare(
     timings = forward(
         [Stream(model.source, rounding, model.name) for model in in_pass],
         np.concatenate([text.inputs for text in texts]),
-        arithmetic=arithmetic,
-        storage=storage,
+        settings=settings,
         observers=[routers] if routers is not None else [],
         on_logits=comparer,
         first_logit=first_scored(all_chunks.n_ctx),

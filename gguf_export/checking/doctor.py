@@ -102,7 +102,7 @@ def _config(raw: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _model_keys(checkpoint: Checkpoint) -> list[Finding]:
     """What of the model card and generation_config.json cannot become keys of a GGUF file."""
-    remarks: list[Remark | str] = []
+    remarks: list[Remark] = []
     place = str(checkpoint.path)
     try:
         model_keys(checkpoint, note=remarks.append)

@@ -39,7 +39,7 @@ class Finding:
 
     @classmethod
     def of_remark(
-        cls, remark: Remark | str, severity: Severity = "info", *, remedy: str = "", place: str = ""
+        cls, remark: Remark, severity: Severity = "info", *, remedy: str = "", place: str = ""
     ) -> Finding:
         """A remark that was noted; `remedy` and `place` count where the remark has none of its own."""
         if isinstance(remark, str):

@@ -41,7 +41,7 @@ def check_tokenizer(checkpoint: Checkpoint, raw: Mapping[str, Any], pre: str | N
         raw: its config.json as it is stored.
         pre: name of the pre-tokenizer, where it is not recognised.
     """
-    remarks: list[Remark | str] = []
+    remarks: list[Remark] = []
     path, n_vocab = checkpoint.path, checkpoint.hparams.n_vocab
     try:
         keys = vocab.vocab_keys(path, checkpoint.config, n_vocab, pre, note=remarks.append)

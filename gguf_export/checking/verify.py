@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from calibration.importance.imatrix import Imatrix, load_imatrix
+from calibration.importance.imatrix import Imatrix
+from calibration.importance.imatrix_files import load_imatrix
 from gguf_export.checking.against import check_against
 from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.file_check import IMATRIX_KEY, Level, follows_from_weights

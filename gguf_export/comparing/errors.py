@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Arithmetic
+from calibration.forward.settings import ForwardSettings
 from calibration.judging.encoding_errors import ErrorSettings
 from calibration.judging.held_out import hold_out, spread
 from calibration.judging.matrix_errors import ErrorReport
 from calibration.judging.output_error import measure_errors
 from calibration.text.chunks import Chunks
-from gguf_export.comparing.models import open_model
-from gguf_export.comparing.texts import TextSettings, cut_text
+from calibration.text.text_settings import TextSettings, cut_text
 from quantize.engine import Engine
 from quantize.exceptions import TextError
-from quantize.sources.checkpoint import Checkpoint
-from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.model_source import ModelFile, open_source
 from quantize.telling import Note, OnProgress, discard, silent
 
 __all__ = ["cut_fit_and_held_out", "errors"]
@@ -30,8 +27,7 @@ def errors(
     settings: ErrorSettings,
     *,
     held_out: Sequence[Path] = (),
-    arithmetic: Arithmetic | None = None,
-    storage: Storage | None = None,
+    forward: ForwardSettings | None = None,
     engine: Engine | None = None,
     progress: OnProgress = silent,
     note: Note = discard,
@@ -44,14 +40,14 @@ def errors(
         settings: the types, and how they are measured.
         held_out: text files to judge on, of which as many chunks are taken as of `text`, evenly spread; by default
             every fifth chunk of `text` is held out.
-        arithmetic, storage, engine, progress: see `measure_errors`.
+        forward, engine, progress: see `measure_errors`.
         note: is given remarks, one by one.
 
     Raises:
         TextError: there is no text, or it is too short.
-        MoeGgufError: see `open_model` and `measure_errors`.
+        MoeGgufError: see `open_source` and `measure_errors`.
     """
-    source = open_model(Path(model), note)
+    source = open_source(model, note)
     fit, judged = cut_fit_and_held_out(source, text, held_out)
     return measure_errors(
         source,
@@ -59,15 +55,14 @@ def errors(
         judged,
         settings,
         model=Path(model).resolve().name,
-        arithmetic=arithmetic,
-        storage=storage,
+        forward_settings=forward,
         engine=engine,
         progress=progress,
     )
 
 
 def cut_fit_and_held_out(
-    source: Checkpoint | GGUFFile, text: TextSettings, held_out: Sequence[Path]
+    source: ModelFile, text: TextSettings, held_out: Sequence[Path]
 ) -> tuple[Chunks, Chunks]:
     """The chunks to fit on and those to judge on.
 

@@ -153,7 +153,7 @@ def _round_trips(
     if not choice.recipes:
         return []
     specs, imatrix = checkpoint.specs(), choice.imatrix
-    remarks: list[Remark | str] = [] if imatrix is None else [*imatrix.check(specs)]
+    remarks: list[Remark] = [] if imatrix is None else [*imatrix.check(specs)]
     plans = {
         recipe.ftype.name: make_plan(
             specs, RecipeFacts.of(checkpoint.hparams), recipe, has_imatrix=imatrix is not None

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Arithmetic
+from calibration.forward.settings import ForwardSettings
 from calibration.importance.imatrix import Imatrix
 from calibration.judging import side_by_side
 from calibration.judging.model import Model
@@ -60,8 +59,7 @@ class PassSettings:
     """How the models run, see `side_by_side.compare`: by default float32 on the CPU, for differences are small."""
 
     activations: Activations = "exact"
-    arithmetic: Arithmetic = field(default_factory=Arithmetic)
-    storage: Storage = field(default_factory=Storage)
+    forward: ForwardSettings = field(default_factory=ForwardSettings)
 
 
 @dataclass(frozen=True)
@@ -163,8 +161,7 @@ def run(
             job.models,
             job.texts,
             activations=settings.activations,
-            arithmetic=settings.arithmetic,
-            storage=settings.storage,
+            settings=settings.forward,
             keeper=keeper,
             progress=progress,
         )
@@ -179,7 +176,7 @@ def fingerprint_of(job: CompareJob, settings: PassSettings) -> dict[str, str]:
     types = [
         (model.name, [(spec.name, spec.qtype.name) for spec in model.source.specs()]) for model in in_pass
     ]
-    prints = fingerprint.of_pass(job.texts, settings.arithmetic, settings.storage) | {
+    prints = fingerprint.of_pass(job.texts, settings.forward) | {
         "activations": settings.activations,
         "importance matrix": fingerprint.of_imatrix(job.imatrix),
         "choice of models": fingerprint.hashed([json.dumps(types).encode()]),

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -110,7 +109,7 @@ def compare_dict(comparison: Comparison) -> dict[str, Any]:
                 labels(comparison), comparison.models, comparison.results, strict=True
             )
         ],
-        "timings": asdict(comparison.timings),
+        "timings": comparison.timings.as_dict(),
     }
     finite: dict[str, Any] = _finite(figures)
     return finite

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from calibration.forward.streams import Timings
+from calibration.forward.timings import Stage, Timings
 from calibration.judging.perplexity import Estimate
 from calibration.judging.side_by_side import Comparison, Model, OnText
 from gguf_export.files.sizes import size_in_words
@@ -200,14 +200,14 @@ def _cell(text: str) -> str:
 
 def timing_table(timings: Timings) -> TableText:
     """The table of the seconds that each kind of work took."""
-    kinds = {
-        "reading": "reading, and encoding of round trips",
-        "decoding": "decoding",
-        "products": "matrix products",
-        "attention": "attention",
-        "comparing": "comparing logits",
+    stages = {
+        Stage.READING: "reading, and encoding of round trips",
+        Stage.DECODING: "decoding",
+        Stage.PRODUCTS: "matrix products",
+        Stage.ATTENTION: "attention",
+        Stage.COMPARING: "comparing logits",
     }
-    seconds = {work: getattr(timings, kind) for kind, work in kinds.items()}
+    seconds = {work: timings.seconds[stage] for stage, work in stages.items()}
     seconds["all else"] = timings.total - sum(seconds.values())
     seconds["total"] = timings.total
     rows: list[tuple[str, ...]] = [

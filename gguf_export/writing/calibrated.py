@@ -14,18 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Arithmetic, best_dtype
+from calibration.forward.settings import ForwardSettings, best_dtype
+from calibration.forward.streams import Given
 from calibration.importance.imatrix import Entry, Imatrix
-from calibration.importance.observers import Collected, collect_imatrix
+from calibration.importance.observers import collect_imatrix
 from calibration.text.chunks import Chunks
 from gguf_export.writing import fingerprint
-from gguf_export.writing.export import ExportResult, file_figures
 from gguf_export.writing.feed import Feed
 from gguf_export.writing.job import ExportJob
 from gguf_export.writing.journal import journal_path
-from gguf_export.writing.open_files import Seconds, opened
+from gguf_export.writing.open_files import opened
 from gguf_export.writing.pass_state import StateFile, state_path
+from gguf_export.writing.results import ExportResult, Seconds, file_figures
 from gguf_export.writing.slabs import Slab, compile_kernels, encode_weights, slabs_of_matrix
 from quantize.engine import Threads
 from quantize.exceptions import OutputExistsError
@@ -33,7 +33,7 @@ from quantize.guide import Guide
 from quantize.telling import Note, OnProgress, discard, silent
 from quantize.tensors import Array, TensorSpec
 
-__all__ = ["Calibrated", "Calibration", "expected_imatrix", "run_calibrated"]
+__all__ = ["Calibration", "expected_imatrix", "run_calibrated"]
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,7 @@ class Calibration:
     chunks: Chunks
     prior: float = 0.0
     """See `Imatrix`."""
-    arithmetic: Arithmetic = field(default_factory=lambda: Arithmetic(dtype=best_dtype()))
-    storage: Storage = field(default_factory=Storage)
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """The files that `run_calibrated` wrote, and what the pass over the text found."""
-
-    exported: ExportResult
-    collected: Collected
+    settings: ForwardSettings = field(default_factory=lambda: ForwardSettings(dtype=best_dtype()))
 
 
 def expected_imatrix(specs: Sequence[TensorSpec], calibration: Calibration, file: str) -> Imatrix:
@@ -100,7 +91,7 @@ def run_calibrated(
     restart: bool = False,
     progress: OnProgress = silent,
     note: Note = discard,
-) -> Calibrated:
+) -> ExportResult:
     """Write the files of an export that was prepared with `expected_imatrix`, calibrating on the way.
 
     Args:
@@ -120,8 +111,8 @@ def run_calibrated(
     started = time.monotonic()
     read_before = job.checkpoint.bytes_read
     seconds = Seconds()
-    chunks, arithmetic, storage = calibration.chunks, calibration.arithmetic, calibration.storage
-    imatrix_hash = fingerprint.of_calibration(chunks, calibration.prior, arithmetic, storage)
+    chunks, settings = calibration.chunks, calibration.settings
+    imatrix_hash = fingerprint.of_calibration(chunks, calibration.prior, settings)
     with (
         _state_of(job, calibration, restart, note) as keeper,
         opened(
@@ -137,7 +128,7 @@ def run_calibrated(
 
         with Threads(jobs) as engine, Feed(engine, work, seconds.add) as feed:
 
-            def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix) -> None:
+            def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix, _given: Given) -> None:
                 guide = imatrix.guide(spec.name, xid)
                 for slab in slabs_of_matrix(job.checkpoint, spec, xid):
                     if files.lacking(slab):
@@ -148,16 +139,14 @@ def run_calibrated(
                 chunks,
                 prior=calibration.prior,
                 on_weights=encode,
-                arithmetic=arithmetic,
-                storage=storage,
+                settings=settings,
                 keeper=keeper,
                 progress=progress,
             )
     seconds.wall = time.monotonic() - started
     figures = tuple(map(file_figures, job.files))
-    exported = ExportResult(figures, job.checkpoint.bytes_read - read_before, seconds)
-    imatrix = replace(collected.imatrix, file=job.imatrix.file)
-    return Calibrated(exported, replace(collected, imatrix=imatrix))
+    collected = replace(collected, imatrix=replace(collected.imatrix, file=job.imatrix.file))
+    return ExportResult(figures, job.checkpoint.bytes_read - read_before, seconds, collected)
 
 
 @contextlib.contextmanager
@@ -169,7 +158,7 @@ def _state_of(job: ExportJob, calibration: Calibration, restart: bool, note: Not
     first = job.files[0].path
     with contextlib.suppress(OSError):  # then there is no file either, and the lock says why
         first.parent.mkdir(parents=True, exist_ok=True)
-    told = fingerprint.of_pass([calibration.chunks], calibration.arithmetic, calibration.storage)
+    told = fingerprint.of_pass([calibration.chunks], calibration.settings)
     told |= {"checkpoint": job.checkpoint.fingerprint()}
     with StateFile(state_path(first), first.name, told, restart=restart, note=note) as state:
         try:

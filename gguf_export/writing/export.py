@@ -1,4 +1,4 @@
-"""One read of a checkpoint becomes one or several GGUF files: `export`, and `plan`, which only says what it would do."""
+"""One read of a checkpoint becomes one or several GGUF files: `export`, and `plan`, which says what it would do."""
 
 from __future__ import annotations
 

@@ -19,8 +19,7 @@ from quantize.recipes.layout import Plan
 from quantize.sources.fingerprint import hashed
 
 if TYPE_CHECKING:  # both import torch, and an export without text needs no torch
-    from calibration.forward.hidden import Storage
-    from calibration.forward.layers import Arithmetic
+    from calibration.forward.settings import ForwardSettings
     from calibration.text.chunks import Chunks
 
 __all__ = [
@@ -55,7 +54,7 @@ def of_output(header: bytes, plan: Plan, *, imatrix: str, checkpoint: str, slab_
     }
 
 
-def of_pass(texts: Sequence[Chunks], arithmetic: Arithmetic, storage: Storage) -> dict[str, str]:
+def of_pass(texts: Sequence[Chunks], settings: ForwardSettings) -> dict[str, str]:
     """The fingerprint of a pass over texts, without that of the models.
 
     The number of threads is not part of it: whoever gives a slow pass more threads wants it to go on.
@@ -67,14 +66,14 @@ def of_pass(texts: Sequence[Chunks], arithmetic: Arithmetic, storage: Storage) -
         "version of moe-gguf": version(),
         "text": hashed(parts),
         "length of the chunks": " ".join(str(text.n_ctx) for text in texts),
-        "arithmetic": f"{arithmetic} {storage.dtype} torch {version('torch')}",
+        "arithmetic": f"{settings.numerics} torch {version('torch')}",
     }
 
 
-def of_calibration(chunks: Chunks, prior: float, arithmetic: Arithmetic, storage: Storage) -> str:
+def of_calibration(chunks: Chunks, prior: float, settings: ForwardSettings) -> str:
     """One hash of all that decides the importances that a text gives, beside the checkpoint."""
     digest = hashlib.sha256(np.ascontiguousarray(chunks.inputs).tobytes())
-    digest.update(f"{chunks.n_ctx} {prior} {arithmetic} {storage.dtype}".encode())
+    digest.update(f"{chunks.n_ctx} {prior} {settings.numerics}".encode())
     return digest.hexdigest()
 
 

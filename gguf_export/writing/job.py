@@ -47,7 +47,7 @@ class ExportJob:
     checkpoint: Checkpoint
     files: tuple[OutputFile, ...]
     imatrix: Imatrix | None = None
-    remarks: tuple[Remark | str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
     """Of the checkpoint and the importances: fallbacks taken, settings that a GGUF cannot say."""
 
     @property
@@ -88,7 +88,7 @@ def prepare(
         MoeGgufError: a recipe, tokenizer, imatrix or setting that does not fit the model.
     """
     specs, hparams = checkpoint.specs(), checkpoint.hparams
-    remarks: list[Remark | str] = list(checkpoint.remarks)
+    remarks: list[Remark] = list(checkpoint.remarks)
     if imatrix is not None:
         remarks += imatrix.check(specs)
     overrides = [metadata.parse_override(text) for text in override_kv]

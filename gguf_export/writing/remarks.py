@@ -16,7 +16,7 @@ FEW_TOKENS = 100
 """An expert with fewer of them gains from a prior (scripts/measure_prior.py)."""
 
 
-def export_remarks(job: ExportJob, *, is_counted: bool = True) -> list[Remark | str]:
+def export_remarks(job: ExportJob, *, is_counted: bool = True) -> list[Remark]:
     """All that is to be told of an export before it begins: each kind of fallback is one line, with its count.
 
     Args:

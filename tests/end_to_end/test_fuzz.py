@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from fuzzing import TARGETS, fuzz, prepare_seeds
 from gguf import GGUFValueType as Type
 
-from calibration.importance.imatrix import load_imatrix
+from calibration.importance.imatrix_files import load_imatrix
 from calibration.judging.logits_file import LogitsFile
 from calibration.text.chunks import read_prompts
 from calibration.text.tokenizer import open_tokenizer, tokenizer_of

@@ -25,8 +25,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from pico import pico_mixtral
 
-from calibration.forward.stored import StoredMatrix
-from calibration.importance.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
+from calibration.forward.stored import Matrix
+from calibration.importance.imatrix import Entry, Imatrix
+from calibration.importance.imatrix_files import load_imatrix, save_imatrix
 from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.text.chunks import read_prompts, read_text
 from calibration.text.tokenizer import open_tokenizer, tokenizer_of, vocabulary_of
@@ -159,7 +160,7 @@ def _gguf(folder: Path) -> object:
     return _each(
         lambda: tokenizer_of(file).encode("the <s> caf\u00e9\n", parse_special=True),
         lambda: vocabulary_of(file),
-        lambda: [StoredMatrix(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype)],
+        lambda: [Matrix(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype)],
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.forward.streams import Timings
+from calibration.forward.timings import Timings
 from calibration.judging.kld import Scores, summarize
 from calibration.judging.matrix_errors import ErrorReport, Errors, LayerRouting, MatrixErrors
 from calibration.judging.perplexity import perplexity

@@ -10,7 +10,8 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 from places import BENCH
 
-from calibration.importance.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
+from calibration.importance.imatrix import Entry, Imatrix
+from calibration.importance.imatrix_files import load_imatrix, save_imatrix
 from quantize.exceptions import ImatrixError, OutputError
 from quantize.tensors import QType, TensorSpec
 
@@ -123,7 +124,7 @@ def test_token_embd_is_only_warned_about() -> None:
     imatrix.entries["token_embd.weight"] = Entry(np.ones((1, 3), np.float32), np.array([1]))
     warnings = imatrix.check([TensorSpec("token_embd.weight", (9, 4), QType.BF16)])
     assert len(warnings) == 1
-    assert "token_embd.weight has 3 values" in warnings[0]
+    assert "token_embd.weight has 3 values" in warnings[0].message
     assert imatrix.importance("token_embd.weight") is None
 
 
@@ -186,7 +187,7 @@ def test_legacy_without_calls_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_legacy_knows_no_tokens(tmp_path: Path) -> None:
     file = tmp_path / "m.dat"
     file.write_bytes(legacy_bytes({DENSE: (2, [1.0, 2.0, 3.0, 4.0])}))
-    with pytest.raises(ImatrixError, match=r"no token counts.*--prior 0"):
+    with pytest.raises(ImatrixError, match=r"no token counts.*prior 0"):
         load_imatrix(file, prior=8).importance(DENSE)
     with pytest.raises(ImatrixError, match="no token counts"):
         save_imatrix(tmp_path / "m.gguf", load_imatrix(file))

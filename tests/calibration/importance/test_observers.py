@@ -10,16 +10,18 @@ import torch
 from pico import pico_dense, pico_mixtral
 from places import BENCH, GOLDEN, needs_bench
 
-from calibration.forward.layers import Arithmetic, Routing
-from calibration.forward.run import Observer
-from calibration.importance.imatrix import Imatrix, load_imatrix, save_imatrix
+from calibration.forward.layers import Routing
+from calibration.forward.settings import ForwardSettings
+from calibration.forward.streams import Given, Observer
+from calibration.importance.imatrix import Imatrix
+from calibration.importance.imatrix_files import load_imatrix, save_imatrix
 from calibration.importance.observers import RouterObserver, collect_imatrix
 from calibration.text.chunks import Chunks, make_chunks, read_text
 from calibration.text.tokenizer import open_tokenizer
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.tensors import Array, TensorSpec
 
-EXACT = Arithmetic()
+EXACT = ForwardSettings()
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ class Recorder(Observer):
 def test_sums_and_counts_of_every_matrix(pico: Path, chunks: Chunks) -> None:
     recorder = Recorder()
     source = open_checkpoint(pico)
-    found = collect_imatrix(source, chunks, arithmetic=EXACT, observers=[recorder]).imatrix
+    found = collect_imatrix(source, chunks, settings=EXACT, observers=[recorder]).imatrix
     in_layers = [s for s in source.specs() if s.name.startswith("blk.") and len(s.shape) > 1]
     assert set(found.entries) == {spec.name for spec in in_layers}
     assert found.check(source.specs()) == []
@@ -88,7 +90,7 @@ def test_dense_models_and_the_output_matrix(chunks: Chunks, tmp_path: Path) -> N
 
 def test_router_load(pico: Path, chunks: Chunks) -> None:
     recorder = Recorder()
-    load = collect_imatrix(open_checkpoint(pico), chunks, arithmetic=EXACT, observers=[recorder]).load
+    load = collect_imatrix(open_checkpoint(pico), chunks, settings=EXACT, observers=[recorder]).load
     assert load.n_token == chunks.n_token
     for bid in range(2):
         ids = torch.cat(recorder.ids[bid]).tolist()
@@ -118,13 +120,13 @@ def test_importances_are_complete_when_weights_are_handed_over(
     """What `export --text` encodes with is what a file of the whole pass would have given, bit for bit."""
     used: dict[tuple[str, int], Array | None] = {}
 
-    def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix) -> None:
+    def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix, given: Given) -> None:
         assert weights.shape == (spec.n_row, spec.n_per_row)
         found = imatrix.importance(spec.name, xid)
         used[spec.name, xid] = None if found is None else found.copy()
 
     source = open_checkpoint(pico)
-    whole = collect_imatrix(source, chunks, prior=prior, on_weights=encode, arithmetic=EXACT).imatrix
+    whole = collect_imatrix(source, chunks, prior=prior, on_weights=encode, settings=EXACT).imatrix
     assert set(used) == {(spec.name, xid) for spec in source.specs() for xid in range(spec.n_matrix)}
     assert source.bytes_read == source.n_bytes
     assert sum(one is not None for one in used.values()) == 2 * (5 + 3 * 6)
@@ -149,7 +151,7 @@ def test_the_bench_gives_llama_imatrix_s_numbers() -> None:
     """Eight chunks; `scripts/bench_calibration` does the same with the whole text."""
     model = BENCH / "harmony-nano"
     chunks = make_chunks([read_text(BENCH / "texts" / "calibration.txt")], open_tokenizer(model), n_chunk=8)
-    found = collect_imatrix(open_checkpoint(model), chunks, arithmetic=EXACT).imatrix
+    found = collect_imatrix(open_checkpoint(model), chunks, settings=EXACT).imatrix
     golden = np.load(GOLDEN / "imatrix-8-chunks.npz")  # made by make_imatrix.py beside it
     assert {f"{name}{kind}" for name in found.entries for kind in (".in_sum2", ".counts")} == set(
         golden.files

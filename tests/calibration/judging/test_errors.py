@@ -19,8 +19,9 @@ import torch
 from click.testing import CliRunner, Result
 from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
 
-from calibration.forward.layers import Arithmetic
-from calibration.forward.run import Observer, Stream, forward
+from calibration.forward.run import forward
+from calibration.forward.settings import ForwardSettings
+from calibration.forward.streams import Observer, Stream
 from calibration.judging import encoding_errors
 from calibration.judging.encoding_errors import ErrorSettings
 from calibration.judging.error_sums import ErrorSums, OutputSums, WeightSums
@@ -38,7 +39,7 @@ from quantize.guide import Guide
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.tensors import Array, QType, TensorSpec
 
-EXACT = Arithmetic(dtype=torch.float32)
+EXACT = ForwardSettings()
 
 
 def chunks(n_chunk: int, n_ctx: int, seed: int, name: str = "text") -> Chunks:
@@ -68,7 +69,7 @@ def measured(
             HELD_OUT,
             ErrorSettings(qtypes, **settings),
             model=model,
-            arithmetic=EXACT,
+            forward_settings=EXACT,
             engine=engine or one,
         )
 
@@ -103,7 +104,7 @@ def inputs(model: Checkpoint) -> tuple[Inputs, Inputs]:
     """
     recorder = Recorder()
     tokens = np.concatenate([FIT.inputs, HELD_OUT.inputs])
-    forward([Stream(model)], tokens, arithmetic=EXACT, observers=[recorder])
+    forward([Stream(model)], tokens, settings=EXACT, observers=[recorder])
     fit, held_out = {}, {}
     for key, blocks in recorder.rows.items():
         places, x = (torch.cat(parts) for parts in zip(*blocks, strict=True))
@@ -334,7 +335,7 @@ def test_spread_takes_all_parts_of_a_text() -> None:
 
 def test_the_sampler_keeps_rows_evenly() -> None:
     spec = TensorSpec("blk.0.attn_q.weight", (4, 2), QType.BF16)
-    sampler = HeldOutSampler(is_judged, n_fit=3, n_held_out=10, limit=4, arithmetic=EXACT)
+    sampler = HeldOutSampler(is_judged, n_fit=3, n_held_out=10, limit=4, settings=EXACT)
     everything = torch.stack([torch.arange(13.0), torch.ones(13)], dim=1)
     for places in torch.arange(13).split(5):
         sampler.inputs(0, [spec], 0, places, everything[places])

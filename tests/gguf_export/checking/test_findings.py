@@ -45,7 +45,7 @@ def test_what_an_error_lacks_is_filled_in() -> None:
         ("one line", warning("folder", "one line", "repair it")),
     ],
 )
-def test_fields_of_a_remark_become_those_of_a_finding(remark: Remark | str, finding: Finding) -> None:
+def test_fields_of_a_remark_become_those_of_a_finding(remark: Remark, finding: Finding) -> None:
     assert Finding.of_remark(remark, "warning", remedy="repair it", place="folder") == finding
 
 

@@ -18,7 +18,8 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGUFValueType as Type
 from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
 
-from calibration.importance.imatrix import Entry, Imatrix, load_imatrix, save_imatrix
+from calibration.importance.imatrix import Entry, Imatrix
+from calibration.importance.imatrix_files import load_imatrix, save_imatrix
 from gguf_export.checking.codes import CODES, not_nearest
 from gguf_export.checking.file_check import Level
 from gguf_export.checking.findings import Finding

@@ -22,7 +22,8 @@ from pico import pico_mixtral, read_checkpoint, write_checkpoint
 from rich.console import Console
 
 from calibration.forward.layers import Routing
-from calibration.forward.run import Observer, Stream, forward
+from calibration.forward.run import forward
+from calibration.forward.streams import Observer, Stream
 from calibration.judging.kld import base_probs, log_probs, score
 from calibration.judging.model import Model, refuse_other_model
 from calibration.judging.perplexity import Estimate, measure_perplexity

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from pico import pico_mixtral
 
-from calibration.forward.layers import Arithmetic
+from calibration.forward.settings import ForwardSettings
 from calibration.judging.encoding_errors import ErrorSettings
 from calibration.text.chunks import make_chunks, read_prompts, read_text
+from calibration.text.text_settings import TextSettings, cut_text
 from calibration.text.tokenizer import open_tokenizer
 from gguf_export.comparing.errors import cut_fit_and_held_out, errors
-from gguf_export.comparing.models import ModelChoice, open_model
+from gguf_export.comparing.models import ModelChoice
 from gguf_export.comparing.run import (
     CompareResult,
     PassSettings,
@@ -25,12 +26,13 @@ from gguf_export.comparing.run import (
     fingerprint_of,
     prepare,
 )
-from gguf_export.comparing.texts import NamedText, TextChoice, TextSettings, cut_text
+from gguf_export.comparing.texts import NamedText, TextChoice
 from gguf_export.writing import pass_state
 from quantize.exceptions import MoeGgufError, RecipeError, TextError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint import open_checkpoint
+from quantize.sources.model_source import open_source
 from quantize.tensors import QType
 
 TEXT = "a river runs through the small town and the small town knows the river well. "
@@ -62,7 +64,7 @@ def test_a_text_has_a_name_or_goes_by_its_stem(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_text_of_files_and_prompts_is_one_stream(folder: Path) -> None:
-    model = open_model(folder / "pico")
+    model = open_source(folder / "pico")
     settings = TextSettings((folder / "text.txt",), (folder / "prompts.yml",), n_ctx=16, n_chunk=3)
     texts = [read_text(folder / "text.txt"), read_prompts(folder / "prompts.yml")]
     wanted = make_chunks(texts, open_tokenizer(folder / "pico"), n_ctx=16, n_chunk=3)
@@ -74,7 +76,7 @@ def test_a_text_of_files_and_prompts_is_one_stream(folder: Path) -> None:
 
 
 def test_other_text_is_spread_and_the_own_is_parted(folder: Path) -> None:
-    model = open_model(folder / "pico")
+    model = open_source(folder / "pico")
     text = TextSettings((folder / "text.txt",), (folder / "prompts.yml",), n_ctx=16, n_chunk=2)
     whole = cut_text(model, TextSettings((folder / "other.txt",), n_ctx=16))
     fit, judged = cut_fit_and_held_out(model, text, [folder / "other.txt"])
@@ -96,7 +98,7 @@ def test_errors_is_one_call(folder: Path, capfd: pytest.CaptureFixture[str]) -> 
         text,
         ErrorSettings.of(["q8_0", "Q4_0", "Q8_0"], baseline=False),
         held_out=[folder / "other.txt"],
-        arithmetic=Arithmetic(),
+        forward=ForwardSettings(),
     )
     assert report.model == "pico" and report.qtypes == ("Q8_0", "Q4_0")
     assert (report.n_fit, report.n_held_out) == (32, 32)

@@ -13,7 +13,8 @@ from golden_keys import record
 from places import GOLDEN
 from tokenizer_cases import CASES, spm, write_json
 
-from calibration.importance.imatrix import Imatrix, load_imatrix
+from calibration.importance.imatrix import Imatrix
+from calibration.importance.imatrix_files import load_imatrix
 from gguf_export.metadata.model_keys import (
     ParameterCount,
     assemble,
@@ -260,7 +261,7 @@ def test_bad_front_matter_is_noted(tmp_path: Path, front: str) -> None:
     spm(folder)
     plain = keys_of(folder)
     (folder / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
-    notes: list[Remark | str] = []
+    notes: list[Remark] = []
     assert keys_of(folder, note=notes.append) == plain
     assert len(notes) == 1 and "README.md: front matter" in str(notes[0]) and "\n" not in str(notes[0])
 
@@ -274,7 +275,7 @@ def test_front_matter_of_other_types(tmp_path: Path) -> None:
     )
     front += 'url: "\\uD800"'
     (folder / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
-    notes: list[Remark | str] = []
+    notes: list[Remark] = []
     found = values(keys_of(folder, note=notes.append))
     assert found["general.version"] == "1.5" and found["general.author"] == "2024-01-02"
     assert found["general.name"] == "Model" and found["general.tags"] == ["a", "7", "b,c"]
@@ -295,7 +296,7 @@ def test_bad_card_and_generation_config_are_noted(tmp_path: Path) -> None:
         "min_p": 10**400,
     }
     write_json(folder, "generation_config.json", bad | {"repetition_penalty": 2, "penalty_last_n": 64.0})
-    notes: list[Remark | str] = []
+    notes: list[Remark] = []
     keys = keys_of(folder, note=notes.append)
     sampling = [(kv.key, kv.value, kv.type.name) for kv in keys if "sampling" in kv.key]
     assert sampling == [

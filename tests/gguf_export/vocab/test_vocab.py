@@ -191,7 +191,7 @@ def test_pre_tokenizer_is_recognised_by_hash(
     known = plain if added_by == "nobody" else [0, *plain]
     monkeypatch.setitem(pretokenizers._HASHES, "viking", (pretokenizers.hash_ids(known),))
     assert read(bytes_only)["pre"] == "viking"
-    remarks: list[Remark | str] = []
+    remarks: list[Remark] = []
     overruled = as_dict(vocab_keys(bytes_only, {}, 330, PRE, remarks.append))
     assert overruled["pre"] == PRE
     assert "was recognised as viking; gpt-2 is written, as pre asks" in str(remarks[0])
@@ -305,7 +305,7 @@ def test_ids_that_do_not_fit_are_noted(pieces: Path) -> None:
         "mask_token_id": True,
     }
     write_json(pieces, "config.json", config)
-    remarks: list[Remark | str] = []
+    remarks: list[Remark] = []
     found = as_dict(vocab_keys(pieces, {}, 330, note=remarks.append))
     assert {key: found[key] for key in found if key.endswith("_id")} == {"bos_token_id": 1}
     assert remarks == [
@@ -319,7 +319,7 @@ def test_named_templates_keep_their_order(pieces: Path) -> None:
     templates = [{"name": name, "template": name.upper()} for name in ("rag", "default", "tool use", "a-b")]
     bad = [{"name": "none"}, {"template": "x"}, "text", {"name": "list", "template": []}]
     write_json(pieces, "tokenizer_config.json", NAMES | {"chat_template": templates + bad})
-    remarks: list[Remark | str] = []
+    remarks: list[Remark] = []
     keys = vocab_keys(pieces, {}, 330, note=remarks.append)
     assert [(kv.key, kv.value) for kv in keys if "chat_template" in kv.key] == [
         ("tokenizer.chat_template.rag", "RAG"),

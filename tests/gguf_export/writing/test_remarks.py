@@ -9,7 +9,8 @@ import pytest
 from command_line import check_one_line, forward_words, invoke
 from pico import pico_mixtral
 
-from calibration.importance.imatrix import Entry, Imatrix, save_imatrix
+from calibration.importance.imatrix import Entry, Imatrix
+from calibration.importance.imatrix_files import save_imatrix
 from gguf_export.writing.fingerprint import of_imatrix
 
 
@@ -53,10 +54,10 @@ def test_a_prior_is_a_number_of_tokens(pico: Path, tmp_path: Path, prior: str) -
     save_imatrix(tmp_path / "m.gguf", Imatrix({"a": Entry(np.ones((1, 8), np.float32), np.array([5]))}))
     for verb in ("export", "errors"):
         done = invoke(*forward_words(verb, pico, tmp_path), "--prior", prior)
-        check_one_line(done, f"--prior {prior}: is not a number of tokens")
+        check_one_line(done, f"prior {prior}: is not a number of tokens")
     for words in (forward_words("compare", pico, tmp_path), ["export", pico, "-t", "Q8_0", "-o", tmp_path]):
         done = invoke(*words, "--prior", prior, "--imatrix", tmp_path / "m.gguf")
-        check_one_line(done, f"--prior {prior}: is not a number of tokens")
+        check_one_line(done, f"prior {prior}: is not a number of tokens")
 
 
 def test_a_prior_needs_importances(pico: Path, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_stopped_run_goes_on(model: Path, tmp_path: Path, whole: dict[str, byt
 
 
 def test_what_is_kept_is_said(model: Path, tmp_path: Path) -> None:
-    notes: list[Remark | str] = []
+    notes: list[Remark] = []
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 20)
         with pytest.raises(StoppedError):

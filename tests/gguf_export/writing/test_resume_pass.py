@@ -24,12 +24,13 @@ import torch
 from click.testing import CliRunner, Result
 from pico import TEXT, pico_mixtral
 
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Arithmetic
-from calibration.forward.run import Observer, Stream, forward
+from calibration.forward.forward_pass import ForwardPass
+from calibration.forward.run import forward
 from calibration.forward.saved_state import PassState
-from calibration.forward.walk import Walk
-from calibration.importance.imatrix import load_imatrix
+from calibration.forward.settings import ForwardSettings
+from calibration.forward.streams import Observer, Stream
+from calibration.forward.timings import Stage
+from calibration.importance.imatrix_files import load_imatrix
 from calibration.importance.observers import Collected, collect_imatrix
 from calibration.text.chunks import Chunks, Text, make_chunks
 from calibration.text.tokenizer import open_tokenizer
@@ -120,14 +121,14 @@ class StoppedError(Exception):
 
 def stop_in(patch: pytest.MonkeyPatch, bid: int, error: BaseException | None = None) -> None:
     """Let a pass end within a layer, when its hidden states are neither those before it nor those behind it."""
-    original = Walk.feed_forward
+    original = ForwardPass.feed_forward
 
-    def feed_forward(self: Walk, now: int, **options: Any) -> None:
+    def feed_forward(self: ForwardPass, now: int) -> None:
         if now == bid:
             raise error or StoppedError
-        original(self, now, **options)
+        original(self, now)
 
-    patch.setattr(Walk, "feed_forward", feed_forward)
+    patch.setattr(ForwardPass, "feed_forward", feed_forward)
 
 
 def stopped(bid: int, *words: str, error: BaseException | None = None) -> Result:
@@ -140,14 +141,14 @@ def stopped(bid: int, *words: str, error: BaseException | None = None) -> Result
 def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The layers that a pass enters, of its first stream."""
     entered: list[int] = []
-    original = Walk.attention
+    original = ForwardPass.attention
 
-    def attention(self: Walk, lane: Any, bid: int) -> None:
-        if lane.index == 0:
+    def attention(self: ForwardPass, state: Any, bid: int) -> None:
+        if state.index == 0:
             entered.append(bid)
-        original(self, lane, bid)
+        original(self, state, bid)
 
-    monkeypatch.setattr(Walk, "attention", attention)
+    monkeypatch.setattr(ForwardPass, "attention", attention)
     return entered
 
 
@@ -178,7 +179,7 @@ def test_a_run_may_be_stopped_again_and_again(folder: Path, tmp_path: Path, whol
     for bid in (0, 1, 1, 2):
         stopped(bid, *words)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calibration.importance.imatrix._write_gguf", failing(errno.ENOSPC))
+        patch.setattr("calibration.importance.imatrix_files._write_gguf", failing(errno.ENOSPC))
         done = invoke(*words)
     assert done.exit_code == 1
     assert "3 of 3 layers are done and kept" in done.stderr
@@ -518,17 +519,17 @@ def child(*words: str, hold: Path) -> subprocess.Popen[str]:
     script = """
         import math, sys, time
         from pathlib import Path
-        from calibration.forward.walk import Walk
+        from calibration.forward.forward_pass import ForwardPass
         from gguf_export.writing import pass_state
         from gguf_export.cli import main
         hold, sys.argv[1:] = Path(sys.argv[1]), sys.argv[2:]
         pass_state.KEEP_SECONDS, pass_state.KEEP_SHARE = 0.0, math.inf
-        feed_forward = Walk.feed_forward
-        def wait(self, bid, **options):
+        feed_forward = ForwardPass.feed_forward
+        def wait(self, bid):
             while bid == 2 and hold.exists():
                 time.sleep(0.01)
-            feed_forward(self, bid, **options)
-        Walk.feed_forward = wait
+            feed_forward(self, bid)
+        ForwardPass.feed_forward = wait
         main()
     """
     return subprocess.Popen(
@@ -623,7 +624,7 @@ def test_a_slow_disk_gets_fewer_states(tmp_path: Path, monkeypatch: pytest.Monke
             written.append(clock[0])
             clock[0] += 10
 
-    state = Slow(99, [], None)  # type: ignore[arg-type]
+    state = Slow(99, [], [], None)  # type: ignore[arg-type]
     with StateFile(tmp_path / "x", "x", {}) as keeper:
         for _ in range(60):
             clock[0] += 20
@@ -652,13 +653,12 @@ def chunks_of(folder: Path, name: str) -> Chunks:
     return make_chunks([Text("text", TEXT)], open_tokenizer(folder / name), n_ctx=N_CTX)
 
 
-def collected(folder: Path, name: str, keeper: Any, storage: Storage, **options: Any) -> Collected:
+def collected(folder: Path, name: str, keeper: Any, settings: ForwardSettings, **options: Any) -> Collected:
     return collect_imatrix(
         open_checkpoint(folder / name),
         chunks_of(folder, name),
         keeper=keeper,
-        storage=storage,
-        arithmetic=Arithmetic(),
+        settings=settings,
         **options,
     )
 
@@ -675,17 +675,17 @@ def test_all_kinds_of_storage(
     rows: int,
 ) -> None:
     monkeypatch.setattr("calibration.forward.saved_state.ROWS", rows)
-    storage = Storage(dtype, tmp_path if scratch else None)
+    settings = ForwardSettings(hidden_dtype=dtype, scratch=tmp_path if scratch else None)
     for name in ("pico", "tied"):
-        want = collected(folder, name, None, storage, process_output=True)
+        want = collected(folder, name, None, settings, process_output=True)
         with pytest.MonkeyPatch.context() as patch:
             stop_in(patch, 2)
             with pytest.raises(StoppedError), StateFile(tmp_path / "s", "s", {}) as keeper:
-                collected(folder, name, keeper, storage, process_output=True)
-        notes: list[Remark | str] = []
+                collected(folder, name, keeper, settings, process_output=True)
+        notes: list[Remark] = []
         moments: list[Progress] = []
         with StateFile(tmp_path / "s", "s", {}, note=notes.append) as keeper:
-            found = collected(folder, name, keeper, storage, process_output=True, progress=moments.append)
+            found = collected(folder, name, keeper, settings, process_output=True, progress=moments.append)
         assert [str(note) for note in notes] == ["s: continued, 2 of 3 layers are done"]
         assert found.imatrix.entries.keys() == want.imatrix.entries.keys()
         for key, entry in want.imatrix.entries.items():
@@ -704,7 +704,7 @@ def test_the_time_of_the_stopped_run_counts(folder: Path, tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         stop_in(patch, 2)
         with pytest.raises(StoppedError), StateFile(tmp_path / "s", "s", {}) as keeper:
-            collected(folder, "pico", keeper, Storage())
+            collected(folder, "pico", keeper, ForwardSettings())
     told: list[dict[str, float]] = []
 
     def grow_old(parts: dict[str, bytes]) -> None:
@@ -716,9 +716,9 @@ def test_the_time_of_the_stopped_run_counts(folder: Path, tmp_path: Path) -> Non
     rewritten(tmp_path / "s", grow_old)
     assert 0 < told[0]["products"] < told[0]["total"]
     with StateFile(tmp_path / "s", "s", {}) as keeper:
-        timings = collected(folder, "pico", keeper, Storage()).timings
+        timings = collected(folder, "pico", keeper, ForwardSettings()).timings
     assert 1000 < timings.total < 1100
-    assert 500 < timings.reading < 600
+    assert 500 < timings.seconds[Stage.READING] < 600
 
 
 def test_numpy_opens_a_state(folder: Path, tmp_path: Path) -> None:
@@ -737,7 +737,7 @@ def test_numpy_opens_a_state(folder: Path, tmp_path: Path) -> None:
 def test_who_cannot_go_on_says_so(folder: Path, tmp_path: Path) -> None:
     stream = Stream(open_checkpoint(folder / "pico"))
     tokens = chunks_of(folder, "pico").inputs
-    with StateFile(tmp_path / "s", "s", {}) as keeper, pytest.raises(NotImplementedError, match="Observer"):
+    with StateFile(tmp_path / "s", "s", {}) as keeper, pytest.raises(TypeError, match="Observer"):
         forward([stream], tokens, observers=[Observer()], keeper=keeper)
 
 

@@ -1,0 +1,66 @@
+"""How a forward pass computes and keeps its hidden states, and what this machine can do of it."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quantize.exceptions import DeviceError
+
+__all__ = ["ForwardSettings", "best_dtype", "refuse_device"]
+
+
+@dataclass(frozen=True)
+class ForwardSettings:
+    """How a forward pass computes, and how it keeps the hidden states [T, D] of the text.
+
+    Args:
+        device: where matrix products run, as torch names it.
+        dtype: type of the matrix products, torch.float32 or torch.bfloat16.
+        hidden_dtype: type in which hidden states are kept, torch.float32 or torch.bfloat16.
+        scratch: a folder for files with the hidden states; None keeps them in memory.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    hidden_dtype: torch.dtype = torch.float32
+    scratch: Path | None = None
+
+    @property
+    def numerics(self) -> str:
+        """The settings that change what a pass finds, in the words of every fingerprint that was written so far."""
+        return f"Arithmetic(device={self.device!r}, dtype={self.dtype}) {self.hidden_dtype}"
+
+
+def best_dtype(device: str = "cpu") -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, else float32 (emulated products are slower than exact ones)."""
+    if device != "cpu":
+        return torch.bfloat16
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    has = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return torch.bfloat16 if has else torch.float32
+
+
+def refuse_device(device: str) -> None:
+    """Check before hours of work that torch can compute on a device, in float64, too (mps cannot).
+
+    Raises:
+        DeviceError: it cannot; the message says why, and where it can.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch once knew
+            torch.ones(1, dtype=torch.float64, device=device).add_(1.0).item()
+    except Exception as error:  # of any kind: each backend has its own
+        reason = textwrap.shorten(str(error).partition("\n")[0], 90, placeholder=" ...")
+        usable = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise DeviceError(
+            f"device {device}",
+            f"torch cannot compute there ({reason})",
+            f"give {{setting}} one of: {usable}",
+            setting="device",
+        ) from error

@@ -1,0 +1,173 @@
+"""One stream on its way through the layers: its weights as they are needed, and its hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from calibration.forward.layers import rms_norm
+from calibration.forward.parts import EMBEDDING, OUTPUT, ROPE_FACTORS
+from calibration.forward.rope import Rope
+from calibration.forward.settings import ForwardSettings
+from calibration.forward.stored import Matrix, to_tensor
+from calibration.forward.streams import Stream
+from calibration.forward.timings import Stage, Timings
+from quantize.codec import first_non_finite
+from quantize.exceptions import ActivationError, CheckpointError
+from quantize.hparams import Hparams
+from quantize.tensors import TensorSpec
+
+__all__ = ["StreamState", "token_blocks"]
+
+TOKEN_BLOCK = 1024  # tokens that go through a matrix at once; larger blocks are no faster on a CPU
+VOCAB_BLOCK = 8192  # rows of the output matrix that are widened to float32 at once
+
+
+def token_blocks(tokens: Tensor, n_together: int = 1) -> Iterator[Tensor]:
+    """Tokens [t] in the blocks that go through a matrix at once, never parted within `n_together` of them."""
+    size = max(1, TOKEN_BLOCK // n_together) * n_together
+    return (tokens[start : start + size] for start in range(0, len(tokens), size))
+
+
+@dataclass
+class StreamState:
+    """What the forward pass holds of one stream.
+
+    `hidden` [T, D] are its hidden states, `normed` [T, D] the inputs of the feed-forward layer in work, and
+    `layer_inputs` the hidden states with which each layer began, where they are kept.
+    """
+
+    index: int
+    stream: Stream
+    settings: ForwardSettings
+    timings: Timings
+    hidden: Tensor
+    normed: Tensor
+    rope: Rope | None = None
+    tied: Matrix | None = None  # the embedding, where it is needed again as output matrix
+    handed_out: set[tuple[str, int]] = field(default_factory=set)
+    layer_inputs: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.specs = {spec.name: spec for spec in self.stream.source.specs()}
+
+    @property
+    def hparams(self) -> Hparams:
+        """Dimensions of the model."""
+        return self.stream.source.hparams
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the embedding is the output matrix, too."""
+        return OUTPUT.name() not in self.specs
+
+    # -- weights
+
+    def spec(self, name: str) -> TensorSpec:
+        """The tensor of that name.
+
+        Raises:
+            CheckpointError: the model has none.
+        """
+        spec = self.specs.get(name)
+        if spec is None:
+            raise CheckpointError(self.stream.name, f"tensor {name} is missing, the forward pass needs it")
+        return spec
+
+    def read(self, name: str, xid: int = 0) -> Matrix:
+        """Read one matrix, in the form in which it is stored."""
+        spec = self.spec(name)
+        with self.timings.measure(Stage.READING):
+            return Matrix(self.stream.source, spec, xid)
+
+    def read_head(self) -> Matrix:
+        """Read the output matrix; where the embedding is used again, it may be in memory already."""
+        return self.tied or self.read((EMBEDDING if self.is_tied else OUTPUT).name())
+
+    def decoded(self, matrix: Matrix, dtype: torch.dtype) -> Tensor:
+        """A whole matrix [n_row, n_per_row] on the device."""
+        with self.timings.measure(Stage.DECODING):
+            return to_tensor(matrix.whole(), self.settings.device, dtype)
+
+    def rope_factors(self, n_ctx: int) -> list[str]:
+        """The tensors that divide the frequencies of rotation in chunks of `n_ctx` tokens; the last one counts."""
+        always, short, long = ROPE_FACTORS.names()
+        is_short = n_ctx <= (self.hparams.rope_scaling.n_ctx_orig or self.hparams.n_ctx_train)
+        return [name for name in (always, short if is_short else long) if name in self.specs]
+
+    # -- arithmetic
+
+    def rounded(self, spec: TensorSpec, x: Tensor) -> Tensor:
+        """The input of a product, as the kernels round it that the stream imitates."""
+        return x if self.stream.round_inputs is None else self.stream.round_inputs(spec, x)
+
+    def normed_blocks(self, norm: Tensor, n_together: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The text in blocks (see `token_blocks`): the places of the tokens [t], and norm(hidden), f32 [t, D]."""
+        for tokens in token_blocks(torch.arange(len(self.hidden)), n_together):
+            yield tokens, self.hidden_norm(tokens, norm)
+
+    def hidden_norm(self, tokens: Tensor, norm: Tensor) -> Tensor:
+        """norm(hidden) of neighbouring tokens, f32 [t, D]."""
+        h = self.hidden[tokens[0] : tokens[-1] + 1].to(self.settings.device)
+        return rms_norm(h, norm, self.hparams.rms_norm_eps)
+
+    def add(self, tokens: Tensor, y: Tensor) -> None:
+        """hidden[tokens] += y, in float32 whatever the hidden states are kept in."""
+        summed = self.hidden[tokens].to(y.device) + y.float()
+        self.hidden[tokens] = summed.to(self.hidden.device, self.hidden.dtype)
+
+    def logits(self, head: Matrix, x: Tensor) -> Tensor:
+        """x [t, D] -> f32 [t, V]; the matrix is decoded some rows at a time, because those of all streams stay."""
+        x = self.rounded(head.spec, x)
+        n_row = head.spec.n_row
+        logits = torch.empty(len(x), n_row, device=x.device)
+        for first in range(0, n_row, VOCAB_BLOCK):
+            last = min(first + VOCAB_BLOCK, n_row)
+            with self.timings.measure(Stage.DECODING):
+                rows = to_tensor(head.rows(first, last), self.settings.device, torch.float32)
+            with self.timings.measure(Stage.PRODUCTS):
+                logits[:, first:last] = functional.linear(x, rows)
+        return logits
+
+    # -- damage
+
+    def refuse_infinite(self, y: Tensor, place: str, *prefixes: str, xid: int = 0) -> None:
+        """Refuse values that are not finite.
+
+        Args:
+            y: the values.
+            place: the part of the model that computed them, in words.
+            prefixes: how the names of the tensors begin that they were computed from.
+            xid: of experts, the one that computed them.
+
+        Raises:
+            ActivationError: a value is NaN or infinite; names the model, the place and the tensors at fault.
+        """
+        if torch.isfinite(y.sum(dtype=torch.float32)):
+            return
+        damaged = list(self._damaged(prefixes, xid))
+        cause = (
+            f"{', '.join(damaged)} holds such values" if damaged else "weights are finite, but far too large"
+        )
+        name = self.stream.name
+        raise ActivationError(
+            f"{name}: {place}" if name else place,
+            f"a value is not finite (NaN or infinity); {cause}",
+            "fetch or make the model again",
+            model=name,
+        )
+
+    def _damaged(self, prefixes: tuple[str, ...], xid: int) -> Iterator[str]:
+        """Names of tensors with a weight that is NaN or infinite; of experts, only `xid` is looked at."""
+        for name, spec in self.specs.items():
+            if name.startswith(prefixes):
+                matrix = Matrix(self.stream.source, spec, xid if spec.has_experts else 0)
+                firsts = range(0, spec.n_row, VOCAB_BLOCK)
+                if any(
+                    first_non_finite(matrix.rows(first, first + VOCAB_BLOCK)) is not None for first in firsts
+                ):
+                    yield name
