@@ -101,7 +101,7 @@ def errors(
     from calibration.judging.output_error import measure_errors
     from gguf_export.commands.console import ProgressView
     from gguf_export.reports.error_report import check_outputs, write_errors
-    from quantize.recipes.recipe import parse_qtype
+    from quantize.recipes.tensor_types import parse_qtype
 
     wanted = [parse_qtype(qtype) for qtype in qtypes]
     check_outputs(outputs, force=force)

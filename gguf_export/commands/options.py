@@ -115,7 +115,8 @@ def say(remark: Remark | str) -> None:
 def read_recipes(ftypes: Sequence[str], options: dict[str, Any]) -> list[Recipe]:
     """One recipe for each file type, from `recipe_options`, which are taken out of `options`."""
     from quantize.recipes.ftypes import ftype
-    from quantize.recipes.recipe import Recipe, parse_qtype, parse_tensor_type, read_tensor_types
+    from quantize.recipes.recipe import Recipe
+    from quantize.recipes.tensor_types import parse_qtype, parse_tensor_type, read_tensor_types
 
     tensor_types = [parse_tensor_type(text) for text in options.pop("tensor_types")]
     file = options.pop("tensor_type_file")
