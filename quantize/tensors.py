@@ -1,4 +1,4 @@
-"""What a tensor is, and who can read one: the two nouns on which everything else stands."""
+"""The two nouns on which everything else stands: the description of a tensor, and a source of tensors."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def layer_of(name: str) -> int | None:
 
 
 class TensorSource(Protocol):
-    """Whoever can hand out tensors: a checkpoint, a finished GGUF, a round trip through an encoder."""
+    """A source that hands out the tensors of one model (see `quantize.sources` for all that a model can be asked)."""
 
     @property
     def hparams(self) -> Hparams:

@@ -21,7 +21,7 @@ from quantize.containers.untrusted import quoted
 from quantize.exceptions import GGUFError
 from quantize.families import Family, families_of, known_keys
 from quantize.families.binding import layers_of
-from quantize.families.keys import MAX_EXPERTS, MAX_LAYERS
+from quantize.families.key_table import MAX_EXPERTS, MAX_LAYERS
 from quantize.hparams import Hparams
 from quantize.recipes.layout import padded
 from quantize.sources.gguf_file import GGUFFile

@@ -151,7 +151,8 @@ class RecipeOptions:
             RecipeError: a type or an expression that cannot be applied, a file that cannot be read.
         """
         from quantize.recipes.ftypes import ftype
-        from quantize.recipes.recipe import Recipe, parse_qtype, parse_tensor_type, read_tensor_types
+        from quantize.recipes.recipe import Recipe
+        from quantize.recipes.tensor_types import parse_qtype, parse_tensor_type, read_tensor_types
 
         tensor_types = [parse_tensor_type(text) for text in self.tensor_types]
         if self.tensor_type_file:

@@ -12,7 +12,8 @@ from typing import Any
 
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
-from quantize.families.keys import KNOWN, Key
+from quantize.families.key_table import KNOWN
+from quantize.families.keys import Key
 from quantize.families.language import Family
 
 __all__ = ["FAMILIES", "Family", "families_of", "family_of", "known_keys", "supported_architectures"]

@@ -39,7 +39,7 @@ class Binding:
     stored: tuple[ShardTensor, ...]
     cut: Cut
     axis: int  # of one matrix, along which it is cut: -2 or -1
-    n_heads: int = 0  # rows are permuted in so many heads
+    n_heads: int = 0  # in which the rows are permuted; 0 where they are not
 
     @property
     def n_bytes(self) -> int:
@@ -85,7 +85,7 @@ def embedding_rows(family: Family, stored: Mapping[str, ShardTensor]) -> int | N
 
 
 def layers_of(family: Family, tensor: Tensor, dims: Mapping[str, int]) -> Iterator[int]:
-    """The layers in which a tensor of a family is; one that is none, -1, for a tensor of the whole model."""
+    """The layers in which a tensor of a family is; only -1, which is no layer, for a tensor of the whole model."""
     if tensor.where == "model":
         yield -1
         return
@@ -122,11 +122,11 @@ def _bind(
     axis = source.axis if len(shape) > 1 else -1
     cut = _cut(spec_name, source, shape[axis], dims)
     expected = _stored_shape(shape, source, cut, axis)
-    for one in tensors:
-        if one.shape != expected:
+    for shard_tensor in tensors:
+        if shard_tensor.shape != expected:
             raise CheckpointError(
-                f"{one.path}: tensor {quoted(one.name)}",
-                f"has shape {list(one.shape)}, but config.json asks for {list(expected)}",
+                f"{shard_tensor.path}: tensor {quoted(shard_tensor.name)}",
+                f"has shape {list(shard_tensor.shape)}, but config.json asks for {list(expected)}",
             )
     n_heads = dims[source.heads] if source.heads else 0
     return Binding(TensorSpec(spec_name, shape, _qtype(tensors)), source, tensors, cut, axis, n_heads)
@@ -173,12 +173,12 @@ def _stored_shape(shape: tuple[int, ...], source: Source, cut: Cut, axis: int) -
 def _qtype(stored: tuple[ShardTensor, ...]) -> QType:
     """The common type of the stored tensors; where they differ, F32, which holds them all."""
     qtypes = set()
-    for one in stored:
-        if one.dtype not in QTYPES:
+    for tensor in stored:
+        if tensor.dtype not in QTYPES:
             raise CheckpointError(
-                f"{one.path}: tensor {quoted(one.name)}",
-                f"is stored as {one.dtype}",
+                f"{tensor.path}: tensor {quoted(tensor.name)}",
+                f"is stored as {tensor.dtype}",
                 "only BF16, F16 and F32 can be read",
             )
-        qtypes.add(QTYPES[one.dtype])
+        qtypes.add(QTYPES[tensor.dtype])
     return qtypes.pop() if len(qtypes) == 1 else QType.F32

@@ -1,18 +1,18 @@
-"""The `{arch}.*` keys of a GGUF file: name, type, where config.json says the value, and what it is in `Hparams`.
+"""How the `{arch}.*` keys of a GGUF file are declared: name, type, the setting of config.json, the field of `Hparams`.
 
-One table serves whoever writes a file (config.json -> keys), reads one (keys -> `Hparams`), verifies it, or examines a
+One table serves to write a file (config.json -> keys), to read one (keys -> `Hparams`), to verify it, and to examine a
 config.json. A family lists its keys in the order of llama.cpp's converter; to add a key is to add a row:
 
     Key("attention.q_lora_rank", "q_lora_rank", config="q_lora_rank")
-    known("expert_count", config="n_routed_experts")    # a row of `KNOWN`, as this family's config.json spells it
+    known("expert_count", config="n_routed_experts")
 
-`KNOWN` also has keys that no family here writes: files of other architectures are read and verified by it.
+The second is a row of `key_table.KNOWN`, with the setting of this family's config.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -22,18 +22,9 @@ from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import F32_MAX, quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.expressions import evaluate
-from quantize.families.rope import rope_scaling
 from quantize.hparams import Hparams, RopeScaling
 
 __all__ = [
-    "BASE",
-    "EXPERTS",
-    "HEADS",
-    "KNOWN",
-    "MAX_EXPERTS",
-    "MAX_LAYERS",
-    "ROUTER",
-    "SIZES",
     "Config",
     "Key",
     "Value",
@@ -41,7 +32,6 @@ __all__ = [
     "derived",
     "hparams_of",
     "key_values",
-    "known",
     "whole_number",
 ]
 
@@ -51,17 +41,8 @@ Value = int | float | str | bool
 U32, F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
 STRING, BOOL = GGUFValueType.STRING, GGUFValueType.BOOL
 
-MAX_LAYERS, MAX_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
 MAX_SIZE = 2**31 - 1
-GATING_FUNCS = {"softmax": 1, "sigmoid": 2, "sqrtsoftplus": 4}  # llama_expert_gating_func_type
-SCORE_SETTINGS = (
-    "score_function",
-    "scoring_func",
-    "score_func",
-    "moe_router_activation",
-    "moe_router_activation_func",
-    "expert_selection_fn",
-)
+HPARAMS_FIELDS = frozenset(field.name for field in fields(Hparams))
 
 
 @dataclass(frozen=True)
@@ -73,7 +54,7 @@ class Key:
     model's dimensions, for a key that only repeats them.
 
     A file that lacks the key means `default`: a value, or an expression in dimensions that stand before it in the
-    table. Without one the key is required, unless it is `optional`: then `Hparams` itself knows what is meant.
+    table. Without one the key is required, unless it is `optional`: then `Hparams` has a default itself.
     """
 
     name: str  # behind "{arch}."
@@ -93,18 +74,6 @@ class Key:
         return bool(self.field) and self.default is None and not self.optional
 
 
-def _scaling(name: str, kinds: tuple[str, ...], config: Config) -> Value | None:
-    """A field of the rope scaling, where its kind is one of `kinds`; llama3's factors are a tensor, and no key."""
-    scaling, _ = rope_scaling(config["rope_parameters"])
-    value: Value | None = getattr(scaling, name)
-    return value if scaling.kind in kinds else None
-
-
-def _scaling_key(name: str, field: str, kind: GGUFValueType, scalings: tuple[str, ...]) -> Key:
-    value = partial(_scaling, field, scalings)
-    return Key(f"rope.scaling.{name}", f"rope_scaling.{field}", kind, value, optional=True)
-
-
 def derived(expression: str) -> Callable[[Config], Value | None]:
     """A value that config.json says only in pieces: "qk_nope_head_dim+qk_rope_head_dim"."""
     return partial(_derived, expression)
@@ -115,100 +84,6 @@ def _derived(expression: str, config: Config) -> Value | None:
         return evaluate(expression, config)
     except (KeyError, TypeError, ValueError, ArithmeticError):
         raise CheckpointError("config.json", f"{expression} cannot be computed") from None
-
-
-def _groups(setting: str, config: Config) -> int | None:
-    """A number of groups of experts; some configs say something else under that name, which is left out."""
-    n_groups = config.get(setting)
-    if type(n_groups) is not int:
-        return None
-    if not 0 <= n_groups <= MAX_SIZE:
-        raise CheckpointError("config.json", f"{setting} {quoted(n_groups)} is no number of groups")
-    return n_groups
-
-
-def _gating(config: Config) -> int | None:
-    """The function that makes probabilities of the router's logits."""
-    score = next((config[name] for name in SCORE_SETTINGS if config.get(name) is not None), None)
-    if score is None:
-        return None
-    if not isinstance(score, str) or score not in GATING_FUNCS:
-        supported = f"supported: {', '.join(GATING_FUNCS)}"
-        raise CheckpointError("config.json", f"router function {quoted(score)} is not supported", supported)
-    return GATING_FUNCS[score]
-
-
-BASE = (
-    Key("block_count", "n_layer", config="num_hidden_layers", maximum=MAX_LAYERS),
-    Key("context_length", "n_ctx_train", config="max_position_embeddings"),
-    Key("embedding_length", "n_embd", config="hidden_size"),
-    Key("feed_forward_length", "n_ff", config="intermediate_size", per_layer=True),
-    Key("attention.head_count", "n_head", config="num_attention_heads", per_layer=True),
-    Key(
-        "attention.head_count_kv",
-        "n_head_kv",
-        config="num_key_value_heads",
-        default="n_head",
-        per_layer=True,
-    ),
-    _scaling_key("type", "kind", STRING, ("linear", "yarn", "longrope")),
-    _scaling_key("factor", "factor", F32, ("linear", "yarn")),
-    _scaling_key("original_context_length", "n_ctx_orig", U32, ("yarn",)),
-    _scaling_key("yarn_ext_factor", "ext_factor", F32, ("yarn",)),
-    _scaling_key("yarn_attn_factor", "attn_factor", F32, ("yarn",)),
-    _scaling_key("yarn_beta_fast", "beta_fast", F32, ("yarn",)),
-    _scaling_key("yarn_beta_slow", "beta_slow", F32, ("yarn",)),
-    Key("rope.freq_base", "rope_freq_base", F32, "rope_parameters.rope_theta", default=10000.0),
-    Key("attention.layer_norm_rms_epsilon", "rms_norm_eps", F32, "rms_norm_eps"),
-)
-"""What every model has (conversion/base.py: set_gguf_parameters)."""
-
-EXPERTS = (
-    Key("expert_count", "n_expert", config="num_local_experts", default=0, maximum=MAX_EXPERTS),
-    Key("expert_used_count", "n_expert_used", config="num_experts_per_tok", default=0, per_layer=True),
-)
-"""What a model with experts has (ibid.)."""
-
-ROUTER = (
-    Key("expert_group_count", config=partial(_groups, "n_group"), optional=True, minimum=0),
-    Key("expert_group_used_count", config=partial(_groups, "topk_group"), optional=True, minimum=0),
-    Key("expert_gating_func", config=_gating, optional=True),
-)
-"""How experts are chosen, where config.json says it (ibid.)."""
-
-HEADS = (
-    Key("attention.key_length", "head_dim", config="head_dim", optional=True),
-    Key("attention.value_length", "head_dim_v", config="head_dim", optional=True),
-)
-"""Dimensions of heads, where config.json says them (ibid.)."""
-
-SIZES = (
-    Key("vocab_size", made="n_vocab"),
-    Key("rope.dimension_count", made="head_dim"),
-)
-"""What `LlamaModel` adds (conversion/llama.py: set_gguf_parameters)."""
-
-FURTHER = (
-    Key("expert_feed_forward_length", "n_ff_exp", default="n_ff", per_layer=True),
-    Key("expert_shared_count", "n_expert_shared", optional=True, minimum=0),
-    Key("expert_weights_scale", type=F32),
-    Key("expert_weights_norm", type=BOOL),
-    Key("attention.layer_norm_epsilon", type=F32),
-    Key("rope.scale_linear", type=F32),
-    Key("rope.scaling.attn_factor", type=F32),
-    Key("rope.scaling.finetuned", type=BOOL),
-)
-"""What other architectures have (src/llama-model.cpp: load_hparams)."""
-
-KNOWN: Mapping[str, Key] = {row.name: row for row in (*BASE, *EXPERTS, *ROUTER, *HEADS, *SIZES, *FURTHER)}
-"""All keys that are known here, by name."""
-
-HPARAMS_FIELDS = frozenset(field.name for field in fields(Hparams))
-
-
-def known(name: str, *, config: str | Callable[[Config], Value | None], optional: bool = False) -> Key:
-    """A row of `KNOWN` for a family whose config.json has a setting of its own for it."""
-    return replace(KNOWN[name], config=config, optional=optional)
 
 
 def config_values(keys: Iterable[Key], config: Config) -> dict[str, Value]:
@@ -277,20 +152,20 @@ def hparams_of(
         KeyError: a key that is required has no value.
         ZeroDivisionError: n_head is 0.
     """
-    found: dict[str, Any] = {"arch": arch, "n_vocab": n_vocab, "rope_neox": rope_neox}
+    known_fields: dict[str, Any] = {"arch": arch, "n_vocab": n_vocab, "rope_neox": rope_neox}
     scaling: dict[str, Any] = {}
     for row in keys:
         value = values.get(row.name)
         if value is None and row.is_required:
             raise KeyError(row.name)
         if value is None:
-            value = evaluate(row.default, found) if isinstance(row.default, str) else row.default
+            value = evaluate(row.default, known_fields) if isinstance(row.default, str) else row.default
         outer, _, field = row.field.rpartition(".")
         if field and value is not None:
-            (scaling if outer else found)[field] = value
-    found.setdefault("head_dim", found["n_embd"] // found["n_head"])
-    extra = {name: found.pop(name) for name in [*found] if name not in HPARAMS_FIELDS}
-    return Hparams(**found, rope_scaling=RopeScaling(**scaling), extra=extra)
+            (scaling if outer else known_fields)[field] = value
+    known_fields.setdefault("head_dim", known_fields["n_embd"] // known_fields["n_head"])
+    extra = {name: known_fields.pop(name) for name in [*known_fields] if name not in HPARAMS_FIELDS}
+    return Hparams(**known_fields, rope_scaling=RopeScaling(**scaling), extra=extra)
 
 
 def key_values(keys: Iterable[Key], values: Mapping[str, Value], hparams: Hparams) -> list[KeyValue]:

@@ -148,7 +148,7 @@ COMMON_IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: the classes of transformers it stands for, their config and their tensors."""
+    """A model family: the classes of transformers it stands for, their config, keys and tensors."""
 
     architectures: tuple[str, ...]  # config.json's `architectures[0]`
     arch: str  # GGUF's `general.architecture`
@@ -161,7 +161,7 @@ class Family:
     )  # expressions for settings that are null or missing
     aliases: Mapping[str, str] = field(default_factory=dict)  # other spellings of settings
     dims: Mapping[str, str] = field(default_factory=dict)  # dimensions that no key holds -> their setting
-    n_layer_dense_lead: str = "0"  # expression: so many layers at the start have no experts
+    n_layer_dense_lead: str = "0"  # expression: the number of layers without experts at the start
     moe_every: str = "1"  # expression: of the others, layer bid has experts where (bid + 1) % moe_every == 0
     accepted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # setting -> supported values
     computed: tuple[Computed, ...] = ()
@@ -170,7 +170,7 @@ class Family:
 
     @property
     def settings(self) -> list[str]:
-        """What config.json itself must say, or transformers fills in."""
+        """The settings that config.json must have, unless transformers has a default."""
         plain = (row.config for row in self.keys if isinstance(row.config, str) and not row.optional)
         return [name for name in plain if name and "." not in name]
 
@@ -237,10 +237,10 @@ def _source(source: str | Source) -> Source:
 def _in_layers(where: Where, prefix: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(
         replace(
-            one,
-            name="blk.{bid}." + one.name,
-            sources=tuple(replace(source, name=prefix + source.name) for source in one.sources),
+            declared,
+            name="blk.{bid}." + declared.name,
+            sources=tuple(replace(source, name=prefix + source.name) for source in declared.sources),
             where=where,
         )
-        for one in tensors
+        for declared in tensors
     )

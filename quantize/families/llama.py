@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantize.families.keys import BASE, HEADS, ROUTER, SIZES
+from quantize.families.key_table import BASE, HEADS, ROUTER, SIZES
 from quantize.families.language import Computed, Family, each_layer, permuted, tensor
 from quantize.families.rope import rope_freqs
 

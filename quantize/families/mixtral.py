@@ -7,7 +7,7 @@ with `.weight` after the name.
 
 from __future__ import annotations
 
-from quantize.families.keys import BASE, EXPERTS, HEADS, ROUTER, SIZES
+from quantize.families.key_table import BASE, EXPERTS, HEADS, ROUTER, SIZES
 from quantize.families.language import GATE, UP, Family, fused, moe_layers, tensor
 from quantize.families.llama import ATTENTION, COMPUTED, LAYER, MODEL
 

@@ -27,10 +27,10 @@ def normalise_rope(config: Mapping[str, Any], default_theta: float) -> dict[str,
     Raises:
         CheckpointError: it is no object, or has an object per type of layer, which no supported family has.
     """
-    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(found, dict) or any(isinstance(value, dict) for value in found.values()):
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
         raise CheckpointError("config.json", "rope_parameters must be one object for all layers")
-    rope = dict(found)
+    rope = dict(given)
     theta = config.get("rope_theta")
     rope.setdefault("rope_theta", default_theta if theta is None else theta)
     rope.setdefault("rope_type", rope.get("type", "default"))

@@ -55,7 +55,7 @@ def category(name: str) -> Category:
     """The category of a tensor by its GGUF name (`tensor_get_category`)."""
     if name in _NAMES:
         return _NAMES[name]
-    return next((found for part, found in _PARTS if part in name), Category.OTHER)
+    return next((known for part, known in _PARTS if part in name), Category.OTHER)
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,8 @@ def ftype(name: str) -> Ftype:
         RecipeError: there is none, or it cannot be made.
     """
     upper = name.upper()
-    found = _BY_NAME.get(_ALIASES.get(upper, upper))
-    if found is None:
+    chosen = _BY_NAME.get(_ALIASES.get(upper, upper))
+    if chosen is None:
         known = ", ".join(each.name for each in FTYPES)
         raise RecipeError("", f"unknown file type {name!r}", f"known: {known}")
-    return found
+    return chosen

@@ -12,21 +12,18 @@ makes of a checkpoint: types, order and offsets. Decisions where the two-step ro
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from gguf import GGML_QUANT_SIZES
 
-from quantize.blocks import WRITABLE
-from quantize.containers.untrusted import quoted, read_bytes
 from quantize.exceptions import NeedsImatrixError, RecipeError
 from quantize.recipes.facts import RecipeFacts
 from quantize.recipes.ftypes import FALLBACKS, Category, Ftype, TensorContext, category, is_70b
 from quantize.recipes.layout import Plan, PlannedTensor, padded
+from quantize.recipes.tensor_types import compiled, parse_qtype
 from quantize.tensors import QType, TensorSpec
 
 __all__ = [
@@ -35,14 +32,9 @@ __all__ = [
     "Recipe",
     "RecipeFacts",
     "make_plan",
-    "parse_qtype",
-    "parse_tensor_type",
-    "read_tensor_types",
     "require_importances",
     "stored_type",
 ]
-
-MAX_FILE_BYTES = 2**20  # of a file of tensor types
 
 _FLOATS = (QType.F32, QType.F16, QType.BF16)
 _FFN = (Category.FFN_UP, Category.FFN_GATE, Category.FFN_DOWN)
@@ -100,7 +92,7 @@ class Recipe:
     @cached_property
     def patterns(self) -> tuple[re.Pattern[str], ...]:
         """The compiled expressions of `tensor_types`."""
-        return tuple(_compiled(pattern) for pattern, _qtype in self.tensor_types)
+        return tuple(compiled(pattern) for pattern, _qtype in self.tensor_types)
 
 
 def make_plan(specs: Sequence[TensorSpec], facts: RecipeFacts, recipe: Recipe, has_imatrix: bool) -> Plan:
@@ -254,60 +246,6 @@ class _Chooser:
             n_expert=facts.n_expert,
             has_imatrix=self.has_imatrix,
         )
-
-
-def parse_qtype(name: str) -> QType:
-    """A tensor type by its name, in any case.
-
-    Raises:
-        RecipeError: there is no such type, or it cannot be written.
-    """
-    chosen = next((qtype for qtype in WRITABLE if qtype.name == name.upper()), None)
-    if chosen is None:
-        known = ", ".join(qtype.name for qtype in WRITABLE)
-        raise RecipeError("", f"unknown tensor type {quoted(name)}", f"known: {known}")
-    return chosen
-
-
-def parse_tensor_type(text: str) -> tuple[str, QType]:
-    """`PATTERN=TYPE`, split at the first `=`, as in llama-quantize's `--tensor-type`.
-
-    Raises:
-        RecipeError: not of that form, no regular expression, or no type.
-    """
-    pattern, _, name = text.partition("=")
-    if not pattern or not name:
-        message = f"tensor type {quoted(text)} is not of the form PATTERN=TYPE, such as attn_q=q8_0"
-        raise RecipeError("", message)
-    _compiled(pattern)
-    return pattern, parse_qtype(name)
-
-
-def read_tensor_types(path: Path) -> tuple[tuple[str, QType], ...]:
-    """The `PATTERN=TYPE` of a file, separated by spaces or newlines: llama-quantize's `--tensor-type-file`.
-
-    Raises:
-        RecipeError: the file cannot be read, or something in it is no `PATTERN=TYPE`.
-    """
-    words = read_bytes(
-        path, MAX_FILE_BYTES, RecipeError
-    ).split()  # at ASCII white space, as a C++ stream does
-    try:
-        return tuple(parse_tensor_type(word.decode("utf-8")) for word in words)
-    except UnicodeDecodeError as error:
-        raise RecipeError(str(path), "not a text file in UTF-8") from error
-    except RecipeError as error:
-        raise RecipeError(str(path), error.message, error.remedy) from error
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # [[:digit:]] is only a warning to Python, and not what was meant
-            return re.compile(pattern.lower())
-    except (re.error, Warning, OverflowError, RecursionError) as error:
-        message = f"{quoted(pattern)} is not a regular expression: {quoted(error)}"
-        raise RecipeError("", message) from error
 
 
 def _fits(spec: TensorSpec, qtype: QType) -> bool:

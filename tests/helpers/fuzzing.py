@@ -43,7 +43,8 @@ from quantize.containers.gguf import SCALARS, read_container
 from quantize.decoding import can_decode
 from quantize.exceptions import MoeGgufError
 from quantize.recipes.ftypes import ftype
-from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan, read_tensor_types
+from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
+from quantize.recipes.tensor_types import read_tensor_types
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.tensors import QType, TensorSpec

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from quantize.hparams import Hparams
 from quantize.recipes.ftypes import FTYPES, Ftype
-from quantize.recipes.recipe import Recipe, RecipeFacts, parse_qtype, parse_tensor_type
+from quantize.recipes.recipe import Recipe, RecipeFacts
+from quantize.recipes.tensor_types import parse_qtype, parse_tensor_type
 from quantize.tensors import QType, TensorSpec
 
 

@@ -18,7 +18,8 @@ from quantize.containers.keys import KeyValue
 from quantize.exceptions import CheckpointError
 from quantize.families import FAMILIES, Family, family_of, supported_architectures
 from quantize.families.config import ConfigFacts, complete_config, read_config
-from quantize.families.keys import BASE, SIZES, Key, known
+from quantize.families.key_table import BASE, SIZES, known
+from quantize.families.keys import Key
 from quantize.families.language import (
     GATE,
     UP,
@@ -270,6 +271,7 @@ def test_every_family_says_what_it_needs() -> None:
         "language",
         "expressions",
         "keys",
+        "key_table",
         "config",
         "binding",
         "rope",

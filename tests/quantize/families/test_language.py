@@ -16,7 +16,8 @@ from quantize.containers.keys import KeyValue
 from quantize.exceptions import CheckpointError
 from quantize.families import FAMILIES, Family, family_of, supported_architectures
 from quantize.families.expressions import evaluate
-from quantize.families.keys import BASE, KNOWN, Key, derived, known
+from quantize.families.key_table import BASE, KNOWN, known
+from quantize.families.keys import Key, derived
 from quantize.families.language import (
     Tensor,
     dense_layers,

@@ -16,12 +16,10 @@ from quantize.recipes.recipe import (
     Recipe,
     RecipeFacts,
     make_plan,
-    parse_qtype,
-    parse_tensor_type,
-    read_tensor_types,
     require_importances,
     stored_type,
 )
+from quantize.recipes.tensor_types import parse_qtype, parse_tensor_type, read_tensor_types
 from quantize.tensors import QType, TensorSpec
 
 RECIPES = SNAPSHOTS / "recipes"

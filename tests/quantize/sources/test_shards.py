@@ -85,7 +85,7 @@ def test_experts_are_the_stored_matrices(mixtral: Path) -> None:
 
 
 def test_rows_of_q_and_k_are_permuted_one_by_one(mixtral: Path) -> None:
-    """By CONTRACT's formula, written out: new_row[h*hd + 2i + s] = old_row[h*hd + s*hd/2 + i]."""
+    """LlamaModel.permute of llama.cpp's converter, written out: new_row[h*hd + 2i + s] = old_row[h*hd + s*hd/2 + i]."""
     stored = pico.read_checkpoint(mixtral)
     checkpoint = open_checkpoint(mixtral)
     specs = {spec.name: spec for spec in checkpoint.specs()}
