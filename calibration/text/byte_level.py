@@ -84,8 +84,8 @@ class ByteLevelTokenizer:
             if isinstance(piece, int):
                 ids.append(piece)
                 continue
-            found = _encode(self._library, piece, Path(self._vocabulary.label))
-            ids += self._expanded(found) if self._ghosts else found
+            piece_ids = _encode(self._library, piece, Path(self._vocabulary.label))
+            ids += self._expanded(piece_ids) if self._ghosts else piece_ids
         return np.array(ids, np.int32)
 
     def _expanded(self, ids: list[int]) -> list[int]:

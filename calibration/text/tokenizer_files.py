@@ -57,14 +57,15 @@ class TokenizerFiles:
     @cached_property
     def added_ids(self) -> dict[str, int]:
         """added_tokens.json: text of a token -> its id; empty where there is none."""
-        for text, token_id in (found := self._object("added_tokens.json")).items():
+        ids = self._object("added_tokens.json")
+        for text, token_id in ids.items():
             if type(token_id) is not int or token_id < 0:
                 raise TokenizerError(
                     str(self.folder / "added_tokens.json"),
                     f"token {quoted(text)} has no valid id",
                     "fetch the file again",
                 )
-        return found
+        return ids
 
     @cached_property
     def decoder(self) -> dict[int, dict[str, Any]] | None:
