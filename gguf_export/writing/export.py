@@ -61,7 +61,7 @@ class FileFigures:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What an export would write, and what a careful reader wants to know of it."""
+    """The files that an export would write, and remarks on them: fallbacks, settings that a GGUF cannot say."""
 
     files: tuple[FileFigures, ...]
     remarks: tuple[Remark | str, ...]
@@ -69,7 +69,7 @@ class ExportPlan:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export has written, the bytes of the checkpoint that it read, and its seconds."""
+    """The files that an export has written, the bytes of the checkpoint that it read, and its seconds."""
 
     files: tuple[FileFigures, ...]
     bytes_read: int
@@ -103,7 +103,7 @@ def export(
         prior: of a file of importances; see `Imatrix`.
         name, override_kv, pre, publisher: see `prepare`.
         jobs, force, restart, progress: see `run`.
-        note: told every fallback of the plan, and what `run` tells.
+        note: receives a remark on every fallback of the plan, and those of `run`.
 
     Raises:
         MoeGgufError: see `prepare` and `run`.
@@ -182,7 +182,7 @@ def run(
         force: replace files that exist.
         restart: use nothing of an earlier run that was stopped.
         progress: called with the progress in bytes of the checkpoint, as far as it is still to be read.
-        note: told, in one line each, what is continued, what is begun afresh and why, what was kept.
+        note: receives remarks: which files are continued, or begun afresh and why, and what of them is kept.
 
     Raises:
         OutputError: a file exists already (`OutputExistsError`), another run is writing it (`OutputBusyError`), the
@@ -196,7 +196,7 @@ def run(
     with opened(job, force=force, restart=restart, progress=progress, note=note) as files:
 
         def work(slab: Slab) -> Seconds:
-            # Written where it was encoded: checksums and copies take the time of every thread, not of one.
+            # The thread that encodes a slab writes it, so that checksums and copies are shared among the threads.
             importance = job.imatrix.importance(slab.spec.name, slab.xid) if job.imatrix else None
             return files.write(encode_slab(job.checkpoint, slab, files.types_for(slab), importance))
 
