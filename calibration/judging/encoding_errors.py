@@ -21,7 +21,8 @@ from quantize.codec import decode, encode, row_bytes
 from quantize.decoding import to_f32
 from quantize.engine import Engine
 from quantize.guide import Guide
-from quantize.recipes.recipe import fallback, parse_qtype
+from quantize.recipes.recipe import fallback
+from quantize.recipes.tensor_types import parse_qtype
 from quantize.tensors import Array, QType, TensorSpec
 
 __all__ = ["Encoding", "ErrorSettings", "JudgedMatrix", "MatrixRows", "measure_matrix", "measure_rows"]

@@ -54,7 +54,7 @@ def expected_imatrix(specs: Sequence[TensorSpec], calibration: Calibration, file
     Args:
         specs: the tensors of the model.
         calibration: the text.
-        file: what the files shall say the importances come from.
+        file: the source of the importances, as the keys of the files shall name it.
     """
     chunks = calibration.chunks
     entries = {
@@ -100,7 +100,7 @@ def run_calibrated(
         jobs: threads that encode; by default one for each processor.
         force, restart, note: see `export.run`. What an earlier run encoded is not encoded again, and the text goes on
             behind the last layer whose state was kept.
-        progress: told the tokens that are through.
+        progress: called with the tokens that have passed the model.
 
     Raises:
         OutputError, CheckpointError: see `export.run`.
@@ -158,9 +158,9 @@ def _state_of(job: ExportJob, calibration: Calibration, restart: bool, note: Not
     first = job.files[0].path
     with contextlib.suppress(OSError):  # then there is no file either, and the lock says why
         first.parent.mkdir(parents=True, exist_ok=True)
-    told = fingerprint.of_pass([calibration.chunks], calibration.settings)
-    told |= {"checkpoint": job.checkpoint.fingerprint()}
-    with StateFile(state_path(first), first.name, told, restart=restart, note=note) as state:
+    decisive = fingerprint.of_pass([calibration.chunks], calibration.settings)
+    decisive |= {"checkpoint": job.checkpoint.fingerprint()}
+    with StateFile(state_path(first), first.name, decisive, restart=restart, note=note) as state:
         try:
             yield state
         except OutputExistsError:

@@ -1,4 +1,4 @@
-"""Units of work that come from somebody who has other work to do meanwhile."""
+"""Units of work for an engine, from a producer that has other work to do meanwhile."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Result = TypeVar("Result")
 
 
 class Feed(Generic[Item, Result]):
-    """Hands units to an engine one by one, behind the back of the producer that `put`s them; a context manager.
+    """Hands the units that a producer `put`s to an engine, one by one; a context manager.
 
-    An engine asks for its units when it has room; a producer such as a forward pass has them when it comes to them. A
-    thread stands between the two: `put` returns at once unless the engine has as many units as it takes.
+    An engine asks for a unit when it has room, but a producer such as a forward pass has one when it comes to it. A
+    thread stands between the two: `put` returns at once, unless the engine has as many units as it takes.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Feed(Generic[Item, Result]):
         Args:
             engine: does the units.
             function: what is done with each.
-            on_result: is given each result, in the thread of the feed.
+            on_result: receives each result, in the thread of the feed.
         """
         self._engine, self._function, self._on_result = engine, function, on_result
         self._queue: queue.Queue[tuple[Item] | None] = queue.Queue(maxsize=1)
@@ -44,7 +44,7 @@ class Feed(Generic[Item, Result]):
         """Hand over a unit; waits while too many are in work.
 
         Raises:
-            whatever an earlier unit raised; nothing is done any more then.
+            The error of an earlier unit, after which no unit is done any more.
         """
         if self._error is not None:
             raise self._error
@@ -54,7 +54,7 @@ class Feed(Generic[Item, Result]):
         """Wait for all units that were put.
 
         Raises:
-            whatever one of them raised.
+            The error of one of them.
         """
         if self._thread.is_alive():
             self._queue.put(None)
@@ -71,7 +71,7 @@ class Feed(Generic[Item, Result]):
         if error is None:
             self.close()
             return
-        with suppress(Exception):  # the error of the producer is told; that of a unit may be the same one
+        with suppress(Exception):  # the producer's own error goes on; that of a unit may be the same
             self.close()
 
     def _work(self) -> None:
@@ -82,5 +82,5 @@ class Feed(Generic[Item, Result]):
                 self._on_result(result)
         except BaseException as error:
             self._error = error
-            for _ in items:  # what still comes is dropped, so that nobody waits for room in the queue
+            for _ in items:  # dropped, so that the producer does not wait for room in the queue
                 pass

@@ -1,7 +1,7 @@
-"""All that decides the bytes of an output, in a few hashes: what must be the same for a stopped run to go on.
+"""Fingerprints: everything that decides the bytes of an output, in a few hashes.
 
-A fingerprint is a dictionary: what may change, in words, and its hash or value. It is kept in the journal of an output
-and in the state of a pass, so the values here are part of those formats.
+A stopped run goes on only where they are the same. A fingerprint is a dictionary from something that may change, in
+words, to its hash or value. Journals and states hold them, so the values are part of those formats.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def of_pass(texts: Sequence[Chunks], settings: ForwardSettings) -> dict[str, str
 
 
 def of_calibration(chunks: Chunks, prior: float, settings: ForwardSettings) -> str:
-    """One hash of all that decides the importances that a text gives, beside the checkpoint."""
+    """One hash of everything but the checkpoint that decides the importances that a text gives."""
     digest = hashlib.sha256(np.ascontiguousarray(chunks.inputs).tobytes())
     digest.update(f"{chunks.n_ctx} {prior} {settings.numerics}".encode())
     return digest.hexdigest()
@@ -81,7 +81,7 @@ def difference(earlier: Mapping[str, str], now: Mapping[str, str]) -> str:
     """What differs between two fingerprints, as a phrase such as "the text changed since it was stopped"; "" if none.
 
     Args:
-        earlier: the one that was kept.
+        earlier: the fingerprint that a journal or a state holds.
         now: that of this run.
     """
     changed = sorted(name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name))
@@ -91,7 +91,7 @@ def difference(earlier: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def of_imatrix(imatrix: Imatrix | None) -> str:
-    """The content of an importance matrix, wherever its file lies; "none" without one."""
+    """A hash of the content of an importance matrix, wherever its file lies; "none" without a matrix."""
     if imatrix is None:
         return "none"
     parts = [f"{imatrix.prior} {imatrix.legacy}".encode()]

@@ -1,4 +1,4 @@
-"""An export before its first weight: what will be read, what will be written, and with which importances."""
+"""An export before its first weight is read: the model, the files that will be made of it, and their importances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of an output is on the disk, so that a run that was stopped, however it was, goes on where it stopped.
+"""The journal of an output: which bytes of it are on the disk, so that a run that was killed goes on where it stopped.
 
 `NAME.gguf.journal` lies beside `NAME.gguf.partial`. It holds lines of JSON: first the fingerprint of what is being
 made, then `[offset, n_bytes, crc32]` for each piece of the file. A piece is noted after its bytes have reached the
@@ -44,7 +44,7 @@ class Journal:
 
         Args:
             output: the final path of the file.
-            fingerprint: all that decides the file's bytes, by names that a person understands.
+            fingerprint: everything that decides the file's bytes (`writing.fingerprint`).
 
         Raises:
             OutputBusyError: another run is writing this output.

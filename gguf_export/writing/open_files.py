@@ -80,9 +80,9 @@ def opened(
         job: the export.
         force: replace files that exist.
         restart: use nothing of an earlier run that was stopped.
-        imatrix_hash: of what the importances are made from, where they are made only while the files are.
-        progress: called while what an earlier run did is read back.
-        note: told what is continued, what is begun afresh and why, what was kept.
+        imatrix_hash: a hash of the source of the importances, where they are made only while the files are.
+        progress: called while the work of an earlier run is read back.
+        note: receives remarks: which files are continued, or begun afresh and why, and what of them is kept.
 
     Raises:
         OutputBusyError: another run is writing one of the files.
@@ -124,7 +124,7 @@ def _make_folders(job: ExportJob) -> None:
 
 
 def _lock(stack: ExitStack, job: ExportJob, imatrix: str) -> list[Journal]:
-    """The journal of each file; they are locked in one order, so that of two runs one gets them all."""
+    """The journal of each file. Every run locks them in the same order, so that one of two runs gets all of them."""
     checkpoint = job.checkpoint.fingerprint()
     journals: dict[Path, Journal] = {}
     for file in sorted(job.files, key=lambda file: file.path):
@@ -153,10 +153,10 @@ def _recalled(
 
 
 def _refuse_existing(sinks: Sequence[Sink], journals: Sequence[Journal]) -> None:
-    """Refuse files that exist, but for those that an earlier run of this job has just made.
+    """Refuse files that exist, except those that an earlier run of this job has made and not yet signed off.
 
-    Where all files exist and only some have a journal, an earlier run was stopped while it removed its journals: it had
-    made all of them, and the rest of its journals go.
+    Where all files exist and only some have a journal, that run was stopped while it removed its journals. It had made
+    all files, so the other journals go, too, and the files are refused like any others.
     """
     if all(sink.path.exists() for sink in sinks) and not all(sink.is_whole for sink in sinks):
         for sink, journal in zip(sinks, journals, strict=True):

@@ -1,6 +1,6 @@
 """Where the state of a pass over a text lies on the disk, so that a run that was stopped goes on behind a layer.
 
-`NAME.state` is written beside the output and replaced as a whole, so that a killed run leaves the one before.
+`NAME.state` is written beside the output and replaced as a whole, so that a killed run leaves its last state.
 `NAME.state.lock` is locked by the run that writes it (see `files.locks`): two runs cannot make the same output. Both
 are gone when the output stands. The state is an aid: where it cannot be written, the pass goes on without, and that is
 said.
@@ -32,12 +32,12 @@ __all__ = ["StateFile", "discard_older", "state_path"]
 SUFFIX, LOCK_SUFFIX = ".state", ".lock"
 
 KEEP_SECONDS = 30.0
-"""Between two states at least: a pass that takes less pays nothing."""
+"""The least time between two states: a shorter pass pays nothing for them."""
 
 KEEP_SHARE = 0.05
-"""Of the time of a pass that writing its state may take: a slow disk gets fewer states."""
+"""The share of a pass's time that writing states may take: a slow disk gets fewer states."""
 
-SPARE_BYTES = 2**26  # that a state leaves free, beside what the output is known to need
+SPARE_BYTES = 2**26  # a state leaves this space free, beside that which the output is known to need
 
 
 def state_path(output: Path) -> Path:
@@ -61,7 +61,8 @@ def discard_older(output: Path) -> None:
 class StateFile:
     """The state of the pass that makes one output; a `calibration.forward.saved_state.Keeper` and a context manager.
 
-    Left well, it removes the state, for the output stands; left with an error or Ctrl-C, it says what is kept.
+    Left well, it removes the state, for the output stands; left with an error or Ctrl-C, it says how far the kept state
+    is.
     """
 
     def __init__(
@@ -73,15 +74,15 @@ class StateFile:
         restart: bool = False,
         note: Note = discard,
     ) -> None:
-        """Lock it; what an earlier run left is looked at in `recall`.
+        """Lock it; the state of an earlier run is read in `recall`.
 
         Args:
             path: of the state.
             label: what the notes call the output.
-            fingerprint: all that decides what the pass finds: that of the texts and those of the models
-                (`writing.fingerprint`).
+            fingerprint: everything that decides the result of the pass: the fingerprint of its texts and those of
+                the models (`writing.fingerprint`).
             restart: use nothing of an earlier run.
-            note: told, in one line each, what is continued, what is begun afresh and why, what was kept.
+            note: receives remarks: that the pass is continued, or begun afresh and why, and what of it is kept.
 
         Raises:
             OutputBusyError: another run makes this output.

@@ -1,4 +1,4 @@
-"""What a careful reader is told of plans and importances before the work begins: nothing falls back in silence."""
+"""Remarks on plans and importances, made before the work begins: nothing falls back in silence."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from quantize.telling import Remark
 __all__ = ["FEW_TOKENS", "export_remarks", "missing_remarks", "plan_remarks", "thin_remarks"]
 
 FEW_TOKENS = 100
-"""An expert with fewer of them gains from a prior (scripts/measure_prior.py)."""
+"""Experts that saw fewer tokens gain from a prior (scripts/measure_prior.py)."""
 
 
 def export_remarks(job: ExportJob, *, is_counted: bool = True) -> list[Remark]:
-    """All that is to be told of an export before it begins: each kind of fallback is one line, with its count.
+    """All remarks on an export before it begins: one for each kind of fallback, with its count.
 
     Args:
         job: the export.

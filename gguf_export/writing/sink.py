@@ -27,9 +27,9 @@ from quantize.tensors import Array
 class Sink:
     """One GGUF file in the making: `name.partial` until `commit` gives it its name.
 
-    Slabs may come from several threads. It is a context manager: entered, it creates the partial file, or goes on with
-    what `recall` confirmed of it; left before `commit`, it keeps what a journal knows of, and otherwise removes the
-    file.
+    Several threads may write slabs. A sink is a context manager: entered, it creates the partial file, or goes on with
+    the pieces that `recall` confirmed; left before `commit`, it keeps the pieces that a journal knows of, and otherwise
+    removes the file.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Sink:
             keys: metadata.
             plan: all tensors.
             journal: remembers what is done, for a run that is stopped; the caller closes it.
-            note: told what is continued and what is not, and why.
+            note: receives remarks: that the file is continued, or begun afresh and why, and what of it is kept.
         """
         self.path, self.partial = path, partial_path(path)
         self.plan = plan
@@ -73,7 +73,7 @@ class Sink:
         return 0 if self.is_whole else max(0, self.n_bytes - allocated(self.partial))
 
     def recall(self, progress: OnProgress = silent) -> None:
-        """Find out what of an earlier run can be used: the pieces that their checksums confirm.
+        """Look for the pieces of an earlier run that can be used: those that their checksums confirm.
 
         Args:
             progress: called while they are read back.
@@ -116,7 +116,7 @@ class Sink:
             return file.read(len(self._header)) == self._header
 
     def has(self, tensor: PlannedTensor, offset: int, n_bytes: int) -> bool:
-        """Whether `write` had exactly these bytes, in this run or in the one that it continues."""
+        """Whether exactly these bytes were written, in this run or in the one that it continues."""
         return self.is_whole or self._done.get(self._place(tensor, offset)) == n_bytes
 
     def write(self, tensor: PlannedTensor, offset: int, slab: Array) -> None:
@@ -135,7 +135,7 @@ class Sink:
         self._done[place] = slab.nbytes
 
     def finish(self) -> None:
-        """Make all that was written durable, and noted.
+        """Make everything that was written durable, and note it.
 
         Raises:
             OutputError: the disk is full or broken.
@@ -164,7 +164,7 @@ class Sink:
             durable_folder(self.path.parent)
 
     def discard(self) -> None:
-        """Keep nothing of the partial file: what it is made from is bad."""
+        """Keep nothing of the partial file, because its source is damaged."""
         self._is_discarded = True
 
     def __enter__(self) -> Sink:

@@ -1,7 +1,7 @@
 """The unit of work: a slab, some rows of one expert of one tensor, is read and encoded.
 
-Slabs are independent of each other, so they may come in any order, from any thread or machine; memory in flight is a
-few of them.
+Slabs are independent of each other, so they may be done in any order, by any thread or machine. Memory in flight is a
+few slabs, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 SLAB_BYTES = 4 * 2**20
-"""Source bytes of one slab, about: memory of this size is used again and again, and stays in the caches; larger slabs
-touch fresh pages all the time, smaller ones ask the system more often."""
+"""About the source bytes of one slab. Memory of this size is reused and stays in the caches; larger slabs touch fresh
+pages all the time, and smaller ones need more system calls."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def encode_weights(
     *,
     read_seconds: float = 0.0,
 ) -> EncodedSlab:
-    """As `encode_slab`, where the weights [n_row, n_per_row] were read already, in `read_seconds`."""
+    """As `encode_slab`, for weights [n_row, n_per_row] that were read already, which took `read_seconds`."""
     started = time.perf_counter()
     refuse_non_finite(slab.spec, slab.xid, slab.rows, weights)
     blocks = {qtype: codec.encode(weights, qtype, guide) for qtype in qtypes}

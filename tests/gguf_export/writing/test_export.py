@@ -18,6 +18,7 @@ from pico import fuse_experts, pico_mixtral, read_checkpoint, write_checkpoint
 from places import HELPERS
 
 from gguf_export import export
+from gguf_export.writing.export import plan
 from quantize.exceptions import (
     MoeGgufError,
     NoSpaceError,
@@ -26,6 +27,7 @@ from quantize.exceptions import (
     OutputExistsError,
 )
 from quantize.sources.gguf_file import GGUFFile
+from quantize.telling import Remark
 
 FTYPES = [
     "F16",
@@ -140,6 +142,39 @@ def test_existing_file_is_kept_without_force(model: Path, tmp_path: Path) -> Non
     assert path.read_bytes() == b"precious"
     export(model, ["Q8_0"], tmp_path, force=True)
     assert path.read_bytes()[:4] == b"GGUF"
+
+
+def test_a_folder_under_the_files_name_is_refused_before_the_work(model: Path, tmp_path: Path) -> None:
+    name = plan(model, "Q8_0", tmp_path).files[0].path.name
+    (tmp_path / name).mkdir()
+    for force in (False, True):
+        with pytest.raises(OutputError, match="is a folder"):
+            export(model, "Q8_0", tmp_path, force=force)
+    assert [path.name for path in tmp_path.glob("*.gguf*")] == [name]
+
+
+def test_a_plan_is_what_an_export_writes(model: Path, tmp_path: Path) -> None:
+    notes: list[Remark] = []
+    planned = plan(model, ["Q4_K_M", "Q8_0"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    done = export(model, ["Q4_K_M", "Q8_0"], tmp_path / "out", note=notes.append)
+    assert done.files == planned.files
+    assert [str(note) for note in notes] == [str(remark) for remark in planned.remarks]
+    assert any("fall back to another one" in str(note) for note in notes)
+    for file, ftype in zip(done.files, ("Q4_K_M", "Q8_0"), strict=True):
+        written = GGUFFile(file.path)
+        assert file.ftype == ftype
+        assert file.path.stat().st_size == file.n_bytes
+        assert {tensor.name: (tensor.qtype, tensor.shape, tensor.n_bytes) for tensor in file.tensors} == {
+            name: (stored.spec.qtype.name, stored.spec.shape, stored.n_bytes)
+            for name, stored in written.tensors.items()
+        }
+        n_elements = sum(stored.spec.n_elements for stored in written.tensors.values())
+        assert file.bpw == pytest.approx(8 * sum(t.n_bytes for t in file.tensors) / n_elements)
+
+
+def test_one_type_needs_no_list(model: Path, tmp_path: Path) -> None:
+    assert [file.ftype for file in plan(model, "Q4_K_M", tmp_path).files] == ["Q4_K_M"]
 
 
 def test_same_type_twice_is_refused(model: Path, tmp_path: Path) -> None:

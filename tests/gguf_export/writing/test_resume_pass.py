@@ -369,6 +369,27 @@ def test_a_calibrated_export_goes_on(
     assert files(out) == exported[prior]
 
 
+def test_a_state_that_its_files_have_outlived_is_removed(
+    folder: Path, tmp_path: Path, exported: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    words = export_words(folder, out)
+    stopped(2, *words)
+    state = next(out.glob("*.state"))
+    kept = state.read_bytes()
+    assert invoke(*words).exit_code == 0
+    state.write_bytes(kept)  # the run was killed when the files had just got their names
+    done = invoke(*words)
+    assert (done.exit_code, done.stderr.count("exists already; pass --force to replace it")) == (1, 1)
+    assert files(out) == exported["0"]
+    stopped(2, *words, "--force")  # now the state is that of a run that was about to replace the files
+    assert "exists already" in invoke(*words).stderr
+    assert state.exists()
+    done = invoke(*words, "--force")
+    assert done.stderr.count("continued") == 3
+    assert files(out) == exported["0"]
+
+
 def test_the_state_takes_no_space_of_the_files(
     folder: Path, tmp_path: Path, exported: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
