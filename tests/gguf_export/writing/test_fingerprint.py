@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Arithmetic
+from calibration.forward.settings import ForwardSettings
 from calibration.importance.imatrix import Entry, Imatrix
 from calibration.text.chunks import Chunks
 from gguf_export.writing import fingerprint
 from quantize.hparams import Hparams
 from quantize.recipes.ftypes import ftype
-from quantize.recipes.recipe import Recipe, make_plan
+from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.tensors import QType, TensorSpec
 
 HPARAMS = Hparams("llama", 1, 64, 32, 32, 1, 1, 8, 32, 1e-5, 1e4, n_expert=2, n_expert_used=1)
@@ -21,7 +20,7 @@ CHUNKS = Chunks(("a", "b"), np.arange(24, dtype=np.int32).reshape(3, 8), 1)
 
 
 def test_of_an_output() -> None:
-    plan = make_plan(SPECS, HPARAMS, Recipe(ftype("Q8_0")), has_imatrix=False)
+    plan = make_plan(SPECS, RecipeFacts.of(HPARAMS), Recipe(ftype("Q8_0")), has_imatrix=False)
     assert fingerprint.of_output(b"header", plan, imatrix="none", checkpoint="c", slab_bytes=4096) == {
         "version of moe-gguf": fingerprint.version(),
         "checkpoint": "c",
@@ -34,7 +33,7 @@ def test_of_an_output() -> None:
 
 def test_of_a_pass() -> None:
     arithmetic = f"Arithmetic(device='cpu', dtype=torch.float32) torch.bfloat16 torch {torch.__version__}"
-    assert fingerprint.of_pass([CHUNKS], Arithmetic(), Storage(torch.bfloat16)) == {
+    assert fingerprint.of_pass([CHUNKS], ForwardSettings(hidden_dtype=torch.bfloat16)) == {
         "version of moe-gguf": fingerprint.version(),
         "text": "2f75394f1758d599e87494371da38b36",
         "length of the chunks": "8",
@@ -43,7 +42,7 @@ def test_of_a_pass() -> None:
 
 
 def test_of_importances() -> None:
-    found = fingerprint.of_calibration(CHUNKS, 0.5, Arithmetic(dtype=torch.bfloat16), Storage())
+    found = fingerprint.of_calibration(CHUNKS, 0.5, ForwardSettings(dtype=torch.bfloat16))
     assert found == "bc24ea00a0be4bb6acf8596afd8f9335183841d96b6e4f01c74854701044872a"
     imatrix = Imatrix({"x": Entry(np.ones((2, 4), np.float32), np.array([3, 4]))}, prior=8)
     assert fingerprint.of_imatrix(imatrix) == "d3384f41405f3dc133c3cf712d9f2508"
