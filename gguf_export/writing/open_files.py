@@ -42,7 +42,7 @@ class OpenFiles:
         """The files that do not have this slab yet, each with its tensor."""
         return [
             (sink, planned)
-            for sink, planned in self._targets[slab.spec.name]
+            for sink, planned in self._targets.get(slab.spec.name, ())
             if not sink.has(planned, slab.offset_in(planned), slab.n_row * planned.row_bytes)
         ]
 
@@ -139,7 +139,7 @@ def _recalled(
     job: ExportJob, journals: Sequence[Journal], restart: bool, progress: OnProgress, note: Note
 ) -> list[Sink]:
     """A sink for each file, which knows what an earlier run has done of it."""
-    if not journals[0].is_locked:
+    if not all(journal.is_locked for journal in journals):
         place = str(job.files[0].path.parent)
         note(Remark(place, "locks are unknown here", "do not run the same export twice at once"))
     sinks = []

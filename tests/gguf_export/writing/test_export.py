@@ -173,6 +173,11 @@ def test_a_plan_is_what_an_export_writes(model: Path, tmp_path: Path) -> None:
         assert file.bpw == pytest.approx(8 * sum(t.n_bytes for t in file.tensors) / n_elements)
 
 
+def test_no_types_make_no_files(model: Path, tmp_path: Path) -> None:
+    assert export(model, [], tmp_path).files == ()
+    assert [path.name for path in tmp_path.iterdir()] == [model.name]
+
+
 def test_one_type_needs_no_list(model: Path, tmp_path: Path) -> None:
     assert [file.ftype for file in plan(model, "Q4_K_M", tmp_path).files] == ["Q4_K_M"]
 
