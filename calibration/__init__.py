@@ -1,1 +1,5 @@
-"""Text meets weights: the forward pass, importance matrices, perplexity."""
+"""First floor: text meets weights. A model reads a text, layer by layer, and what its matrices see is kept or judged.
+
+It asks a `quantize.sources.ModelSource` for matrices and knows no file of a model. The verbs that use it are offered
+one floor up, in `gguf_export`.
+"""

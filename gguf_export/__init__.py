@@ -1,21 +1,56 @@
-"""Blocks become a file: metadata, the GGUF writer, exports and the command line.
+"""Top floor: blocks become a file, and people are spoken to.
 
-`gguf_export.export` is the whole job as one call; everything else is in the modules.
+Offered are the verbs of the command line as functions, and the settings that they take; other names may change without
+a word in the changelog. Types are strings; results are frozen objects with the figures that the command line prints.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from gguf_export.writing.export import ExportResult, export
+from quantize.offering import offered
 
-__all__ = ["ExportResult", "export"]
+if TYPE_CHECKING:
+    from calibration.forward.settings import ForwardSettings
+    from calibration.text.text_settings import TextSettings
+    from gguf_export.checking.doctor import doctor
+    from gguf_export.checking.inspect import inspect
+    from gguf_export.checking.verify import verify
+    from gguf_export.comparing.errors import errors
+    from gguf_export.comparing.run import compare
+    from gguf_export.writing.calibrate import calibrate
+    from gguf_export.writing.export import export, plan
+
+__all__ = [
+    "ForwardSettings",
+    "TextSettings",
+    "calibrate",
+    "compare",
+    "doctor",
+    "errors",
+    "export",
+    "inspect",
+    "plan",
+    "verify",
+]
+
+_MODULES = {
+    "ForwardSettings": "calibration.forward.settings",
+    "TextSettings": "calibration.text.text_settings",
+    "calibrate": "gguf_export.writing.calibrate",
+    "compare": "gguf_export.comparing.run",
+    "doctor": "gguf_export.checking.doctor",
+    "errors": "gguf_export.comparing.errors",
+    "export": "gguf_export.writing.export",
+    "inspect": "gguf_export.checking.inspect",
+    "plan": "gguf_export.writing.export",
+    "verify": "gguf_export.checking.verify",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when they are asked for: the command line must not wait for numba to say how it is used.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("gguf_export.writing.export"), name)
+    return offered(__name__, _MODULES, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

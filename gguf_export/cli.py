@@ -33,10 +33,9 @@ class _Group(click.Group):
 
             if not isinstance(error, MoeGgufError):
                 raise
-            from gguf_export.commands.saying import switch
-            from quantize.containers.untrusted import printable
+            from gguf_export.commands.saying import error_line
 
-            click.echo(printable(f"moe-gguf: error: {error.line(switch)}"), err=True)
+            click.echo(error_line(error), err=True)
             sys.exit(1)
 
 

@@ -1,21 +1,27 @@
-"""Numbers become blocks: checkpoints, block formats, recipes, error measures.
+"""Ground floor: numbers become blocks. Checkpoints and GGUF files are read, types are chosen, matrices are encoded.
 
-`quantize.encode` and `quantize.decode` are what most callers want; everything else is in the modules.
+Offered are `encode` and `decode` of one matrix; other names may change without a word in the changelog. Nothing here
+knows a text, writes a file or imports torch.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from quantize.offering import offered
 
 if TYPE_CHECKING:
     from quantize.codec import decode, encode
+    from quantize.guide import Guide
 
-__all__ = ["decode", "encode"]
+__all__ = ["Guide", "decode", "encode"]
+
+_MODULES = {"Guide": "quantize.guide", "decode": "quantize.codec", "encode": "quantize.codec"}
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when they are asked for: the command line must not wait for numba to say how it is used.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("quantize.codec"), name)
+    return offered(__name__, _MODULES, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -65,7 +65,7 @@ class MoeGgufError(Exception):
         return self.line()
 
     def __reduce__(self) -> Any:
-        return _rebuilt, (type(self), self.place, self.message, self.remedy, self.setting)
+        return _rebuilt, (type(self), self.place, self.message, self.remedy, self.setting), vars(self)
 
 
 def _rebuilt(kind: type[MoeGgufError], place: str, message: str, remedy: str, setting: str) -> MoeGgufError:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from gguf_export.checking.findings import Findings
+    from quantize.exceptions import MoeGgufError
     from quantize.telling import Remark
 
 
@@ -23,6 +25,21 @@ def say(remark: Remark) -> None:
     from quantize.containers.untrusted import printable
 
     click.echo(printable(remark.line(switch)), err=True)
+
+
+def error_line(error: MoeGgufError) -> str:
+    """An error as one line, and the command that lists more of the same kind."""
+    from quantize.containers.untrusted import printable
+    from quantize.exceptions import ActivationError
+
+    line = error.line(switch)
+    if isinstance(error, ActivationError) and error.model:
+        path = Path(error.model)
+        if path.is_dir():
+            line += f"; moe-gguf doctor {path} --full lists what is damaged"
+        elif path.is_file():
+            line += f"; moe-gguf verify {path} lists what is damaged"
+    return printable(f"moe-gguf: error: {line}")
 
 
 def show_findings(findings: Findings, as_json: bool) -> None:

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from calibration.judging.matrix_errors import ErrorReport
-from gguf_export.files.replacing import is_device, write_text
+from gguf_export.files.outputs import refuse_outputs
+from gguf_export.files.replacing import write_text
 from quantize.exceptions import OutputError
 
 __all__ = ["FORMATS", "check_outputs", "errors_csv", "errors_json", "write_errors"]
@@ -76,10 +77,7 @@ def check_outputs(paths: Sequence[Path], *, force: bool = False) -> None:
     """
     for path in paths:
         if path.suffix.lower() not in FORMATS:
-            raise OutputError(f"{path}: a report can be written as {', '.join(FORMATS)}; name the file so")
-        if is_device(path):
-            raise OutputError(f"{path}: is no file, so it cannot be replaced; choose another name")
-        if path.exists() and not force:
-            raise OutputError(f"{path}: exists already; pass --force to replace it")
-        if not path.absolute().parent.is_dir():
-            raise OutputError(f"{path}: there is no such folder; make it first")
+            raise OutputError(
+                str(path), f"a report can be written as {', '.join(FORMATS)}", "name the file so"
+            )
+    refuse_outputs(paths, force=force)

@@ -275,7 +275,7 @@ def test_a_long_list_of_starved_experts_is_cut() -> None:
 
 def test_reports_appear_whole_and_replace_no_folder(tmp_path: Path) -> None:
     (tmp_path / "a.csv").mkdir()
-    with pytest.raises(OutputError, match="is no file"):
+    with pytest.raises(OutputError, match="is a folder"):
         check_outputs([tmp_path / "a.csv"], force=True)
     write_errors(tmp_path / "b.json", make_report())
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["b.json"]

@@ -65,4 +65,4 @@ def test_a_prior_needs_importances(pico: Path, tmp_path: Path) -> None:
     compare = invoke(*forward_words("compare", pico, tmp_path), "--prior", 8)
     for done in (export, compare):
         assert done.exit_code == 2
-        assert "--prior needs importances: give --imatrix" in done.stderr
+        assert "--prior means nothing without --imatrix" in done.stderr

@@ -800,7 +800,7 @@ def test_what_is_no_file_is_not_replaced(folder: Path, tmp_path: Path) -> None:
     done = invoke(*imatrix_words(folder, tmp_path / "x", "--force"))
     assert (done.exit_code, done.stderr) == (
         1,
-        f"moe-gguf: error: {tmp_path / 'x'}: is no file, so it cannot be replaced; choose another name\n",
+        f"moe-gguf: error: {tmp_path / 'x'}: is a folder; name a file in it\n",
     )
     done = invoke(*compare_words(folder, tmp_path / "x"))
     assert (done.exit_code, done.stderr) == (
