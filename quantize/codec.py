@@ -132,6 +132,9 @@ def decode(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
 
     Raises:
         DecodeError: the type is not known here, or the blocks are not rows of it.
+
+    >>> decode(encode(np.ones((1, 32), np.float32), "BF16"), "BF16", 32)[0, :3].tolist()
+    [1.0, 1.0, 1.0]
     """
     qtype = to_qtype(qtype)
     if not can_encode(qtype):

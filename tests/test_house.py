@@ -124,7 +124,8 @@ def test_only_the_command_line_parses_prints_and_exits() -> None:
 
 def test_the_library_names_no_switches() -> None:
     """Messages name settings; the command line spells them as switches."""
-    own = {name for verb in main.commands.values() for param in verb.params for name in param.opts if name.startswith("--")}
+    params = [param for verb in main.commands.values() for param in verb.params]
+    own = {name for param in params for name in param.opts if name.startswith("--")}
     switches = []
     for name, tree in trees():
         if name.startswith(("gguf_export/commands/", "gguf_export/cli.py")):

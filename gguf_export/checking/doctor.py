@@ -36,6 +36,9 @@ def doctor(
 
     Returns:
         The findings; a healthy checkpoint has neither errors nor warnings.
+
+    >>> doctor(demo_model).summary()
+    'nothing is wrong'
     """
     return Findings(_check(Path(path), full, pre, progress))
 

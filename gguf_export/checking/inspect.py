@@ -73,6 +73,10 @@ def inspect(path: str | Path) -> ModelFacts:
     Raises:
         CheckpointError, GGUFError: it is damaged.
         MoeGgufError: there is neither.
+
+    >>> facts = inspect(demo_model)
+    >>> facts.hparams.n_expert, facts.hparams.n_expert_used, len(facts.tensors)
+    (4, 2, 33)
     """
     path = Path(path)
     if path.is_dir():

@@ -59,6 +59,11 @@ def verify(
         CheckpointError, ImatrixError: `against` or `imatrix` cannot be read, or do not go together.
         GGUFError: the file or its SHA256SUMS cannot be hashed or read.
         OutputError: SHA256SUMS cannot be written.
+
+    >>> from gguf_export import export
+    >>> file = export(demo_model, "Q4_0", folder).files[0].path
+    >>> verify(file, against=demo_model).summary()
+    'nothing is wrong'
     """
     path = Path(path)
     checkpoint = open_checkpoint(against) if isinstance(against, (str, Path)) else against

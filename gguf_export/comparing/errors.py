@@ -23,8 +23,8 @@ __all__ = ["cut_fit_and_held_out", "errors"]
 
 def errors(
     model: str | Path,
-    text: TextSettings,
-    settings: ErrorSettings,
+    text: TextSettings | str | Path,
+    types: ErrorSettings | Sequence[str],
     *,
     held_out: Sequence[Path] = (),
     forward: ForwardSettings | None = None,
@@ -36,8 +36,8 @@ def errors(
 
     Args:
         model: the folder of a checkpoint, or a GGUF file.
-        text: the calibration text.
-        settings: the types, and how they are measured.
+        text: the calibration text: a file, or `TextSettings`.
+        types: tensor types by name; or `ErrorSettings`, which also say how they are measured.
         held_out: text files to judge on, of which as many chunks are taken as of `text`, evenly spread; by default
             every fifth chunk of `text` is held out.
         forward, engine, progress: see `measure_errors`.
@@ -46,7 +46,13 @@ def errors(
     Raises:
         TextError: there is no text, or it is too short.
         MoeGgufError: see `open_source` and `measure_errors`.
+
+    >>> report = errors(demo_model, TextSettings((text,), n_ctx=128, n_chunk=5), ["Q4_K"])
+    >>> len(report.rows), report.qtypes
+    (48, ('Q4_K',))
     """
+    settings = types if isinstance(types, ErrorSettings) else ErrorSettings.of(types)
+    text = TextSettings.of(text)
     source = open_source(model, note)
     fit, judged = cut_fit_and_held_out(source, text, held_out)
     return measure_errors(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,8 +89,8 @@ class CompareResult:
 
 
 def compare(
-    models: ModelChoice,
-    texts: TextChoice,
+    models: ModelChoice | Sequence[str | Path],
+    texts: TextChoice | Sequence[str],
     settings: PassSettings | None = None,
     *,
     state: StateSettings | None = None,
@@ -98,7 +98,23 @@ def compare(
     progress: OnProgress = silent,
     note: Note = discard,
 ) -> CompareResult:
-    """Compare models on texts: `prepare` and `run` in one call, with the arguments and errors of both."""
+    """Compare GGUF files with their checkpoint on texts: perplexity, KL divergence, same top token, same experts.
+
+    Args:
+        models: the folder of the checkpoint and the files; or a `ModelChoice`, which also names another base, and types
+            that no file is written of.
+        texts: files, each perhaps as NAME=FILE; or a `TextChoice`, which also says how they are cut.
+        settings, state, on_result, progress, note: see `run`.
+
+    Raises:
+        MoeGgufError: see `prepare` and `run`.
+
+    >>> result = compare(ModelChoice.of(demo_model, types=["Q8_0"]), TextChoice.of(str(text), n_chunk=2))
+    >>> result.comparison.results[0][0].statistics.kld.value < 0.01
+    True
+    """
+    models = models if isinstance(models, ModelChoice) else ModelChoice.of(*models)
+    texts = texts if isinstance(texts, TextChoice) else TextChoice.of(*texts)
     job = prepare(models, texts, note=note)
     return run(job, settings, state=state, on_result=on_result, progress=progress, note=note)
 

@@ -134,7 +134,7 @@ def plan(
 
     >>> planned = plan(demo_model, ["Q8_0", "Q4_K_M"])
     >>> [(file.ftype, round(file.bpw, 1)) for file in planned.files]
-    [('Q8_0', 8.5), ('Q4_K_M', 5.1)]
+    [('Q8_0', 8.5), ('Q4_K_M', 4.9)]
     """
     request = _Request(
         model,

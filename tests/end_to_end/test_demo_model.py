@@ -12,7 +12,7 @@ import llama
 import numpy as np
 import pytest
 import sentencepiece
-from test_llama_cpp import export
+from agreement import export
 
 N_CTX = 512
 PROMPT = "And it came to pass in those days, that"
@@ -39,9 +39,10 @@ def answers(demo_model: Path, passages: list[list[int]]) -> Any:
     import torch
     from transformers import MixtralForCausalLM
 
-    model, info = MixtralForCausalLM.from_pretrained(
+    loaded: Any = MixtralForCausalLM.from_pretrained(
         demo_model, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
+    model, info = loaded  # a pair with `output_loading_info`, which the types of transformers do not tell
     assert not any(info.values()), info  # nothing missing, nothing left over
     ids = torch.tensor(passages)
     with torch.no_grad():

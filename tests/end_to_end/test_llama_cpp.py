@@ -9,32 +9,11 @@ from typing import Any
 import llama
 import numpy as np
 import pytest
+from agreement import check_agreement, export, reference_probs
 from pico import pico_dense, pico_mixtral
-
-from gguf_export.writing.export import prepare, run
-from quantize.recipes.ftypes import ftype
-from quantize.recipes.recipe import Recipe
-from quantize.sources.checkpoint import open_checkpoint
 
 N_TOKENS = 200
 TEXT_BYTES = 2000  # enough for so many tokens
-
-
-def export(model: Path, folder: Path, *ftypes: str, **options: Any) -> dict[str, Path]:
-    recipes = [Recipe(ftype(name)) for name in ftypes]
-    done = run(prepare(open_checkpoint(model), recipes, folder, **options), force=True)
-    return {name: file.path for name, file in zip(ftypes, done.files, strict=True)}
-
-
-def reference_probs(model: Path, ids: list[int]) -> np.ndarray:
-    """(T, V): what transformers' float32 arithmetic gives on the bf16 shards."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
-    with torch.no_grad():
-        logits = loaded(torch.tensor([ids])).logits[0]
-    return logits.double().softmax(-1).numpy()
 
 
 @pytest.fixture(scope="module", params=["demo_model", "bench"])
@@ -114,12 +93,3 @@ def test_llama3_rope_agrees_with_transformers(tmp_path: Path) -> None:
     }
     model = pico_dense(tmp_path / "Pico", architecture="LlamaForCausalLM", rope_scaling=scaling)
     check_agreement(model, tmp_path)
-
-
-def check_agreement(model: Path, folder: Path) -> None:
-    file = export(model, folder, "F32")["F32"]
-    # After these ids no model here is sure of EOS, for which the server would report nothing.
-    ids = [1, *np.random.default_rng(2).integers(3, 300, 60).tolist()]
-    with llama.serve(file) as server:
-        ours = server.next_token_probs(ids)
-    assert np.abs(ours - reference_probs(model, ids)[-1]).max() < 0.01

@@ -16,7 +16,7 @@ import llama
 import numpy as np
 import pico
 import pytest
-from test_llama_cpp import check_agreement, export
+from agreement import check_agreement, export
 
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.tensors import QType

@@ -30,6 +30,7 @@ def main() -> None:
         rows = samples(n_rows=1, n_per_row=512)
         weights = to_bf16(np.concatenate([rows[name] for name in NAMES]))
         importance = importances(512)["usual"]
+        assert importance is not None
         np.savez_compressed(path, weights=weights, importance=importance)
     data = np.load(path)
     for qtype in WRITABLE:

@@ -20,9 +20,8 @@ N_COLUMNS = 64
 
 def main() -> None:
     tensors = {tensor.name: np.asarray(tensor.data) for tensor in GGUFReader(sys.argv[1]).tensors}
-    np.savez_compressed(
-        GOLDEN, **{name: np.atleast_2d(values)[:, :N_COLUMNS] for name, values in tensors.items()}
-    )
+    columns = {name: np.atleast_2d(values)[:, :N_COLUMNS] for name, values in tensors.items()}
+    np.savez_compressed(GOLDEN, allow_pickle=False, **columns)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,12 @@ def convert(source: str, folder: Path, pre: str) -> list[list[Any]]:
     subprocess.run([sys.executable, "-c", CONVERT, source, pre, *arguments], check=True, capture_output=True)
     fields = [field for key, field in GGUFReader(output).fields.items() if not key.startswith("GGUF.")]
     return [
-        record(field.name, GGUFValueType(field.types[0]), field.types[1:2], field.contents())
+        record(
+            field.name,
+            GGUFValueType(field.types[0]),
+            GGUFValueType(field.types[1]) if len(field.types) > 1 else None,
+            field.contents(),
+        )
         for field in fields
     ]
 

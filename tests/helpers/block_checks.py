@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from places import BENCH, GOLDEN, ROOT
 
 from quantize.blocks import block_format
+from quantize.blocks.jit import JIT
 from quantize.codec import decode, encode, row_bytes
 from quantize.guide import Guide
 from quantize.tensors import Array, QType
@@ -296,9 +297,7 @@ def check_without_jit(*qtypes: QType) -> None:
 
 def plain_python(names: list[str]) -> None:
     """What the process of `check_without_jit` runs; prints the name of each type that passed."""
-    import numba
-
-    assert numba.config.DISABLE_JIT
+    assert not JIT
     data = np.load(BLOCKS / "weights.npz")
     for name in names:
         qtype = QType[name]

@@ -234,14 +234,18 @@ def prepare_seeds(folder: Path) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "beta_fast": 32}
-    more = {
-        "rope_scaling": yarn,
-        "scoring_func": "softmax",
-        "n_group": 1,
-        "sliding_window": None,
-        "head_dim": 8,
-    }
-    model = pico_mixtral(folder / "Pico", n_layer=1, n_expert=2, n_embd=32, n_ff=32, **more)
+    model = pico_mixtral(
+        folder / "Pico",
+        n_layer=1,
+        n_expert=2,
+        n_embd=32,
+        n_ff=32,
+        head_dim=8,
+        rope_scaling=yarn,
+        scoring_func="softmax",
+        n_group=1,
+        sliding_window=None,
+    )
     (model / "README.md").write_text("---\nlicense: mit\nbase_model:\n- a/b\ntags: [x, y]\n---\n# Pico\n")
     (model / "generation_config.json").write_text(json.dumps({"temperature": 0.7, "top_k": 40}))
     checkpoint = open_checkpoint(model)
@@ -324,7 +328,7 @@ def _prepare_small_files(model: Path) -> None:
     (model / "SHA256SUMS").write_text(f"{hashlib.sha256(b'x').hexdigest()}  base.kld\n")
 
 
-VALUES = [
+VALUES: list[object] = [
     *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 255, 2**31, 2**63, 2**64, 10**400, 1e308, -0.5, 1e-45),
     *("", "x", "../../x", "/etc/passwd", "\0", "\ud800", "\u2581" * 300, "BF16", "F64", "I8", "nan"),
     *([], {}, [[]], [0], [-1, -1], [2**62, 2**62], {"": ""}, {"content": "<s>"}, ["a", "b"]),
@@ -377,7 +381,7 @@ def mutated_gguf(draw: st.DrawFn, path: Path) -> bytes:
             del keys[key]
         elif kind == 1:
             type_ = draw(st.sampled_from(list(SCALARS)))
-            values = [0, 1] if type_ == Type.BOOL else [0, 1, 2, 127]
+            values: list[float] = [0, 1] if type_ == Type.BOOL else [0, 1, 2, 127]
             if type_ in (Type.FLOAT32, Type.FLOAT64):
                 values = [0.0, -1.0, float("nan"), float("inf"), 1e38]
             elif type_ in (Type.UINT32, Type.UINT64):

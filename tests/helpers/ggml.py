@@ -45,9 +45,13 @@ def library() -> ctypes.CDLL:
     (path,) = [file for file in Path(spec.origin).parent.iterdir() if file.suffix in (".so", ".pyd")]
     lib = ctypes.CDLL(str(path))
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t
-    lib.ggml_quantize_chunk.argtypes = (
-        [ctypes.c_int, FLOAT_P, ctypes.c_void_p] + 3 * [ctypes.c_int64] + [FLOAT_P]
-    )
+    lib.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        FLOAT_P,
+        ctypes.c_void_p,
+        *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
+        FLOAT_P,
+    ]
     lib.ggml_row_size.restype = ctypes.c_size_t
     lib.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
     lib.ggml_quantize_init.argtypes = [ctypes.c_int]

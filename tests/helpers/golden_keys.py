@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ from gguf import GGUFValueType
 LONG = 16
 
 
-def record(key: str, kind: GGUFValueType, sub_types: Sequence[GGUFValueType], value: Any) -> list[Any]:
-    sub_type = GGUFValueType(sub_types[0]) if kind == GGUFValueType.ARRAY else None
+def record(key: str, kind: GGUFValueType, sub_type: GGUFValueType | None, value: Any) -> list[Any]:
     if GGUFValueType.FLOAT32 in (kind, sub_type):
         value = np.asarray(value, np.float32).tolist()
     if isinstance(value, list) and len(value) > LONG:

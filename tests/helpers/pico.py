@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Dtype = Literal["BF16", "F16", "F32"]
+Layout = Literal["split", "fused", "fused.weight"]
 
 TEXT = """the small model reads a short text and learns some words of it. the router chooses two experts for each token.
 one expert knows numbers, one knows names, one knows rivers and one knows nothing. a river runs through the small town.
@@ -26,7 +27,7 @@ quick foxes jump over lazy dogs in zebra vests, and everybody knows that the wor
 def pico_mixtral(
     path: Path,
     *,
-    layout: Literal["split", "fused", "fused.weight"] = "split",
+    layout: Layout = "split",
     n_layer: int = 2,
     n_expert: int = 4,
     n_expert_used: int = 2,

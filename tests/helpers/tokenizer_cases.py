@@ -67,13 +67,14 @@ def spm_like(*added: dict[str, Any]) -> dict[str, Any]:
     from sentencepiece import SentencePieceProcessor
 
     pieces = SentencePieceProcessor(model_proto=PIECES.read_bytes())
-    vocab = {pieces.IdToPiece(token_id): token_id for token_id in range(len(pieces))}
+    vocab: dict[str, int] = {pieces.IdToPiece(token_id): token_id for token_id in range(len(pieces))}
     merges = []
     for text, token_id in vocab.items():
         splits = [(text[:i], text[i:]) for i in range(1, len(text))]
         pairs = [pair for pair in splits if pair[0] in vocab and pair[1] in vocab]
         if pairs and not pieces.IsControl(token_id) and not pieces.IsByte(token_id):
-            merges.append(list(max(pairs, key=lambda pair: pieces.GetScore(vocab[pair[0]]))))
+            best = max(pairs, key=lambda pair: float(pieces.GetScore(vocab[pair[0]])))
+            merges.append(list(best))
     steps = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}]
     return {
         "version": "1.0",

@@ -33,7 +33,7 @@ def test_few_units_are_in_flight() -> None:
 
 
 def test_an_error_ends_the_work() -> None:
-    begun = []
+    begun: list[int] = []
     gate = threading.Event()
 
     def work(item: int) -> int:
@@ -50,9 +50,14 @@ def test_an_error_ends_the_work() -> None:
 
 
 def test_closing_waits_for_the_units_in_work() -> None:
-    ended = []
+    ended: list[int] = []
+
+    def work(item: int) -> int:
+        ended.append(item)
+        return item
+
     with Threads(2) as engine:
-        units = engine.map(lambda item: ended.append(item) or item, range(1000))
+        units = engine.map(work, range(1000))
         next(units)
         units.close()
         n_ended = len(ended)

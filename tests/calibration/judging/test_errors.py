@@ -105,7 +105,8 @@ def inputs(model: Checkpoint) -> tuple[Inputs, Inputs]:
     recorder = Recorder()
     tokens = np.concatenate([FIT.inputs, HELD_OUT.inputs])
     forward([Stream(model)], tokens, settings=EXACT, observers=[recorder])
-    fit, held_out = {}, {}
+    fit: Inputs = {}
+    held_out: Inputs = {}
     for key, blocks in recorder.rows.items():
         places, x = (torch.cat(parts) for parts in zip(*blocks, strict=True))
         for part, chosen in ((fit, places < FIT.n_token), (held_out, places >= FIT.n_token)):
@@ -337,7 +338,7 @@ def test_the_sampler_keeps_rows_evenly() -> None:
     spec = TensorSpec("blk.0.attn_q.weight", (4, 2), QType.BF16)
     sampler = HeldOutSampler(is_judged, n_fit=3, n_held_out=10, limit=4, settings=EXACT)
     everything = torch.stack([torch.arange(13.0), torch.ones(13)], dim=1)
-    for places in torch.arange(13).split(5):
+    for places in (torch.arange(5), torch.arange(5, 10), torch.arange(10, 13)):
         sampler.inputs(0, [spec], 0, places, everything[places])
     sample = sampler.pop(spec, 0)
     assert sample.kept[:, 0].tolist() == [5.0, 7.0, 10.0, 12.0]

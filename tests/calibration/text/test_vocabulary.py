@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +73,20 @@ KEYS: dict[str, tuple[Any, KeyType]] = {
 }
 
 
-def of_keys(n_vocab: int | None = None, **changes: tuple[Any, KeyType]) -> Vocabulary:
-    keys = {f"tokenizer.ggml.{name}": pair for name, pair in {**KEYS, **changes}.items()}
-    values = {key: value for key, (value, _) in keys.items()}
-    return vocabulary_of_keys("file", values, {key: kind for key, (_, kind) in keys.items()}, n_vocab)
+def of_keys(keys: Mapping[str, tuple[Any, KeyType]], n_vocab: int | None = None) -> Vocabulary:
+    values = {f"tokenizer.ggml.{name}": value for name, (value, _) in keys.items()}
+    types = {f"tokenizer.ggml.{name}": kind for name, (_, kind) in keys.items()}
+    return vocabulary_of_keys("file", values, types, n_vocab)
 
 
 def test_vocabulary_of_keys() -> None:
-    found = of_keys(3)
+    found = of_keys(KEYS, 3)
     assert (found.kind, found.pre, found.texts, found.merges) == ("gpt2", "gpt-2", ["a", "b", "ab"], ["a b"])
     assert (found.scores, found.bos_id, found.unused) == ((), None, frozenset())
-    spm_found = of_keys(model=("llama", (STRING, None)))
+    spm_found = of_keys(KEYS | {"model": ("llama", (STRING, None))})
     assert (spm_found.scores, spm_found.bos_id, spm_found.pre) == ([0.0] * 3, 1, None)
-    assert (
-        of_keys(add_bos_token=(True, (GGUFValueType.BOOL, None)), bos_token_id=(2, (INT32, None))).bos_id == 2
-    )
+    adds_bos: tuple[Any, KeyType] = (True, (GGUFValueType.BOOL, None))
+    assert of_keys(KEYS | {"add_bos_token": adds_bos, "bos_token_id": (2, (INT32, None))}).bos_id == 2
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,13 @@ def test_vocabulary_of_keys() -> None:
 )
 def test_keys_of_other_types(name: str, value: Any, kind: KeyType) -> None:
     with pytest.raises(TokenizerError, match=r"^file: ") as caught:
-        of_keys(**{name: (value, kind)})
+        of_keys(KEYS | {name: (value, kind)})
     assert "\n" not in str(caught.value)
 
 
 def test_tokens_for_another_embedding() -> None:
     with pytest.raises(TokenizerError, match="file: 3 tokens for an embedding of 4 rows"):
-        of_keys(4)
+        of_keys(KEYS, 4)
 
 
 # -- files of a folder
@@ -142,7 +142,7 @@ def test_a_separator_that_is_written_as_an_object(tmp_path: Path) -> None:
     assert found.adds == {"bos": True, "eos": True, "sep": True}
 
 
-ODD = [
+ODD: list[object] = [
     None,
     True,
     -1,
@@ -161,7 +161,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
-def test_a_post_processor_of_other_types(tmp_path: Path, odd: Any) -> None:
+def test_a_post_processor_of_other_types(tmp_path: Path, odd: object) -> None:
     """Every value on the way to a token's text or id may be of any type."""
     spm(tmp_path)
     piece = {"SpecialToken": odd}
@@ -182,7 +182,7 @@ def test_a_post_processor_of_other_types(tmp_path: Path, odd: Any) -> None:
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
-def test_other_files_of_other_types(tmp_path: Path, odd: Any) -> None:
+def test_other_files_of_other_types(tmp_path: Path, odd: object) -> None:
     CASES["spm-like"](tmp_path)
     kinds = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
     odd_settings = {f"{kind}_token": odd for kind in kinds} | {f"add_{kind}_token": odd for kind in kinds}
@@ -217,7 +217,7 @@ def test_other_files_of_other_types(tmp_path: Path, odd: Any) -> None:
 
 @pytest.mark.parametrize("odd", [odd for odd in ODD if type(odd) is not int or odd < 0], ids=repr)
 @pytest.mark.parametrize("name", ["spm-added-v1.2", "spm-like", "byte-level"])
-def test_ids_of_added_tokens_of_other_types(tmp_path: Path, name: str, odd: Any) -> None:
+def test_ids_of_added_tokens_of_other_types(tmp_path: Path, name: str, odd: object) -> None:
     """A list or an object as an id was used as a key."""
     CASES[name](tmp_path)
     write_json(tmp_path, "added_tokens.json", {"<new>": odd})

@@ -131,7 +131,10 @@ def a_byte_level_tokenizer(model: Path) -> None:
 
 
 def write(name: str, text: str) -> Callable[[Path], None]:
-    return lambda model: (model / name).write_text(text) and None
+    def damage(model: Path) -> None:
+        (model / name).write_text(text)
+
+    return damage
 
 
 def link_out_of_the_folder(model: Path) -> None:

@@ -35,14 +35,16 @@ from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
-from quantize.tensors import QType
+from quantize.tensors import Array, QType
 
-SHAPE = {"n_embd": 256, "n_ff": 256, "n_head": 4, "n_head_kv": 2, "n_expert": 4, "n_layer": 2}
+
+def make_model(folder: Path, seed: int = 0) -> Path:
+    return pico_mixtral(folder, n_embd=256, n_ff=256, n_head=4, n_head_kv=2, n_expert=4, n_layer=2, seed=seed)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pico_mixtral(tmp_path_factory.mktemp("models") / "Pico-4x1M-bf16", **SHAPE)
+    return make_model(tmp_path_factory.mktemp("models") / "Pico-4x1M-bf16")
 
 
 def export(model: Path, folder: Path, name: str, imatrix: Imatrix | None = None) -> Path:
@@ -264,14 +266,15 @@ def test_quick_compares_codes(copy: Callable[[str], Path], model: Path) -> None:
 def test_codes_are_the_nearest_with_any_importances(qtype: QType, kind: str) -> None:
     """What the encoders make of any weights passes; it is theirs that llama.cpp's bytes are equal to."""
     rng = np.random.default_rng(7)
-    weights = {
+    kinds: dict[str, Callable[[], Array]] = {
         "normal": lambda: 0.02 * rng.standard_normal((8, 1024)),
         "heavy": lambda: rng.standard_t(2, (8, 1024)),
         "sparse": lambda: rng.standard_normal((8, 1024)) * (rng.random((8, 1024)) < 0.05),
         "one-signed": lambda: 3 + np.abs(rng.standard_normal((8, 1024))),
         "scaled": lambda: rng.standard_normal((8, 1024)) * np.exp(3 * rng.standard_normal(1024)),
         "tiny": lambda: 1e-6 * rng.standard_normal((8, 1024)),
-    }[kind]()
+    }
+    weights = kinds[kind]()
     wide = (weights.astype(np.float32).view(np.uint32) >> 16 << 16).view(np.float32)
     for importance in (None, np.exp(2 * rng.standard_normal(1024)).astype(np.float32)):
         found = not_nearest(encode(wide, qtype, Guide.of(importance)), wide, qtype)
@@ -463,7 +466,7 @@ def test_a_transposed_matrix_is_named(copy: Callable[[str], Path], model: Path) 
 
 
 def test_another_checkpoint_is_noticed(exported: Callable[[str], Path], tmp_path: Path) -> None:
-    other = pico_mixtral(tmp_path / "Other-4x1M-bf16", seed=1, **SHAPE)
+    other = make_model(tmp_path / "Other-4x1M-bf16", seed=1)
     found = compared(exported("Q4_K_M"), other)
     assert any("differs from the checkpoint: relative error 2" in one for one in found)
 
@@ -488,7 +491,7 @@ def remade(path: Path, edit: Callable[[dict[str, KeyValue]], Any]) -> None:
 
 def set_to(key: str, value: Any, kind: Type | None = None) -> Callable[[dict[str, KeyValue]], Any]:
     def edit(keys: dict[str, KeyValue]) -> None:
-        keys[key] = replace(keys[key], value=value, **({"type": kind} if kind is not None else {}))
+        keys[key] = replace(keys[key], value=value, type=keys[key].type if kind is None else kind)
 
     return edit
 

@@ -99,7 +99,7 @@ def test_names_stand_beside_points_without_touching() -> None:
     picture = svg_for_page(plot)
     assert all(f"{point.name}, a: 5" in "|".join(map(str, hover_texts(picture))) for point in crowd)
     width = 84  # of "model number 1" in 12 points of DejaVu Sans, a wide font
-    boxes = []
+    boxes: list[tuple[float, float, float]] = []
     shown = names(picture, {point.name for point in crowd})
     assert 5 <= len(shown) < 40
     for x, y, anchor, _ in shown:

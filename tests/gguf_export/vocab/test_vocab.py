@@ -77,7 +77,7 @@ def test_keys_are_the_converters(name: str, tmp_path: Path) -> None:
     wanted = [row for row in KEYS[name] if row[0].startswith("tokenizer.")]
     n_vocab = next(row[3]["length"] for row in wanted if row[0] == "tokenizer.ggml.tokens")
     keys = vocab_keys(folder, {}, n_vocab, PRE if is_byte_level(name) else None)
-    assert [record(kv.key, kv.type, [kv.sub_type or 0], kv.value) for kv in keys] == wanted
+    assert [record(kv.key, kv.type, kv.sub_type, kv.value) for kv in keys] == wanted
 
 
 # -- as many tokens as the embedding has rows, each once ---------------------------------------------------------------
@@ -369,7 +369,7 @@ def test_models_known_by_their_size(pieces: Path, vocab_size: int, key: str, val
 
 # -- strangers ---------------------------------------------------------------------------------------------------------
 
-HOSTILE = [
+HOSTILE: list[object] = [
     None,
     True,
     -1,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pico import fuse_experts, pico_mixtral, read_checkpoint, write_checkpoint
+from pico import Dtype, fuse_experts, pico_mixtral, read_checkpoint, write_checkpoint
 from places import HELPERS
 
 from gguf_export import export
@@ -240,7 +240,7 @@ def test_imatrix_of_another_model_is_refused(model: Path, bench: Path, tmp_path:
 
 
 @pytest.mark.parametrize("dtype", ["F16", "F32"])
-def test_other_float_types_are_read(tmp_path: Path, dtype: str) -> None:
+def test_other_float_types_are_read(tmp_path: Path, dtype: Dtype) -> None:
     model = pico_mixtral(tmp_path / "Pico", dtype=dtype)
     done = export(model, ["F32", "Q8_0"], tmp_path / "out")
     exact, rounded = (GGUFFile(file.path) for file in done.files)

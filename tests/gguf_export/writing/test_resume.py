@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,14 @@ def test_only_files_that_lack_a_slab_get_it(
     """One file finished, one not begun: the finished one is not encoded again."""
     run(plan_of(model, tmp_path / "out", "Q8_0"))
     stopped(model, tmp_path / "more", 1)
-    done = []
+    done: list[str] = []
     original = Sink.write
-    monkeypatch.setattr(Sink, "write", lambda *args: (done.append(args[0].path.name), original(*args))[1])
+
+    def write(self: Sink, *args: Any) -> None:
+        done.append(self.path.name)
+        original(self, *args)
+
+    monkeypatch.setattr(Sink, "write", write)
     resumed(model, tmp_path / "more")
     assert files(tmp_path / "more") == whole
     assert len([name for name in done if "Q8_0" in name]) == len([name for name in done if "F16" in name]) - 1
@@ -376,12 +381,17 @@ def test_bytes_are_durable_before_the_journal_tells_of_them(
     monkeypatch.setattr("gguf_export.files.durable.durable", watched)
     monkeypatch.setattr("gguf_export.writing.sink.durable_folder", lambda _: events.append(("folder", "")))
     original_add, original_replace = Journal.add, Path.replace
-    monkeypatch.setattr(
-        Journal, "add", lambda self, new: (events.append(("note", str(len(new)))), original_add(self, new))[1]
-    )
-    monkeypatch.setattr(
-        Path, "replace", lambda *args: (events.append(("name", "")), original_replace(*args))[1]
-    )
+
+    def add(self: Journal, pieces: Sequence[Piece]) -> None:
+        events.append(("note", str(len(pieces))))
+        original_add(self, pieces)
+
+    def replace(self: Path, target: Path) -> Path:
+        events.append(("name", ""))
+        return original_replace(self, target)
+
+    monkeypatch.setattr(Journal, "add", add)
+    monkeypatch.setattr(Path, "replace", replace)
     run(plan_of(model, tmp_path / "out", "F16"), jobs=1)
     kinds = [kind for kind, _ in events]
     for i, (kind, n_pieces) in enumerate(events):
@@ -434,9 +444,13 @@ def test_a_failed_sync_notes_nothing(
             raise OSError(errno.EIO, "Input/output error")
         durable(file)
 
+    def add(self: Journal, pieces: Sequence[Piece]) -> None:
+        noted.extend(pieces)
+        original_add(self, pieces)
+
     with monkeypatch.context() as patch:
         patch.setattr("gguf_export.files.durable.durable", failing)
-        patch.setattr(Journal, "add", lambda self, new: (noted.extend(new), original_add(self, new))[1])
+        patch.setattr(Journal, "add", add)
         with pytest.raises(OutputError, match="Input/output error"):
             run(plan_of(model, tmp_path / "out", "F16"), jobs=1)
     journal = next((tmp_path / "out").glob("*.journal"))

@@ -100,9 +100,14 @@ def test_a_feed_does_not_keep_its_producer_waiting() -> None:
         return item
 
     with Threads(1) as engine, Feed(engine, work, done.append) as feed:
+
+        def put_late() -> None:
+            for item in range(3, 20):
+                feed.put(item)
+
         for item in range(3):
             feed.put(item)
-        late = threading.Thread(target=lambda: [feed.put(item) for item in range(3, 20)])
+        late = threading.Thread(target=put_late)
         late.start()
         late.join(0.2)
         assert late.is_alive()

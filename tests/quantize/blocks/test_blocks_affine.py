@@ -1,5 +1,9 @@
 """The formats with a scale and a min: Q4_K, Q5_K, Q2_K, Q4_1, Q5_1, each through the checks of all formats."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import block_checks
 import pytest
 
@@ -20,9 +24,9 @@ CHECKS = (
 
 @pytest.mark.parametrize("qtype", QTYPES, ids=lambda qtype: qtype.name)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__[6:])
-def test_format(check, qtype):
+def test_format(check: Callable[[QType], None], qtype: QType) -> None:
     check(qtype)
 
 
-def test_plain_python():
+def test_plain_python() -> None:
     block_checks.check_without_jit(*QTYPES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,20 +11,21 @@ from hypothesis import strategies as st
 from numba import njit
 
 from quantize.blocks.half import bf16_bits_to_f32, f16_bits_to_f32, f32_to_bf16_bits, f32_to_f16_bits
+from quantize.tensors import Array
 
 ALL_16 = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
 
 
-def over(function: Any) -> Callable[[Any, Any], None]:
-    @njit  # type: ignore[untyped-decorator]
-    def loop(source, out):  # type: ignore[no-untyped-def]
+def over(function: Callable[..., np.generic]) -> Callable[[Array, Array], None]:
+    @njit()
+    def loop(source: Array, out: Array) -> None:
         for i in range(source.size):
             out[i] = function(source[i])
 
-    return loop  # type: ignore[no-any-return]
+    return loop
 
 
-def hard_floats() -> Any:
+def hard_floats() -> Array:
     """Random bits, and the neighbours of every half and of every point between two halves."""
     rng = np.random.default_rng(1)
     halves = ALL_16[(ALL_16 & 0x7FFF) <= 0x7C00].view(np.float16).astype(np.float32).view(np.uint32)
@@ -78,7 +78,7 @@ def test_f32_to_bf16_rounds_to_even() -> None:
 
 @given(st.integers(0, (1 << 32) - 1))
 @pytest.mark.parametrize("function", [f32_to_f16_bits, f32_to_bf16_bits])
-def test_plain_python_gives_the_same_bits(function: Any, bits: int) -> None:
+def test_plain_python_gives_the_same_bits(function: Callable[..., np.generic], bits: int) -> None:
     value = np.uint32(bits).view(np.float32)
     plain = getattr(function, "py_func", function)
     assert int(plain(value)) == int(function(value))
@@ -86,7 +86,7 @@ def test_plain_python_gives_the_same_bits(function: Any, bits: int) -> None:
 
 @given(st.integers(0, (1 << 16) - 1))
 @pytest.mark.parametrize("function", [f16_bits_to_f32, bf16_bits_to_f32])
-def test_plain_python_gives_the_same_float(function: Any, bits: int) -> None:
+def test_plain_python_gives_the_same_float(function: Callable[..., np.generic], bits: int) -> None:
     plain = getattr(function, "py_func", function)
     a, b = np.float32(plain(np.uint16(bits))), np.float32(function(np.uint16(bits)))
     assert a.view(np.uint32) == b.view(np.uint32) or (np.isnan(a) and np.isnan(b))

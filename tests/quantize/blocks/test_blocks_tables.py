@@ -36,7 +36,7 @@ def test_without_jit() -> None:
     block_checks.check_without_jit(*QTYPES)
 
 
-@njit
+@njit()
 def indices(values: Array, codes: Array, nearest: Array) -> None:
     for i in range(values.size):
         codes[i] = nearest_index(values[i])

@@ -12,7 +12,8 @@ from pathlib import Path
 import ggml
 import numpy as np
 import pytest
-from block_checks import ROOT, importances, samples, to_bf16
+from block_checks import importances, samples, to_bf16
+from places import ROOT
 
 import quantize
 from quantize.blocks import WRITABLE, block_format, can_encode

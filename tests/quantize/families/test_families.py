@@ -39,18 +39,19 @@ from quantize.hparams import Hparams, RopeScaling
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.tensors import QType
 
-E, D, F, FX, FS, V, HD = (
-    3,
-    8,
-    12,
-    6,
-    4,
-    16,
-    4,
-)  # experts, width, dense, expert and shared width, tokens, head_dim
-FIELDS = {"num_hidden_layers": 5, "hidden_size": D, "intermediate_size": F, "num_attention_heads": 2}
-FIELDS |= {"num_key_value_heads": 1, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "vocab_size": V}
-INVENTED = {
+E, D, V, HD = 3, 8, 16, 4  # experts, width, tokens, head_dim
+F, FX, FS = 12, 6, 4  # width of a dense feed-forward, of an expert, of a shared expert
+FIELDS: dict[str, object] = {
+    "num_hidden_layers": 5,
+    "hidden_size": D,
+    "intermediate_size": F,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": V,
+}
+INVENTED: dict[str, object] = {
     "architectures": ["InventedForCausalLM"],
     "n_routed": E,
     "n_used": 1,

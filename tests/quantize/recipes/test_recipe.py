@@ -1,8 +1,12 @@
+"""Recipes and plans: the types that llama-quantize chooses, tensor by tensor, and what a recipe refuses."""
+
 from __future__ import annotations
 
 import json
 import pickle
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import gguf
 import pytest
@@ -11,8 +15,9 @@ from recipe_cases import SMALL, Model, recipe_of, section, snapshot, snapshot_ca
 
 from quantize.containers.keys import KeyValue
 from quantize.exceptions import NeedsImatrixError, RecipeError
-from quantize.recipes.ftypes import FTYPES, ftype
+from quantize.recipes.ftypes import FTYPES, Ftype, ftype
 from quantize.recipes.recipe import (
+    Plan,
     Recipe,
     RecipeFacts,
     make_plan,
@@ -28,16 +33,16 @@ REFERENCE = BENCH / "reference"
 CASES = snapshot_cases()
 
 
-def plan_of(model: Model, name: str, *options: str, has_imatrix: bool = False):
+def plan_of(model: Model, name: str, *options: str, has_imatrix: bool = False) -> Plan:
     return make_plan(model.specs, model.facts, recipe_of(ftype(name), options), has_imatrix)
 
 
-def types_of(planned) -> dict[str, str]:
+def types_of(planned: Plan) -> dict[str, str]:
     return {tensor.spec.name: tensor.qtype.name for tensor in planned.tensors}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_types_are_those_of_llama_quantize(name):
+def test_types_are_those_of_llama_quantize(name: str) -> None:
     sections = {}
     for case in CASES[name]:
         planned = plan_of(case.model, case.ftype.name, *case.options, has_imatrix=case.has_imatrix)
@@ -51,11 +56,11 @@ def test_types_are_those_of_llama_quantize(name):
     assert snapshot(sections, "").partition("\n")[2] == expected
 
 
-def test_every_file_type_has_a_snapshot():
+def test_every_file_type_has_a_snapshot() -> None:
     assert {path.stem for path in RECIPES.iterdir()} == {known.name for known in FTYPES} | {"options"}
 
 
-def test_types_and_order_are_those_of_the_reference_files():
+def test_types_and_order_are_those_of_the_reference_files() -> None:
     if not REFERENCE.is_dir():
         pytest.skip("no ../shared/bench: the reference files of harmony-nano are not part of the project")
     n_embd, n_ff, n_expert, n_vocab = 256, 768, 4, 4096
@@ -68,25 +73,25 @@ def test_types_and_order_are_those_of_the_reference_files():
 
 
 @pytest.mark.parametrize("known", FTYPES, ids=lambda known: known.name)
-def test_ids_are_those_of_general_file_type(known):
+def test_ids_are_those_of_general_file_type(known: Ftype) -> None:
     name = "ALL_F32" if known.name == "F32" else f"MOSTLY_{known.name}"
     assert known.id == gguf.LlamaFileType[name].value
     assert ftype(str(known.id)) is known
     assert ftype(known.name.lower()) is known
 
 
-def test_a_file_type_has_the_aliases_of_llama_quantize():
+def test_a_file_type_has_the_aliases_of_llama_quantize() -> None:
     assert [ftype(name).name for name in ("Q3_K", "q4_k", "Q5_K")] == ["Q3_K_M", "Q4_K_M", "Q5_K_M"]
 
 
 @pytest.mark.parametrize("name", ["Q4_K_XL", "", "COPY", "999", "-1"])
-def test_an_unknown_file_type_names_the_known(name):
+def test_an_unknown_file_type_names_the_known(name: str) -> None:
     with pytest.raises(RecipeError, match=r"unknown file type .*Q4_K_M") as error:
         ftype(name)
     assert "\n" not in str(error.value)
 
 
-def test_the_order_of_the_source_does_not_matter():
+def test_the_order_of_the_source_does_not_matter() -> None:
     model = Model(8, n_layer=12, extras=True)
     shuffled = random.Random(1).sample(model.specs, len(model.specs))
     recipe = Recipe(ftype("Q4_K_M"))
@@ -97,7 +102,7 @@ def test_the_order_of_the_source_does_not_matter():
     assert names.index("blk.2.ffn_norm.weight") < names.index("blk.10.attn_k.weight")
 
 
-def test_offsets_and_sizes():
+def test_offsets_and_sizes() -> None:
     specs = [
         TensorSpec("output.weight", (3, 256), QType.BF16),
         TensorSpec("output_norm.weight", (3,), QType.BF16),
@@ -128,12 +133,12 @@ def test_offsets_and_sizes():
     }
 
 
-def test_an_empty_plan_has_no_bytes():
+def test_an_empty_plan_has_no_bytes() -> None:
     planned = make_plan([], SMALL.facts, Recipe(ftype("Q4_0")), False)
     assert (planned.n_bytes, planned.data_bytes, planned.bpw) == (0, 0, 0.0)
 
 
-def test_q2_k_s_needs_an_imatrix():
+def test_q2_k_s_needs_an_imatrix() -> None:
     for has_imatrix in (False, True):
         planned = plan_of(SMALL, "Q2_K_S", has_imatrix=has_imatrix)
         for tensor in planned.tensors:
@@ -156,7 +161,7 @@ def test_q2_k_s_needs_an_imatrix():
         ("--token-embedding-type", "q8_0", "token_embd.weight"),
     ],
 )
-def test_a_demanded_type_must_fit(option, qtype, tensor):
+def test_a_demanded_type_must_fit(option: str, qtype: str, tensor: str) -> None:
     model = Model(4, n_layer=1, n_embd=40, n_head=1, n_head_kv=1)
     with pytest.raises(
         RecipeError, match=rf"^{tensor}: rows of 40 weights .*{qtype.upper()}; choose another"
@@ -164,14 +169,14 @@ def test_a_demanded_type_must_fit(option, qtype, tensor):
         plan_of(model, "Q4_K_M", option, qtype)
 
 
-def test_an_expert_tensor_must_name_a_layer():
+def test_an_expert_tensor_must_name_a_layer() -> None:
     for name in ("ffn_down_exps.weight", "blk.7.ffn_down_exps.weight"):
         specs = [TensorSpec(name, (4, 256, 256), QType.BF16)]
         with pytest.raises(RecipeError, match=rf"^{name}: names no layer of a model with 4 layers"):
             make_plan(specs, SMALL.facts, Recipe(ftype("Q4_K_M")), False)
 
 
-def test_patterns_that_decide_nothing_are_told():
+def test_patterns_that_decide_nothing_are_told() -> None:
     options = ("attn_q=q8_0", "attn_q|attn_k=q6_k", "attn_q=q4_0", "norm=q8_0", "ATTN_V=q4_k")
     words = [word for option in options for word in ("--tensor-type", option)]
     assert plan_of(SMALL, "Q4_K_S", *words).unmatched == ("attn_q", "norm")
@@ -179,7 +184,7 @@ def test_patterns_that_decide_nothing_are_told():
 
 
 @pytest.mark.parametrize("source", [QType.F32, QType.F16, QType.BF16])
-def test_what_is_left_alone_keeps_the_type_of_a_float_source(source):
+def test_what_is_left_alone_keeps_the_type_of_a_float_source(source: QType) -> None:
     specs = [TensorSpec(spec.name, spec.shape, source) for spec in SMALL.specs]
     types = types_of(make_plan(specs, SMALL.facts, Recipe(ftype("Q8_0"), leave_output_tensor=True), False))
     assert types["output.weight"] == source.name
@@ -198,15 +203,15 @@ def test_what_is_left_alone_keeps_the_type_of_a_float_source(source):
         ("rope_freqs.weight", (16,), QType.F32),
     ],
 )
-def test_the_converters_types(name, shape, expected):
+def test_the_converters_types(name: str, shape: tuple[int, ...], expected: QType) -> None:
     assert stored_type(TensorSpec(name, shape, QType.BF16)) is expected
 
 
-def test_a_quantized_source_is_not_converted():
+def test_a_quantized_source_is_not_converted() -> None:
     assert stored_type(TensorSpec("blk.0.ffn_gate_inp.weight", (4, 256), QType.Q8_0)) is QType.Q8_0
 
 
-def test_a_plan_of_tensors_of_any_rank_and_type():
+def test_a_plan_of_tensors_of_any_rank_and_type() -> None:
     """A GGUF of another program may hold types that nothing here can write, and stacks that are no experts."""
     specs = [
         TensorSpec("output_norm.weight", (256,), QType.F32),
@@ -234,7 +239,7 @@ def test_a_plan_of_tensors_of_any_rank_and_type():
     assert planned.data_bytes == planned.tensors[-1].offset + -(-planned.tensors[-1].n_bytes // 32) * 32
 
 
-def test_facts_are_in_the_keys_of_any_file():
+def test_facts_are_in_the_keys_of_any_file() -> None:
     keys = [
         KeyValue.u32("other.block_count", 80),
         KeyValue.array("other.attention.head_count", [64, 32], gguf.GGUFValueType.UINT32),
@@ -260,14 +265,14 @@ def test_facts_are_in_the_keys_of_any_file():
         ("(?=q)=q8_0", "not a regular expression"),  # split at the first =, as in llama-quantize
     ],
 )
-def test_a_bad_tensor_type(text, complaint):
+def test_a_bad_tensor_type(text: str, complaint: str) -> None:
     with pytest.raises(RecipeError) as error:
         parse_tensor_type(text)
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_tensor_types_from_a_file(tmp_path):
+def test_tensor_types_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "types.txt"
     path.write_bytes(b"  attn_q=q8_0 attn_k=Q6_k\r\n\n\tblk\\.[0-3]\\.ffn_down=F16")
     pairs = (("attn_q", QType.Q8_0), ("attn_k", QType.Q6_K), (r"blk\.[0-3]\.ffn_down", QType.F16))
@@ -282,7 +287,7 @@ def test_tensor_types_from_a_file(tmp_path):
         (None, "file is missing"),
     ],
 )
-def test_a_bad_file_of_tensor_types_is_named(tmp_path, content, complaint):
+def test_a_bad_file_of_tensor_types_is_named(tmp_path: Path, content: bytes | None, complaint: str) -> None:
     path = tmp_path / "types.txt"
     if content is not None:
         path.write_bytes(content)
@@ -292,29 +297,29 @@ def test_a_bad_file_of_tensor_types_is_named(tmp_path, content, complaint):
     assert complaint in str(error.value)
 
 
-def test_a_recipe_is_checked_when_it_is_made():
+def test_a_recipe_is_checked_when_it_is_made() -> None:
     with pytest.raises(RecipeError, match="unknown tensor type 'IQ2_XS'"):
         Recipe(ftype("Q4_K_M"), tensor_types=(("attn_q", QType.IQ2_XS), ("attn_q", QType.Q8_0)))
     with pytest.raises(RecipeError, match="not a regular expression"):
         Recipe(ftype("Q4_K_M"), tensor_types=(("*", QType.Q8_0),))
 
 
-def test_recipes_and_plans_can_be_pickled():
+def test_recipes_and_plans_can_be_pickled() -> None:
     planned = plan_of(SMALL, "Q4_K_M", "--tensor-type", "attn_q=q8_0")
     assert pickle.loads(pickle.dumps(planned)) == planned
     recipe = recipe_of(ftype("Q4_K_M"), ["--tensor-type", "attn_q=q8_0"])
     assert pickle.loads(pickle.dumps(recipe)) == recipe
 
 
-def test_70b_is_a_matter_of_layers_heads_and_experts():
-    def attn_v(**fields: int) -> set[str]:
-        model = Model(**{"n_expert": 0, "n_layer": 80, "n_head_kv": 1, **fields})
+def test_70b_is_a_matter_of_layers_heads_and_experts() -> None:
+    def attn_v(model: Model) -> set[str]:
         return {qtype for name, qtype in types_of(plan_of(model, "Q3_K_S")).items() if "attn_v" in name}
 
-    assert attn_v() == attn_v(n_expert=4) == {"Q5_K"}
-    assert attn_v(n_layer=79) == attn_v(n_head_kv=8) == {"Q3_K"}
-    assert attn_v(n_expert=8) == {"Q8_0"}
+    dense = Model(0, n_layer=80, n_head_kv=1)
+    assert attn_v(dense) == attn_v(replace(dense, n_expert=4)) == {"Q5_K"}
+    assert attn_v(replace(dense, n_layer=79)) == attn_v(replace(dense, n_head_kv=8)) == {"Q3_K"}
+    assert attn_v(replace(dense, n_expert=8)) == {"Q8_0"}
 
 
-def test_type_names_are_understood_in_any_case():
+def test_type_names_are_understood_in_any_case() -> None:
     assert parse_qtype("q4_K") is parse_qtype("Q4_k") is QType.Q4_K

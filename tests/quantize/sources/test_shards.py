@@ -101,7 +101,7 @@ def test_rows_of_q_and_k_are_permuted_one_by_one(mixtral: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["split", "fused"])
-def test_some_rows_are_those_rows_of_the_whole(tmp_path: Path, layout: Any) -> None:
+def test_some_rows_are_those_rows_of_the_whole(tmp_path: Path, layout: pico.Layout) -> None:
     checkpoint = open_checkpoint(pico.pico_mixtral(tmp_path, layout=layout, n_layer=1, tokenizer=False))
     for spec in checkpoint.specs():
         step = checkpoint.row_step(spec)
@@ -119,7 +119,7 @@ def test_some_rows_are_those_rows_of_the_whole(tmp_path: Path, layout: Any) -> N
 
 
 @pytest.mark.parametrize("layout", ["split", "fused", "fused.weight"])
-def test_a_pass_reads_each_byte_once(mixtral: Path, tmp_path: Path, layout: Any) -> None:
+def test_a_pass_reads_each_byte_once(mixtral: Path, tmp_path: Path, layout: pico.Layout) -> None:
     checkpoint = open_checkpoint(pico.pico_mixtral(tmp_path, layout=layout, tokenizer=False))
     for spec in checkpoint.specs():
         for xid in range(spec.n_matrix):
@@ -130,7 +130,7 @@ def test_a_pass_reads_each_byte_once(mixtral: Path, tmp_path: Path, layout: Any)
 def test_the_layouts_hold_the_same_model(mixtral: Path, tmp_path: Path) -> None:
     split = open_checkpoint(mixtral)
     for layout in ("fused", "fused.weight"):
-        folder = pico.pico_mixtral(tmp_path / layout, layout=layout, tokenizer=False)  # type: ignore[arg-type]
+        folder = pico.pico_mixtral(tmp_path / layout, layout=layout, tokenizer=False)
         fused = open_checkpoint(folder)
         assert fused.hparams == split.hparams and fused.specs() == split.specs() and fused.remarks == ()
         for spec in split.specs():
@@ -151,7 +151,7 @@ def test_any_number_of_experts(tmp_path: Path, n_expert: int) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "qtype"), [("BF16", QType.BF16), ("F16", QType.F16), ("F32", QType.F32)])
-def test_the_three_float_types(tmp_path: Path, dtype: Any, qtype: QType) -> None:
+def test_the_three_float_types(tmp_path: Path, dtype: pico.Dtype, qtype: QType) -> None:
     folder = pico.pico_mixtral(tmp_path, n_layer=1, dtype=dtype, n_shards=1, tokenizer=False)
     checkpoint = open_checkpoint(folder)
     stored = pico.read_checkpoint(folder)["model.layers.0.block_sparse_moe.experts.2.w2.weight"]
@@ -200,7 +200,7 @@ def test_threads_read_what_one_reads(mixtral: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["split", "fused"])
-def test_reading_an_expert_allocates_an_expert(tmp_path: Path, layout: Any) -> None:
+def test_reading_an_expert_allocates_an_expert(tmp_path: Path, layout: pico.Layout) -> None:
     folder = pico.pico_mixtral(tmp_path, layout=layout, n_layer=1, n_embd=256, n_ff=1024, tokenizer=False)
     checkpoint = open_checkpoint(folder)
     spec = next(spec for spec in checkpoint.specs() if spec.name == "blk.0.ffn_up_exps.weight")
