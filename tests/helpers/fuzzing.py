@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from pico import pico_mixtral
 
-from calibration.forward.stored import StoredMatrix, can_decode
+from calibration.forward.stored import Matrix, can_decode
 from calibration.importance.imatrix import Entry, Imatrix
 from calibration.importance.imatrix_files import load_imatrix, save_imatrix
 from calibration.judging.logits_file import LogitsFile, is_logits_file
@@ -161,7 +161,7 @@ def _gguf(folder: Path) -> object:
         lambda: tokenizer_of(file).encode("the <s> caf\u00e9\n", parse_special=True),
         lambda: vocabulary_of(file),
         lambda: [
-            StoredMatrix(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype) is not None
+            Matrix(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype) is not None
         ],
     )
 
