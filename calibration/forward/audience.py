@@ -31,13 +31,13 @@ class Audience:
         saved: PassState,
         n_weight: int,
     ) -> None:
-        """Take who is told.
+        """Begin with a pass; nothing is shown or handed out yet.
 
         Args:
             observers: see all streams.
-            on_weights: is given the matrices of the first stream; None: nobody wants them.
-            progress: is told the tokens that have passed the whole model, so to speak.
-            saved: counts the weights that were handed out.
+            on_weights: is given the matrices of the first stream; None where they are not wanted.
+            progress: is told the share of weights that were handed out, in tokens of the text.
+            saved: counts these weights.
             n_weight: weights of all streams together.
         """
         self.observers, self.on_weights, self._progress = observers, on_weights, progress
@@ -126,5 +126,5 @@ class Audience:
         self._progress(Progress("calculating", n_token, n_token, unit="tokens"))
 
     def _wants(self, state: StreamState) -> bool:
-        """Whether somebody wants the weights of a stream."""
+        """Whether the weights of a stream are wanted."""
         return self.on_weights is not None and state.index == 0

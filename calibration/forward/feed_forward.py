@@ -97,7 +97,7 @@ def _show_gate_and_up(state: StreamState, audience: Audience, bid: int, xid: int
     gate, up, _ = (DENSE if share.weights is None else EXPERTS).names(bid)
     specs = [state.spec(gate), state.spec(up)]
     for block in share.blocks():
-        audience.show(state, specs, xid, block.tokens, state.normed[block.tokens].to(state.settings.device))
+        audience.show(state, specs, xid, block.tokens, state.normed_rows(block.tokens))
 
 
 def _expert(state: StreamState, audience: Audience, bid: int, xid: int, share: Share) -> Matrix:
@@ -107,7 +107,7 @@ def _expert(state: StreamState, audience: Audience, bid: int, xid: int, share: S
     matrices = [state.read(name, xid) for name in (DENSE if is_dense else EXPERTS).names(bid)]
     gate, up, down = (audience.product(state, matrix) for matrix in matrices)
     for block in share.blocks():
-        x = state.normed[block.tokens].to(state.settings.device)
+        x = state.normed_rows(block.tokens)
         y = layers.expert(x, gate, up, audience.shown(down, state, matrices[2], block.tokens))
         state.refuse_infinite(y, place, f"blk.{bid}.ffn_", xid=xid)
         if block.weights is not None:

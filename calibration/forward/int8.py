@@ -1,4 +1,4 @@
-"""The rounding of activations in llama.cpp's CPU kernels, so that a figure is the one that a user of a file will see.
+"""The rounding of activations in llama.cpp's CPU kernels, so that figures are those that llama.cpp gives for a file.
 
 A product of activations with quantized weights is done in integers: the activations are rounded to 8 bits first, in
 blocks of 256 (`Q8_K`, for the K types and the IQ types with super-blocks) or of 32 (`Q8_0`, `Q8_1`, for the others).
@@ -44,16 +44,16 @@ def round_q8_k(x: Tensor) -> Tensor:
     blocks = x.reshape(*x.shape[:-1], -1, LARGE)
     highest = blocks.abs().amax(dim=-1, keepdim=True)
     iscale = _over(127.0, highest)
-    found: Tensor = (blocks * iscale).round_().mul_(_over(1.0, iscale))
-    return found.masked_fill_(highest < TINY, 0.0).flatten(-2)
+    rounded: Tensor = (blocks * iscale).round_().mul_(_over(1.0, iscale))
+    return rounded.masked_fill_(highest < TINY, 0.0).flatten(-2)
 
 
 def round_q8_0(x: Tensor) -> Tensor:
     """x f32 [t, n], n a multiple of 32, as Q8_0 holds it: codes of 8 bits, a scale in float16."""
     blocks = x.reshape(*x.shape[:-1], -1, SMALL)
     highest = blocks.abs().amax(dim=-1, keepdim=True)
-    found: Tensor = (blocks * _over(127.0, highest)).round_().mul_((highest / 127.0).half().float())
-    return found.masked_fill_(highest < TINY, 0.0).flatten(-2)
+    rounded: Tensor = (blocks * _over(127.0, highest)).round_().mul_((highest / 127.0).half().float())
+    return rounded.masked_fill_(highest < TINY, 0.0).flatten(-2)
 
 
 def _over(number: float, x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def round_bf16(x: Tensor) -> Tensor:
 
 
 def rounding_for(qtype: QType) -> Callable[[Tensor], Tensor] | None:
-    """What happens to the input of a product with weights of this type; None: nothing, as with F32."""
+    """The rounding of the input of a product with weights of this type; None where there is none, as with F32."""
     if qtype == QType.F32:
         return None
     if qtype == QType.F16:
@@ -83,10 +83,10 @@ def rounding_for(qtype: QType) -> Callable[[Tensor], Tensor] | None:
 
 
 class InputRounding:
-    """`Stream.round_inputs`: the input of each product rounded as the type of the weights asks.
+    """`Stream.round_inputs`: rounds the input of each product as the type of the weights asks.
 
-    Matrices with a common input come one after the other, so the last one is kept as long as its input is. `stored`
-    tells the type in which a GGUF file would hold a tensor, where that is not the type in which the source does (the
+    Matrices with a common input come one after the other, so the last rounded input is kept as long as the input is.
+    `stored` gives the type in which a GGUF file would hold a tensor, where the source holds it in another type (the
     router of a checkpoint).
     """
 
@@ -106,6 +106,6 @@ class InputRounding:
         return rounded
 
     def _forget(self, gone: weakref.ref[Tensor]) -> None:
-        """Nobody can ask for the same input again."""
+        """Free the rounded input when its input is gone."""
         if self._last is not None and self._last[0] is gone:
             self._last = None

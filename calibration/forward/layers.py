@@ -110,8 +110,9 @@ def route(x: Tensor, router: Tensor, n_used: int) -> Routing:
 
 def expert(x: Tensor, gate: Product, up: Product, down: Product) -> Tensor:
     """The SwiGLU feed-forward of one expert, or of a dense layer: x [t, D] -> down(silu(gate(x)) * up(x)) [t, D]."""
+    gate_x, up_x = gate(x), up(x)
     if torch.is_grad_enabled():
-        return down(functional.silu(gate(x)) * up(x))
+        return down(functional.silu(gate_x) * up_x)
     # Where no gradient is wanted, the results of the products are overwritten: fresh memory for activations of 14336
     # columns takes longer than the operation itself (39 against 76 ms with 1024 tokens in bfloat16).
-    return down(functional.silu(gate(x), inplace=True).mul_(up(x)))
+    return down(functional.silu(gate_x, inplace=True).mul_(up_x))

@@ -117,8 +117,13 @@ class StreamState:
 
     def add(self, tokens: Tensor, y: Tensor) -> None:
         """hidden[tokens] += y, in float32 whatever the hidden states are kept in."""
-        summed = self.hidden[tokens].to(y.device) + y.float()
-        self.hidden[tokens] = summed.to(self.hidden.device, self.hidden.dtype)
+        places = tokens.to(self.hidden.device)
+        summed = self.hidden.index_select(0, places).to(y.device) + y.float()
+        self.hidden.index_copy_(0, places, summed.to(self.hidden.device, self.hidden.dtype))
+
+    def normed_rows(self, tokens: Tensor) -> Tensor:
+        """The inputs of the feed-forward layer of some tokens, [t, D] on the device."""
+        return self.normed.index_select(0, tokens.to(self.normed.device)).to(self.settings.device)
 
     def logits(self, head: Matrix, x: Tensor) -> Tensor:
         """x [t, D] -> f32 [t, V]; the matrix is decoded some rows at a time, because those of all streams stay."""

@@ -1,4 +1,4 @@
-"""The forward pass as its callers see it: the models that go through it, and whom it tells."""
+"""What callers give to the forward pass: the models, and the observers and readers that it tells."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ class Observer:
         """The experts to which the tokens [t] of a block go in layer `bid`."""
 
     def pop(self, spec: TensorSpec, xid: int) -> Any:
-        """Give away what is known of the inputs of one matrix of the first stream; None: nothing.
+        """Give away the statistics of one matrix of the first stream; None where there are none.
 
-        It is called once for each matrix, when all its inputs have been shown; `on_weights` gets the result. An
-        observer of large statistics does not keep them any longer, so that it never holds those of a whole layer.
+        The driver calls it once for each matrix, when all its inputs have been shown, and `on_weights` gets the result.
+        An observer of large statistics forgets them here, so that it never holds those of all down projections of a
+        layer. After a resume nothing is known of the layers of the earlier run but what was `kept`.
         """
         return None
 
     def kept(self) -> Mapping[str, Array] | None:
-        """The arrays, by any names, from which a later pass can go on behind a layer; what was given away is not.
+        """The arrays, by any names, with which a later pass can go on behind a layer.
 
-        None, the default, where there is no going on: such an observer cannot see a pass whose state is kept.
+        None, the default, means that the observer cannot go on: it is refused in a pass whose state is kept.
         """
         return None
 

@@ -53,7 +53,11 @@ class ImatrixObserver(Observer):
         """Add a block of rows [t, n_per_row]."""
         if stream != self.stream:
             return
-        sums = x.float().square().sum(dim=0).cpu().numpy()
+        wide = x.float()
+        squares = (
+            wide.square() if wide is x else wide.square_()
+        )  # in the memory of a copy, where there is one
+        sums = squares.sum(dim=0).cpu().numpy()
         for spec in specs:
             entry = self.imatrix.entries.get(spec.name)
             if entry is None:

@@ -484,6 +484,9 @@ def test_what_it_does_not_know_is_refused(pico: Path, tokens: np.ndarray, tmp_pa
     extra = TensorSpec("blk.0.attn_sinks.weight", (4,), QType.F32)
     with pytest.raises(CheckpointError, match=r"does not know tensor blk\.0\.attn_sinks\.weight"):
         forward([Stream(Reshaped([*specs, extra]))], tokens)
+    beyond = TensorSpec("blk.3.attn_q.weight", (64, 64), QType.BF16)  # there are three layers
+    with pytest.raises(CheckpointError, match=r"does not know tensor blk\.3\.attn_q\.weight"):
+        forward([Stream(Reshaped([*specs, beyond]))], tokens)
     with pytest.raises(CheckpointError, match="does not know arch 'dbrx'; known: llama"):
         forward([Stream(Reshaped(specs, replace(source.hparams, arch="dbrx")))], tokens)
     fewer = [spec for spec in specs if spec.name != "blk.1.attn_k.weight"]

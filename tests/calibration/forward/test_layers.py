@@ -1,0 +1,264 @@
+"""The pure functions of a layer: gradients flow through them, and a layer can be computed again from its input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pico import pico_mixtral
+from torch import Tensor
+
+from calibration.forward import layers
+from calibration.forward.forward_pass import ForwardPass
+from calibration.forward.hidden import Storage
+from calibration.forward.layers import AttentionWeights, Linear
+from calibration.forward.parts import ATTENTION, EXPERTS, ROUTER
+from calibration.forward.rope import make_rope
+from calibration.forward.run import forward
+from calibration.forward.saved_state import PassState
+from calibration.forward.settings import ForwardSettings
+from calibration.forward.stored import Matrix, to_tensor
+from calibration.forward.streams import Given, Observer, Stream
+from calibration.forward.timings import Stage, Timings
+from quantize.sources.checkpoint import Checkpoint, open_checkpoint
+from quantize.tensors import Array, TensorSpec
+
+N_CHUNK, N_CTX, N_VOCAB = 3, 48, 320
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    return np.random.default_rng(5).integers(0, N_VOCAB, (N_CHUNK, N_CTX)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pico_mixtral(tmp_path_factory.mktemp("pico") / "m", n_layer=3, n_expert=5, tokenizer=False)
+
+
+class Layer:
+    """One layer of a checkpoint out of pure functions; its weights take gradients."""
+
+    def __init__(self, source: Checkpoint, bid: int) -> None:
+        self.source, self.bid = source, bid
+        self.specs = {spec.name: spec for spec in source.specs()}
+        self.weights: dict[tuple[str, int], Tensor] = {}
+        self.rope = make_rope(source.hparams, N_CTX)
+
+    def tensor(self, name: str, xid: int = 0) -> Tensor:
+        if (name, xid) not in self.weights:
+            spec = self.specs[f"blk.{self.bid}.{name}.weight"]
+            tensor = to_tensor(Matrix(self.source, spec, xid).whole(), dtype=torch.float32)
+            self.weights[name, xid] = tensor.requires_grad_()
+        return self.weights[name, xid]
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """h [T, D] -> [T, D]."""
+        hparams = self.source.hparams
+        q, k, v, o = (Linear(self.tensor(f"attn_{name}")) for name in ("q", "k", "v", "output"))
+        x = layers.rms_norm(h, self.tensor("attn_norm").reshape(-1), hparams.rms_norm_eps)
+        h = h + layers.attention(x, AttentionWeights(q, k, v, o), self.rope)
+        x = layers.rms_norm(h, self.tensor("ffn_norm").reshape(-1), hparams.rms_norm_eps)
+        routing = layers.route(x, self.tensor("ffn_gate_inp"), hparams.n_expert_used)
+        y = torch.zeros_like(h)
+        for xid in range(hparams.n_expert):
+            places, slots = (routing.ids == xid).nonzero(as_tuple=True)
+            products = (Linear(self.tensor(f"ffn_{name}_exps", xid)) for name in ("gate", "up", "down"))
+            share = layers.expert(x[places], *products) * routing.weights[places, slots, None]
+            y = y.index_add(0, places, share)
+        return h + y
+
+
+def test_gradients_are_those_of_transformers(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa"
+    ).model
+    generator = torch.Generator().manual_seed(1)
+    h = torch.randn(N_CHUNK, N_CTX, 64, generator=generator)
+    direction = torch.randn(h.shape, generator=generator)
+
+    theirs = h.clone().requires_grad_()
+    positions = torch.arange(N_CTX)[None]
+    embeddings = model.rotary_emb(theirs, positions)
+    wanted = model.layers[1](theirs, position_embeddings=embeddings)
+    wanted = wanted[0] if isinstance(wanted, tuple) else wanted
+    (wanted * direction).sum().backward()
+
+    ours, layer = h.flatten(0, 1).clone().requires_grad_(), Layer(open_checkpoint(folder), 1)
+    y = layer(ours)
+    (y * direction.flatten(0, 1)).sum().backward()
+    torch.testing.assert_close(y, wanted.flatten(0, 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.grad, theirs.grad.flatten(0, 1), rtol=1e-4, atol=1e-4)
+    for name, module in (("attn_v", "v_proj"), ("attn_output", "o_proj")):  # rows of q and k are permuted
+        gradient = getattr(model.layers[1].self_attn, module).weight.grad
+        torch.testing.assert_close(layer.tensor(name).grad, gradient, rtol=1e-4, atol=1e-4)
+    assert all(weight.grad is not None and weight.grad.any() for weight in layer.weights.values())
+
+
+def test_gradients_of_an_expert_are_those_of_differences() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, gate, up, down = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((4, 6), (5, 6), (5, 6), (6, 5))
+    )
+    assert torch.autograd.gradcheck(
+        lambda x, *weights: layers.expert(x, *(Linear(weight) for weight in weights)), (x, gate, up, down)
+    )
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_arguments_are_left_alone(with_gradient: bool) -> None:
+    """The fast path without gradients overwrites results of products only, and gives the same numbers."""
+    generator = torch.Generator().manual_seed(3)
+    x, *weights = (
+        torch.randn(*shape, generator=generator) for shape in ((8, 16), (24, 16), (24, 16), (16, 24))
+    )
+    before = [tensor.clone() for tensor in (x, *weights)]
+    with torch.set_grad_enabled(with_gradient):
+        y = layers.expert(x, *(Linear(weight) for weight in weights))
+    assert all(torch.equal(one, other) for one, other in zip(before, (x, *weights), strict=True))
+    with torch.set_grad_enabled(not with_gradient):
+        assert torch.equal(y, layers.expert(x, *(Linear(weight) for weight in weights)))
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_a_layer_can_be_computed_again_from_its_input(
+    folder: Path, tokens: np.ndarray, tmp_path: Path, scratch: bool
+) -> None:
+    source = open_checkpoint(folder)
+    settings = ForwardSettings(scratch=tmp_path if scratch else None)
+    with Storage(settings) as storage:
+        forward_pass = ForwardPass([Stream(source)], tokens, settings, storage, keep_layers=True)
+        forward_pass.run()
+        (state,) = forward_pass.states
+        outputs = [*state.layer_inputs[1:], state.hidden]
+        assert len(outputs) == 3
+        for bid, (kept, wanted) in enumerate(zip(state.layer_inputs, outputs, strict=True)):
+            h = kept.clone().requires_grad_()
+            y = Layer(source, bid)(h)
+            torch.testing.assert_close(y.detach(), wanted, rtol=1e-6, atol=1e-6)
+            y.square().sum().backward()
+            assert h.grad is not None
+            assert torch.isfinite(h.grad).all()
+
+
+class Silent:
+    """A keeper that keeps nothing."""
+
+    def recall(self, state: PassState) -> None:
+        pass
+
+    def keep(self, state: PassState) -> None:
+        pass
+
+
+def test_layers_of_an_earlier_run_have_no_inputs(folder: Path, tokens: np.ndarray) -> None:
+    settings = ForwardSettings()
+    with Storage(settings) as storage, pytest.raises(ValueError, match="earlier run"):
+        ForwardPass([Stream(open_checkpoint(folder))], tokens, settings, storage, keep_layers=True).run(
+            keeper=Silent()
+        )
+
+
+class SecondMoments(Observer):
+    """Σ x xᵀ of every matrix, which is too large to be kept for a whole layer."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, int], Tensor] = {}
+        self.most_held = 0
+
+    def inputs(self, stream: int, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
+        for spec in specs:
+            key = spec.name, xid
+            self.sums[key] = self.sums.get(key, 0) + x.double().T @ x.double()
+        self.most_held = max(self.most_held, sum("ffn_down" in name for name, _ in self.sums))
+
+    def pop(self, spec: TensorSpec, xid: int) -> Tensor | None:
+        return self.sums.pop((spec.name, xid), None)
+
+
+class Inputs(Observer):
+    """All inputs."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, int], list[Tensor]] = {}
+
+    def inputs(self, stream: int, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
+        for spec in specs:
+            self.rows.setdefault((spec.name, xid), []).append(x.double().clone())
+
+
+def test_observers_give_away_what_they_know_with_the_weights(folder: Path, tokens: np.ndarray) -> None:
+    moments, inputs = SecondMoments(), Inputs()
+    given: dict[tuple[str, int], Tensor | None] = {}
+
+    def on_weights(spec: TensorSpec, xid: int, weights: Array, of_observers: Given) -> None:
+        assert weights.shape == (spec.n_row, spec.n_per_row)
+        assert of_observers[inputs] is None
+        given[spec.name, xid] = of_observers[moments]
+
+    source = open_checkpoint(folder)
+    forward([Stream(source)], tokens, observers=[moments, inputs], on_weights=on_weights)
+    assert set(given) == {(spec.name, xid) for spec in source.specs() for xid in range(spec.n_matrix)}
+    for key, sums in given.items():
+        if key in inputs.rows:
+            rows = torch.cat(inputs.rows[key])
+            torch.testing.assert_close(sums, rows.T @ rows)
+        else:
+            assert sums is None
+    assert moments.most_held == 1
+    assert not moments.sums
+
+
+def test_nothing_is_kept_where_nobody_wants_weights(folder: Path, tokens: np.ndarray) -> None:
+    moments = SecondMoments()
+    forward([Stream(open_checkpoint(folder))], tokens, observers=[moments])
+    assert not moments.sums
+
+
+def test_an_observer_that_cannot_go_on_is_refused_at_once(folder: Path, tokens: np.ndarray) -> None:
+    source = open_checkpoint(folder)
+    with pytest.raises(TypeError, match="SecondMoments keeps nothing"):
+        forward([Stream(source)], tokens, observers=[SecondMoments()], keeper=Silent())
+    assert source.bytes_read == 0
+
+
+def test_parts_declare_their_tensors() -> None:
+    assert ATTENTION.names(2)[3] == "blk.2.attn_output.weight"
+    assert "blk.1.attn_k.bias" in ATTENTION.known(2)
+    assert "blk.2.attn_k.weight" not in ATTENTION.known(2)
+    assert EXPERTS.known(1) == {f"blk.0.ffn_{name}_exps.weight" for name in ("gate", "up", "down")}
+    assert ROUTER.known(1) == {"blk.0.ffn_gate_inp.weight"}
+
+
+def test_time_within_another_stage_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.0, 4.0, 7.0, 10.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    timings = Timings(n_token=5)
+    with timings.measure(Stage.ATTENTION):  # 0 to 10
+        with timings.measure(Stage.PRODUCTS):  # 1 to 3
+            pass
+        with timings.measure(Stage.PRODUCTS):  # 4 to 7
+            pass
+    assert timings.seconds[Stage.PRODUCTS] == 5
+    assert timings.seconds[Stage.ATTENTION] == 5
+    figures = timings.as_dict()
+    assert figures["n_token"] == 5
+    other = Timings()
+    other.restore(figures)
+    assert other.as_dict() == figures
+    with pytest.raises(KeyError):
+        other.restore({"n_token": 1})
+    assert other.as_dict() == figures
+
+
+def test_the_words_of_fingerprints_stay() -> None:
+    """Journals and states that were written by earlier versions go on only if these are the same."""
+    assert ForwardSettings().numerics == "Arithmetic(device='cpu', dtype=torch.float32) torch.float32"
+    narrow = ForwardSettings("cuda", torch.bfloat16, torch.bfloat16, Path("x"))
+    assert narrow.numerics == "Arithmetic(device='cuda', dtype=torch.bfloat16) torch.bfloat16"
