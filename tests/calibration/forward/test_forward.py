@@ -63,7 +63,8 @@ def reference_logits(folder: Path, tokens: np.ndarray) -> torch.Tensor:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
-        return model(torch.from_numpy(tokens).long()).logits
+        logits: torch.Tensor = model(torch.from_numpy(tokens).long()).logits
+    return logits
 
 
 def worst(found: torch.Tensor, wanted: torch.Tensor) -> float:

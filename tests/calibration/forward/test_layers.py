@@ -91,8 +91,9 @@ def test_gradients_are_those_of_transformers(folder: Path) -> None:
 
     ours, layer = h.flatten(0, 1).clone().requires_grad_(), Layer(open_checkpoint(folder), 1)
     y = layer(ours)
-    (y * direction.flatten(0, 1)).sum().backward()
+    (y * direction.flatten(0, 1)).sum().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(y, wanted.flatten(0, 1), rtol=1e-4, atol=1e-4)
+    assert theirs.grad is not None
     torch.testing.assert_close(ours.grad, theirs.grad.flatten(0, 1), rtol=1e-4, atol=1e-4)
     for name, module in (("attn_v", "v_proj"), ("attn_output", "o_proj")):  # rows of q and k are permuted
         gradient = getattr(model.layers[1].self_attn, module).weight.grad
@@ -142,7 +143,7 @@ def test_a_layer_can_be_computed_again_from_its_input(
             h = kept.clone().requires_grad_()
             y = Layer(source, bid)(h)
             torch.testing.assert_close(y.detach(), wanted, rtol=1e-6, atol=1e-6)
-            y.square().sum().backward()
+            y.square().sum().backward()  # type: ignore[no-untyped-call]
             assert h.grad is not None
             assert torch.isfinite(h.grad).all()
 

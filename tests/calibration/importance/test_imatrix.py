@@ -23,6 +23,13 @@ SPECS = [
 ]
 
 
+def importance(imatrix: Imatrix, name: str, xid: int = 0) -> np.ndarray:
+    """The importances of a tensor that the matrix knows."""
+    known = imatrix.importance(name, xid)
+    assert known is not None
+    return known
+
+
 def sample(prior: float = 0.0) -> Imatrix:
     """One dense tensor and three experts: one well fed, one with three tokens, one with none."""
     rng = np.random.default_rng(1)
@@ -59,8 +66,8 @@ def test_normalised_as_llama_quantize_does() -> None:
     assert got is not None
     assert got.dtype == np.float32
     assert got.tobytes() == (sums[0] / np.float32(700)).tobytes()
-    assert imatrix.importance(EXPERTS, 1).tobytes() == (sums[1] / np.float32(3)).tobytes()
-    assert imatrix.importance(EXPERTS, 2).tolist() == [1, 1, 1, 1]  # llama-quantize: no count, ones
+    assert importance(imatrix, EXPERTS, 1).tobytes() == (sums[1] / np.float32(3)).tobytes()
+    assert importance(imatrix, EXPERTS, 2).tolist() == [1, 1, 1, 1]  # llama-quantize: no count, ones
     assert imatrix.importance("blk.1.attn_q.weight") is None
     with pytest.raises(ImatrixError, match="has 3 expert"):
         imatrix.importance(EXPERTS, 3)
@@ -72,11 +79,13 @@ def test_prior_is_that_many_tokens_of_the_mean_kind() -> None:
     mean = entry.sums.sum(axis=0, dtype=np.float64) / 703
     for xid, count in enumerate([700, 3, 0]):
         want = (entry.sums[xid] + 32 * mean) / (count + 32)
-        np.testing.assert_allclose(shrunk.importance(EXPERTS, xid), want, rtol=1e-6)
-    np.testing.assert_allclose(shrunk.importance(EXPERTS, 2), mean, rtol=1e-6)  # nothing of its own: the mean
-    np.testing.assert_allclose(shrunk.importance(DENSE), plain.importance(DENSE), rtol=1e-6)  # its own mean
+        np.testing.assert_allclose(importance(shrunk, EXPERTS, xid), want, rtol=1e-6)
+    np.testing.assert_allclose(
+        importance(shrunk, EXPERTS, 2), mean, rtol=1e-6
+    )  # nothing of its own: the mean
+    np.testing.assert_allclose(importance(shrunk, DENSE), importance(plain, DENSE), rtol=1e-6)  # its own mean
     nothing = Imatrix({EXPERTS: Entry(np.zeros((2, 4), np.float32), np.zeros(2, np.int64))}, prior=8)
-    assert nothing.importance(EXPERTS, 1).tolist() == [1, 1, 1, 1]
+    assert importance(nothing, EXPERTS, 1).tolist() == [1, 1, 1, 1]
 
 
 def test_says_who_starved_and_what_is_missing() -> None:
@@ -159,7 +168,7 @@ def test_legacy_form_and_back(tmp_path: Path) -> None:
     file = tmp_path / "m.dat"
     imatrix = sample()
     save_imatrix(file, imatrix, legacy=True)
-    sums, counts = imatrix.entries[EXPERTS].sums, np.float32([[700], [3], [1]])
+    sums, counts = imatrix.entries[EXPERTS].sums, np.array([[700], [3], [1]], np.float32)
     sums[2] = 1  # an expert without tokens is stored as one
     experts = (sums / counts * np.float32(2)).ravel().tolist()  # 2 calls: 700 tokens are two chunks
     dense = (imatrix.entries[DENSE].sums / np.float32(1024) * np.float32(2)).ravel().tolist()
@@ -172,15 +181,15 @@ def test_legacy_form_and_back(tmp_path: Path) -> None:
     with pytest.raises(ImatrixError, match="has 1 expert"):
         back.importance(EXPERTS, 1)  # nor how many experts there are, before it has seen the model
     assert back.check(SPECS) == []
-    np.testing.assert_allclose(back.importance(EXPERTS, 1), sample().importance(EXPERTS, 1), rtol=1e-6)
-    assert back.importance(EXPERTS, 2).tolist() == [1, 1, 1, 1]
+    np.testing.assert_allclose(importance(back, EXPERTS, 1), importance(sample(), EXPERTS, 1), rtol=1e-6)
+    assert importance(back, EXPERTS, 2).tolist() == [1, 1, 1, 1]
 
 
 def test_legacy_without_calls_is_taken_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "m.dat"
     file.write_bytes(legacy_bytes({DENSE: (0, [1.0, 2.0, 3.0, 4.0])}))
     imatrix = load_imatrix(file)
-    assert imatrix.importance(DENSE).tolist() == [1, 2, 3, 4]
+    assert importance(imatrix, DENSE).tolist() == [1, 2, 3, 4]
     assert "quantize.imatrix.chunks_count" not in imatrix.metadata()
 
 
@@ -192,7 +201,7 @@ def test_legacy_knows_no_tokens(tmp_path: Path) -> None:
     with pytest.raises(ImatrixError, match="no token counts"):
         save_imatrix(tmp_path / "m.gguf", load_imatrix(file))
     save_imatrix(tmp_path / "copy.dat", load_imatrix(file), legacy=True)
-    assert load_imatrix(tmp_path / "copy.dat").importance(DENSE).tolist() == [0.5, 1, 1.5, 2]
+    assert importance(load_imatrix(tmp_path / "copy.dat"), DENSE).tolist() == [0.5, 1, 1.5, 2]
 
 
 def test_a_file_by_llama_imatrix_is_written_again_byte_for_byte(tmp_path: Path) -> None:
@@ -293,11 +302,13 @@ def test_damage_anywhere_is_told_in_one_line(tmp_path: Path, legacy: bool) -> No
     damaged = [whole[:size] for size in range(0, len(whole) - 1, 3)]
     for _ in range(300):
         raw = bytearray(whole)
-        raw[rng.integers(4 if not legacy else 0, len(raw))] = rng.choice([0, 1, 127, 255, rng.integers(256)])
+        raw[rng.integers(4 if not legacy else 0, len(raw))] = int(
+            rng.choice([0, 1, 127, 255, int(rng.integers(256))])
+        )
         damaged.append(bytes(raw))
     refused = 0
-    for raw in damaged:
-        file.write_bytes(raw)
+    for content in damaged:
+        file.write_bytes(content)
         try:
             load_imatrix(file)
         except ImatrixError as error:

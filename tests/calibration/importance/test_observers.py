@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class Recorder(Observer):
         self.probs: dict[int, list[torch.Tensor]] = {}
 
     def inputs(
-        self, stream: int, specs: list[TensorSpec], xid: int, tokens: torch.Tensor, x: torch.Tensor
+        self, stream: int, specs: Sequence[TensorSpec], xid: int, tokens: torch.Tensor, x: torch.Tensor
     ) -> None:
         for spec in specs:
             key = spec.name, xid
@@ -143,7 +144,8 @@ def test_a_file_of_it_weighs_the_same(pico: Path, chunks: Chunks, tmp_path: Path
     back = load_imatrix(tmp_path / "m.gguf", prior=4.0)
     for name, entry in found.entries.items():
         for xid in range(len(entry.counts)):
-            assert found.importance(name, xid).tobytes() == back.importance(name, xid).tobytes()
+            ours, theirs = found.importance(name, xid), back.importance(name, xid)
+            assert ours is not None and theirs is not None and ours.tobytes() == theirs.tobytes()
 
 
 @needs_bench

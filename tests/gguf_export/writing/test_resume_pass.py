@@ -393,7 +393,8 @@ def test_a_state_that_its_files_have_outlived_is_removed(
 def test_the_state_takes_no_space_of_the_files(
     folder: Path, tmp_path: Path, exported: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed, free = [], []
+    needed: list[int] = []
+    free: list[int] = []
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(pass_state, "SPARE_BYTES", 0)
     original = StateFile.keep
@@ -820,6 +821,11 @@ def test_names_follow_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "gguf_export.files.replacing.durable", lambda file: events.append(Path(file.name).name)
     )
     monkeypatch.setattr("gguf_export.files.replacing.durable_folder", lambda folder: events.append("folder"))
-    monkeypatch.setattr(Path, "replace", lambda *paths: (events.append("name"), rename(*paths))[1])
+
+    def watched(path: Path, target: Path) -> Path:
+        events.append("name")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
     write_text(tmp_path / "x", "new")
     assert events == ["x.partial", "name", "folder"]
