@@ -45,7 +45,7 @@ class Hparams:
     rope_neox: bool = False  # else rotary pairs are neighbours (rows of q and k permuted from Hugging Face's)
     n_ff_exp: int = 0  # width of one expert
     head_dim_v: int = 0  # of values
-    extra: Mapping[str, int | float | str | bool] = field(default_factory=dict)
+    extra: Mapping[str, int | float | str | bool] = field(default_factory=dict, hash=False)
     """What only some families have, by the names in their tables of keys: "kv_lora_rank"."""
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """The words in which a model family is declared.
 
-A family is data: which tensors the model has under which GGUF name, their shapes in the model's dimensions, and where a
-Hugging Face checkpoint keeps their numbers. A family file reads like this:
+A family is data: the keys of its files (`keys`), its tensors under their GGUF names, their shapes in the model's
+dimensions, and where a Hugging Face checkpoint keeps their numbers. A family file reads like this:
 
     tensor("token_embd.weight", "n_vocab n_embd", "model.embed_tokens.weight")
     each_layer(

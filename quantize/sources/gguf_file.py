@@ -110,7 +110,7 @@ class GGUFFile:
         """All tensors in file order."""
         return [stored.spec for stored in self.tensors.values()]
 
-    def row_step(self, _spec: TensorSpec) -> int:
+    def row_step(self, spec: TensorSpec) -> int:
         """Rows are stored one by one."""
         return 1
 
