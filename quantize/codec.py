@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from quantize.blocks import BlockFormat, FloatFormat, block_format, can_encode
+from quantize.blocks import block_format, can_encode
+from quantize.blocks.base import BlockFormat, FloatFormat
 from quantize.blocks.error_weights import row_mean_squares, tile_guide
 from quantize.blocks.jit import kernel
 from quantize.blocks.rounding import Rounding, nearest
@@ -28,7 +29,7 @@ EXPONENTS: dict[np.dtype[Any], tuple[np.dtype[Any], int]] = {
 """Per weight type: its bits, and those of the exponent, which are all set in infinities and NaNs."""
 
 
-CONVERTED = 1 << 20  # weights of a format without grid that are converted at a time
+CONVERTED = 1 << 22  # weights of a format without grid that are converted at a time
 
 
 def to_qtype(qtype: QType | str) -> QType:
@@ -91,6 +92,8 @@ def encode(
     n_rows, n_per_row = weights.shape
     blocks = np.empty((n_rows, row_bytes(qtype, n_per_row)), np.uint8)
     guide = None if guide is None else guide.checked(n_per_row)
+    if not form.uses_importance:
+        guide = None
     room = room_for(weights.size, form.block_size)
     with np.errstate(all="ignore"):  # where kernels run as plain Python, overflow is part of the arithmetic
         for rows in row_groups(n_rows, n_per_row, CONVERTED if isinstance(form, FloatFormat) else PANEL):
@@ -108,14 +111,19 @@ def encode(
 def _encode_rows(
     form: BlockFormat, weights: Array, guide: Guide | None, rounding: Rounding, blocks: Array, room: Array
 ) -> None:
-    """Fit, round and pack a group of rows, panel by panel: weights float32 or uint16, C-contiguous."""
+    """Fit, round and pack a group of rows, panel by panel: weights float32 or uint16, C-contiguous.
+
+    With a guide each panel lies to the right of those before. Without one it does not matter in which row or column a
+    block lies, and a single long row is quicker to read.
+    """
+    if guide is None:
+        weights, blocks = weights.reshape(1, -1), blocks.reshape(1, -1)
     n_rows, n_per_row = weights.shape
     size = form.block_size
-    guide = guide if form.uses_importance else None
-    row_squares = row_mean_squares(weights) if guide and form.weighs_rows else np.zeros(n_rows, np.float32)
+    squares = row_mean_squares(weights) if guide and form.weighs_rows else np.zeros(n_rows, np.float32)
     for columns in column_groups(n_rows, n_per_row // size, size):
         x = load(weights, columns, size, room)
-        grid = form.fit(x, None if guide is None else tile_guide(guide, columns, size, row_squares))
+        grid = form.fit(x, None if guide is None else tile_guide(guide, columns, size, squares))
         form.pack(grid, rounding(grid, x), columns, blocks)
 
 

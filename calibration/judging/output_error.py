@@ -26,6 +26,7 @@ from calibration.text.chunks import Chunks
 from quantize.codec import compile_kernels
 from quantize.engine import Engine, Threads
 from quantize.exceptions import TextError
+from quantize.families.roles import is_layer_matrix, is_router
 from quantize.finite import refuse_non_finite
 from quantize.recipes.recipe import fallback
 from quantize.sources.model_source import ModelSource
@@ -111,8 +112,8 @@ def measure_errors(
 
 
 def _is_judged(spec: TensorSpec) -> bool:
-    """The matrices of a layer that llama-quantize quantizes: not norms, biases and routers."""
-    return spec.bid is not None and spec.is_matrix and "ffn_gate_inp" not in spec.name
+    """Whether a type can be chosen for the matrix: llama-quantize leaves routers as they are."""
+    return is_layer_matrix(spec) and not is_router(spec)
 
 
 def _routing(load: RouterLoad) -> tuple[LayerRouting, ...]:

@@ -29,6 +29,7 @@ from gguf_export.writing.results import ExportResult, Seconds, file_figures
 from gguf_export.writing.slabs import Slab, compile_kernels, encode_weights, slabs_of_matrix
 from quantize.engine import Threads
 from quantize.exceptions import OutputExistsError
+from quantize.families.roles import is_layer_matrix
 from quantize.guide import Guide
 from quantize.telling import Note, OnProgress, discard, silent
 from quantize.tensors import Array, TensorSpec
@@ -62,7 +63,7 @@ def expected_imatrix(specs: Sequence[TensorSpec], calibration: Calibration, file
             np.zeros((spec.n_matrix, spec.n_per_row), np.float32), np.zeros(spec.n_matrix, np.int64)
         )
         for spec in specs
-        if spec.bid is not None and spec.is_matrix
+        if is_layer_matrix(spec)
     }
     return Imatrix(
         entries=entries,

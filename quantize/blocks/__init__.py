@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from quantize.blocks.base import BlockFormat, FloatFormat, Grid
 from quantize.exceptions import RecipeError
 from quantize.tensors import QType
 
-__all__ = ["WRITABLE", "BlockFormat", "FloatFormat", "Grid", "block_format", "can_encode"]
+if TYPE_CHECKING:  # numba takes a while to import, and to know what can be written takes no kernel
+    from quantize.blocks.base import BlockFormat, FloatFormat
+
+__all__ = ["WRITABLE", "block_format", "can_encode"]
 
 WRITABLE: tuple[QType, ...] = (
     QType.F32,

@@ -62,9 +62,11 @@ def load_importance(importance: Array, n_rows: int, t: int, k0: int, n: int, w: 
             ws[i] = value
     for column in range(first + 1, last + 1):  # few tiles reach into the next column
         start, end = column * n_rows - t * LANES, min(LANES, (column + 1) * n_rows - t * LANES)
+        values = importance[column, k0 : k0 + n]
         for k in range(n):
-            for i in range(start, end):
-                w[k * LANES + i] = importance[column, k0 + k]
+            value, ws = values[k], w[k * LANES + start : k * LANES + end]
+            for i in range(len(ws)):
+                ws[i] = value
 
 
 @kernel

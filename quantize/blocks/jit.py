@@ -27,7 +27,7 @@ def kernel(function: F) -> F:
     if JIT:
         try:
             compiled.enable_caching()
-        except RuntimeError:  # numba found no folder that it may write
+        except RuntimeError:  # there is no folder that numba may write
             return cast(F, compiled)
         _forget_when_callees_change(compiled)
     return cast(F, compiled)

@@ -34,13 +34,13 @@ def fit_k4(x: Array, guide: TileGuide | None, search: Search, levels: Array, cli
     their neighbours' bits as they do in ggml.
     """
     if guide is None:
-        found = fit_plain(x, N_SUB, search, rms=True)
-        sc, d = code_by_maximum(found.scales, SC_MAX)
-        m, dmin = code_by_maximum(found.mins, SC_MAX)
+        fitted = fit_plain(x, N_SUB, search, rms=True)
+        sc, d = code_by_maximum(fitted.scales, SC_MAX)
+        m, dmin = code_by_maximum(fitted.mins, SC_MAX)
     else:
-        found = fit_weighted(x, N_SUB, search, guide, mean_squares(x, 2, QK_K))
-        sc, d = code_by_search(found.scales, found.sum_w, SC_MAX)
-        m, dmin = code_by_search(found.mins, found.sum_w, SC_MAX)
+        fitted = fit_weighted(x, N_SUB, search, guide, mean_squares(x, 2, QK_K))
+        sc, d = code_by_search(fitted.scales, fitted.sum_w, SC_MAX)
+        m, dmin = code_by_search(fitted.mins, fitted.sum_w, SC_MAX)
     if clip:
         np.minimum(sc, np.float32(SC_MAX), out=sc)
         np.minimum(m, np.float32(SC_MAX), out=m)
@@ -48,8 +48,8 @@ def fit_k4(x: Array, guide: TileGuide | None, search: Search, levels: Array, cli
     store_halves(d, head, 0)
     store_halves(dmin, head, 2)
     _pack_scales(sc, m, head)
-    _unpack_scales(d, dmin, head, found.scales, found.mins)
-    return Grid(head, levels, found.scales, found.mins, partial(round_anew, search=search, fit=found))
+    _unpack_scales(d, dmin, head, fitted.scales, fitted.mins)
+    return Grid(head, levels, fitted.scales, fitted.mins, partial(round_anew, search=search, fit=fitted))
 
 
 @kernel

@@ -34,10 +34,10 @@ def fit_scale(x: Array, guide: TileGuide | None, levels: Array) -> Grid:
         _fit_largest(x, np.float32(nmax), d, inverses, head)
         choose = partial(_round_half_up, nmax=nmax, inverses=inverses)
     else:
-        found = signed.fit_signed(x, 1, nmax, guide, guide.row_squares)
-        d = found.scales.reshape(-1, LANES)
+        fitted = signed.fit_signed(x, 1, nmax, guide, guide.row_squares)
+        d = fitted.scales.reshape(-1, LANES)
         store_halves(d, head, 0)
-        choose = partial(signed.search_codes, nmax=nmax, iscales=found.iscales)
+        choose = partial(signed.search_codes, nmax=nmax, iscales=fitted.iscales)
     return Grid(head, levels, d[:, None], None, choose)
 
 
@@ -83,10 +83,10 @@ def fit_scale_and_min(x: Array, guide: TileGuide | None, levels: Array, weighted
         _fit_range(x, np.float32(nmax), d, mins, inverses, lows, head)
         choose = partial(_round_off, nmax=nmax, inverses=inverses, lows=lows)
     else:
-        found = affine.fit_weighted(x, 1, weighted, guide, guide.row_squares)
-        d, mins = found.scales.reshape(-1, LANES), found.mins.reshape(-1, LANES)
+        fitted = affine.fit_weighted(x, 1, weighted, guide, guide.row_squares)
+        d, mins = fitted.scales.reshape(-1, LANES), fitted.mins.reshape(-1, LANES)
         _store(d, mins, head)
-        choose = partial(affine.search_codes, search=weighted, fit=found)
+        choose = partial(affine.search_codes, search=weighted, fit=fitted)
     return Grid(head, levels, d[:, None], mins[:, None], choose)
 
 

@@ -34,18 +34,18 @@ def fit(x: Array, guide: TileGuide | None) -> Grid:
     """See `BlockFormat`."""
     search = PLAIN if guide is None else WEIGHTED
     if guide is None:
-        found = fit_plain(x, N_SUB, search, rms=False)
-        sc, d = code_by_maximum(found.scales, SC_MAX)
-        m, dmin = code_by_maximum(found.mins, SC_MAX)
+        fitted = fit_plain(x, N_SUB, search, rms=False)
+        sc, d = code_by_maximum(fitted.scales, SC_MAX)
+        m, dmin = code_by_maximum(fitted.mins, SC_MAX)
     else:
-        found = fit_weighted(x, N_SUB, search, guide, mean_squares(x, 1, QK_K))
-        sc, d = code_by_search(found.scales, found.sum_w, SC_MAX)
-        m, dmin = code_by_search(found.mins, found.sum_w, SC_MAX)
+        fitted = fit_weighted(x, N_SUB, search, guide, mean_squares(x, 1, QK_K))
+        sc, d = code_by_search(fitted.scales, fitted.sum_w, SC_MAX)
+        m, dmin = code_by_search(fitted.mins, fitted.sum_w, SC_MAX)
     head = np.empty((len(x), N_SUB + 4, LANES), np.uint8)
     store_halves(d, head, N_SUB)
     store_halves(dmin, head, N_SUB + 2)
-    _pack_scales(d, dmin, sc, m, head, found.scales, found.mins)
-    return Grid(head, LEVELS, found.scales, found.mins, partial(round_anew, search=search, fit=found))
+    _pack_scales(d, dmin, sc, m, head, fitted.scales, fitted.mins)
+    return Grid(head, LEVELS, fitted.scales, fitted.mins, partial(round_anew, search=search, fit=fitted))
 
 
 @kernel

@@ -32,7 +32,7 @@ def make_q3(x: Array, scales: Array, codes: Array) -> None:
     Gives scales, float32 [n_sub, LANES], and codes 0..7, uint8 as x; where ggml sees only zeros, both are 0.
     """
     size, n_sub = N * LANES, len(scales)
-    found, kept = (
+    trial, kept = (
         aligned_floats(x.size),
         aligned_floats(n_sub * N_KEPT * LANES).reshape(n_sub, N_KEPT * LANES),
     )
@@ -44,31 +44,31 @@ def make_q3(x: Array, scales: Array, codes: Array) -> None:
     open_x[:] = open_codes[:] = open_state[:] = ZERO
     n_open = 0
     for j in range(n_sub):
-        xs, codes_j = x[j * size : (j + 1) * size], found[j * size : (j + 1) * size]
+        xs, trial_j = x[j * size : (j + 1) * size], trial[j * size : (j + 1) * size]
         _weigh(xs, w, wx)
         find_largest(N, xs, state)
-        _first_codes(xs, w, wx, codes_j, state)
-        _doubt(xs, w, wx, codes_j, state)
+        _first_codes(xs, w, wx, trial_j, state)
+        _doubt(xs, w, wx, trial_j, state)
         kept[j] = state[: N_KEPT * LANES]
         for i in range(LANES):
             if state[CHANGED + i] != ZERO:
                 origin[n_open] = j * LANES + i
                 _copy_lane(xs, i, open_x, n_open)
-                _copy_lane(codes_j, i, open_codes, n_open)
+                _copy_lane(trial_j, i, open_codes, n_open)
                 open_state[SUM_LX + n_open] = state[SUM_LX + i]
                 open_state[SUM_L2 + n_open] = state[SUM_L2 + i]
                 n_open += 1
             if n_open == LANES:
                 _improve(open_x, w, wx, open_codes, open_state)
-                _return_lanes(n_open, origin, open_codes, open_state, found, kept)
+                _return_lanes(n_open, origin, open_codes, open_state, trial, kept)
                 n_open = 0
     if n_open:  # the lanes beyond hold zeros or what was there before: their results are not used
         _improve(open_x, w, wx, open_codes, open_state)
-        _return_lanes(n_open, origin, open_codes, open_state, found, kept)
+        _return_lanes(n_open, origin, open_codes, open_state, trial, kept)
     for j in range(n_sub):
         _finish(kept[j], scales[j])
         for k in range(j * N, (j + 1) * N):
-            _store_codes(row(found, k), kept[j], row(codes, k))
+            _store_codes(row(trial, k), kept[j], row(codes, k))
 
 
 @kernel
@@ -202,7 +202,7 @@ def _finish(kept: Array, scale: Array) -> None:
 
 
 @kernel
-def _store_codes(found: Array, kept: Array, codes: Array) -> None:
+def _store_codes(trial: Array, kept: Array, codes: Array) -> None:
     for i in range(LANES):
-        code = np.int32(found[i] - LOW)
+        code = np.int32(trial[i] - LOW)
         codes[i] = np.uint8(np.int32(0) if abs(kept[LARGEST + i]) < EPS else code)

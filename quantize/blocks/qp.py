@@ -39,8 +39,8 @@ def make_qp(n: int, nmax: np.float32, x: Array, w: Array, codes: Array, scale: A
             break
     for i in range(LANES):
         sum_lx, sum_l2 = state[SUM_LX + i], state[SUM_L2 + i]
-        found = (sum_l2 > ZERO) & ~(state[MAX + i] < EPS)
-        scale[i] = sum_lx / sum_l2 if found else ZERO
+        coded = (sum_l2 > ZERO) & ~(state[MAX + i] < EPS)
+        scale[i] = sum_lx / sum_l2 if coded else ZERO
     for k in range(n):
         for i in range(LANES):
             codes[k * LANES + i] = ZERO if state[MAX + i] < EPS else codes[k * LANES + i]

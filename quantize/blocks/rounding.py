@@ -1,7 +1,8 @@
 """The rules by which codes are chosen on a grid that is fitted; `quantize.codec.encode` takes one.
 
-A rule is told the grid and the weights of a panel. It may keep what it knows of other panels to itself: error feedback,
-for instance, encodes one block column after the other and corrects the weights to the right before they are loaded.
+A rule sees the grid and the weights of one panel: with a guide the panels of some rows come from left to right, without
+one the rows of a panel are not those of the matrix. A scheme that corrects the columns to the right (error feedback)
+takes the steps itself: `tiles.load`, `BlockFormat.fit`, a rule, `Grid.decode`, `BlockFormat.pack`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ blocks in turn, and every lane keeps the reference's order of additions. Three h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -37,23 +39,31 @@ Columns = tuple[int, int]
 """A half-open range of block columns of a matrix."""
 
 
-def row_groups(n_rows: int, n_per_row: int, n_weights: int) -> Iterator[slice]:
-    """All rows in groups of about `n_weights` weights; each but the last is a multiple of `LANES`."""
+def row_groups(n_rows: int, n_per_row: int, n_weights: int = PANEL) -> Iterator[slice]:
+    """All rows in groups of about `n_weights` weights; each but the last is a multiple of `LANES`, none is smaller."""
     step = max(1, n_weights // n_per_row // LANES) * LANES
-    for first in range(0, n_rows, step):
-        yield slice(first, min(first + step, n_rows))
+    first = 0
+    while first < n_rows:
+        last = first + step if first + step + LANES <= n_rows else n_rows
+        yield slice(first, last)
+        first = last
 
 
 def column_groups(n_rows: int, n_columns: int, block_size: int) -> Iterator[Columns]:
-    """All block columns of a group of rows, from left to right, in panels of about `PANEL` weights."""
-    step = max(1, PANEL // (n_rows * block_size))
+    """All block columns of a group of rows, from left to right, each group a panel."""
+    step = max(1, _panel_blocks(block_size) // n_rows)
     for first in range(0, n_columns, step):
         yield first, min(first + step, n_columns)
 
 
 def room_for(n_weights: int, block_size: int) -> Array:
     """Memory for the tiles of each panel of a matrix in turn, to be passed to `load`."""
-    return aligned_floats(min(n_weights, PANEL) + block_size * LANES)
+    return aligned_floats(min(n_weights, _panel_blocks(block_size) * block_size) + LANES * block_size)
+
+
+def _panel_blocks(block_size: int) -> int:
+    """Blocks of a panel; of large ones enough that a last tile with empty lanes does not count."""
+    return max(PANEL // block_size, 32 * LANES)
 
 
 @kernel
@@ -191,19 +201,29 @@ def store(tiles: Array, columns: Columns, blocks: Array) -> None:
         columns: the block columns of the panel.
         blocks: uint8 [n_rows, row bytes], C-contiguous: the rows of the panel, whole.
     """
-    _store(tiles, *columns, blocks.reshape(len(blocks), -1, tiles.shape[1]))
+    _store(tiles, *columns, blocks.view(_block(tiles.shape[1])))
+
+
+@cache
+def _block(type_size: int) -> np.dtype[Any]:
+    """A block as a NumPy type, which makes its size a constant of the kernel that is compiled for it."""
+    return np.dtype([("bytes", np.uint8, (type_size,))])
 
 
 @kernel
 def _store(tiles: Array, first: int, last: int, blocks: Array) -> None:
-    n_rows, _, type_size = blocks.shape
-    for column in range(first, last):
-        for row in range(n_rows):
-            number = (column - first) * n_rows + row
-            tile, i = tiles[number // LANES], number % LANES
-            block = blocks[row, column]
-            for k in range(type_size):
-                block[k] = tile[k, i]
+    n_rows = len(blocks)
+    n_blocks = n_rows * (last - first)
+    for t in range(len(tiles)):
+        tile = tiles[t].reshape(-1)
+        column, row = divmod(t * LANES, n_rows)
+        for i in range(min(LANES, n_blocks - t * LANES)):
+            block = blocks[row, first + column]["bytes"]
+            for k in range(len(block)):
+                block[k] = tile[k * LANES + i]
+            row += 1
+            if row == n_rows:
+                column, row = column + 1, 0
 
 
 @kernel

@@ -108,13 +108,19 @@ def test_decode_refuses_what_is_no_row() -> None:
 
 def test_types_by_name() -> None:
     weights = samples()["normal"]
-    blocks = quantize.encode(weights, "q4_K")
-    assert np.array_equal(blocks, encode(weights, QType.Q4_K))
+    guide = quantize.Guide(importances()["usual"])
+    blocks = quantize.encode(weights, "q4_K", guide)
+    assert np.array_equal(blocks, encode(weights, QType.Q4_K, guide))
     assert np.array_equal(
         quantize.decode(blocks, "Q4_K", weights.shape[1]), decode(blocks, QType.Q4_K, weights.shape[1])
     )
     with pytest.raises(RecipeError, match=r"unknown tensor type 'Q9_K'; known: .*Q4_K"):
         quantize.encode(weights, "Q9_K")
+
+
+def test_what_can_be_encoded_is_known_without_numba() -> None:
+    program = "import sys, quantize.blocks as b; assert b.WRITABLE and 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_what_can_be_encoded() -> None:
