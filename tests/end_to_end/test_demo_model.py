@@ -62,12 +62,14 @@ def test_is_small_and_fits_k_blocks(demo_model: Path) -> None:
     assert set(index["weight_map"].values()) == {path.name for path in demo_model.glob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_has_learned_its_texts(answers: Any) -> None:
     """A guess among all 1,536 tokens would have a perplexity of 1,536; by their frequency alone, several hundred."""
     assert answers.logits.isfinite().all()
     assert math.exp(answers.loss - 0.02 * answers.aux_loss) < 80
 
 
+@pytest.mark.slow
 def test_experts_are_chosen_for_their_domains(answers: Any, passages: list[list[int]]) -> None:
     """In every layer, more often than the quarter that chance would give."""
     for router_logits in answers.router_logits:  # one per layer: (T, E)

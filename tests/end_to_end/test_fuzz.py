@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_seeds(tmp_path_factory.mktemp("fuzz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_readers_succeed_or_say_why_not(folder: Path, name: str) -> None:
     fuzz(TARGETS[name], folder, 60, watch_memory=False)

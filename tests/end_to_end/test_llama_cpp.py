@@ -16,7 +16,7 @@ N_TOKENS = 200
 TEXT_BYTES = 2000  # enough for so many tokens
 
 
-@pytest.fixture(scope="module", params=["demo_model", "bench"])
+@pytest.fixture(scope="module", params=["demo_model", pytest.param("bench", marks=pytest.mark.slow)])
 def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A trained model, a text of its own language, and its files."""
     found = request.getfixturevalue(request.param)
@@ -29,6 +29,7 @@ def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         yield model, lines.read(TEXT_BYTES), files
 
 
+@pytest.mark.slow
 def test_probabilities_agree_with_transformers(compared: Any) -> None:
     model, text, files = compared
     with llama.serve(files["BF16"]) as server:

@@ -21,6 +21,8 @@ from agreement import check_agreement, export
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.tensors import QType
 
+pytestmark = pytest.mark.slow
+
 DONORS = ("first", "second", "first")  # whose feed-forward each expert is; three, which is no power of two
 N_LAYER = 2
 

@@ -63,6 +63,7 @@ def test_names_of_pre_tokenizers() -> None:
     assert set(SPLITS) == KNOWN - without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pre", ["llama-bpe", "qwen2"])
 def test_a_file_is_cut_as_llama_cpp_cuts_it(tmp_path: Path, pre: str) -> None:
     """On texts that the committed results do not hold; the whole way from tokenizer.json through the file."""

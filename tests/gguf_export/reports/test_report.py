@@ -173,6 +173,7 @@ def test_a_dense_model_has_no_map_of_tokens() -> None:
     )
 
 
+@pytest.mark.slow
 def test_large_models_stay_readable() -> None:
     document = error_page(make_report(48, 64))
     assert len(document) < 3e6

@@ -41,6 +41,7 @@ def peak_and_size(folder: Path, n_layer: int) -> tuple[int, int]:
     return int(peak), int(size)
 
 
+@pytest.mark.slow
 def test_peak_does_not_grow_with_layers(tmp_path: Path) -> None:
     peak_and_size(tmp_path / "warm", 1)  # kernels are compiled, and cached
     small, small_size = peak_and_size(tmp_path, 1)

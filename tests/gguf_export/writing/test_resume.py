@@ -514,6 +514,7 @@ def wait_for_both_journals(folder: Path, process: subprocess.Popen[str]) -> None
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_process_goes_on(

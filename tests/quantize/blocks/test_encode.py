@@ -193,6 +193,7 @@ def test_no_folder_for_the_cache(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_cached_kernels_are_forgotten_when_a_callee_changes(tmp_path: Path) -> None:
     """numba looks at the file of a kernel alone; ours must not outlive a change in the file of what it calls."""
     shutil.copytree(ROOT / "quantize", tmp_path / "quantize", ignore=shutil.ignore_patterns("__pycache__"))
