@@ -61,6 +61,5 @@ def refuse_device(device: str) -> None:
         raise DeviceError(
             f"device {device}",
             f"torch cannot compute there ({reason})",
-            f"give {{setting}} one of: {usable}",
-            setting="device",
+            f"it can on: {usable}",
         ) from error
