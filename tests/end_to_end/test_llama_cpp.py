@@ -50,6 +50,7 @@ def test_every_level_loads_and_completes(compared: Any) -> None:
             assert server.complete(text[:100], n_predict=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_expert", [2, 3, 6, 16])
 def test_any_number_of_experts_loads(tmp_path: Path, n_expert: int) -> None:
     model = pico_mixtral(tmp_path / "Pico", n_expert=n_expert, n_expert_used=min(3, n_expert), n_layer=1)

@@ -108,6 +108,7 @@ SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_are_those_of_transformers(shape: str, tokens: np.ndarray, tmp_path: Path) -> None:
     make, options = SHAPES[shape]
@@ -116,6 +117,7 @@ def test_logits_are_those_of_transformers(shape: str, tokens: np.ndarray, tmp_pa
     assert worst(found, reference_logits(folder, tokens)) < 1e-5
 
 
+@pytest.mark.slow
 @needs_bench
 def test_logits_of_the_bench() -> None:
     model = BENCH / "harmony-nano"
@@ -530,6 +532,7 @@ def test_perplexity_by_its_definition(pico: Path, tokens: np.ndarray) -> None:
     np.testing.assert_allclose(scores.streams[0][0], nll[: N_CTX - 1 - first], rtol=1e-5)
 
 
+@pytest.mark.slow
 @needs_bench
 def test_perplexity_of_the_bench_is_llama_cpp_s() -> None:
     """The running perplexity that llama-perplexity prints for the first chunks of wiki.txt, BF16 file, 1 thread."""

@@ -148,6 +148,7 @@ def test_a_file_of_it_weighs_the_same(pico: Path, chunks: Chunks, tmp_path: Path
             assert ours is not None and theirs is not None and ours.tobytes() == theirs.tobytes()
 
 
+@pytest.mark.slow
 @needs_bench
 def test_the_bench_gives_llama_imatrix_s_numbers() -> None:
     """Eight chunks; `scripts/bench_calibration` does the same with the whole text."""

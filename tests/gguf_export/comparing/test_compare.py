@@ -521,6 +521,7 @@ LLAMA_PERPLEXITY = {
 BASE_PPL = 33.6305
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_llama_perplexity(bench: Path) -> None:
     job = comparing.prepare(
         ModelChoice(
