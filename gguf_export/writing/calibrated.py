@@ -110,7 +110,7 @@ def run_calibrated(
     if job.imatrix is None:
         raise ValueError("the export was not prepared with expected_imatrix")
     started = time.monotonic()
-    read_before = job.checkpoint.bytes_read
+    read_before = job.source.bytes_read
     seconds = Seconds()
     chunks, settings = calibration.chunks, calibration.settings
     imatrix_hash = fingerprint.of_calibration(chunks, calibration.prior, settings)
@@ -131,12 +131,12 @@ def run_calibrated(
 
             def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix, _given: Given) -> None:
                 guide = imatrix.guide(spec.name, xid)
-                for slab in slabs_of_matrix(job.checkpoint, spec, xid):
+                for slab in slabs_of_matrix(job.source, spec, xid):
                     if files.lacking(slab):
                         feed.put(_Unit(slab, weights[slice(*slab.rows)], guide))
 
             collected = collect_imatrix(
-                job.checkpoint,
+                job.source,
                 chunks,
                 prior=calibration.prior,
                 on_weights=encode,
@@ -147,7 +147,7 @@ def run_calibrated(
     seconds.wall = time.monotonic() - started
     figures = tuple(map(file_figures, job.files))
     collected = replace(collected, imatrix=replace(collected.imatrix, file=job.imatrix.file))
-    return ExportResult(figures, job.checkpoint.bytes_read - read_before, seconds, collected)
+    return ExportResult(figures, job.source.bytes_read - read_before, seconds, collected)
 
 
 @contextlib.contextmanager
@@ -160,7 +160,7 @@ def _state_of(job: ExportJob, calibration: Calibration, restart: bool, note: Not
     with contextlib.suppress(OSError):  # then there is no file either, and the lock says why
         first.parent.mkdir(parents=True, exist_ok=True)
     decisive = fingerprint.of_pass([calibration.chunks], calibration.settings)
-    decisive |= {"checkpoint": job.checkpoint.fingerprint()}
+    decisive |= {"checkpoint": job.source.fingerprint()}
     with StateFile(state_path(first), first.name, decisive, restart=restart, note=note) as state:
         try:
             yield state

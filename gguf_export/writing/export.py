@@ -14,7 +14,8 @@ from gguf_export.writing.job import ExportJob, prepare
 from gguf_export.writing.remarks import export_remarks
 from gguf_export.writing.results import ExportPlan, ExportResult, FileFigures, file_figures
 from gguf_export.writing.run import run
-from quantize.exceptions import ImatrixError, OutputError
+from quantize.engine import Engine
+from quantize.exceptions import ImatrixError, OutputError, RecipeError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
@@ -44,6 +45,7 @@ def export(
     lmstudio: bool = False,
     publisher: str | None = None,
     jobs: int | None = None,
+    engine: Engine | None = None,
     force: bool = False,
     restart: bool = False,
     progress: OnProgress = silent,
@@ -66,6 +68,7 @@ def export(
         lmstudio: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
         publisher: by default from config.json.
         jobs: threads that read, encode and write; by default one for each processor.
+        engine: reads and encodes in the place of threads, where there is no text.
         force: replace files that exist.
         restart: use nothing of an earlier run that was stopped.
         progress: called with the progress in bytes of the checkpoint, or in tokens of the text.
@@ -97,7 +100,7 @@ def export(
     for remark in export_remarks(job, is_counted=calibration is None):
         note(remark)
     if calibration is None:
-        return run(job, jobs=jobs, force=force, restart=restart, progress=progress, note=note)
+        return run(job, jobs=jobs, engine=engine, force=force, restart=restart, progress=progress, note=note)
     from gguf_export.writing.calibrate import write_imatrix
     from gguf_export.writing.calibrated import run_calibrated
 
@@ -176,6 +179,7 @@ class _Request:
 
     def prepared(self) -> tuple[ExportJob, Calibration | None]:
         """The job and, where there is a text, the pass that gives its importances."""
+        self._refuse_idle()
         checkpoint = open_checkpoint(self.model)
         types = [self.types] if isinstance(self.types, str) else self.types
         recipes = [recipe if isinstance(recipe, Recipe) else Recipe(ftype(recipe)) for recipe in types]
@@ -191,6 +195,17 @@ class _Request:
             publisher=self._publisher(checkpoint),
         )
         return job, calibration
+
+    def _refuse_idle(self) -> None:
+        """Refuse settings that mean nothing beside the others."""
+        if self.text is None:
+            for setting, value in (("save_imatrix", self.save_imatrix), ("forward", self.forward)):
+                if value is not None:
+                    raise RecipeError(
+                        setting, "means nothing without a text", "give {setting}", setting="text"
+                    )
+        if self.publisher is not None and not self.lmstudio:
+            raise RecipeError("publisher", "means nothing without {setting}".replace("{setting}", "lmstudio"))
 
     def _publisher(self, checkpoint: Checkpoint) -> str | None:
         if not self.lmstudio:

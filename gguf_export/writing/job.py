@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from calibration.importance.imatrix import Imatrix
 from gguf_export.metadata import file_names as names
 from gguf_export.metadata import model_keys as metadata
-from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.header import header
+from quantize.containers.keys import KeyValue
 from quantize.exceptions import OutputError
 from quantize.recipes.layout import Plan
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan, require_importances
-from quantize.sources.checkpoint import Checkpoint
-from quantize.telling import Remark
+from quantize.sources.model_source import ModelFile
+from quantize.telling import Note, Remark
 
-__all__ = ["ExportJob", "OutputFile", "prepare"]
+__all__ = ["ExportJob", "OutputFile", "keys_of", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class OutputFile:
     plan: Plan
     keys: tuple[KeyValue, ...]
 
-    @property
+    @cached_property
     def header(self) -> bytes:
         """The bytes before the first tensor."""
         return header(self.keys, self.plan)
@@ -44,11 +45,11 @@ class OutputFile:
 class ExportJob:
     """A prepared export: see `prepare`."""
 
-    checkpoint: Checkpoint
+    source: ModelFile
     files: tuple[OutputFile, ...]
     imatrix: Imatrix | None = None
     remarks: tuple[Remark, ...] = ()
-    """Of the checkpoint and the importances: fallbacks taken, settings that a GGUF cannot say."""
+    """Remarks on the model and the importances: fallbacks taken, settings that a GGUF cannot say."""
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -62,7 +63,7 @@ class ExportJob:
 
 
 def prepare(
-    checkpoint: Checkpoint,
+    source: ModelFile,
     recipes: Sequence[Recipe],
     folder: Path,
     *,
@@ -75,7 +76,7 @@ def prepare(
     """Plan the files; nothing is written and no weight is read.
 
     Args:
-        checkpoint: the model.
+        source: the model; of a GGUF file the keys are copied, so that `name` and `pre` mean nothing.
         recipes: one for each file.
         folder: where the files go; with `publisher`, the root of LM Studio's models.
         imatrix: importances of the inputs, per tensor and expert.
@@ -87,16 +88,16 @@ def prepare(
     Raises:
         MoeGgufError: a recipe, tokenizer, imatrix or setting that does not fit the model.
     """
-    specs, hparams = checkpoint.specs(), checkpoint.hparams
-    remarks: list[Remark] = list(checkpoint.remarks)
+    specs = source.specs()
+    remarks: list[Remark] = list(source.remarks) if source.kind == "checkpoint" else []
     if imatrix is not None:
         remarks += imatrix.check(specs)
     overrides = [metadata.parse_override(text) for text in override_kv]
-    keys = metadata.model_keys(checkpoint, name=name, note=remarks.append)
-    keys += vocab.vocab_keys(checkpoint.path, checkpoint.config, hparams.n_vocab, pre, note=remarks.append)
+    keys = keys_of(source, name=name, pre=pre, note=remarks.append)
+    facts = RecipeFacts.of_keys(source.arch, source.arch_keys())
     files = []
     for recipe in recipes:
-        plan = make_plan(specs, RecipeFacts.of(hparams), recipe, has_imatrix=imatrix is not None)
+        plan = make_plan(specs, facts, recipe, has_imatrix=imatrix is not None)
         require_importances(plan, lambda name: imatrix is not None and name in imatrix.entries)
         file_keys = metadata.assemble(keys, recipe.ftype.id, imatrix, overrides)
         path = _path_of(folder, keys, recipe.ftype.name, publisher)
@@ -105,7 +106,19 @@ def prepare(
         raise OutputError(
             str(files[0].path), "two of the files would have the same name", "give each type once"
         )
-    return ExportJob(checkpoint, tuple(files), imatrix, tuple(remarks))
+    return ExportJob(source, tuple(files), imatrix, tuple(remarks))
+
+
+def keys_of(source: ModelFile, *, name: str | None, pre: str | None, note: Note) -> list[KeyValue]:
+    """All keys of a model before it is quantized: a GGUF file's own, or those that the converter makes.
+
+    Raises:
+        TokenizerError: the checkpoint's tokenizer cannot become keys.
+    """
+    if source.kind == "gguf":
+        return source.key_values()
+    keys = metadata.model_keys(source, name=name, note=note)
+    return keys + vocab.vocab_keys(source.path, source.config, source.hparams.n_vocab, pre, note=note)
 
 
 def _path_of(folder: Path, keys: Sequence[KeyValue], ftype: str, publisher: str | None) -> Path:

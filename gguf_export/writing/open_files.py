@@ -125,7 +125,7 @@ def _make_folders(job: ExportJob) -> None:
 
 def _lock(stack: ExitStack, job: ExportJob, imatrix: str) -> list[Journal]:
     """The journal of each file. Every run locks them in the same order, so that one of two runs gets all of them."""
-    checkpoint = job.checkpoint.fingerprint()
+    checkpoint = job.source.fingerprint()
     journals: dict[Path, Journal] = {}
     for file in sorted(job.files, key=lambda file: file.path):
         told = fingerprint.of_output(

@@ -6,13 +6,14 @@ Several threads work, for the kernels release the GIL.
 from __future__ import annotations
 
 import time
+from collections.abc import Generator, Iterable
 from contextlib import closing
 
 from gguf_export.writing.job import ExportJob
-from gguf_export.writing.open_files import opened
+from gguf_export.writing.open_files import OpenFiles, opened
 from gguf_export.writing.results import ExportResult, Seconds, file_figures
-from gguf_export.writing.slabs import Slab, compile_kernels, encode_slab, slabs_of
-from quantize.engine import Threads
+from gguf_export.writing.slabs import Slab, SlabUnit, compile_kernels, encode_slab, slabs_of
+from quantize.engine import Engine, Threads
 from quantize.telling import Note, OnProgress, Progress, discard, silent
 
 __all__ = ["run"]
@@ -22,6 +23,7 @@ def run(
     job: ExportJob,
     *,
     jobs: int | None = None,
+    engine: Engine | None = None,
     force: bool = False,
     restart: bool = False,
     progress: OnProgress = silent,
@@ -32,6 +34,7 @@ def run(
     Args:
         job: what `prepare` returned.
         jobs: threads that read, encode and write; by default one for each processor.
+        engine: reads and encodes in the place of threads.
         force: replace files that exist.
         restart: use nothing of an earlier run that was stopped.
         progress: called with the progress in bytes of the checkpoint, as far as it is still to be read.
@@ -44,25 +47,39 @@ def run(
         CheckpointError: a shard is damaged, or a weight is not a finite number.
     """
     started = time.monotonic()
-    read_before = job.checkpoint.bytes_read
+    read_before = job.source.bytes_read
     seconds = Seconds()
     with opened(job, force=force, restart=restart, progress=progress, note=note) as files:
-
-        def work(slab: Slab) -> Seconds:
-            # Written where it was encoded: checksums and copies take the time of every thread, not of one.
-            guide = job.imatrix.guide(slab.spec.name, slab.xid) if job.imatrix else None
-            return files.write(encode_slab(job.checkpoint, slab, files.types_for(slab), guide))
-
-        slabs = [slab for slab in slabs_of(job.checkpoint) if files.lacking(slab)]
+        slabs = [slab for slab in slabs_of(job.source) if files.lacking(slab)]
         if slabs:
             compile_kernels(job.plans, job.weighted, progress)
         done, total = 0, sum(slab.n_bytes for slab in slabs)
+        units = (_unit(job, files, slab) for slab in slabs)  # one by one: each brings its importances
         # Closed before the files are: an error or Ctrl-C must not close a file that is written to.
-        with Threads(jobs) as engine, closing(engine.map(work, slabs)) as finished:
+        with closing(_written(files, units, jobs, engine)) as finished:
             for slab, spent in finished:
                 seconds.add(spent)
                 done += slab.n_bytes
                 progress(Progress("encoding", done, total))
     seconds.wall = time.monotonic() - started
     figures = tuple(map(file_figures, job.files))
-    return ExportResult(figures, job.checkpoint.bytes_read - read_before, seconds)
+    return ExportResult(figures, job.source.bytes_read - read_before, seconds)
+
+
+def _unit(job: ExportJob, files: OpenFiles, slab: Slab) -> SlabUnit:
+    guide = job.imatrix.guide(slab.spec.name, slab.xid) if job.imatrix else None
+    return SlabUnit(job.source, slab, files.types_for(slab), guide)
+
+
+def _written(
+    files: OpenFiles, units: Iterable[SlabUnit], jobs: int | None, engine: Engine | None
+) -> Generator[tuple[Slab, Seconds], None, None]:
+    """Yield each slab when it is in all files, with the seconds that it took."""
+    if engine is not None:  # it may work anywhere; what comes back is written here
+        for unit, encoded in engine.map(encode_slab, units):
+            yield unit.slab, files.write(encoded)
+        return
+    # Threads write what they encode: checksums and copies take the time of every thread, not of one.
+    with Threads(jobs) as threads:
+        for unit, spent in threads.map(lambda unit: files.write(encode_slab(unit)), units):
+            yield unit.slab, spent

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,14 +17,15 @@ from quantize import codec
 from quantize.finite import refuse_non_finite
 from quantize.guide import Guide
 from quantize.recipes.layout import Plan, PlannedTensor
-from quantize.sources.checkpoint import Checkpoint
+from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress
-from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSource, TensorSpec
+from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
 
 __all__ = [
     "SLAB_BYTES",
     "EncodedSlab",
     "Slab",
+    "SlabUnit",
     "compile_kernels",
     "encode_slab",
     "encode_weights",
@@ -69,25 +71,40 @@ class EncodedSlab:
     encode_seconds: float
 
 
-def encode_slab(
-    source: TensorSource, slab: Slab, qtypes: Sequence[QType], guide: Guide | None
-) -> EncodedSlab:
-    """Read a slab and encode it: a pure function of arguments that can be pickled.
+class SlabUnit(NamedTuple):
+    """A unit of work: all that `encode_slab` takes; it can be pickled where the source can."""
 
-    Args:
-        source: the model.
-        slab: what to read of it.
-        qtypes: the types to encode it in, each once.
-        guide: what is known of the inputs of the matrix.
+    source: ModelSource
+    slab: Slab
+    qtypes: tuple[QType, ...]
+    guide: Guide | None
+
+
+def encode_slab(unit: SlabUnit) -> EncodedSlab:
+    """Read a slab and encode it in each type, a pure function; blocks that keep their type are copied as they are.
 
     Raises:
-        CheckpointError: the weights cannot be read, or one of them is not a finite number (`NotFiniteError`).
+        MoeGgufError: the weights cannot be read, or one of them is not a finite number (`NotFiniteError`).
         ImatrixError: the guide does not fit the rows.
     """
+    source, slab, qtypes, guide = unit
     started = time.perf_counter()
+    if all(_is_kept(slab.spec, qtype) for qtype in qtypes):
+        copied = source.read_blocks(slab.spec, slab.xid, slab.rows)
+        return EncodedSlab(slab, dict.fromkeys(qtypes, copied), time.perf_counter() - started, 0.0)
     weights = source.read(slab.spec, slab.xid, slab.rows)
     seconds = time.perf_counter() - started
-    return encode_weights(slab, weights, qtypes, guide, read_seconds=seconds)
+    changed = [qtype for qtype in qtypes if not _is_kept(slab.spec, qtype)]
+    encoded = encode_weights(slab, weights, changed, guide, read_seconds=seconds)
+    kept = {
+        qtype: source.read_blocks(slab.spec, slab.xid, slab.rows) for qtype in qtypes if qtype not in changed
+    }
+    return replace(encoded, blocks={**encoded.blocks, **kept})
+
+
+def _is_kept(spec: TensorSpec, qtype: QType) -> bool:
+    """Whether quantized blocks stay what they are; floats are looked at for NaN even then."""
+    return qtype == spec.qtype and qtype not in NUMPY_TYPES
 
 
 def encode_weights(
@@ -98,23 +115,23 @@ def encode_weights(
     *,
     read_seconds: float = 0.0,
 ) -> EncodedSlab:
-    """As `encode_slab`, for weights [n_row, n_per_row] that were read already, which took `read_seconds`."""
+    """Encode a slab whose weights [n_row, n_per_row] were read before, in `read_seconds`; see `encode_slab`."""
     started = time.perf_counter()
     refuse_non_finite(slab.spec, slab.xid, slab.rows, weights)
     blocks = {qtype: codec.encode(weights, qtype, guide) for qtype in qtypes}
     return EncodedSlab(slab, blocks, read_seconds, time.perf_counter() - started)
 
 
-def slabs_of(checkpoint: Checkpoint) -> Iterator[Slab]:
-    """All slabs of a checkpoint, in the order in which they are read."""
-    for spec in checkpoint.specs():
+def slabs_of(source: ModelSource) -> Iterator[Slab]:
+    """All slabs of a model, in the order in which they are read."""
+    for spec in source.specs():
         for xid in range(spec.n_matrix):
-            yield from slabs_of_matrix(checkpoint, spec, xid)
+            yield from slabs_of_matrix(source, spec, xid)
 
 
-def slabs_of_matrix(checkpoint: Checkpoint, spec: TensorSpec, xid: int) -> Iterator[Slab]:
+def slabs_of_matrix(source: ModelSource, spec: TensorSpec, xid: int) -> Iterator[Slab]:
     """The slabs of one expert's matrix, from the first row on."""
-    group = checkpoint.row_step(spec)
+    group = source.row_step(spec)
     step = max(1, SLAB_BYTES // (group * spec.row_bytes)) * group
     for first in range(0, spec.n_row, step):
         yield Slab(spec, xid, (first, min(first + step, spec.n_row)))
@@ -133,5 +150,6 @@ def compile_kernels(plans: Iterable[Plan], weighted: Iterable[str], progress: On
         (np.dtype(NUMPY_TYPES.get(planned.spec.qtype, "<f4")), planned.qtype, planned.spec.name in names)
         for plan in plans
         for planned in plan.tensors
+        if not _is_kept(planned.spec, planned.qtype)
     }
     codec.compile_kernels(sorted(kernels, key=str), progress)

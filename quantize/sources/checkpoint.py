@@ -95,6 +95,11 @@ class Checkpoint:
         """The model's dimensions and switches; `n_vocab` counts the rows of the embedding."""
         return self._facts.hparams
 
+    @property
+    def arch(self) -> str:
+        """general.architecture, as llama.cpp calls it."""
+        return self.family.arch
+
     def arch_keys(self) -> Sequence[KeyValue]:
         """The `{arch}.*` keys that llama.cpp's converter writes, in its order."""
         return self._facts.keys

@@ -84,11 +84,11 @@ class GGUFFile:
             GGUFError: the file names no architecture.
         """
         prefix = f"{self.arch}."
-        return [
-            KeyValue(name, value, *self.types[name])
-            for name, value in self.keys.items()
-            if name.startswith(prefix)
-        ]
+        return [kv for kv in self.key_values() if kv.key.startswith(prefix)]
+
+    def key_values(self) -> list[KeyValue]:
+        """All keys in file order, with their types."""
+        return [KeyValue(name, value, *self.types[name]) for name, value in self.keys.items()]
 
     def fingerprint(self) -> str:
         """A hash of the file's size and time, and of what lies where in it."""

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 import threading
 import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from folder_source import FolderSource
 from pico import pico_mixtral
 
 from gguf_export.writing import slabs
-from gguf_export.writing.export import prepare, run
+from gguf_export.writing.export import export, prepare, run
 from gguf_export.writing.feed import Feed
-from gguf_export.writing.open_files import opened
-from gguf_export.writing.slabs import EncodedSlab, encode_slab, slabs_of
+from gguf_export.writing.slabs import SlabUnit, encode_slab, slabs_of
 from quantize import codec
 from quantize.engine import Threads
 from quantize.exceptions import NotFiniteError
@@ -28,6 +26,8 @@ from quantize.guide import Guide
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint import open_checkpoint
+from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.model_source import ModelFile
 from quantize.tensors import QType, TensorSpec
 
 
@@ -40,7 +40,7 @@ def test_the_blocks_are_those_of_the_codec(model: Path) -> None:
     checkpoint = open_checkpoint(model)
     slab = next(slab for slab in slabs_of(checkpoint) if slab.spec.has_experts and slab.xid == 2)
     guide = Guide(np.linspace(1, 2, slab.spec.n_per_row, dtype=np.float32))
-    encoded = encode_slab(checkpoint, slab, (QType.Q4_0, QType.F16), guide)
+    encoded = encode_slab(SlabUnit(checkpoint, slab, (QType.Q4_0, QType.F16), guide))
     weights = checkpoint.read(slab.spec, 2)
     for qtype, blocks in encoded.blocks.items():
         np.testing.assert_array_equal(blocks, codec.encode(weights, qtype, guide))
@@ -48,27 +48,53 @@ def test_the_blocks_are_those_of_the_codec(model: Path) -> None:
     assert encoded.encode_seconds > 0
 
 
+class Processes:
+    """An engine of processes that share nothing: units go out pickled, blocks come back pickled, the last one first."""
+
+    def map(
+        self, function: Callable[[Any], Any], items: Iterable[Any]
+    ) -> Generator[tuple[Any, Any], None, None]:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            sent = [(item, pool.submit(function, item)) for item in items]
+            for item, future in reversed(sent):
+                yield item, future.result()
+
+
 def test_other_processes_make_the_same_files(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slabs go out pickled, blocks come back pickled and in any order, and this process writes them."""
-    monkeypatch.setattr(slabs, "SLAB_BYTES", 5000)
-    recipes = [Recipe(ftype(name)) for name in ("Q4_K_M", "Q8_0")]
-    here = run(prepare(open_checkpoint(model), recipes, tmp_path / "here"))
-    job = prepare(open_checkpoint(model), recipes, tmp_path / "there")
-    unit = pickle.loads(pickle.dumps(partial(encode_slab, FolderSource(model), guide=None)))
-    with (
-        opened(job) as files,
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
-    ):
-        sent = [pool.submit(unit, slab, qtypes=files.types_for(slab)) for slab in slabs_of(job.checkpoint)]
-        for future in reversed(sent):
-            encoded = future.result()
-            assert isinstance(encoded, EncodedSlab)
-            files.write(encoded)
-    assert len(sent) > 100
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 20000)
+    here = export(model, ["Q4_K_M", "Q8_0"], tmp_path / "here")
+    export(model, ["Q4_K_M", "Q8_0"], tmp_path / "there", engine=Processes())
     for file in here.files:
         assert (tmp_path / "there" / file.path.name).read_bytes() == file.path.read_bytes()
+
+
+def made(source: ModelFile, ftypes: Sequence[str], folder: Path) -> dict[str, GGUFFile]:
+    """The files of some types that `prepare` and `run` make of a source."""
+    job = prepare(source, [Recipe(ftype(name)) for name in ftypes], folder)
+    return {file.ftype: GGUFFile(file.path) for file in run(job).files}
+
+
+def test_a_gguf_file_is_as_good_a_source(model: Path, tmp_path: Path) -> None:
+    """Keys are copied in their order, weights are encoded from what the file stores."""
+    types = ("BF16", "Q4_K_M", "Q8_0")
+    direct = made(open_checkpoint(model), types, tmp_path / "direct")
+    again = made(GGUFFile(direct["BF16"].path), types, tmp_path / "again")
+    for name in types:
+        assert again[name].path.read_bytes() == direct[name].path.read_bytes()
+
+
+def test_quantized_blocks_that_keep_their_type_are_copied(model: Path, tmp_path: Path) -> None:
+    (file,) = made(open_checkpoint(model), ["Q8_0"], tmp_path / "first").values()
+    (again,) = made(GGUFFile(file.path), ["Q8_0"], tmp_path / "second").values()
+    assert again.path.read_bytes() == file.path.read_bytes()
+    slab = next(slab for slab in slabs_of(file) if slab.spec.qtype is QType.Q8_0)
+    encoded = encode_slab(SlabUnit(file, slab, (QType.Q8_0, QType.Q4_0), None))
+    stored = file.read_blocks(slab.spec, slab.xid, slab.rows)
+    np.testing.assert_array_equal(encoded.blocks[QType.Q8_0], stored)
+    decoded = file.read(slab.spec, slab.xid, slab.rows)
+    np.testing.assert_array_equal(encoded.blocks[QType.Q4_0], codec.encode(decoded, QType.Q4_0))
 
 
 @pytest.mark.parametrize(
