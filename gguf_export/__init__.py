@@ -12,17 +12,24 @@ from quantize.offering import offered
 
 if TYPE_CHECKING:
     from calibration.forward.settings import ForwardSettings
+    from calibration.judging.encoding_errors import ErrorSettings
     from calibration.text.text_settings import TextSettings
     from gguf_export.checking.doctor import doctor
     from gguf_export.checking.inspect import inspect
     from gguf_export.checking.verify import verify
     from gguf_export.comparing.errors import errors
-    from gguf_export.comparing.run import compare
+    from gguf_export.comparing.models import ModelChoice
+    from gguf_export.comparing.run import PassSettings, compare
+    from gguf_export.comparing.texts import TextChoice
     from gguf_export.writing.calibrate import calibrate
     from gguf_export.writing.export import export, plan
 
 __all__ = [
+    "ErrorSettings",
     "ForwardSettings",
+    "ModelChoice",
+    "PassSettings",
+    "TextChoice",
     "TextSettings",
     "calibrate",
     "compare",
@@ -35,7 +42,11 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ErrorSettings": "calibration.judging.encoding_errors",
     "ForwardSettings": "calibration.forward.settings",
+    "ModelChoice": "gguf_export.comparing.models",
+    "PassSettings": "gguf_export.comparing.run",
+    "TextChoice": "gguf_export.comparing.texts",
     "TextSettings": "calibration.text.text_settings",
     "calibrate": "gguf_export.writing.calibrate",
     "compare": "gguf_export.comparing.run",

@@ -11,14 +11,13 @@ import click
 
 from gguf_export.commands.options import (
     FILE,
-    FORCE,
     QUIET,
-    RESTART,
     ForwardOptions,
     RecipeOptions,
     Verb,
     chunks,
     ctx,
+    force,
     forward_options,
     ftypes,
     group,
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from gguf_export.comparing.run import CompareResult, StateSettings
 
 TYPES = ("types",)
+FILES = ("json_path", "csv_path", "markdown_path", "html_path", "plot_path")
+"""The parameters that ask for a file."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class OutputOptions:
     csv_path: Path | None
     markdown_path: Path | None
     html_path: Path | None
+    plot_path: Path | None
     force: bool
     state: Path | None
     restart: bool
@@ -50,7 +52,7 @@ class OutputOptions:
     @property
     def paths(self) -> list[Path]:
         """The files that are asked for."""
-        paths = (self.json_path, self.csv_path, self.markdown_path, self.html_path)
+        paths = (getattr(self, name) for name in FILES)
         return [path for path in paths if path is not None]
 
     def check(self) -> None:
@@ -64,6 +66,8 @@ class OutputOptions:
         from gguf_export.writing.pass_state import discard_older
         from quantize.exceptions import OutputExistsError
 
+        if self.plot_path is not None and self.plot_path.suffix.lower() not in (".svg", ".png"):
+            raise click.UsageError("--plot writes .svg and .png: name the file so")
         try:
             own = [self.state] if self.state else []
             refuse_outputs(self.paths, force=self.force, devices=True, own=own)
@@ -91,6 +95,7 @@ class OutputOptions:
         from gguf_export.files.replacing import write_text
         from gguf_export.reports.compare_data import compare_csv, compare_json
         from gguf_export.reports.compare_page import compare_page
+        from gguf_export.reports.compare_plots import write_plot
         from gguf_export.reports.compare_tables import compare_markdown
 
         for path, make in (
@@ -101,6 +106,8 @@ class OutputOptions:
         ):
             if path is not None:
                 write_text(path, make(comparison))
+        if self.plot_path is not None:
+            write_plot(self.plot_path, comparison)
 
 
 output_options = group(
@@ -110,7 +117,14 @@ output_options = group(
     option("--csv", "csv_path", type=FILE, metavar="FILE", help="Write a line per model and text."),
     option("--markdown", "markdown_path", type=FILE, metavar="FILE", help="Write a table for a model card."),
     option("--html", "html_path", type=FILE, metavar="FILE", help="Write a page with plots."),
-    FORCE,
+    option(
+        "--plot",
+        "plot_path",
+        type=FILE,
+        metavar="FILE",
+        help="Write size against KL divergence as .svg or .png.",
+    ),
+    force(FILES),
     option(
         "--state",
         type=FILE,
@@ -118,7 +132,12 @@ output_options = group(
         help="Keep the state of the pass there, for a run that is stopped.  [default: beside the first of these files; "
         "without any, none is kept]",
     ),
-    RESTART,
+    option(
+        "--restart",
+        is_flag=True,
+        needs=(*FILES, "state"),
+        help="Begin afresh, whatever a run that was stopped has left.",
+    ),
 )
 
 

@@ -9,16 +9,16 @@ import click
 
 from gguf_export.commands.options import (
     FILE,
-    FORCE,
-    JOBS,
     MODEL,
     QUIET,
     TEXT,
     ForwardOptions,
     TextOptions,
     Verb,
+    force,
     forward_options,
     ftypes,
+    jobs,
     option,
     prior,
     text_options,
@@ -67,8 +67,8 @@ MOST_NAMED = 10
     metavar="N",
     help="Held-out tokens that each matrix is judged on, at most.",
 )
-@JOBS
-@FORCE
+@jobs()
+@force(("outputs",))
 @forward_options()
 @QUIET
 def errors(

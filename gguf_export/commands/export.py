@@ -10,8 +10,6 @@ import click
 
 from gguf_export.commands.options import (
     FILE,
-    FORCE,
-    JOBS,
     MODEL,
     PRE,
     QUIET,
@@ -21,10 +19,12 @@ from gguf_export.commands.options import (
     RecipeOptions,
     TextOptions,
     Verb,
+    force,
     forward_options,
     ftypes,
     group,
     imatrix,
+    jobs,
     option,
     prior,
     recipe_options,
@@ -67,6 +67,18 @@ naming_options = group(
 )
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How the files are written."""
+
+    jobs: int | None
+    force: bool
+    restart: bool
+
+
+run_options = group("running", RunOptions, jobs(), force(), RESTART)
+
+
 @click.command(cls=Verb)
 @MODEL
 @ftypes("File type, such as Q4_K_M; give it several times for several files from one read.", required=True)
@@ -91,9 +103,7 @@ naming_options = group(
 @forward_options(TEXT)
 @recipe_options()
 @naming_options
-@JOBS
-@FORCE
-@RESTART
+@run_options
 @option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @QUIET
 def export(
@@ -103,12 +113,13 @@ def export(
     imatrix: Path | None,
     text: TextOptions,
     save_imatrix: Path | None,
+    prior: float,
     forward: ForwardOptions,
     recipe: RecipeOptions,
     naming: NamingOptions,
+    running: RunOptions,
     dry_run: bool,
     quiet: bool,
-    **running: Any,  # prior, jobs, force, restart
 ) -> None:
     """Quantize the checkpoint in folder MODEL to one GGUF file for each TYPE.
 
@@ -122,7 +133,7 @@ def export(
 
     if text.is_given and imatrix:
         raise click.UsageError("give --imatrix or text to calibrate with, not both")
-    settings: dict[str, Any] = {"imatrix": imatrix, "prior": running.pop("prior"), **vars(naming)}
+    settings: dict[str, Any] = {"imatrix": imatrix, "prior": prior, **vars(naming)}
     if text.is_given:
         settings |= {"text": text.settings(), "forward": forward.settings(), "save_imatrix": save_imatrix}
     recipes = recipe.recipes(types)
@@ -133,7 +144,9 @@ def export(
         _print_plan(planned)
         return
     with ProgressView(quiet=quiet) as view:
-        result = exporting.export(model, recipes, folder, **settings, **running, progress=view, note=say)
+        result = exporting.export(
+            model, recipes, folder, **settings, **vars(running), progress=view, note=say
+        )
     if quiet:
         return
     if result.calibration is not None:

@@ -8,13 +8,13 @@ import click
 
 from gguf_export.commands.options import (
     FILE,
-    FORCE,
     MODEL,
     QUIET,
     RESTART,
     ForwardOptions,
     TextOptions,
     Verb,
+    force,
     forward_options,
     option,
     text_options,
@@ -28,7 +28,7 @@ from gguf_export.commands.options import (
 )
 @text_options
 @option("--process-output", is_flag=True, help="Collect output.weight, too.")
-@FORCE
+@force()
 @RESTART
 @forward_options()
 @QUIET

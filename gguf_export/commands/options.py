@@ -81,13 +81,26 @@ def group(name: str, kind: Callable[..., Any], *options: Decorator) -> Decorator
 
 MODEL = click.argument("model", type=FILE)
 QUIET = option("-q", "--quiet", is_flag=True, help="No progress and no table.")
-JOBS = option(
-    "-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: all processors]"
-)
-FORCE = option("--force", is_flag=True, help="Replace files that exist.")
 RESTART = option("--restart", is_flag=True, help="Begin afresh, whatever a run that was stopped has left.")
 PRE = option("--pre", metavar="NAME", help="Pre-tokenizer (tokenizer.ggml.pre), where it is not recognised.")
 JSON = option("--json", "as_json", is_flag=True, help="The findings, as JSON for programs.")
+
+
+def jobs(needs: Sequence[str] = ()) -> Decorator:
+    """How many threads work."""
+    return option(
+        "-j",
+        "--jobs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        needs=needs,
+        help="Threads.  [default: all processors]",
+    )
+
+
+def force(needs: Sequence[str] = ()) -> Decorator:
+    """Whether outputs may replace files."""
+    return option("--force", is_flag=True, needs=needs, help="Replace files that exist.")
 
 
 def ftypes(text: str, *, required: bool = False) -> Decorator:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gguf_export.commands.options import FILE, JOBS, JSON, QUIET, Verb, option, prior
+from gguf_export.commands.options import FILE, JSON, QUIET, Verb, jobs, option, prior
 
 
 @click.command(cls=Verb)
@@ -31,7 +31,7 @@ from gguf_export.commands.options import FILE, JOBS, JSON, QUIET, Verb, option, 
 )
 @prior(("imatrix",))
 @option("--sha256", "sums", is_flag=True, help="Check FILE by SHA256SUMS beside it, or add it there.")
-@JOBS
+@jobs(("against",))
 @JSON
 @QUIET
 def verify(

@@ -24,7 +24,7 @@ __all__ = ["cut_fit_and_held_out", "errors"]
 def errors(
     model: str | Path,
     text: TextSettings | str | Path,
-    types: ErrorSettings | Sequence[str],
+    types: ErrorSettings | str | Sequence[str],
     *,
     held_out: Sequence[Path] = (),
     forward: ForwardSettings | None = None,
@@ -51,6 +51,7 @@ def errors(
     >>> len(report.rows), report.qtypes
     (48, ('Q4_K',))
     """
+    types = [types] if isinstance(types, str) else types
     settings = types if isinstance(types, ErrorSettings) else ErrorSettings.of(types)
     text = TextSettings.of(text)
     source = open_source(model, note)

@@ -90,7 +90,7 @@ class CompareResult:
 
 def compare(
     models: ModelChoice | Sequence[str | Path],
-    texts: TextChoice | Sequence[str],
+    texts: TextChoice | str | Sequence[str],
     settings: PassSettings | None = None,
     *,
     state: StateSettings | None = None,
@@ -114,7 +114,8 @@ def compare(
     True
     """
     models = models if isinstance(models, ModelChoice) else ModelChoice.of(*models)
-    texts = texts if isinstance(texts, TextChoice) else TextChoice.of(*texts)
+    if not isinstance(texts, TextChoice):
+        texts = TextChoice.of(*([texts] if isinstance(texts, str) else texts))
     job = prepare(models, texts, note=note)
     return run(job, settings, state=state, on_result=on_result, progress=progress, note=note)
 

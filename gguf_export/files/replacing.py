@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gguf_export.files.disk import durable, durable_folder, forget_pages, write_error
 
-__all__ = ["PARTIAL_SUFFIX", "is_device", "partial_path", "replacing", "write_text"]
+__all__ = ["PARTIAL_SUFFIX", "is_device", "partial_path", "replacing", "write_bytes", "write_text"]
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -45,17 +45,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all; a device such as /dev/stdout takes it as it comes.
+    """Write a text in UTF-8, see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; a device such as /dev/stdout takes it as it comes.
 
     Raises:
         OutputError: the disk is full (`NoSpaceError`) or broken.
     """
     try:
         if is_device(path):
-            path.write_text(text, encoding="utf-8", newline="\n")
+            path.write_bytes(content)
             return
         with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8", newline="\n")
+            partial.write_bytes(content)
     except OSError as error:
         raise write_error(path, error) from error
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from calibration.judging.perplexity import Estimate
 from calibration.judging.side_by_side import Comparison, OnText
+from gguf_export.files.replacing import write_bytes
 from gguf_export.reports.compare_facts import base_name, labels
 from gguf_export.reports.drawing import png_file, svg_file
 from gguf_export.reports.figures import plain
 from gguf_export.reports.plots import Axis, Plot, Point, Series
+from quantize.exceptions import OutputError
 
 __all__ = ["kld_by_size", "plot_png", "plot_svg", "ppl_by_size", "unbeaten"]
 
@@ -25,6 +28,19 @@ def plot_svg(comparison: Comparison) -> str:
 def plot_png(comparison: Comparison) -> bytes:
     """Draw size against mean KLD as a PNG image, on opaque ground; equal comparisons give equal bytes."""
     return png_file(kld_by_size(comparison, is_titled=True))
+
+
+def write_plot(path: Path, comparison: Comparison) -> None:
+    """Write size against mean KLD as .svg or .png; the file appears when it is whole.
+
+    Raises:
+        OutputError: the suffix names neither, or the file cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".svg", ".png"):
+        raise OutputError(str(path), "a plot can be written as .svg or .png", "name the file so")
+    content = plot_png(comparison) if suffix == ".png" else plot_svg(comparison).encode("utf-8")
+    write_bytes(path, content)
 
 
 def kld_by_size(comparison: Comparison, *, is_titled: bool = False) -> Plot:

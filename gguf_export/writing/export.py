@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from calibration.importance.imatrix import Imatrix
 from calibration.importance.imatrix_files import load_imatrix
+from gguf_export.files.outputs import refuse_outputs
 from gguf_export.metadata.file_names import find_publisher, lmstudio_root
 from gguf_export.writing.job import ExportJob, prepare
 from gguf_export.writing.remarks import export_remarks
@@ -97,6 +98,8 @@ def export(
         publisher,
     )
     job, calibration = request.prepared()
+    if save_imatrix is not None:
+        refuse_outputs([save_imatrix], force=force)
     for remark in export_remarks(job, is_counted=calibration is None):
         note(remark)
     if calibration is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,14 @@ import pytest
 import torch
 from command_line import check_one_line, forward_words, invoke
 from pico import pico_mixtral, read_checkpoint, write_checkpoint
+from places import ROOT
 
 from calibration.importance.imatrix import Entry, Imatrix
 from calibration.importance.imatrix_files import load_imatrix, save_imatrix
+from calibration.judging.held_out import N_JUDGED
+from calibration.text.chunks import N_CTX
 from gguf_export.cli import main
+from gguf_export.commands.saying import switch
 from quantize.sources.gguf_file import GGUFFile
 
 
@@ -282,3 +287,69 @@ def test_inspect_refuses_what_it_cannot_read(tmp_path: Path, content: bytes | No
     if content is not None:
         path.write_bytes(content)
     check_one_line(invoke("inspect", path), "some.gguf")
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (
+            ["export", "-t", "Q8_0", "--dry-run", "--device", "nonsense"],
+            "--device means nothing without --text",
+        ),
+        (["export", "-t", "Q8_0", "--dry-run", "--hidden", "bf16"], "--hidden means nothing without --text"),
+        (["export", "-t", "Q8_0", "--dry-run", "--chunks", 3], "--chunks means nothing without --text"),
+        (["export", "-t", "Q8_0", "--dry-run", "--ctx", 77], "--ctx means nothing without --text"),
+        (
+            ["export", "-t", "Q8_0", "--dry-run", "--publisher", "me"],
+            "--publisher means nothing without --lmstudio",
+        ),
+        (["export", "-t", "Q8_0", "--save-imatrix", "x"], "--save-imatrix means nothing without --text"),
+        (["verify", "--quick"], "--quick means nothing without --against"),
+        (["verify", "-j", 2], "--jobs means nothing without --against"),
+        (["compare", "--pure"], "--pure means nothing without --type"),
+        (["compare", "--imatrix", "x"], "--imatrix means nothing without --type"),
+        (["compare", "--restart"], "--restart means nothing without --json"),
+        (["errors", "-t", "Q4_K", "--force"], "--force means nothing without --output"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(model: Path, words: list[Any], needed: str) -> None:
+    done = invoke(words[0], model, *words[1:])
+    assert done.exit_code == 2 and needed in done.stderr
+
+
+def test_settings_of_the_library_are_options_of_the_command_line() -> None:
+    """Errors and remarks name settings; what the command line makes of them must be a switch that a verb has."""
+    switches = {name for verb in main.commands.values() for param in verb.params for name in param.opts}
+    for path in [
+        path for floor in ("quantize", "calibration", "gguf_export") for path in (ROOT / floor).rglob("*.py")
+    ]:
+        for setting in re.findall(r'setting="(\w+)"', path.read_text(encoding="utf-8")):
+            assert switch(setting) in switches, f"{path.relative_to(ROOT)}: {setting}"
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    defaults = {
+        (name, param.name): param.default for name, verb in main.commands.items() for param in verb.params
+    }
+    assert {defaults[name, "n_ctx"] for name in ("export", "imatrix", "errors", "compare")} == {N_CTX}
+    assert defaults["errors", "n_judged"] == N_JUDGED
+
+
+def test_a_plot_is_written_as_svg_and_png(model: Path, tmp_path: Path) -> None:
+    words = [*forward_words("compare", model, tmp_path), "--force", "--plot"]
+    for name, begins in (("a.svg", b"<?xml"), ("b.png", b"\x89PNG")):
+        done = invoke(*words, tmp_path / name)
+        assert done.exit_code == 0, done.output
+        assert (tmp_path / name).read_bytes().startswith(begins)
+    done = invoke(*words, tmp_path / "c.pdf")
+    assert done.exit_code == 2 and ".svg and .png" in done.stderr
+
+
+def test_the_importances_of_a_text_replace_nothing(model: Path, tmp_path: Path) -> None:
+    """Said before the text passes, not after hours of it."""
+    (tmp_path / "i.gguf").write_bytes(b"kept")
+    words = [*forward_words("export", model, tmp_path), "--save-imatrix"]
+    done = invoke(*words, tmp_path / "i.gguf")
+    check_one_line(done, "exists already; pass --force")
+    assert (tmp_path / "i.gguf").read_bytes() == b"kept"
+    check_one_line(invoke(*words, tmp_path / "no" / "i.gguf"), "no such folder")
