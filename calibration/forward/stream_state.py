@@ -118,8 +118,8 @@ class StreamState:
     def add(self, tokens: Tensor, y: Tensor) -> None:
         """hidden[tokens] += y, in float32 whatever the hidden states are kept in."""
         places = tokens.to(self.hidden.device)
-        summed = self.hidden.index_select(0, places).to(y.device) + y.float()
-        self.hidden.index_copy_(0, places, summed.to(self.hidden.device, self.hidden.dtype))
+        rows = self.hidden.index_select(0, places).to(y.device).float().add_(y)  # a copy: changed in place
+        self.hidden.index_copy_(0, places, rows.to(self.hidden.device, self.hidden.dtype))
 
     def normed_rows(self, tokens: Tensor) -> Tensor:
         """The inputs of the feed-forward layer of some tokens, [t, D] on the device."""
