@@ -161,11 +161,7 @@ def _gguf(folder: Path) -> object:
     return _each(
         lambda: tokenizer_of(file).encode("the <s> caf\u00e9\n", parse_special=True),
         lambda: vocabulary_of(file),
-<<<<<<< HEAD
         lambda: [Matrix(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype)],
-=======
-        lambda: [Matrix(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype) is not None],
->>>>>>> 639c983dfe45b76557f609d3758b608ff7777df2
     )
 
 
