@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from calibration.importance.imatrix import Imatrix
@@ -68,8 +69,8 @@ def verify(
     path = Path(path)
     checkpoint = open_checkpoint(against) if isinstance(against, (str, Path)) else against
     importances = load_imatrix(imatrix, prior=prior) if isinstance(imatrix, (str, Path)) else imatrix
-    with Threads(jobs) as threads:
-        findings = _check(path, checkpoint, level, importances, engine or threads, progress)
+    with nullcontext(engine) if engine is not None else Threads(jobs) as workers:
+        findings = _check(path, checkpoint, level, importances, workers, progress)
     if sums:
         findings.append(check_sum(path, progress))
     return Findings(findings)
@@ -87,16 +88,17 @@ def _check(
         file = GGUFFile(path)
     except GGUFError as fault:
         return [Finding.of(fault, remedy="give a GGUF file", place=str(path))]
+    findings: list[Finding] = []
     try:
-        findings = check_structure(file)
+        findings += check_structure(file)
         findings += check_numbers(file, progress)
         if checkpoint is not None:
             findings += check_keys(file, checkpoint)
             findings += check_against(
                 file, checkpoint, engine, level=level, imatrix=imatrix, progress=progress
             )
-    except GGUFError as fault:
-        return [Finding.of(fault, remedy="fetch it again", place=str(path))]
+    except GGUFError as fault:  # what was found before it stays
+        return [*findings, Finding.of(fault, remedy="fetch it again", place=str(path))]
     if checkpoint is not None and level != "errors" and imatrix is None:
         findings += _unused_imatrix(file)
     return findings
