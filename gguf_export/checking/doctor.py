@@ -114,7 +114,7 @@ def _routers(checkpoint: Checkpoint, stored: Mapping[str, ShardTensor]) -> set[s
 
 
 def _model_keys(checkpoint: Checkpoint) -> list[Finding]:
-    """What of the model card and generation_config.json cannot become keys of a GGUF file."""
+    """Fields of the model card and of generation_config.json that cannot become keys of a GGUF file."""
     remarks: list[Remark] = []
     place = str(checkpoint.path)
     try:

@@ -1,4 +1,4 @@
-"""What `doctor` and `verify` say: how bad, where, what, and what to do about it."""
+"""The findings of `doctor` and `verify`: severity, place, message and remedy of each."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.file_check import IMATRIX_KEY, Level, follows_from_weights
 from gguf_export.checking.findings import Finding, Findings, info
 from gguf_export.checking.key_checks import check_keys
+from gguf_export.checking.remedies import FETCH
 from gguf_export.checking.stored_numbers import check_numbers
 from gguf_export.checking.structure import check_structure
 from quantize.containers.untrusted import quoted
@@ -98,7 +99,7 @@ def _check(
                 file, checkpoint, engine, level=level, imatrix=imatrix, progress=progress
             )
     except GGUFError as fault:  # what was found before it stays
-        return [*findings, Finding.of(fault, remedy="fetch it again", place=str(path))]
+        return [*findings, Finding.of(fault, remedy=FETCH, place=str(path))]
     if checkpoint is not None and level != "errors" and imatrix is None:
         findings += _unused_imatrix(file)
     return findings

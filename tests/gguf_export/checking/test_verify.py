@@ -23,6 +23,7 @@ from calibration.importance.imatrix_files import load_imatrix, save_imatrix
 from gguf_export.checking.codes import CODES, not_nearest
 from gguf_export.checking.file_check import Level
 from gguf_export.checking.findings import Finding
+from gguf_export.checking.remedies import FETCH
 from gguf_export.checking.verify import verify
 from gguf_export.cli import main
 from gguf_export.metadata.model_keys import KeyValue
@@ -642,7 +643,7 @@ def test_findings_outlive_a_read_that_fails(
     path.write_bytes(path.read_bytes() + bytes(100))
     monkeypatch.setattr(GGUFFile, "read_blocks", fail)
     unreadable, tail = faults(verify(path))
-    assert unreadable == f"error: {path}: cannot be read: the disk is gone; fetch it again"
+    assert unreadable == f"error: {path}: cannot be read: the disk is gone; {FETCH}"
     assert "100 bytes lie behind the last tensor" in tail
 
 
