@@ -26,11 +26,11 @@ from gguf_export.checking.findings import Finding
 from gguf_export.checking.remedies import FETCH
 from gguf_export.checking.verify import verify
 from gguf_export.cli import main
-from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.writing.export import prepare, run
 from gguf_export.writing.header import header
 from quantize.codec import encode
 from quantize.containers.gguf import read_container
+from quantize.containers.keys import KeyValue
 from quantize.exceptions import GGUFError
 from quantize.guide import Guide
 from quantize.recipes.ftypes import ftype
