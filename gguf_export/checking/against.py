@@ -24,7 +24,8 @@ from calibration.importance.imatrix import Imatrix
 from gguf_export.checking.deviations import Deviation, EncoderDifferences
 from gguf_export.checking.file_check import FileCheck, Level, have_same_rows, measure
 from gguf_export.checking.findings import Finding, error, info
-from gguf_export.checking.verdicts import AGAIN, verdicts
+from gguf_export.checking.remedies import AGAIN
+from gguf_export.checking.verdicts import verdicts
 from gguf_export.writing.slabs import slabs_of
 from quantize.blocks import can_encode
 from quantize.decoding import can_decode
@@ -45,7 +46,7 @@ def check_against(
     level: Level = "auto",
     imatrix: Imatrix | None = None,
     progress: OnProgress = silent,
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Hold all tensors of a file against a checkpoint.
 
     Args:
@@ -65,7 +66,9 @@ def check_against(
     if imatrix is not None:
         imatrix.check(list(specs.values()))
     check = FileCheck(file, checkpoint, level, imatrix)
-    return [*_same_tensors(file, specs), *_foreign_types(check), *_same_weights(check, engine, progress)]
+    yield from _same_tensors(file, specs)
+    yield from _foreign_types(check)
+    yield from _same_weights(check, engine, progress)
 
 
 def _same_tensors(file: GGUFFile, specs: Mapping[str, TensorSpec]) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
+from quantize.blocks.iq4 import INTEGERS
 from quantize.codec import decode
 from quantize.tensors import Array, QType
 
@@ -21,11 +22,8 @@ __all__ = ["not_nearest"]
 WEIGHTS_AT_ONCE = 2**20  # the arithmetic takes some eight numbers of 64 bits for each
 SLACK = 0.002  # in steps of the scale: another value may be nearer by this much, which rounding explains
 MAX_SLACK = 5.0  # where rounding explains more, codes 11 apart cannot be told from each other any more
-CODED_BEFORE_ROUNDING = (
-    QType.IQ4_NL,
-    QType.IQ4_XS,
-)  # their codes are those of a scale before it became a half
-IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64)
+CODED_BEFORE_ROUNDING = (QType.IQ4_NL, QType.IQ4_XS)  # codes of the scale before it became a half
+IQ4 = np.array(INTEGERS, np.float64)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class BadBlocks:
         return cls(int(flags.sum()), len(bad_rows), int(bad_rows[0]), int(bad_rows[-1]))
 
     def __add__(self, other: BadBlocks) -> BadBlocks:
-        """Those of other rows together with these."""
+        """Add the bad blocks of other rows."""
         if not self.n or not other.n:
             return self if self.n else other
         return BadBlocks(
@@ -66,16 +66,14 @@ class Deviation:
     """How some rows of a matrix of the file compare with those of the checkpoint, or all its rows."""
 
     n_blocks: int = 0
-    other_bytes: BadBlocks = field(
-        default_factory=BadBlocks
-    )  # bytes are not those that the encoder here makes
+    other_bytes: BadBlocks = field(default_factory=BadBlocks)  # bytes that the encoder here does not make
     squared_error: float = 0.0  # sum over weights
     squared_weights: float = 0.0  # sum over weights
     beyond_tolerance: BadBlocks = field(default_factory=BadBlocks)  # an error that the type does not explain
     not_nearest: BadBlocks = field(default_factory=BadBlocks)  # a code is not the nearest to its weight
 
     def __add__(self, other: Deviation) -> Deviation:
-        """That of other rows together with this."""
+        """Add the deviation of other rows."""
         return Deviation(
             self.n_blocks + other.n_blocks,
             self.other_bytes + other.other_bytes,
@@ -95,7 +93,7 @@ class Deviation:
 
 @dataclass
 class EncoderDifferences:
-    """The matrices whose bytes alone differ from those of the encoder here: damage where they are few, else another
+    """The matrices that differ in bytes alone from the encoder here: damaged where they are few, else made by another
     encoder."""
 
     n_matrices: int = 0  # compared so far
@@ -103,7 +101,7 @@ class EncoderDifferences:
     local: list[Finding] = field(default_factory=list)  # one for each matrix with differences in a few blocks
 
     def findings(self, path: Path) -> list[Finding]:
-        """The suspected faults, or one note if so many differ that another encoder must have made the file."""
+        """The suspected faults, or one note where more matrices differ than damage would explain: another encoder."""
         are_few = len(self.local) <= max(MIN_FEW_MATRICES, FEW_MATRICES_SHARE * self.n_matrices)
         if are_few and not self.n_everywhere:
             return self.local

@@ -11,10 +11,13 @@ from gguf_export.checking.shard_checks import check_shards, check_types
 from gguf_export.checking.tokenizer_checks import check_tokenizer
 from gguf_export.checking.weight_checks import check_weights
 from gguf_export.metadata.model_keys import model_keys
-from quantize.containers.shard_index import index_shards
+from quantize.containers.shard_index import ShardTensor, index_shards
 from quantize.containers.untrusted import quoted, read_json, refuse_foreign_links
 from quantize.exceptions import CheckpointError
 from quantize.families import family_of
+from quantize.families.binding import bind
+from quantize.families.config import shape_dims
+from quantize.families.roles import is_router
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.telling import OnProgress, Remark, silent
 
@@ -62,7 +65,7 @@ def _check(path: Path, full: bool, pre: str | None, progress: OnProgress) -> lis
     except CheckpointError as fault:
         return [*findings, Finding.of(fault, place=place)]
     findings += [Finding.of_remark(remark, "info", place=place) for remark in checkpoint.remarks]
-    findings += check_types(stored)
+    findings += check_types(stored, _routers(checkpoint, stored))
     findings += _model_keys(checkpoint)
     findings += check_tokenizer(checkpoint, raw, pre)
     try:
@@ -103,8 +106,15 @@ def _config(raw: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
+def _routers(checkpoint: Checkpoint, stored: Mapping[str, ShardTensor]) -> set[str]:
+    """The stored names of the tensors that choose the experts."""
+    dims = shape_dims(checkpoint.family, checkpoint.config, checkpoint.hparams)
+    bindings, _ = bind(checkpoint.family, dims, stored)
+    return {tensor.name for binding in bindings if is_router(binding.spec) for tensor in binding.stored}
+
+
 def _model_keys(checkpoint: Checkpoint) -> list[Finding]:
-    """What of the model card and generation_config.json cannot become keys of a GGUF file."""
+    """Fields of the model card and of generation_config.json that cannot become keys of a GGUF file."""
     remarks: list[Remark] = []
     place = str(checkpoint.path)
     try:

@@ -1,4 +1,4 @@
-"""What `doctor` and `verify` say: how bad, where, what, and what to do about it."""
+"""The findings of `doctor` and `verify`: severity, place, message and remedy of each."""
 
 from __future__ import annotations
 
@@ -42,8 +42,6 @@ class Finding:
         cls, remark: Remark, severity: Severity = "info", *, remedy: str = "", place: str = ""
     ) -> Finding:
         """A remark that was noted; `remedy` and `place` count where the remark has none of its own."""
-        if isinstance(remark, str):
-            return cls(severity, place, remark, remedy)
         return cls(severity, remark.place or place, remark.message, remark.remedy or remedy, remark.setting)
 
     def line(self, spell: Callable[[str], str] = str) -> str:
@@ -64,7 +62,7 @@ class Findings(tuple[Finding, ...]):
 
     def __new__(cls, findings: Iterable[Finding] = ()) -> Findings:
         """Sort the findings by severity."""
-        return super().__new__(cls, sorted(findings, key=lambda one: SEVERITIES.index(one.severity)))
+        return super().__new__(cls, sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
     def count_of(self, severity: Severity) -> int:
         """Number of findings of one severity."""

@@ -1,4 +1,4 @@
-"""What is in a checkpoint or a GGUF file, from headers alone."""
+"""The contents of a checkpoint or a GGUF file, from headers alone."""
 
 from __future__ import annotations
 

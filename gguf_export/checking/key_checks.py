@@ -10,6 +10,7 @@ import numpy as np
 from gguf import GGUFValueType
 
 from gguf_export.checking.findings import Finding, error, warning
+from gguf_export.checking.remedies import AGAIN
 from gguf_export.vocab import vocab_keys as vocab
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
@@ -19,7 +20,6 @@ from quantize.sources.gguf_file import GGUFFile
 
 __all__ = ["check_keys"]
 
-AGAIN = "convert the checkpoint again"
 VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.model", "tokenizer.ggml.pre")
 """Keys without which the same text becomes other tokens."""
 

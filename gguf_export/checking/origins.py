@@ -47,7 +47,7 @@ def nearest_experts(check: FileCheck, spec: TensorSpec) -> list[int]:
 
 
 def origin(check: FileCheck, spec: TensorSpec, xid: int) -> str | None:
-    """What the weights of an expert of the file are in truth, in words; None where they resemble nothing."""
+    """Where the weights of an expert of the file come from in truth, in words; None where they resemble nothing."""
     return next(_origins(check, spec, xid), None)
 
 

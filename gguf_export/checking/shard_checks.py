@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 from gguf_export.checking.findings import Finding, error, info, warning
@@ -75,8 +75,13 @@ def _is_pointer(path: Path) -> bool:
         return False
 
 
-def check_types(stored: Mapping[str, ShardTensor]) -> Iterator[Finding]:
-    """A mixture of float types: some tensors were rounded and others not."""
+def check_types(stored: Mapping[str, ShardTensor], routers: Container[str]) -> Iterator[Finding]:
+    """A mixture of float types: some tensors were rounded and others not.
+
+    Args:
+        stored: the tensors of the shards.
+        routers: names of those that choose the experts; some models keep them alone in float32.
+    """
     matrices = {name: tensor for name, tensor in stored.items() if len(tensor.shape) > 1}
     counts = Counter(tensor.dtype for tensor in matrices.values())
     if len(counts) < 2:
@@ -85,7 +90,7 @@ def check_types(stored: Mapping[str, ShardTensor]) -> Iterator[Finding]:
     names = [name for name, tensor in matrices.items() if tensor.dtype == rarest]
     types = ", ".join(f"{n} {dtype}" for dtype, n in counts.most_common())
     text = f"matrices are stored in several types ({types}), {quoted(names[0])} as {rarest}"
-    if all(name.endswith("gate.weight") for name in names):
+    if all(name in routers for name in names):
         yield info("shards", text)
     else:
         yield warning("shards", text, "harmless if it was meant; otherwise merge again with one dtype")

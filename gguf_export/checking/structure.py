@@ -16,6 +16,7 @@ from gguf import GGUFValueType as Type
 from gguf.constants import MODEL_ARCH_NAMES
 
 from gguf_export.checking.findings import Finding, error, info, warning
+from gguf_export.checking.remedies import AGAIN, FETCH
 from gguf_export.vocab import pretokenizers
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import GGUFError
@@ -27,9 +28,6 @@ from quantize.recipes.layout import padded
 from quantize.sources.gguf_file import GGUFFile
 
 __all__ = ["check_structure"]
-
-AGAIN = "convert the model again"
-FETCH = "fetch the file again, or convert the model again"
 
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 SPLIT_TYPES = {"split.no": Type.UINT16, "split.count": Type.UINT16, "split.tensors.count": Type.INT32}

@@ -11,8 +11,8 @@ from gguf import TokenType
 
 from calibration.text.json_values import token_text
 from gguf_export.checking.findings import Finding, info, warning
-from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.vocab import vocab_keys as vocab
+from quantize.containers.keys import KeyValue
 from quantize.containers.text_files import optional_object
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import TokenizerError
@@ -30,7 +30,7 @@ CHAT_TOKENS = (
     "<|user|>",
     "<|assistant|>",
 )
-CORRECT = "correct the one that is wrong"
+CORRECT = "correct whichever is wrong"
 
 
 def check_tokenizer(checkpoint: Checkpoint, raw: Mapping[str, Any], pre: str | None) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What is wrong with a tensor, told from the deviations of its matrices."""
+"""The faults of a tensor, told from the deviations of its matrices."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from gguf_export.checking import origins
 from gguf_export.checking.deviations import MAX_DAMAGED_SHARE, BadBlocks, Deviation, EncoderDifferences
 from gguf_export.checking.file_check import FileCheck, follows_from_weights
 from gguf_export.checking.findings import Finding, error, warning
+from gguf_export.checking.remedies import AGAIN, FETCH
 from quantize.tensors import NUMPY_TYPES, QType, TensorSpec
 
-__all__ = ["AGAIN", "place_of", "verdicts"]
-
-FETCH = "the file is damaged: fetch it again, or export it again"
-AGAIN = "convert the checkpoint again"
+__all__ = ["place_of", "verdicts"]
 
 
 def verdicts(
@@ -28,7 +26,7 @@ def verdicts(
     Args:
         check: the file and its checkpoint.
         spec: the checkpoint's tensor.
-        deviations: those of its matrices, by expert.
+        deviations: expert -> how its matrix deviates from the checkpoint's.
         differences: takes note of matrices that another encoder may have made.
 
     Raises:
@@ -109,7 +107,7 @@ def _damage(spec: TensorSpec, qtype: QType, deviation: Deviation, bad: BadBlocks
     return error(
         spec.name,
         f"{bad.n} of {deviation.n_blocks} {blocks} are not what the checkpoint gives, the first in row {bad.first}",
-        FETCH,
+        f"the file is damaged: {FETCH}",
     )
 
 

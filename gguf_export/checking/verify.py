@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from calibration.importance.imatrix import Imatrix
@@ -12,6 +13,7 @@ from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.file_check import IMATRIX_KEY, Level, follows_from_weights
 from gguf_export.checking.findings import Finding, Findings, info
 from gguf_export.checking.key_checks import check_keys
+from gguf_export.checking.remedies import FETCH
 from gguf_export.checking.stored_numbers import check_numbers
 from gguf_export.checking.structure import check_structure
 from quantize.containers.untrusted import quoted
@@ -68,8 +70,8 @@ def verify(
     path = Path(path)
     checkpoint = open_checkpoint(against) if isinstance(against, (str, Path)) else against
     importances = load_imatrix(imatrix, prior=prior) if isinstance(imatrix, (str, Path)) else imatrix
-    with Threads(jobs) as threads:
-        findings = _check(path, checkpoint, level, importances, engine or threads, progress)
+    with nullcontext(engine) if engine is not None else Threads(jobs) as workers:
+        findings = _check(path, checkpoint, level, importances, workers, progress)
     if sums:
         findings.append(check_sum(path, progress))
     return Findings(findings)
@@ -87,16 +89,17 @@ def _check(
         file = GGUFFile(path)
     except GGUFError as fault:
         return [Finding.of(fault, remedy="give a GGUF file", place=str(path))]
+    findings: list[Finding] = []
     try:
-        findings = check_structure(file)
+        findings += check_structure(file)
         findings += check_numbers(file, progress)
         if checkpoint is not None:
             findings += check_keys(file, checkpoint)
             findings += check_against(
                 file, checkpoint, engine, level=level, imatrix=imatrix, progress=progress
             )
-    except GGUFError as fault:
-        return [Finding.of(fault, remedy="fetch it again", place=str(path))]
+    except GGUFError as fault:  # what was found before it stays
+        return [*findings, Finding.of(fault, remedy=FETCH, place=str(path))]
     if checkpoint is not None and level != "errors" and imatrix is None:
         findings += _unused_imatrix(file)
     return findings

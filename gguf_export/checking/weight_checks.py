@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gguf_export.checking.findings import Finding, error, info, warning
+from gguf_export.checking.findings import Finding, info, warning
 from gguf_export.writing.slabs import SLAB_BYTES
-from quantize.codec import first_non_finite
 from quantize.decoding import to_f32
+from quantize.exceptions import NotFiniteError
+from quantize.families.roles import is_router
+from quantize.finite import refuse_non_finite
 from quantize.sources.checkpoint import Checkpoint
 from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import Array, Rows, TensorSpec
@@ -23,7 +25,6 @@ __all__ = ["check_weights"]
 SAMPLED = 4  # rows at the beginning, in the middle and at the end of each matrix
 F16_MAX = 65504.0
 K_BLOCK = 256  # weights of a super-block
-ROUTER = "ffn_gate_inp"  # stands in the names of the router's tensors
 
 Hashes = dict[int, dict[int, list[bytes]]]
 """Layer -> expert -> a hash of each of its matrices."""
@@ -47,7 +48,7 @@ def check_weights(
         progress(Progress("looking at the weights", done, len(specs), "tensors"))
         for xid in range(spec.n_matrix):
             yield from _matrix(checkpoint, spec, xid, full, hashes)
-        if spec.name.endswith(f"{ROUTER}.weight"):
+        if is_router(spec) and spec.is_matrix:
             yield from _router(spec, to_f32(checkpoint.read(spec)))
     progress(Progress("looking at the weights", len(specs), len(specs), "tensors"))
     yield from _twins(hashes, full)
@@ -61,19 +62,15 @@ def _matrix(
     is_zero, largest = True, 0.0
     for rows in _rows(checkpoint, spec, full):
         weights = checkpoint.read(spec, xid, rows)
-        bad = first_non_finite(weights)
-        if bad is not None:
-            row, column = divmod(bad, spec.n_per_row)
-            yield error(
-                spec.label(xid),
-                f"row {rows[0] + row}, column {column} is NaN or infinite",
-                "download the checkpoint again, or merge again; it cannot be quantized",
-            )
+        try:
+            refuse_non_finite(spec, xid, rows, weights)
+        except NotFiniteError as fault:
+            yield Finding.of(fault)
             return
         digest.update(weights.tobytes())
         magnitude = float(np.abs(to_f32(weights)).max())
         is_zero, largest = is_zero and magnitude == 0, max(largest, magnitude)
-    if is_zero and spec.name.endswith(".weight") and ROUTER not in spec.name:
+    if is_zero and spec.name.endswith(".weight") and not is_router(spec):
         yield warning(spec.label(xid), "all zeros" if full else "all zeros, as far as was looked", DONORS)
     if largest > F16_MAX:
         yield warning(
@@ -140,7 +137,7 @@ def _widths(checkpoint: Checkpoint) -> Iterator[Finding]:
     narrow = [
         spec
         for spec in checkpoint.specs()
-        if spec.is_matrix and spec.n_per_row % K_BLOCK and ROUTER not in spec.name
+        if spec.is_matrix and spec.n_per_row % K_BLOCK and not is_router(spec)
     ]
     if narrow:
         yield info(

@@ -1,4 +1,4 @@
-"""What is asked of the operating system about files: durability, the space they take, why a write failed."""
+"""Questions to the operating system about files: durability, the space they take, why a write failed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_full(error: OSError) -> bool:
 
 
 def write_error(path: Path, error: OSError) -> OutputError:
-    """The error of ours that says that a file cannot be written, and why; the caller raises it from `error`."""
+    """This project's error for a file that cannot be written, with the reason; the caller raises it from `error`."""
     kind = NoSpaceError if is_full(error) else OutputError
     return kind(str(path), f"cannot be written: {error.strerror or error}")
 
@@ -48,8 +48,8 @@ def durable(file: Any) -> None:
 def forget_pages(file: Any) -> None:
     """Give back the memory in which the system caches a file that is durable and will not be read soon.
 
-    A file larger than the memory would otherwise push out what is needed, such as the shards that are still to be read,
-    and each page of the cache has to be found anew: on a virtual machine that took longer than the writing.
+    A file larger than the memory would otherwise push out pages that are needed, such as those of shards still to be
+    read, and each page of the cache has to be found anew: on a virtual machine that took longer than the writing.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
@@ -81,7 +81,7 @@ def allocated(path: Path) -> int:
 
 
 def check_space(outputs: Iterable[tuple[Path, int]]) -> None:
-    """Refuse before the work what would fail after hours of it.
+    """Refuse, before hours of work, files for which a disk has no space.
 
     Args:
         outputs: folders that exist, each with the bytes that will be written there.

@@ -41,7 +41,7 @@ class Piece(NamedTuple):
 class DurableFile:
     """A file of known size; its pieces are made durable, and then noted, by a thread of its own.
 
-    Whoever closes it without `sync` gives up what is not durable yet.
+    Pieces that are not durable yet are lost where it is closed without `sync`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class DurableFile:
             self._sync_behind()
 
     def sync(self) -> None:
-        """Make durable what is left, in the caller's thread; nothing is written meanwhile.
+        """Make the remaining pieces durable, in the caller's thread; nothing is written meanwhile.
 
         Raises:
             OutputError: the disk is full or broken.
@@ -157,7 +157,7 @@ class DurableFile:
 
 @contextlib.contextmanager
 def disk_errors(path: Path, n_bytes: int) -> Iterator[None]:
-    """Turn an `OSError` within the block into an error of ours about a file of `n_bytes` that is being written.
+    """Turn an `OSError` within the block into this project's error for a file of `n_bytes` that is being written.
 
     Raises:
         NoSpaceError: the disk is full.
@@ -170,12 +170,12 @@ def disk_errors(path: Path, n_bytes: int) -> Iterator[None]:
             raise NoSpaceError(
                 str(path),
                 f"no space left ({error.strerror}) for a file of {size_in_words(n_bytes)}",
-                "make space and run the same command again, or choose another folder",
+                "make space and start the run again with the same settings, or choose another folder",
             ) from error
         raise OutputError(
             str(path),
             f"cannot be written: {error.strerror or error}",
-            "see to the disk, then run the same command again",
+            "see to the disk, then start the run again with the same settings",
         ) from error
 
 

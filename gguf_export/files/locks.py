@@ -64,7 +64,7 @@ class LockedFile:
         return True
 
     def _is_still_there(self) -> bool:
-        """Whether the open file is the one that has the name."""
+        """Whether the name still leads to the open file."""
         try:
             return os.path.samestat(os.fstat(self.file.fileno()), self.path.lstat())
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a model's files are called, and where LM Studio looks for them.
+"""The names of a model's files, and the folders in which LM Studio looks for them.
 
 GGUF's naming convention (ggml's docs/gguf.md) as llama.cpp's converter applies it (gguf-py/gguf/utility.py:
 naming_convention): base name, size label, fine-tune, version, type. The words come from a stranger's metadata, so
@@ -58,8 +58,8 @@ def _stem(keys: Iterable[KeyValue]) -> str:
 def safe_name(text: str) -> str:
     """`text` as one component of a path on Linux, macOS and Windows, whoever wrote it.
 
-    No separator, no control or formatting character, no name of a device, no dot or dash at either end; what is not
-    allowed becomes "-" or goes. Never empty.
+    No separator, no control or formatting character, no name of a device, no dot or dash at either end: characters
+    that are not allowed become "-" or are dropped. Never empty.
     """
     kept = "".join(
         "-" if char in _FORBIDDEN or char.isspace() else char

@@ -189,7 +189,7 @@ def _origins(front: Mapping[str, Any], keys: tuple[str, ...], n_total: int, note
 
 
 def _origin(model_id: str, n_total: int) -> Entry:
-    """What an id of the Hugging Face hub, or an address, says of a base model or dataset."""
+    """The facts about a base model or dataset in its id of the Hugging Face hub, or its address."""
     if model_id.startswith(("http://", "https://", "ssh://")):
         on_hub = re.fullmatch(r"https?://huggingface\.co/([^/]+/[^/]+)", model_id)
         parts = split_model_id(on_hub[1], n_total) if on_hub else NameParts()

@@ -1,4 +1,4 @@
-"""What a model's id says about it: `org/Base-8x7B-Instruct-v0.1` taken to pieces.
+"""A model's id taken to pieces, for the facts in it: `org/Base-8x7B-Instruct-v0.1`.
 
 The heuristics are those of llama.cpp's converter (gguf-py/gguf/metadata.py: get_model_id_components,
 id_to_title), so that metadata and file names come out as it writes them.

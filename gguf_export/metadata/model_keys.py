@@ -138,7 +138,7 @@ def parse_override(text: str) -> KeyValue:
     place = f"override {text[:200]!r}"
     if not equals or not colon or kind not in ("int", "float", "bool", "str"):
         forms = "KEY=int:N, KEY=float:X, KEY=bool:true, KEY=bool:false or KEY=str:TEXT"
-        raise RecipeError(place, f"spell it {forms}")
+        raise RecipeError(place, "is no setting of a key", f"spell it {forms}")
     if not re.fullmatch(r"[!-~]{1,127}", key):
         raise RecipeError(place, "a key has 1 to 127 visible ASCII characters")
     if key.startswith("split.") or key == "general.alignment":

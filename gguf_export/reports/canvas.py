@@ -43,9 +43,11 @@ with _quiet():
         from matplotlib.lines import Line2D
         from matplotlib.textpath import text_to_path
         from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
-    except OSError as error:  # neither the home folder nor the one for temporary files can be written
+    except OSError as error:  # neither the home folder nor that of temporary files can be written
         raise OutputError(
-            f"plots: matplotlib has no folder to write its font cache to; set MPLCONFIGDIR to one: {error}"
+            "plots",
+            f"matplotlib has no folder to write its font cache to: {' '.join(str(error).split())}",
+            "set MPLCONFIGDIR to one",
         ) from error
 
 __all__ = [

@@ -78,8 +78,8 @@ def compare_dict(comparison: Comparison) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "base": {
             "name": base_name(comparison),
-            "n_bytes": base.n_bytes if base.kind == "model" else None,
-            "bpw": base.bpw if base.kind == "model" else None,
+            "n_bytes": base.n_bytes,
+            "bpw": base.bpw,
         },
         "activations": comparison.activations,
         "versions": versions(),

@@ -8,7 +8,7 @@ from calibration.judging.side_by_side import Comparison, OnText
 from gguf_export.reports.compare_facts import labels
 from gguf_export.reports.figures import percent, significant
 from gguf_export.reports.heat_maps import Cell, HeatMap, Legend, Scale
-from gguf_export.reports.pages import Panels, Part
+from gguf_export.reports.pages import PagePart, Panels
 
 __all__ = ["distribution_maps", "router_maps"]
 
@@ -16,7 +16,7 @@ DECADES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # bounds of KLD in nats
 DECADE_NAMES = ("<10⁻⁵", "<10⁻⁴", "<10⁻³", "<.01", "<.1", "<1", "≥1")
 
 
-def distribution_maps(comparison: Comparison) -> list[Part]:
+def distribution_maps(comparison: Comparison) -> list[PagePart]:
     """One heat map for each text, model by decade of KLD: the share of the scored tokens."""
     names = labels(comparison)
     shares = [[_shares(result) for result in results] for results in comparison.results]
@@ -52,7 +52,7 @@ def _share_cells(label: str, shares: list[float]) -> list[Cell]:
     ]
 
 
-def router_maps(comparison: Comparison) -> list[Part]:
+def router_maps(comparison: Comparison) -> list[PagePart]:
     """One heat map for each text, model by layer: the share of tokens that go to other experts than the base's.
 
     The comparison has routers.

@@ -137,16 +137,10 @@ def _own(comparison: Comparison, text: int) -> dict[str, str]:
 
 
 def base_size(comparison: Comparison) -> tuple[str, str]:
-    """Size and bits per weight of the base, where it is a model."""
+    """Size and bits per weight of the base; a file of logits has neither."""
     base = comparison.base
-    return (
-        (NOTHING, NOTHING)
-        if base.kind == "logits"
-        else (
-            size_in_words(base.n_bytes, GIB_PLACES),
-            f"{base.bpw:.2f}",
-        )
-    )
+    size = NOTHING if base.n_bytes is None else size_in_words(base.n_bytes, GIB_PLACES)
+    return size, NOTHING if base.bpw is None else f"{base.bpw:.2f}"
 
 
 def same_experts(result: OnText) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from calibration.judging.matrix_errors import ErrorReport, MatrixErrors
-from gguf_export.reports.figures import NOTHING, count, percent, significant
+from gguf_export.reports.figures import NOTHING, count, expert_place, percent, significant
 from gguf_export.reports.heat_maps import Cell, HeatMap, Legend, Scale
 
 __all__ = ["ErrorMaps", "pairs_map", "routing_map"]
@@ -27,7 +27,7 @@ def routing_map(report: ErrorReport) -> tuple[Legend, HeatMap]:
         if row is None:
             return None
         share = row.n_tokens / max(1, report.n_fit)
-        title = f"layer {bid}, expert {xid}: {count(row.n_tokens)} tokens, {percent(share)}"
+        title = f"{expert_place(bid, xid)}: {count(row.n_tokens)} tokens, {percent(share)}"
         return Cell(share, f"{100 * share:.0f}", title, warn=row.starved)
 
     scale = Scale.over([row.n_tokens / max(1, report.n_fit) for row in rows.values()], low=0.0)

@@ -8,8 +8,8 @@ from calibration.judging.matrix_errors import ErrorReport, totals, worst
 from gguf_export.reports.error_maps import ErrorMaps, pairs_map, routing_map
 from gguf_export.reports.error_plots import entropy_plot, layer_plot, size_plot
 from gguf_export.reports.error_tables import projection_table, totals_table, unknown_table, worst_table
-from gguf_export.reports.figures import count, percent
-from gguf_export.reports.pages import Page, Panels, Part, Section, Table, Terms, Tiles
+from gguf_export.reports.figures import count, expert_place, percent
+from gguf_export.reports.pages import Page, PagePart, Panels, Section, Table, Terms, Tiles
 from gguf_export.reports.rendering import render
 
 __all__ = ["error_page"]
@@ -119,7 +119,7 @@ def _first_figures(report: ErrorReport) -> Iterator[tuple[str, str, str]]:
         )
     if report.n_expert:
         n_starved = len(report.starved)
-        names = ", ".join(f"layer {bid} expert {xid}" for bid, xid in report.starved[:MAX_NAMED])
+        names = "; ".join(expert_place(bid, xid) for bid, xid in report.starved[:MAX_NAMED])
         yield (
             "starved experts",
             count(n_starved) if n_starved else "none",
@@ -135,7 +135,7 @@ def _routing(report: ErrorReport) -> Section:
         f"each: {even} would be an even share. An expert that sees few tokens is quantized on thin evidence."
     )
     key, heat_map = routing_map(report)
-    maps: list[Part] = [heat_map]
+    maps: list[PagePart] = [heat_map]
     if report.n_expert_used > 1:
         maps.append(pairs_map(report))
     panels = Panels([*maps, entropy_plot(report)], max(report.n_layer, report.n_expert), "n-load")
@@ -147,7 +147,7 @@ def _of_type(report: ErrorReport, qtype: str) -> Section:
     """Heat maps of the output error, the totals of each projection and the worst ten matrices."""
     rows = report.of(qtype)
     maps = ErrorMaps(report, rows)
-    parts: list[Part] = [
+    parts: list[PagePart] = [
         maps.legend(),
         Panels([*maps.experts(), *maps.dense()], report.n_layer, f"n-{qtype}"),
         Table(*projection_table(rows), "By projection"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from calibration.judging.matrix_errors import ErrorReport, MatrixErrors, Totals, totals, worst
-from gguf_export.reports.figures import NOTHING, count, percent
+from gguf_export.reports.figures import NOTHING, count, expert_place, percent
 from gguf_export.reports.pages import TableText
 
 __all__ = ["projection_table", "totals_table", "unknown_table", "worst_table"]
@@ -82,7 +82,7 @@ def unknown_table(report: ErrorReport) -> TableText:
     )
     places = sorted({place for lacking, _ in gaps for place in lacking})
     rows: list[tuple[str, ...]] = [
-        (f"layer {bid}, expert {xid}", "; ".join(gap for lacking, gap in gaps if (bid, xid) in lacking))
+        (expert_place(bid, xid), "; ".join(gap for lacking, gap in gaps if (bid, xid) in lacking))
         for bid, xid in places[:MAX_NAMED]
     ]
     if len(places) > MAX_NAMED:

@@ -1,11 +1,11 @@
-"""Numbers as a person reads them, the same on the terminal and on a page."""
+"""Numbers and places as a person reads them, the same on the terminal and on a page."""
 
 from __future__ import annotations
 
 import math
 from decimal import Decimal
 
-__all__ = ["NOTHING", "count", "percent", "plain", "significant"]
+__all__ = ["NOTHING", "count", "expert_place", "percent", "plain", "significant"]
 
 NOTHING = "-"
 """Stands where there is no number."""
@@ -39,3 +39,8 @@ def percent(value: float | None, digits: int = 3) -> str:
 def count(value: float | None) -> str:
     """Write a whole number with separators of thousands."""
     return NOTHING if value is None else f"{value:,.0f}"
+
+
+def expert_place(bid: int, xid: int) -> str:
+    """Write the place of an expert: layer 3, expert 5."""
+    return f"layer {bid}, expert {xid}"

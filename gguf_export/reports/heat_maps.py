@@ -87,7 +87,7 @@ class HeatMap:
 
     @property
     def is_tall(self) -> bool:
-        """Whether there are so many rows that they must be low."""
+        """Whether there are too many rows for tall ones."""
         return len(self.rows) > 16
 
     @property

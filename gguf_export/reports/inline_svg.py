@@ -1,7 +1,7 @@
 """An SVG document of matplotlib as an element of an HTML page.
 
-What a page has already goes: the XML head, namespaces, fonts, ids that nothing refers to. Colours become the variables
-of the style sheet, so that they follow the reader's choice of light or dark.
+It loses everything that a page has already: the XML head, namespaces, fonts, ids that nothing refers to. Colours
+become the variables of the style sheet, so that they follow the reader's choice of light or dark.
 """
 
 from __future__ import annotations

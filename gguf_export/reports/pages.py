@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-__all__ = ["Page", "Panels", "Part", "Section", "Table", "TableText", "Terms", "Tiles"]
+__all__ = ["Page", "PagePart", "Panels", "Section", "Table", "TableText", "Terms", "Tiles"]
 
 TableText = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Headings and rows of a table, for a terminal or a page; a heading that begins with '>' is one of numbers."""
@@ -19,7 +19,7 @@ SWITCH_FROM = 12
 """Heat maps with more columns than this show the numbers in their cells on demand only."""
 
 
-class Part(Protocol):
+class PagePart(Protocol):
     """A piece of a page: data, and the name of the template that shows it."""
 
     template: ClassVar[str]
@@ -60,7 +60,7 @@ class Panels:
     """
 
     template: ClassVar[str] = "panels.html.jinja"
-    parts: Sequence[Part]
+    parts: Sequence[PagePart]
     n_columns: int = 0
     key: str = ""
 
@@ -75,7 +75,7 @@ class Section:
     """Parts under a heading (none where `title` is empty), which a sentence or two, `lead`, may introduce."""
 
     title: str
-    parts: Sequence[Part]
+    parts: Sequence[PagePart]
     lead: str = ""
 
 

@@ -58,7 +58,7 @@ class Plot:
     y: Axis
 
     def drawable(self) -> list[Series]:
-        """The series without what their axes cannot show: infinities, and what is not positive on a logarithmic one."""
+        """The series without values that their axes cannot show: infinities, and on logarithmic ones 0 and less."""
         return [
             replace(
                 series,

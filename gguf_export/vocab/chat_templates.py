@@ -9,7 +9,7 @@ from gguf import GGUFValueType
 
 from calibration.text.json_values import objects
 from calibration.text.tokenizer_files import TokenizerFiles
-from gguf_export.metadata.model_keys import KeyValue
+from quantize.containers.keys import KeyValue
 from quantize.containers.text_files import optional_object, optional_text
 from quantize.telling import Note, Remark
 

@@ -186,9 +186,8 @@ def choose_pre(files: TokenizerFiles, pre: str | None, note: Note) -> str:
     Raises:
         TokenizerError: llama.cpp knows no `pre`, or it is None and the tokenizer is not recognised.
     """
-    if pre is not None and (
-        not isinstance(pre, str) or pre not in KNOWN
-    ):  # a stranger's file may have named it
+    is_known = isinstance(pre, str) and pre in KNOWN  # a stranger's file may have named anything
+    if pre is not None and not is_known:
         known = ", ".join(sorted(KNOWN))
         raise TokenizerError(
             f"pre-tokenizer {quoted(pre)}",

@@ -13,9 +13,9 @@ from calibration.text.json_values import objects, section
 from calibration.text.special_tokens import SpecialTokens
 from calibration.text.tokenizer_files import TokenizerFiles
 from calibration.text.vocabulary import BYTE_LEVEL, SPM, Vocabulary
-from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.vocab.chat_templates import template_keys
 from gguf_export.vocab.pretokenizers import choose_pre
+from quantize.containers.keys import KeyValue
 from quantize.exceptions import TokenizerError
 from quantize.telling import Note, discard
 

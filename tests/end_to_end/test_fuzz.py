@@ -24,10 +24,10 @@ from calibration.text.tokenizer import open_tokenizer, tokenizer_of
 from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.inspect import inspect
 from gguf_export.cli import main
-from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.vocab.vocab_keys import vocab_keys
 from gguf_export.writing.header import header
 from quantize.containers.gguf import read_container
+from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import read_json
 from quantize.exceptions import (
     CheckpointError,

@@ -35,11 +35,12 @@ from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.doctor import doctor
 from gguf_export.checking.inspect import inspect
 from gguf_export.checking.verify import verify
-from gguf_export.metadata.model_keys import KeyValue, assemble, model_keys
+from gguf_export.metadata.model_keys import assemble, model_keys
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.export import prepare, run
 from gguf_export.writing.header import header
 from quantize.containers.gguf import SCALARS, read_container
+from quantize.containers.keys import KeyValue
 from quantize.decoding import can_decode
 from quantize.exceptions import MoeGgufError
 from quantize.recipes.ftypes import ftype

@@ -281,9 +281,9 @@ W1, W2, W3 = (
 )
 
 WEIGHTS = [
-    (put(W2, (0, 5), 0x7FC0), "ffn_down_exps.weight, expert 2: row 0, column 5 is NaN"),
-    (put(W1, (95, 0), 0xFF80), "ffn_gate_exps.weight, expert 1: row 95, column 0 is NaN"),
-    (put("model.norm.weight", 3, 0x7F80), "output_norm.weight: row 0, column 3 is NaN"),
+    (put(W2, (0, 5), 0x7FC0), "ffn_down_exps.weight, expert 2: row 0, column 5 is not a finite number"),
+    (put(W1, (95, 0), 0xFF80), "ffn_gate_exps.weight, expert 1: row 95, column 0 is not a finite number"),
+    (put("model.norm.weight", 3, 0x7F80), "output_norm.weight: row 0, column 3 is not a finite number"),
     (put(W3, ..., 0), "ffn_up_exps.weight, expert 3: all zeros"),
     (put(W3, (0, 0), 0x7800), "expert 3: a weight of .* is beyond what F16"),
     (put(ROUTER, ..., 0), "blk.1.ffn_gate_inp.weight: the router is all zeros"),
@@ -300,6 +300,16 @@ def test_a_fault_of_the_weights_is_named(model: Path, edit: Callable[[Any], Any]
     weights(edit)(model)
     found = faults(model)
     assert len([one for one in found if re.search(said, one)]) == 1, found
+
+
+def test_routers_may_be_finer_than_the_rest(model: Path) -> None:
+    def plant(stored: dict[str, np.ndarray]) -> None:
+        for name in (ROUTER, ROUTER.replace(".1.", ".0.")):
+            stored[name] = (stored[name].astype(np.uint32) << 16).view(np.float32)
+
+    weights(plant)(model)
+    (found,) = [finding for finding in doctor(model) if finding.place == "shards"]
+    assert found.severity == "info" and "2 F32" in found.message
 
 
 def test_only_full_finds_what_lies_between_the_samples(tmp_path: Path) -> None:

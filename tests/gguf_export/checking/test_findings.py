@@ -42,7 +42,6 @@ def test_what_an_error_lacks_is_filled_in() -> None:
             Remark("x", "y", "give {setting}", setting="pre"),
             warning("x", "y", "give {setting}", setting="pre"),
         ),
-        ("one line", warning("folder", "one line", "repair it")),
     ],
 )
 def test_fields_of_a_remark_become_those_of_a_finding(remark: Remark, finding: Finding) -> None:

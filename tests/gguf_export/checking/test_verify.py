@@ -23,13 +23,15 @@ from calibration.importance.imatrix_files import load_imatrix, save_imatrix
 from gguf_export.checking.codes import CODES, not_nearest
 from gguf_export.checking.file_check import Level
 from gguf_export.checking.findings import Finding
+from gguf_export.checking.remedies import FETCH
 from gguf_export.checking.verify import verify
 from gguf_export.cli import main
-from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.writing.export import prepare, run
 from gguf_export.writing.header import header
 from quantize.codec import encode
 from quantize.containers.gguf import read_container
+from quantize.containers.keys import KeyValue
+from quantize.exceptions import GGUFError
 from quantize.guide import Guide
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
@@ -112,7 +114,9 @@ def test_nothing_is_found_in_a_healthy_dense_file(tmp_path: Path) -> None:
     assert compared(export(model, tmp_path / "out", "Q8_0"), model, level="bytes") == []
 
 
-def test_another_engine_compares_as_well(copy: Callable[[str], Path], model: Path) -> None:
+def test_another_engine_compares_as_well(
+    copy: Callable[[str], Path], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever offers `map` is given every slab, and may answer in any order."""
 
     class Backwards:
@@ -123,6 +127,7 @@ def test_another_engine_compares_as_well(copy: Callable[[str], Path], model: Pat
                 self.n_units += 1
                 yield item, function(item)
 
+    monkeypatch.setattr("gguf_export.checking.verify.Threads", None)  # no threads are started beside it
     path, engine = copy("Q4_K_M"), Backwards()
     assert compared(path, model, engine=engine) == []
     assert engine.n_units >= sum(spec.n_matrix for spec in open_checkpoint(model).specs())
@@ -626,6 +631,20 @@ def test_bytes_behind_the_last_tensor(copy: Callable[[str], Path]) -> None:
     path = copy("Q8_0")
     path.write_bytes(path.read_bytes() + bytes(100))
     assert "100 bytes lie behind the last tensor" in faults(verify(path))[0]
+
+
+def test_findings_outlive_a_read_that_fails(
+    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: GGUFFile, *place: Any) -> Array:
+        raise GGUFError(str(file.path), "cannot be read: the disk is gone")
+
+    path = copy("Q8_0")
+    path.write_bytes(path.read_bytes() + bytes(100))
+    monkeypatch.setattr(GGUFFile, "read_blocks", fail)
+    unreadable, tail = faults(verify(path))
+    assert unreadable == f"error: {path}: cannot be read: the disk is gone; {FETCH}"
+    assert "100 bytes lie behind the last tensor" in tail
 
 
 # --- the command ---

@@ -181,6 +181,13 @@ def test_malformed_overrides(text: str) -> None:
     assert "\n" not in str(failure.value) and str(failure.value).startswith("override '")
 
 
+def test_a_setting_without_a_type_is_told_the_forms() -> None:
+    with pytest.raises(RecipeError) as failure:
+        parse_override("general.name=x")
+    assert failure.value.message == "is no setting of a key"
+    assert failure.value.remedy.startswith("spell it KEY=int:N, KEY=float:X")
+
+
 @pytest.mark.parametrize(
     "text", ["k=int:4294967295", f"k=str:{'x' * 127}", f"{'k' * 127}=bool:true", "k=float:-1E+5"]
 )

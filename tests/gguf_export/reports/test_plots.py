@@ -237,9 +237,8 @@ def test_no_folder_for_a_font_cache_is_one_clear_error() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
     )
-    assert done.stdout.startswith(
-        "plots: matplotlib has no folder to write its font cache to; set MPLCONFIGDIR"
-    )
+    assert done.stdout.startswith("plots: matplotlib has no folder to write its font cache to: ")
+    assert done.stdout.endswith("; set MPLCONFIGDIR to one\n")
     assert done.stdout.count("\n") == 1 and not done.stderr
 
 

@@ -21,7 +21,7 @@ from gguf_export.reports.error_page import error_page
 from gguf_export.reports.error_report import check_outputs, write_errors
 from gguf_export.reports.figures import count, percent, plain, significant
 from gguf_export.reports.heat_maps import N_LEVELS, Cell, HeatMap, Legend, Scale
-from gguf_export.reports.pages import Page, Panels, Part, Section, Table, Terms, Tiles
+from gguf_export.reports.pages import Page, PagePart, Panels, Section, Table, Terms, Tiles
 from gguf_export.reports.plots import Axis, Plot, Point, Series
 from gguf_export.reports.rendering import render
 from quantize.exceptions import OutputError
@@ -102,7 +102,7 @@ def test_names_of_strangers_stay_text() -> None:
     assert {name for name, _ in found.tags}.isdisjoint({"script", "img"})
 
 
-def every_part(text: str) -> list[Part]:
+def every_part(text: str) -> list[PagePart]:
     """A part of each kind, with the same text wherever one can stand."""
     cell, scale = Cell(1.0, text, text), Scale(0.0, 1.0)
     axis = Axis(text, show=lambda _: text)
@@ -272,6 +272,7 @@ def test_a_long_list_of_starved_experts_is_cut() -> None:
     document = error_page(replace(report, rows=rows))
     assert "… and 70 more" in document and "layer 0, expert 19" in document
     assert "layer 2, expert 29<" not in document
+    assert "layer 0, expert 0; layer 0, expert 1; " in document  # among the first figures
 
 
 def test_reports_appear_whole_and_replace_no_folder(tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ from tokenizer_cases import (
     write_json,
 )
 
-from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.vocab import pretokenizers
 from gguf_export.vocab.vocab_keys import vocab_keys
+from quantize.containers.keys import KeyValue
 from quantize.exceptions import TokenizerError
 from quantize.telling import Remark
 

@@ -15,9 +15,9 @@ from gguf import GGUFReader, GGUFValueType
 
 from gguf_export.files import durable as durable_file
 from gguf_export.files.disk import check_space
-from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.writing.header import header
 from gguf_export.writing.sink import Sink
+from quantize.containers.keys import KeyValue
 from quantize.exceptions import GGUFError, NoSpaceError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.layout import Plan
