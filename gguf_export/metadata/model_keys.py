@@ -22,7 +22,6 @@ from quantize.telling import Note, discard
 from quantize.tensors import TensorSpec
 
 __all__ = [
-    "KeyValue",
     "ParameterCount",
     "assemble",
     "count_params",

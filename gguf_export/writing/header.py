@@ -11,8 +11,8 @@ from typing import Any
 
 from gguf import GGUFValueType
 
-from gguf_export.metadata.model_keys import KeyValue
 from quantize.containers.gguf import MAGIC, SCALARS
+from quantize.containers.keys import KeyValue
 from quantize.recipes.layout import ALIGNMENT, Plan
 
 __all__ = ["VERSION", "header"]

@@ -15,9 +15,9 @@ from gguf_export.files.disk import allocated, durable_folder
 from gguf_export.files.durable import DurableFile, Piece, confirmed, disk_errors
 from gguf_export.files.replacing import partial_path
 from gguf_export.files.sizes import size_in_words
-from gguf_export.metadata.model_keys import KeyValue
 from gguf_export.writing.header import header
 from gguf_export.writing.journal import Journal
+from quantize.containers.keys import KeyValue
 from quantize.exceptions import OutputError
 from quantize.recipes.layout import Plan, PlannedTensor, padded
 from quantize.telling import Note, OnProgress, Remark, discard, silent
