@@ -48,11 +48,12 @@ def decode_stored(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
     try:
         weights: Array = dequantize(blocks, qtype)
     except (NotImplementedError, ValueError) as error:
-        raise DecodeError(f"blocks of type {qtype.name} cannot be decoded: {error}") from None
+        raise DecodeError("", f"blocks of type {qtype.name} cannot be decoded: {error}") from None
     if weights.shape != (len(blocks), n_per_row):
         raise DecodeError(
+            "",
             f"blocks of type {qtype.name} cannot be decoded: rows of {blocks.shape[1]} bytes do not hold "
-            f"{n_per_row} weights"
+            f"{n_per_row} weights",
         )
     return weights
 

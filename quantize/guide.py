@@ -35,11 +35,10 @@ class Guide:
         if self.importance is None:
             return self
         if self.importance.shape != (n_per_row,):
-            raise ImatrixError(
-                f"importance of shape {self.importance.shape} does not fit rows of {n_per_row} weights"
-            )
+            message = f"importance of shape {self.importance.shape} does not fit rows of {n_per_row} weights"
+            raise ImatrixError("", message)
         with np.errstate(over="ignore"):  # of float64, for which infinity is found below
             values = np.array(self.importance, np.float32)
         if not np.isfinite(values).all():
-            raise ImatrixError("importance holds NaN or infinity")
+            raise ImatrixError("", "importance holds NaN or infinity")
         return Guide(values)

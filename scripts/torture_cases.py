@@ -119,7 +119,7 @@ class PassCase(Case):
                 main([*map(str, self.words), str(folder / self.output), "-q"], standalone_mode=False)
             except SystemExit as end:
                 if end.code:
-                    raise MoeGgufError(said.getvalue().strip()) from None
+                    raise MoeGgufError("", said.getvalue().strip()) from None
         return said.getvalue()
 
     def vary(self, rng: random.Random) -> None:

@@ -103,7 +103,8 @@ def refuse_unknown(streams: Sequence[Stream]) -> None:
         if hparams.arch not in PARTS:
             raise CheckpointError(
                 stream.name,
-                f"the forward pass does not know arch {hparams.arch!r}; known: {', '.join(PARTS)}",
+                f"the forward pass does not know arch {hparams.arch!r}",
+                f"known: {', '.join(PARTS)}",
             )
         known = set().union(*(part.known(hparams.n_layer) for part in PARTS[hparams.arch]))
         for spec in stream.source.specs():

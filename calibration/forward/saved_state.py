@@ -26,10 +26,10 @@ from torch import Tensor
 
 from calibration.forward.streams import Observer
 from calibration.forward.timings import Timings
-from quantize.exceptions import MoeGgufError
+from quantize.exceptions import DamagedStateError
 from quantize.tensors import Array
 
-__all__ = ["DamagedStateError", "Keeper", "PassState", "opened", "read_json", "write_json"]
+__all__ = ["Keeper", "PassState", "opened", "read_json", "write_json"]
 
 ROWS = 1024  # of hidden states that are written or read at once
 
@@ -46,10 +46,6 @@ _DAMAGE = (  # what zipfile, numpy and json raise on damaged or foreign files
     TypeError,
     ValueError,
 )
-
-
-class DamagedStateError(MoeGgufError):
-    """A state that is torn, changed, or of another pass; whoever reads one begins afresh instead."""
 
 
 class Keeper(Protocol):
@@ -119,7 +115,7 @@ class PassState:
         timings = Timings()
         timings.restore(figures["timings"])
         if not 0 < n_done <= self.n_layer or timings.n_token != self.timings.n_token:
-            raise DamagedStateError("", "is the state of another pass")
+            raise DamagedStateError("pass.json", "is the state of another pass")
         for index, hidden in enumerate(self.hidden):
             _read_rows(archive, f"hidden.{index}", hidden)
         kept = self._read_kept(archive)
@@ -137,10 +133,10 @@ class PassState:
             if kind == "observer":
                 index, _, name = rest.partition(".")
                 kept[int(index)][name] = _read_array(archive, member)
-        for observer, arrays in zip(self._observers, kept, strict=True):
+        for number, (observer, arrays) in enumerate(zip(self._observers, kept, strict=True)):
             for name, array in (observer.kept() or {}).items():
                 if arrays[name].shape != array.shape or arrays[name].dtype != array.dtype:
-                    raise DamagedStateError("", f"{name} has another shape in this pass")
+                    raise DamagedStateError(f"observer.{number}.{name}", "has another shape in this pass")
         return kept
 
 

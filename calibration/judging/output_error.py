@@ -68,7 +68,8 @@ def measure_errors(
         RecipeError: a type that cannot be written.
     """
     if fit.n_ctx != held_out.n_ctx:
-        raise TextError("", f"chunks of {fit.n_ctx} and of {held_out.n_ctx} tokens cannot run side by side")
+        message = f"chunks of {fit.n_ctx} and of {held_out.n_ctx} tokens cannot run side by side"
+        raise TextError(", ".join(held_out.names), message)
     forward_settings = forward_settings or ForwardSettings(dtype=best_dtype())
     importances = ImatrixObserver(fit, prior=settings.prior)
     router = RouterObserver(source.hparams)

@@ -49,7 +49,7 @@ def cut_text(model: ModelFile, settings: TextSettings) -> Chunks:
         TokenizerError: the model has no tokenizer that can be used here.
     """
     if not settings.is_given:
-        raise TextError("", "there is no text", "give one")
+        raise TextError("", "there is no text", "give {setting}", setting="text")
     return make_chunks(
         [read_text(path) for path in settings.paths] + [read_prompts(path) for path in settings.prompts],
         tokenizer_of(model),

@@ -45,7 +45,9 @@ with _quiet():
         from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
     except OSError as error:  # neither the home folder nor the one for temporary files can be written
         raise OutputError(
-            f"plots: matplotlib has no folder to write its font cache to; set MPLCONFIGDIR to one: {error}"
+            "plots",
+            "matplotlib has no folder to write its font cache to",
+            f"set MPLCONFIGDIR to one: {error}",
         ) from error
 
 __all__ = [

@@ -79,7 +79,7 @@ def index_shards(folder: Path) -> tuple[dict[str, ShardTensor], list[Remark]]:
             message = f"tensor {quoted(name)} is missing although {INDEX} names it"
             raise CheckpointError(str(folder / shard), message)
     beside = single.exists() and SINGLE not in shards
-    left_aside = Remark("", f"{SINGLE} is not read because there is a {INDEX}")
+    left_aside = Remark(str(folder), f"{SINGLE} is not read because there is a {INDEX}")
     return stored, [left_aside] if beside else []
 
 
