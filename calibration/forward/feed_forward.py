@@ -13,6 +13,7 @@ from calibration.forward.audience import Audience
 from calibration.forward.parts import DENSE, EXPERTS, FEED_FORWARD_NORM, ROUTER
 from calibration.forward.stored import Matrix
 from calibration.forward.stream_state import StreamState, token_blocks
+from calibration.forward.streams import Given
 from calibration.forward.timings import Stage
 
 __all__ = ["feed_forward"]
@@ -41,21 +42,23 @@ def feed_forward(states: Sequence[StreamState], audience: Audience, bid: int, *,
     """hidden += feed-forward(norm(hidden)) of layer `bid`, in all streams expert by expert.
 
     The inputs of gate and up are shown as soon as the tokens are routed, those of down when its expert computes them.
-    `hold_down` hands out the down projections of the first stream when the inputs of all of them have been shown.
+    With `hold_down` the down projections of the first stream are handed out when the inputs of all of them have been
+    shown; what the observers know of one they give away before the next expert, as without.
     """
     shares = [_norm_and_route(state, audience, bid) for state in states]
     for state, of_experts in zip(states, shares, strict=True):
         for xid, share in enumerate(of_experts):
             _show_gate_and_up(state, audience, bid, xid, share)
-    held: list[Matrix] = []
+    held: list[tuple[Matrix, Given]] = []
     for xid in range(len(shares[0])):
         for state, of_experts in zip(states, shares, strict=True):
             down = _expert(state, audience, bid, xid, of_experts[xid])
             if hold_down and state.index == 0:
-                held.append(down)
+                held.append((down, audience.popped(state, down)))
             else:
                 audience.hand_out(state, down)
-    audience.hand_out(states[0], *held)
+    for down, given in held:
+        audience.hand_out_with(states[0], down, given)
 
 
 def _norm_and_route(state: StreamState, audience: Audience, bid: int) -> list[Share]:

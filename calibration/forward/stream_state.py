@@ -82,7 +82,7 @@ class StreamState:
         """Read one matrix, in the form in which it is stored."""
         spec = self.spec(name)
         with self.timings.measure(Stage.READING):
-            return Matrix(self.stream.source, spec, xid)
+            return Matrix.read(self.stream.source, spec, xid)
 
     def read_head(self) -> Matrix:
         """Read the output matrix; where the embedding is used again, it may be in memory already."""
@@ -170,7 +170,7 @@ class StreamState:
         """Names of tensors with a weight that is NaN or infinite; of experts, only `xid` is looked at."""
         for name, spec in self.specs.items():
             if name.startswith(prefixes):
-                matrix = Matrix(self.stream.source, spec, xid if spec.has_experts else 0)
+                matrix = Matrix.read(self.stream.source, spec, xid if spec.has_experts else 0)
                 firsts = range(0, spec.n_row, VOCAB_BLOCK)
                 if any(
                     first_non_finite(matrix.rows(first, first + VOCAB_BLOCK)) is not None for first in firsts

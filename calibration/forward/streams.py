@@ -30,9 +30,10 @@ class Observer:
     def pop(self, spec: TensorSpec, xid: int) -> Any:
         """Give away the statistics of one matrix of the first stream; None where there are none.
 
-        The driver calls it once for each matrix, when all its inputs have been shown, and `on_weights` gets the result.
-        An observer of large statistics forgets them here, so that it never holds those of all down projections of a
-        layer. After a resume nothing is known of the layers of the earlier run but what was `kept`.
+        The driver calls it once for each matrix, as soon as all its inputs have been shown, and `on_weights` gets the
+        result. An observer of large statistics forgets them here, so that it never holds those of all down projections
+        of a layer; with `hold_down` the results of a layer wait together. After a resume nothing is known of the layers
+        of the earlier run but what was `kept`.
         """
         return None
 

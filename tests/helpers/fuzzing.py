@@ -161,7 +161,7 @@ def _gguf(folder: Path) -> object:
     return _each(
         lambda: tokenizer_of(file).encode("the <s> caf\u00e9\n", parse_special=True),
         lambda: vocabulary_of(file),
-        lambda: [Matrix(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype)],
+        lambda: [Matrix.read(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype)],
     )
 
 
