@@ -18,7 +18,7 @@ import numpy.typing as npt
 from quantize.exceptions import ImatrixError
 from quantize.guide import Guide
 from quantize.telling import Remark
-from quantize.tensors import TensorSpec
+from quantize.tensors import TensorSpec, names_experts
 
 __all__ = ["Entry", "Imatrix", "Starved"]
 
@@ -137,7 +137,7 @@ class Imatrix:
         return [
             Starved(name, xid, int(count))
             for name, entry in self.entries.items()
-            if len(entry.counts) > 1
+            if names_experts(name)
             for xid, count in enumerate(entry.counts)
             if count < fewer_than
         ]

@@ -92,6 +92,10 @@ def test_says_who_starved_and_what_is_missing() -> None:
     imatrix = sample()
     assert [(s.name, s.xid, s.n_tokens) for s in imatrix.starved()] == [(EXPERTS, 2, 0)]
     assert [(s.xid, s.n_tokens) for s in imatrix.starved(fewer_than=4)] == [(1, 3), (2, 0)]
+    imatrix.entries[DENSE].counts[0] = 2  # no expert
+    assert {s.name for s in imatrix.starved(fewer_than=4)} == {EXPERTS}
+    only = Imatrix({EXPERTS: Entry(np.ones((1, 4), np.float32), np.array([3]))})
+    assert [s.xid for s in only.starved(fewer_than=4)] == [0]  # of a model with one expert
     other = TensorSpec("blk.1.attn_k.weight", (4, 4), QType.BF16)
     assert imatrix.missing([*SPECS, other]) == ["blk.1.attn_k.weight"]
 
