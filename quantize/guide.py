@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,4 +41,4 @@ class Guide:
             values = np.array(self.importance, np.float32)
         if not np.isfinite(values).all():
             raise ImatrixError("", "importance holds NaN or infinity")
-        return Guide(values)
+        return replace(self, importance=values)
