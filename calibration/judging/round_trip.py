@@ -55,11 +55,6 @@ class RoundTrip:
         """Bytes of weights read from the checkpoint so far, for whatever purpose."""
         return self._source.bytes_read
 
-    @property
-    def imatrix(self) -> Imatrix | None:
-        """The importances that the matrices are encoded with."""
-        return self._imatrix
-
     def arch_keys(self) -> Sequence[KeyValue]:
         """The checkpoint's."""
         return self._source.arch_keys()
