@@ -54,7 +54,7 @@ class Audience:
                 observer.inputs(state.index, specs, xid, tokens, x)
 
     def show_routing(self, state: StreamState, bid: int, tokens: Tensor, routing: Routing) -> None:
-        """Show to which experts the tokens [t] of a block go."""
+        """Show to which experts the tokens [t] of a group go."""
         with self._timings.measure(Stage.OBSERVING):
             for observer in self.observers:
                 observer.routed(state.index, bid, tokens, routing)

@@ -1,7 +1,7 @@
 """The forward pass, streamed layer by layer and expert by expert: each weight is read once for the whole text.
 
 In memory are the hidden states of the text (or, on request, in scratch files), the matrices of one attention or one
-expert, and the activations of one block of tokens. Several models ("streams": a checkpoint and quantized files of it)
+expert, and the activations of one group of tokens. Several models ("streams": a checkpoint and quantized files of it)
 can go side by side, each with hidden states of its own.
 """
 

@@ -178,11 +178,11 @@ def read_json(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
 
 def _as_bytes(hidden: Tensor) -> Iterator[Array]:
     """Hidden states as uint8 [t, D x bytes of a number], some rows at a time; views where the tensor is in memory."""
-    for rows in _row_blocks(hidden):
+    for rows in _row_groups(hidden):
         yield rows.cpu().view(torch.uint8).numpy()
 
 
-def _row_blocks(hidden: Tensor) -> Iterator[Tensor]:
+def _row_groups(hidden: Tensor) -> Iterator[Tensor]:
     return (hidden[first : first + ROWS] for first in range(0, len(hidden), ROWS))
 
 
@@ -223,7 +223,7 @@ def _read_rows(archive: zipfile.ZipFile, name: str, hidden: Tensor) -> None:
     with archive.open(f"{name}.npy") as file:
         if file.read(len(header)) != header:
             raise DamagedStateError(name, "has another shape in this pass")
-        for rows in _row_blocks(hidden):
+        for rows in _row_groups(hidden):
             data = bytearray(file.read(rows.nbytes))
             rows.copy_(torch.frombuffer(data, dtype=hidden.dtype).view(rows.shape))
         if file.read(1):  # reads on to the end, where the CRC32 is compared

@@ -21,15 +21,15 @@ from quantize.exceptions import ActivationError, CheckpointError
 from quantize.hparams import Hparams
 from quantize.tensors import TensorSpec
 
-__all__ = ["StreamState", "token_blocks"]
+__all__ = ["StreamState", "token_groups"]
 
-TOKEN_BLOCK = 1024  # tokens that go through a matrix at once; larger blocks are no faster on a CPU
+TOKEN_GROUP = 1024  # tokens that go through a matrix at once; larger groups are no faster on a CPU
 VOCAB_BLOCK = 8192  # rows of the output matrix that are widened to float32 at once
 
 
-def token_blocks(tokens: Tensor, n_together: int = 1) -> Iterator[Tensor]:
-    """Tokens [t] in the blocks that go through a matrix at once, never parted within `n_together` of them."""
-    size = max(1, TOKEN_BLOCK // n_together) * n_together
+def token_groups(tokens: Tensor, n_together: int = 1) -> Iterator[Tensor]:
+    """Tokens [t] in the groups that go through a matrix at once, never parted within `n_together` of them."""
+    size = max(1, TOKEN_GROUP // n_together) * n_together
     return (tokens[start : start + size] for start in range(0, len(tokens), size))
 
 
@@ -105,9 +105,9 @@ class StreamState:
         """The input of a product, as the kernels round it that the stream imitates."""
         return x if self.stream.round_inputs is None else self.stream.round_inputs(spec, x)
 
-    def normed_blocks(self, norm: Tensor, n_together: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """The text in blocks (see `token_blocks`): the places of the tokens [t], and norm(hidden), f32 [t, D]."""
-        for tokens in token_blocks(torch.arange(len(self.hidden)), n_together):
+    def normed_groups(self, norm: Tensor, n_together: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The text in groups (see `token_groups`): the places of the tokens [t], and norm(hidden), f32 [t, D]."""
+        for tokens in token_groups(torch.arange(len(self.hidden)), n_together):
             yield tokens, self.hidden_norm(tokens, norm)
 
     def hidden_norm(self, tokens: Tensor, norm: Tensor) -> Tensor:

@@ -21,11 +21,12 @@ class Observer:
     def inputs(self, stream: int, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
         """The rows x [t, n_per_row] that the matrices `xid` of `specs` are multiplied with.
 
-        `tokens` int64 [t] are their places in the text, ascending. Blocks come in the same order for every stream.
+        `tokens` int64 [t] are their places in the text, ascending. Groups of tokens come in the same order for
+        every stream.
         """
 
     def routed(self, stream: int, bid: int, tokens: Tensor, routing: Routing) -> None:
-        """The experts to which the tokens [t] of a block go in layer `bid`."""
+        """The experts to which the tokens [t] of a group go in layer `bid`."""
 
     def pop(self, spec: TensorSpec, xid: int) -> Any:
         """Give away the statistics of one matrix of the first stream; None where there are none.

@@ -376,12 +376,12 @@ def test_hidden_states_may_live_in_scratch_files(pico: Path, tokens: np.ndarray,
         logits_of(source, tokens=tokens, settings=ForwardSettings(scratch=tmp_path / "none"))
 
 
-def test_blocks_of_tokens_make_no_difference(
+def test_groups_of_tokens_make_no_difference(
     pico: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_checkpoint(pico)
     (wanted,) = logits_of(source, tokens=tokens)
-    monkeypatch.setattr("calibration.forward.stream_state.TOKEN_BLOCK", 7)
+    monkeypatch.setattr("calibration.forward.stream_state.TOKEN_GROUP", 7)
     monkeypatch.setattr("calibration.forward.stream_state.VOCAB_BLOCK", 50)
     (found,) = logits_of(source, tokens=tokens)
     assert worst(found, wanted) < 1e-6
