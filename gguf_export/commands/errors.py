@@ -125,7 +125,7 @@ def _print_report(report: ErrorReport) -> None:
     hurts = max(report.qtypes, key=lambda qtype: totals(qtype, report.of(qtype)).median_nmse or 0.0)
     print_table(f"the worst ten as {hurts}", *worst_table(report.of(hurts)))
     for experts, fact in (
-        (report.starved, "starved: no calibration token reached"),
+        (report.unseen, "starved: no calibration token reached"),
         (report.unjudged, "no output error: no held-out token reached"),
     ):
         names = ", ".join(f"layer {bid} expert {xid}" for bid, xid in experts[:MOST_NAMED])

@@ -118,8 +118,8 @@ def _first_figures(report: ErrorReport) -> Iterator[tuple[str, str, str]]:
             f"of {count(total.n_compared)} matrices: a lower output error than without",
         )
     if report.n_expert:
-        n_starved = len(report.starved)
-        names = ", ".join(f"layer {bid} expert {xid}" for bid, xid in report.starved[:MAX_NAMED])
+        n_starved = len(report.unseen)
+        names = ", ".join(f"layer {bid} expert {xid}" for bid, xid in report.unseen[:MAX_NAMED])
         yield (
             "starved experts",
             count(n_starved) if n_starved else "none",

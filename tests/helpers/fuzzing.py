@@ -178,7 +178,7 @@ def _imatrix(name: str) -> Callable[[Path], object]:
         imatrix = load_imatrix(folder / name)
         imatrix.check(specs)
         _export(checkpoint, imatrix)
-        imatrix.starved(2)
+        imatrix.thin(2)
         found = [imatrix.importance(spec.name, spec.n_matrix - 1) for spec in specs]
         imatrix.prior = 0.0 if imatrix.legacy else 1.0
         return found, [imatrix.importance(spec.name, spec.n_matrix - 1) for spec in specs]
