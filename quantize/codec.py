@@ -1,4 +1,8 @@
-"""Weights become bytes, and bytes become weights: the only loop over fit, round and pack."""
+"""Weights become bytes, and bytes become weights.
+
+Here is the only loop over fit, round and pack for rules of rounding that look at one panel (`blocks.rounding`); error
+feedback would take the same steps column by column.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +71,7 @@ def encode(
         weights: [n_rows, n_per_row] as float32, float16 or uint16 (bits of bfloat16); finite (see
             `first_non_finite`).
         qtype: the tensor type, or its name in any case.
-        guide: what is known of the inputs of the matrix; None fits without. Types that have no use for an importance
+        guide: statistics of the inputs of the matrix; None fits without. Types that have no use for an importance
             (Q8_0, MXFP4, F16, BF16, F32) ignore it, as ggml does.
         rounding: chooses the codes on each grid that was fitted; not asked for F16, BF16 and F32, which have none.
 

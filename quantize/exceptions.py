@@ -50,7 +50,7 @@ class MoeGgufError(Exception):
 
         Args:
             place: the file, key or tensor; several are joined with ": ". May be empty.
-            message: what is wrong.
+            message: the fault.
             remedy: what to do about it; `{setting}` in it stands for the setting's name.
             setting: the parameter that the remedy is about, such as "force".
         """

@@ -1,4 +1,4 @@
-"""Whom a forward pass tells: the observers of inputs, the reader of weights, and whoever watches the progress."""
+"""The audience of a forward pass: the observers of inputs, the reader of weights, and the watcher of the progress."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def feed_forward(states: Sequence[StreamState], audience: Audience, bid: int, *,
 
 
 def _norm_and_route(state: StreamState, audience: Audience, bid: int) -> list[Share]:
-    """Fill `state.normed`; returns the share of each expert, or the one of a dense layer."""
+    """Fill `state.normed`; returns the share of each expert, or the single share of a dense layer."""
     norm = audience.vector(state, FEED_FORWARD_NORM.name(bid))
     name = ROUTER.name(bid)
     if name not in state.specs:

@@ -46,7 +46,7 @@ class Part:
         return tuple(f"blk.{bid}.{stem}{WEIGHT}" if self.in_layer else stem + WEIGHT for stem in self.stems)
 
     def name(self, bid: int = 0) -> str:
-        """The name of the one weight of a part that has no other."""
+        """The name of the weight, in a part that has a single one."""
         (name,) = self.names(bid)
         return name
 

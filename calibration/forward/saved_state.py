@@ -151,7 +151,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             n_bytes = path.stat().st_size
             for info in archive.infolist():
-                # What is stored plainly within the file cannot be larger than the file, whatever its header says.
+                # A member that is stored plainly cannot be larger than the file, whatever its header says.
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size > n_bytes:
                     raise DamagedStateError(str(path), "holds a member that is compressed or too large")
             yield archive

@@ -35,7 +35,7 @@ def token_groups(tokens: Tensor, n_together: int = 1) -> Iterator[Tensor]:
 
 @dataclass
 class StreamState:
-    """What the forward pass holds of one stream.
+    """The state of one stream within the forward pass.
 
     `hidden` [T, D] are its hidden states, `normed` [T, D] the inputs of the feed-forward layer in work, and
     `layer_inputs` the hidden states with which each layer began, where they are kept.
@@ -147,7 +147,7 @@ class StreamState:
             y: the values.
             place: the part of the model that computed them, in words.
             prefixes: how the names of the tensors begin that they were computed from.
-            xid: of experts, the one that computed them.
+            xid: the expert that computed them, where there are experts.
 
         Raises:
             ActivationError: a value is NaN or infinite; names the model, the place and the tensors at fault.

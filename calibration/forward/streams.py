@@ -1,4 +1,4 @@
-"""What callers give to the forward pass: the models, and the observers and readers that it tells."""
+"""The arguments of the forward pass: the models, and the observers and readers that it tells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ __all__ = ["Given", "Observer", "OnLogits", "OnWeights", "Stream", "refuse_not_r
 
 
 class Observer:
-    """Sees what the streams compute; override what is wanted. Tensors are borrowed: copy what is to be kept."""
+    """Sees the inputs and routes of the streams; override the methods that are wanted.
+
+    Tensors are borrowed: copy those that are to be kept.
+    """
 
     def inputs(self, stream: int, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
         """The rows x [t, n_per_row] that the matrices `xid` of `specs` are multiplied with.
@@ -50,7 +53,7 @@ class Observer:
 
 
 Given = Mapping[Observer, Any]
-"""What each observer gave away of a matrix (see `Observer.pop`)."""
+"""The statistics that each observer gave away of a matrix (see `Observer.pop`)."""
 
 OnWeights = Callable[[TensorSpec, int, Array, Given], None]
 """Receives one matrix `xid` of a tensor, its weights as they were read, and what the observers gave away."""

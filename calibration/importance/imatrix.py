@@ -1,4 +1,4 @@
-"""The importance matrix: what is known of the inputs of each matrix, and the weights that follow for its columns.
+"""The importance matrix: statistics of the inputs of each matrix, and the weights that follow for its columns.
 
 For every weight matrix (and every expert of it) llama-imatrix keeps the sum over tokens of the squared input
 activations of each column, and the number of tokens. llama-quantize divides one by the other and weighs the

@@ -84,7 +84,7 @@ class ImatrixObserver(Observer):
 
 @dataclass
 class RouterLoad:
-    """Where the router sent the text, by layer; layers without a router stay zero.
+    """Counts of the tokens that the router sent to each expert, by layer; layers without a router stay zero.
 
     `tokens` int64 [n_layer, E]: tokens that each expert saw. `pairs` int64 [n_layer, E, E]: tokens that went to both
     (the diagonal repeats `tokens`). `entropy` [n_layer]: mean entropy in nats of the router's probabilities: ln(E)

@@ -1,4 +1,4 @@
-"""What each type does to each expert's output, judged on text that the importances have not seen.
+"""The error that each type makes in each expert's output, judged on text that the importances have not seen.
 
 One pass over the weights: the text to fit on and the text to judge on run through the model together; the first gives
 the importances, of the second some activations are kept. When all inputs of a matrix have passed, and while its weights

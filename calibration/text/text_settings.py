@@ -20,7 +20,7 @@ class TextSettings:
     paths: text files.
     prompts: files like mergekit_moe_config.yml; their positive prompts are text that reaches each expert.
     n_ctx: tokens of a chunk.
-    n_chunk: the first so many chunks are used, all where it is None.
+    n_chunk: number of chunks that are used, from the first on; all where it is None.
     parse_special: special tokens in the text count as such.
     """
 

@@ -1,4 +1,4 @@
-"""What lies where in the shards of a checkpoint, checked against the file sizes before any weight is read.
+"""The places of tensors in the shards of a checkpoint, checked against the file sizes before any weight is read.
 
 The safetensors format (https://github.com/huggingface/safetensors#format): u64 little-endian length N of the header,
 N bytes of JSON `{name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {...}}`, then the data, which

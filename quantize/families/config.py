@@ -50,7 +50,7 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ConfigFacts:
-    """What a complete config.json says: the keys of a GGUF file, what they mean, and what of it they cannot say."""
+    """The content of a complete config.json: the keys of a GGUF file, their meaning, and remarks on the rest."""
 
     keys: tuple[KeyValue, ...]
     hparams: Hparams

@@ -52,7 +52,7 @@ class Checkpoint:
     kind: Literal["checkpoint"] = "checkpoint"
 
     def __init__(self, path: Path | str, family: Family | None = None) -> None:
-        """As `open_checkpoint`; `family` takes the place of the one that config.json names."""
+        """As `open_checkpoint`; `family` takes the place of the family that config.json names."""
         self.path = Path(path)
         self._given_family = family
         refuse_foreign_links(self.path)
@@ -77,7 +77,7 @@ class Checkpoint:
             message = f"the embedding has {rows} rows, config.json says vocab_size {quoted(vocab_size)}"
             remarks.append(Remark(str(self.path), message))
         self.remarks: tuple[Remark, ...] = tuple(remarks)
-        """What a careful reader wants to be told: fallbacks taken, tensors ignored, settings a GGUF cannot say."""
+        """Facts that a careful reader wants to know: fallbacks taken, tensors ignored, settings a GGUF cannot say."""
 
         self._bytes_read = 0
         self._lock = threading.Lock()
