@@ -33,7 +33,7 @@ class _Group(click.Group):
 
             if not isinstance(error, MoeGgufError):
                 raise
-            from gguf_export.commands.saying import error_line
+            from gguf_export.commands.messages import error_line
 
             click.echo(error_line(error), err=True)
             sys.exit(1)

@@ -1,4 +1,8 @@
-"""Weights become bytes, and bytes become weights: the only loop over fit, round and pack."""
+"""Weights become bytes, and bytes become weights.
+
+Here is the only loop over fit, round and pack for rules of rounding that look at one panel (`blocks.rounding`); error
+feedback would take the same steps column by column.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ def to_qtype(qtype: QType | str) -> QType:
     if isinstance(qtype, QType):
         return qtype
     if qtype.upper() not in QType.__members__:
-        raise RecipeError(f"unknown tensor type {qtype!r}; known: {', '.join(QType.__members__)}")
+        raise RecipeError("", f"unknown tensor type {qtype!r}", f"known: {', '.join(QType.__members__)}")
     return QType[qtype.upper()]
 
 
@@ -53,9 +57,8 @@ def row_bytes(qtype: QType, n_per_row: int) -> int:
     """
     form = block_format(qtype)
     if n_per_row < 1 or n_per_row % form.block_size:
-        raise RecipeError(
-            f"rows of {n_per_row} weights cannot be {qtype.name}: its blocks hold {form.block_size}"
-        )
+        message = f"rows of {n_per_row} weights cannot be {qtype.name}: its blocks hold {form.block_size}"
+        raise RecipeError("", message)
     return n_per_row // form.block_size * form.type_size
 
 
@@ -68,7 +71,7 @@ def encode(
         weights: [n_rows, n_per_row] as float32, float16 or uint16 (bits of bfloat16); finite (see
             `first_non_finite`).
         qtype: the tensor type, or its name in any case.
-        guide: what is known of the inputs of the matrix; None fits without. Types that have no use for an importance
+        guide: statistics of the inputs of the matrix; None fits without. Types that have no use for an importance
             (Q8_0, MXFP4, F16, BF16, F32) ignore it, as ggml does.
         rounding: chooses the codes on each grid that was fitted; not asked for F16, BF16 and F32, which have none.
 
@@ -84,8 +87,9 @@ def encode(
     """
     if weights.ndim != 2 or weights.dtype not in EXPONENTS:
         raise RecipeError(
+            "",
             f"weights to encode must be a matrix of float32, float16 or uint16 (bits of bfloat16), "
-            f"not {weights.dtype} {weights.shape}"
+            f"not {weights.dtype} {weights.shape}",
         )
     qtype = to_qtype(qtype)
     form = block_format(qtype)
@@ -146,14 +150,15 @@ def decode(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
     """
     qtype = to_qtype(qtype)
     if not can_encode(qtype):
-        raise DecodeError(f"blocks of type {qtype.name} cannot be decoded by this project's kernels")
+        raise DecodeError("", f"blocks of type {qtype.name} cannot be decoded by this project's kernels")
     form = block_format(qtype)
     n_blocks, rest = divmod(n_per_row, form.block_size)
     n_bytes = n_blocks * form.type_size
     if rest or blocks.dtype != np.uint8 or blocks.ndim != 2 or blocks.shape[1] != n_bytes:
         raise DecodeError(
+            "",
             f"blocks of {qtype.name} for rows of {n_per_row} weights must be uint8 [n_rows, {n_bytes}], "
-            f"not {blocks.dtype} {blocks.shape}"
+            f"not {blocks.dtype} {blocks.shape}",
         )
     weights = np.empty((len(blocks), n_per_row), np.float32)
     with np.errstate(all="ignore"):

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
@@ -17,6 +19,7 @@ from quantize.tensors import NUMPY_TYPES, Array, QType
 __all__ = ["can_decode", "decode_stored", "to_f32"]
 
 
+@cache
 def can_decode(qtype: QType) -> bool:
     """Whether a type can be decoded: by our kernels where it can be encoded, too, else slowly by the gguf library."""
     if can_encode(qtype):
@@ -48,11 +51,12 @@ def decode_stored(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
     try:
         weights: Array = dequantize(blocks, qtype)
     except (NotImplementedError, ValueError) as error:
-        raise DecodeError(f"blocks of type {qtype.name} cannot be decoded: {error}") from None
+        raise DecodeError("", f"blocks of type {qtype.name} cannot be decoded: {error}") from None
     if weights.shape != (len(blocks), n_per_row):
         raise DecodeError(
+            "",
             f"blocks of type {qtype.name} cannot be decoded: rows of {blocks.shape[1]} bytes do not hold "
-            f"{n_per_row} weights"
+            f"{n_per_row} weights",
         )
     return weights
 

@@ -1,4 +1,4 @@
-"""Where units of work are done: the threads of this process, or whatever else offers the same `map`.
+"""Engines, which do units of work: the threads of this process, or anything else with the same `map`.
 
 A unit is a pure function of one small item. Nothing here knows what the work is.
 """

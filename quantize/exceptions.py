@@ -1,6 +1,7 @@
 """The errors that a user can cause, in one tree, sorted by what failed.
 
     MoeGgufError
+    ├── ChoiceError              files, models or types that do not go together, or are given twice
     ├── CheckpointError          a Hugging Face folder: missing, damaged, unsupported, inconsistent
     │   └── NotFiniteError       a weight is NaN or infinity
     ├── GGUFError                a GGUF file that cannot be read
@@ -13,6 +14,7 @@
     ├── LogitsError              a file of logits that cannot be read or does not fit the model
     ├── DeviceError              a device on which torch cannot compute here
     ├── ActivationError          a layer or expert whose output is not finite
+    ├── DamagedStateError        a saved state from which a pass cannot go on
     └── OutputError              an output that cannot be written
         ├── OutputExistsError    it is there already
         ├── OutputBusyError      another run is writing it
@@ -43,17 +45,15 @@ def one_line(
 class MoeGgufError(Exception):
     """Base of all errors that this project raises on purpose."""
 
-    def __init__(self, place: str, message: str = "", remedy: str = "", *, setting: str = "") -> None:
+    def __init__(self, place: str, message: str, remedy: str = "", *, setting: str = "") -> None:
         """Take the fields apart, as `one_line` puts them together.
 
         Args:
             place: the file, key or tensor; several are joined with ": ". May be empty.
-            message: what is wrong.
+            message: the fault.
             remedy: what to do about it; `{setting}` in it stands for the setting's name.
             setting: the parameter that the remedy is about, such as "force".
         """
-        if not message:
-            place, message = "", place
         super().__init__(place, message, remedy)
         self.place, self.message, self.remedy, self.setting = place, message, remedy, setting
 
@@ -71,6 +71,10 @@ class MoeGgufError(Exception):
 def _rebuilt(kind: type[MoeGgufError], place: str, message: str, remedy: str, setting: str) -> MoeGgufError:
     """An error that was pickled."""
     return kind(place, message, remedy, setting=setting)
+
+
+class ChoiceError(MoeGgufError):
+    """Files, models or types that do not go together, or are given twice."""
 
 
 class CheckpointError(MoeGgufError):
@@ -121,10 +125,14 @@ class ActivationError(MoeGgufError):
     """A layer or expert whose output is not finite; `model` is the path of the model, or its name, or empty."""
 
     def __init__(
-        self, place: str, message: str = "", remedy: str = "", *, setting: str = "", model: str = ""
+        self, place: str, message: str, remedy: str = "", *, setting: str = "", model: str = ""
     ) -> None:
         super().__init__(place, message, remedy, setting=setting)
         self.model = model
+
+
+class DamagedStateError(MoeGgufError):
+    """A state that is torn, changed, or of another pass; whoever reads one begins afresh instead."""
 
 
 class OutputError(MoeGgufError):

@@ -1,8 +1,8 @@
-"""What is known of a matrix's inputs, by which an encoder weighs its errors."""
+"""Statistics of the inputs of a matrix, by which an encoder weighs its errors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ __all__ = ["Guide"]
 
 @dataclass(frozen=True, eq=False)
 class Guide:
-    """Statistics of the inputs of one matrix; what `quantize.encode` takes beside the weights.
+    """Statistics of the inputs of one matrix, which `quantize.encode` takes beside the weights.
 
     `importance` is [n_per_row], one for each column, as an imatrix gives it; None where it is not known.
     """
@@ -27,7 +27,7 @@ class Guide:
         return None if importance is None else cls(importance)
 
     def checked(self, n_per_row: int) -> Guide:
-        """The same with its numbers as kernels take them: float32, contiguous, of its own.
+        """The same guide with its numbers as kernels take them: float32, contiguous, of its own.
 
         Raises:
             ImatrixError: the importance has another length than the rows, or is not finite.
@@ -35,11 +35,10 @@ class Guide:
         if self.importance is None:
             return self
         if self.importance.shape != (n_per_row,):
-            raise ImatrixError(
-                f"importance of shape {self.importance.shape} does not fit rows of {n_per_row} weights"
-            )
+            message = f"importance of shape {self.importance.shape} does not fit rows of {n_per_row} weights"
+            raise ImatrixError("", message)
         with np.errstate(over="ignore"):  # of float64, for which infinity is found below
             values = np.array(self.importance, np.float32)
         if not np.isfinite(values).all():
-            raise ImatrixError("importance holds NaN or infinity")
-        return Guide(values)
+            raise ImatrixError("", "importance holds NaN or infinity")
+        return replace(self, importance=values)

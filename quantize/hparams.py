@@ -23,7 +23,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class Hparams:
-    """What the forward pass, the recipes and the metadata need to know of a model.
+    """Dimensions and switches of a model, as the forward pass, the recipes and the metadata use them.
 
     A width that is 0 follows from another: experts are as wide as the dense layer, values as queries and keys.
     """
@@ -46,7 +46,7 @@ class Hparams:
     n_ff_exp: int = 0  # width of one expert
     head_dim_v: int = 0  # of values
     extra: Mapping[str, int | float | str | bool] = field(default_factory=dict, hash=False)
-    """What only some families have, by the names in their tables of keys: "kv_lora_rank"."""
+    """Numbers and switches that only some families have, by the names in their tables of keys: "kv_lora_rank"."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n_ff_exp", self.n_ff_exp or self.n_ff)
@@ -54,6 +54,6 @@ class Hparams:
 
     @property
     def dims(self) -> dict[str, int]:
-        """All that is a whole number, by name: what the shapes of a family may name."""
+        """The fields that are whole numbers, by name: the shapes of a family may name them."""
         named = {**vars(self), **self.extra}
         return {name: value for name, value in named.items() if type(value) is int}

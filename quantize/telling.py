@@ -22,7 +22,7 @@ OnProgress = Callable[[Progress], None]
 
 
 def silent(_progress: Progress) -> None:
-    """Show progress to nobody."""
+    """Let progress go unseen."""
 
 
 @dataclass(frozen=True)

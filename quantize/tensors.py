@@ -15,13 +15,13 @@ from gguf.constants import GGML_QUANT_SIZES
 
 from quantize.hparams import Hparams
 
-__all__ = ["Array", "QType", "Rows", "TensorSource", "TensorSpec", "layer_of"]
+__all__ = ["Array", "QType", "Rows", "TensorSource", "TensorSpec", "layer_of", "names_experts"]
 
 Array = npt.NDArray[Any]
 Rows = tuple[int, int]  # a half-open range of rows of one matrix
 
-EXPERTS = "_exps."
-"""Stands in the name of every tensor that holds the matrices of experts (llama.cpp: src/llama-arch.cpp)."""
+EXPERTS = ("_exps.", "_chexps.")
+"""One of them stands in the name of every stack of experts, chunk experts included (llama.cpp: src/llama-arch.cpp)."""
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
@@ -40,8 +40,8 @@ class TensorSpec:
     `shape` is (n_out, n_in) for a matrix, (n,) for a vector, and has more axes in front for a stack of matrices: the
     NumPy order, the reverse of ggml's `ne`. `qtype` is the type in which the source stores it.
 
-    A stack is read and written one matrix at a time. llama.cpp calls the stacks of experts `..._exps`; others, such as
-    the heads of `attn_k_b`, have no experts.
+    A stack is read and written one matrix at a time. llama.cpp calls the stacks of experts `..._exps` or `..._chexps`;
+    others, such as the heads of `attn_k_b`, have no experts.
     """
 
     name: str
@@ -56,7 +56,7 @@ class TensorSpec:
     @property
     def has_experts(self) -> bool:
         """Whether the first axis counts experts."""
-        return len(self.shape) == 3 and EXPERTS in self.name
+        return len(self.shape) == 3 and names_experts(self.name)
 
     @property
     def is_matrix(self) -> bool:
@@ -105,6 +105,11 @@ def layer_of(name: str) -> int | None:
     """The layer in the GGUF name of a tensor, None where the tensor belongs to none."""
     match = _LAYER.match(name)
     return int(match[1]) if match else None
+
+
+def names_experts(name: str) -> bool:
+    """Whether the GGUF name of a tensor is that of a stack of experts, or of the biases of experts."""
+    return any(word in name for word in EXPERTS)
 
 
 class TensorSource(Protocol):

@@ -20,7 +20,7 @@ from pico import TEXT, pico_mixtral
 
 from gguf_export.cli import main
 from gguf_export.files import durable
-from gguf_export.writing import pass_state, slabs
+from gguf_export.writing import slabs, state_file
 from gguf_export.writing.export import prepare, run
 from quantize.exceptions import MoeGgufError
 from quantize.recipes.ftypes import ftype
@@ -119,13 +119,13 @@ class PassCase(Case):
                 main([*map(str, self.words), str(folder / self.output), "-q"], standalone_mode=False)
             except SystemExit as end:
                 if end.code:
-                    raise MoeGgufError(said.getvalue().strip()) from None
+                    raise MoeGgufError("", said.getvalue().strip()) from None
         return said.getvalue()
 
     def vary(self, rng: random.Random) -> None:
-        pass_state.KEEP_SHARE = math.inf
+        state_file.KEEP_SHARE = math.inf
         durable.SYNC_SECONDS = rng.choice([0.0, 0.1, 5.0])
-        pass_state.KEEP_SECONDS = rng.choice([0.0, 0.0, 0.0, 0.02, 5.0])
+        state_file.KEEP_SECONDS = rng.choice([0.0, 0.0, 0.0, 0.02, 5.0])
 
     def content(self, path: Path) -> bytes:
         if path.suffix != ".json":

@@ -1,4 +1,4 @@
-"""Whom a forward pass tells: the observers of inputs, the reader of weights, and whoever watches the progress."""
+"""The audience of a forward pass: the observers of inputs, the reader of weights, and the watcher of the progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from calibration.forward.parts import bias_of
 from calibration.forward.saved_state import PassState
 from calibration.forward.stored import Matrix
 from calibration.forward.stream_state import StreamState
-from calibration.forward.streams import Observer, OnWeights
+from calibration.forward.streams import Given, Observer, OnWeights
 from calibration.forward.timings import Stage
 from quantize.telling import OnProgress, Progress
 from quantize.tensors import TensorSpec
@@ -54,7 +54,7 @@ class Audience:
                 observer.inputs(state.index, specs, xid, tokens, x)
 
     def show_routing(self, state: StreamState, bid: int, tokens: Tensor, routing: Routing) -> None:
-        """Show to which experts the tokens [t] of a block go."""
+        """Show to which experts the tokens [t] of a group go."""
         with self._timings.measure(Stage.OBSERVING):
             for observer in self.observers:
                 observer.routed(state.index, bid, tokens, routing)
@@ -97,20 +97,28 @@ class Audience:
     def hand_out(self, state: StreamState, *matrices: Matrix) -> None:
         """Give away matrices whose inputs have all been shown, with what the observers know of them."""
         for matrix in matrices:
-            spec, xid = matrix.spec, matrix.xid
-            state.handed_out.add((spec.name, xid))
-            if state.index == 0:
-                with self._timings.measure(Stage.OBSERVING):
-                    given = {observer: observer.pop(spec, xid) for observer in self.observers}
-                if self.on_weights is not None:
-                    with self._timings.measure(Stage.DECODING):
-                        weights = matrix.whole()
-                    with self._timings.measure(Stage.WEIGHTS):
-                        self.on_weights(spec, xid, weights, given)
-            self._saved.n_weight += spec.n_row * spec.n_per_row
-            n_token = self._timings.n_token
-            done = min(n_token * self._saved.n_weight // self._n_weight, n_token)
-            self._progress(Progress("calculating", done, n_token, unit="tokens"))
+            self.hand_out_with(state, matrix, self.popped(state, matrix))
+
+    def popped(self, state: StreamState, matrix: Matrix) -> Given:
+        """Take from the observers what they know of a matrix of the first stream whose inputs have all been shown."""
+        if state.index:
+            return {}
+        with self._timings.measure(Stage.OBSERVING):
+            return {observer: observer.pop(matrix.spec, matrix.xid) for observer in self.observers}
+
+    def hand_out_with(self, state: StreamState, matrix: Matrix, given: Given) -> None:
+        """Give away a matrix, with what was `popped` of it."""
+        spec, xid = matrix.spec, matrix.xid
+        state.handed_out.add((spec.name, xid))
+        if self.on_weights is not None and state.index == 0:
+            with self._timings.measure(Stage.DECODING):
+                weights = matrix.whole()
+            with self._timings.measure(Stage.WEIGHTS):
+                self.on_weights(spec, xid, weights, given)
+        self._saved.n_weight += spec.n_row * spec.n_per_row
+        n_token = self._timings.n_token
+        done = min(n_token * self._saved.n_weight // self._n_weight, n_token)
+        self._progress(Progress("calculating", done, n_token, unit="tokens"))
 
     def hand_out_rest(self, state: StreamState) -> None:
         """Read the tensors of a stream that the pass did not need, so that each matrix is handed out exactly once.

@@ -12,7 +12,8 @@ from calibration.forward import layers
 from calibration.forward.audience import Audience
 from calibration.forward.parts import DENSE, EXPERTS, FEED_FORWARD_NORM, ROUTER
 from calibration.forward.stored import Matrix
-from calibration.forward.stream_state import StreamState, token_blocks
+from calibration.forward.stream_state import StreamState, token_groups
+from calibration.forward.streams import Given
 from calibration.forward.timings import Stage
 
 __all__ = ["feed_forward"]
@@ -28,10 +29,10 @@ class Share:
     tokens: Tensor
     weights: Tensor | None = None
 
-    def blocks(self) -> Iterator[Share]:
-        """The share in pieces that go through a matrix at once."""
+    def groups(self) -> Iterator[Share]:
+        """The share in groups of tokens that go through a matrix at once."""
         start = 0
-        for tokens in token_blocks(self.tokens):
+        for tokens in token_groups(self.tokens):
             end = start + len(tokens)
             yield Share(tokens, None if self.weights is None else self.weights[start:end])
             start = end
@@ -41,36 +42,38 @@ def feed_forward(states: Sequence[StreamState], audience: Audience, bid: int, *,
     """hidden += feed-forward(norm(hidden)) of layer `bid`, in all streams expert by expert.
 
     The inputs of gate and up are shown as soon as the tokens are routed, those of down when its expert computes them.
-    `hold_down` hands out the down projections of the first stream when the inputs of all of them have been shown.
+    With `hold_down` the down projections of the first stream are handed out when the inputs of all of them have been
+    shown; what the observers know of one they give away before the next expert, as without.
     """
     shares = [_norm_and_route(state, audience, bid) for state in states]
     for state, of_experts in zip(states, shares, strict=True):
         for xid, share in enumerate(of_experts):
             _show_gate_and_up(state, audience, bid, xid, share)
-    held: list[Matrix] = []
+    held: list[tuple[Matrix, Given]] = []
     for xid in range(len(shares[0])):
         for state, of_experts in zip(states, shares, strict=True):
             down = _expert(state, audience, bid, xid, of_experts[xid])
             if hold_down and state.index == 0:
-                held.append(down)
+                held.append((down, audience.popped(state, down)))
             else:
                 audience.hand_out(state, down)
-    audience.hand_out(states[0], *held)
+    for down, given in held:
+        audience.hand_out_with(states[0], down, given)
 
 
 def _norm_and_route(state: StreamState, audience: Audience, bid: int) -> list[Share]:
-    """Fill `state.normed`; returns the share of each expert, or the one of a dense layer."""
+    """Fill `state.normed`; returns the share of each expert, or the single share of a dense layer."""
     norm = audience.vector(state, FEED_FORWARD_NORM.name(bid))
     name = ROUTER.name(bid)
     if name not in state.specs:
-        for tokens, x in state.normed_blocks(norm):
+        for tokens, x in state.normed_groups(norm):
             state.refuse_infinite(x, f"the feed-forward of layer {bid}", f"blk.{bid}.ffn_norm.")
             state.normed[tokens] = x.to(state.normed.device, state.normed.dtype)
         return [Share(torch.arange(len(state.hidden)))]
     matrix = state.read(name)
     router = state.decoded(matrix, torch.float32)
     ids, weights = [], []
-    for tokens, x in state.normed_blocks(norm):
+    for tokens, x in state.normed_groups(norm):
         state.normed[tokens] = x.to(state.normed.device, state.normed.dtype)
         audience.show(state, (matrix.spec,), 0, tokens, x)
         with state.timings.measure(Stage.PRODUCTS):
@@ -96,8 +99,8 @@ def _shares(ids: Tensor, weights: Tensor, n_expert: int) -> list[Share]:
 def _show_gate_and_up(state: StreamState, audience: Audience, bid: int, xid: int, share: Share) -> None:
     gate, up, _ = (DENSE if share.weights is None else EXPERTS).names(bid)
     specs = [state.spec(gate), state.spec(up)]
-    for block in share.blocks():
-        audience.show(state, specs, xid, block.tokens, state.normed_rows(block.tokens))
+    for group in share.groups():
+        audience.show(state, specs, xid, group.tokens, state.normed_rows(group.tokens))
 
 
 def _expert(state: StreamState, audience: Audience, bid: int, xid: int, share: Share) -> Matrix:
@@ -106,12 +109,12 @@ def _expert(state: StreamState, audience: Audience, bid: int, xid: int, share: S
     place = f"the feed-forward of layer {bid}" if is_dense else f"expert {xid} of layer {bid}"
     matrices = [state.read(name, xid) for name in (DENSE if is_dense else EXPERTS).names(bid)]
     gate, up, down = (audience.product(state, matrix) for matrix in matrices)
-    for block in share.blocks():
-        x = state.normed_rows(block.tokens)
-        y = layers.expert(x, gate, up, audience.shown(down, state, matrices[2], block.tokens))
+    for group in share.groups():
+        x = state.normed_rows(group.tokens)
+        y = layers.expert(x, gate, up, audience.shown(down, state, matrices[2], group.tokens))
         state.refuse_infinite(y, place, f"blk.{bid}.ffn_", xid=xid)
-        if block.weights is not None:
-            y = y.float() * block.weights.to(y.device)
-        state.add(block.tokens, y)
+        if group.weights is not None:
+            y = y.float() * group.weights.to(y.device)
+        state.add(group.tokens, y)
     audience.hand_out(state, *matrices[:2])
     return matrices[2]

@@ -22,7 +22,7 @@ from calibration.forward.rope import make_rope
 from calibration.forward.saved_state import Keeper, PassState
 from calibration.forward.settings import ForwardSettings
 from calibration.forward.stored import to_tensor
-from calibration.forward.stream_state import StreamState, token_blocks
+from calibration.forward.stream_state import StreamState, token_groups
 from calibration.forward.streams import Observer, OnLogits, OnWeights, Stream, refuse_not_resumable
 from calibration.forward.timings import Stage, Timings
 from calibration.text.tokenizer import Tokens
@@ -138,7 +138,7 @@ class ForwardPass:
                 state.stream.name,
                 f"token {highest} has no row in {matrix.spec.name} ({matrix.spec.n_row} rows)",
             )
-        for tokens in token_blocks(self.places):
+        for tokens in token_groups(self.places):
             with self.timings.measure(Stage.DECODING):
                 rows = to_tensor(matrix.picked(self.tokens[tokens].numpy()))
             state.refuse_infinite(rows, "the embedding", "token_embd.")
@@ -168,7 +168,7 @@ class ForwardPass:
         matrices = [state.read(name) for name in ATTENTION.names(bid)]
         *inputs, last = matrices
         q, k, v, o = (self.audience.product(state, matrix) for matrix in matrices)
-        for tokens, x in state.normed_blocks(norm, self.n_ctx):
+        for tokens, x in state.normed_groups(norm, self.n_ctx):
             self.audience.show(state, [matrix.spec for matrix in inputs], 0, tokens, x)
             weights = layers.AttentionWeights(q, k, v, self.audience.shown(o, state, last, tokens))
             with self.timings.measure(Stage.ATTENTION):

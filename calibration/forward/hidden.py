@@ -1,4 +1,4 @@
-"""Where the hidden states of a long text are kept: memory, or files in a scratch folder."""
+"""The place of the hidden states of a long text: memory, or files in a scratch folder."""
 
 from __future__ import annotations
 

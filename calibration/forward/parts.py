@@ -46,7 +46,7 @@ class Part:
         return tuple(f"blk.{bid}.{stem}{WEIGHT}" if self.in_layer else stem + WEIGHT for stem in self.stems)
 
     def name(self, bid: int = 0) -> str:
-        """The name of the one weight of a part that has no other."""
+        """The name of the weight, in a part that has a single one."""
         (name,) = self.names(bid)
         return name
 
@@ -103,7 +103,8 @@ def refuse_unknown(streams: Sequence[Stream]) -> None:
         if hparams.arch not in PARTS:
             raise CheckpointError(
                 stream.name,
-                f"the forward pass does not know arch {hparams.arch!r}; known: {', '.join(PARTS)}",
+                f"the forward pass does not know arch {hparams.arch!r}",
+                f"known: {', '.join(PARTS)}",
             )
         known = set().union(*(part.known(hparams.n_layer) for part in PARTS[hparams.arch]))
         for spec in stream.source.specs():

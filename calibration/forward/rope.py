@@ -63,7 +63,9 @@ def make_rope(hparams: Hparams, n_ctx: int, factors: Tensor | None = None, devic
         frequencies = frequencies / scaling.factor * (1 - ramp) + frequencies * ramp
     elif scaling.kind not in ("none", "llama3", "longrope"):
         raise CheckpointError(
-            "", f"rope scaling {scaling.kind!r} is not known; known: linear, yarn, llama3, longrope"
+            f"{hparams.arch}.rope.scaling.type",
+            f"rope scaling {scaling.kind!r} is not known",
+            "known: linear, yarn, llama3, longrope",
         )
     angles = torch.arange(n_ctx, dtype=torch.float64)[:, None] * frequencies
     cos, sin = ((wave * magnitude).float().to(device) for wave in (angles.cos(), angles.sin()))

@@ -1,7 +1,7 @@
 """The forward pass, streamed layer by layer and expert by expert: each weight is read once for the whole text.
 
 In memory are the hidden states of the text (or, on request, in scratch files), the matrices of one attention or one
-expert, and the activations of one block of tokens. Several models ("streams": a checkpoint and quantized files of it)
+expert, and the activations of one group of tokens. Several models ("streams": a checkpoint and quantized files of it)
 can go side by side, each with hidden states of its own.
 """
 
@@ -46,7 +46,8 @@ def forward(
         on_weights: is given every matrix of the first stream once, as it was read, as soon as all its inputs have been
             shown to the observers, with what these give away of it; it may keep the array.
         hold_down: hand out no down projection before the inputs of those of all experts of the layer have been shown,
-            because their mean is wanted. That costs their bytes (E x n_ff x n_embd x 2 in bfloat16).
+            because their mean is wanted. That costs their bytes (E x n_ff x n_embd x 2 in bfloat16), and those of
+            what the observers give away of them.
         on_logits: is given a chunk's index and the logits f32 [P - first_logit, V] of each stream.
         first_logit: the first position of a chunk whose logits are computed.
         keeper: is shown the state of the pass behind each layer, and may bring it back to that of an earlier pass with

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from calibration.forward.streams import Observer
 from calibration.forward.timings import Timings
-from quantize.exceptions import MoeGgufError
+from quantize.exceptions import DamagedStateError
 from quantize.tensors import Array
 
-__all__ = ["DamagedStateError", "Keeper", "PassState", "opened", "read_json", "write_json"]
+__all__ = ["Keeper", "PassState", "opened", "read_json", "write_json"]
 
 ROWS = 1024  # of hidden states that are written or read at once
 
@@ -46,10 +46,6 @@ _DAMAGE = (  # what zipfile, numpy and json raise on damaged or foreign files
     TypeError,
     ValueError,
 )
-
-
-class DamagedStateError(MoeGgufError):
-    """A state that is torn, changed, or of another pass; whoever reads one begins afresh instead."""
 
 
 class Keeper(Protocol):
@@ -119,7 +115,7 @@ class PassState:
         timings = Timings()
         timings.restore(figures["timings"])
         if not 0 < n_done <= self.n_layer or timings.n_token != self.timings.n_token:
-            raise DamagedStateError("", "is the state of another pass")
+            raise DamagedStateError("pass.json", "is the state of another pass")
         for index, hidden in enumerate(self.hidden):
             _read_rows(archive, f"hidden.{index}", hidden)
         kept = self._read_kept(archive)
@@ -137,10 +133,10 @@ class PassState:
             if kind == "observer":
                 index, _, name = rest.partition(".")
                 kept[int(index)][name] = _read_array(archive, member)
-        for observer, arrays in zip(self._observers, kept, strict=True):
+        for number, (observer, arrays) in enumerate(zip(self._observers, kept, strict=True)):
             for name, array in (observer.kept() or {}).items():
                 if arrays[name].shape != array.shape or arrays[name].dtype != array.dtype:
-                    raise DamagedStateError("", f"{name} has another shape in this pass")
+                    raise DamagedStateError(f"observer.{number}.{name}", "has another shape in this pass")
         return kept
 
 
@@ -155,7 +151,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             n_bytes = path.stat().st_size
             for info in archive.infolist():
-                # What is stored plainly within the file cannot be larger than the file, whatever its header says.
+                # A member that is stored plainly cannot be larger than the file, whatever its header says.
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size > n_bytes:
                     raise DamagedStateError(str(path), "holds a member that is compressed or too large")
             yield archive
@@ -182,11 +178,11 @@ def read_json(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
 
 def _as_bytes(hidden: Tensor) -> Iterator[Array]:
     """Hidden states as uint8 [t, D x bytes of a number], some rows at a time; views where the tensor is in memory."""
-    for rows in _row_blocks(hidden):
+    for rows in _row_groups(hidden):
         yield rows.cpu().view(torch.uint8).numpy()
 
 
-def _row_blocks(hidden: Tensor) -> Iterator[Tensor]:
+def _row_groups(hidden: Tensor) -> Iterator[Tensor]:
     return (hidden[first : first + ROWS] for first in range(0, len(hidden), ROWS))
 
 
@@ -227,7 +223,7 @@ def _read_rows(archive: zipfile.ZipFile, name: str, hidden: Tensor) -> None:
     with archive.open(f"{name}.npy") as file:
         if file.read(len(header)) != header:
             raise DamagedStateError(name, "has another shape in this pass")
-        for rows in _row_blocks(hidden):
+        for rows in _row_groups(hidden):
             data = bytearray(file.read(rows.nbytes))
             rows.copy_(torch.frombuffer(data, dtype=hidden.dtype).view(rows.shape))
         if file.read(1):  # reads on to the end, where the CRC32 is compared

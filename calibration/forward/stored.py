@@ -17,10 +17,15 @@ __all__ = ["Matrix", "to_tensor"]
 class Matrix:
     """One matrix in memory, in the bytes in which its source stores it, decoded when and as far as it is wanted."""
 
-    def __init__(self, source: ModelSource, spec: TensorSpec, xid: int = 0) -> None:
-        """Read the matrix `xid` of a tensor."""
+    def __init__(self, spec: TensorSpec, xid: int, blocks: Array) -> None:
+        """The matrix `xid` of a tensor, from its bytes uint8 [n_row, spec.row_bytes]."""
         self.spec, self.xid = spec, xid
-        self._blocks = source.read_blocks(spec, xid)
+        self._blocks = blocks
+
+    @classmethod
+    def read(cls, source: ModelSource, spec: TensorSpec, xid: int = 0) -> Matrix:
+        """Read the matrix `xid` of a tensor; raises as the source's `read_blocks`."""
+        return cls(spec, xid, source.read_blocks(spec, xid))
 
     def rows(self, first: int, last: int) -> Array:
         """The weights of the rows `first` to `last` - 1, as `TensorSource.read` hands them out."""

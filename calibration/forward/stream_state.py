@@ -21,21 +21,21 @@ from quantize.exceptions import ActivationError, CheckpointError
 from quantize.hparams import Hparams
 from quantize.tensors import TensorSpec
 
-__all__ = ["StreamState", "token_blocks"]
+__all__ = ["StreamState", "token_groups"]
 
-TOKEN_BLOCK = 1024  # tokens that go through a matrix at once; larger blocks are no faster on a CPU
+TOKEN_GROUP = 1024  # tokens that go through a matrix at once; larger groups are no faster on a CPU
 VOCAB_BLOCK = 8192  # rows of the output matrix that are widened to float32 at once
 
 
-def token_blocks(tokens: Tensor, n_together: int = 1) -> Iterator[Tensor]:
-    """Tokens [t] in the blocks that go through a matrix at once, never parted within `n_together` of them."""
-    size = max(1, TOKEN_BLOCK // n_together) * n_together
+def token_groups(tokens: Tensor, n_together: int = 1) -> Iterator[Tensor]:
+    """Tokens [t] in the groups that go through a matrix at once, never parted within `n_together` of them."""
+    size = max(1, TOKEN_GROUP // n_together) * n_together
     return (tokens[start : start + size] for start in range(0, len(tokens), size))
 
 
 @dataclass
 class StreamState:
-    """What the forward pass holds of one stream.
+    """The state of one stream within the forward pass.
 
     `hidden` [T, D] are its hidden states, `normed` [T, D] the inputs of the feed-forward layer in work, and
     `layer_inputs` the hidden states with which each layer began, where they are kept.
@@ -82,7 +82,7 @@ class StreamState:
         """Read one matrix, in the form in which it is stored."""
         spec = self.spec(name)
         with self.timings.measure(Stage.READING):
-            return Matrix(self.stream.source, spec, xid)
+            return Matrix.read(self.stream.source, spec, xid)
 
     def read_head(self) -> Matrix:
         """Read the output matrix; where the embedding is used again, it may be in memory already."""
@@ -105,9 +105,9 @@ class StreamState:
         """The input of a product, as the kernels round it that the stream imitates."""
         return x if self.stream.round_inputs is None else self.stream.round_inputs(spec, x)
 
-    def normed_blocks(self, norm: Tensor, n_together: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """The text in blocks (see `token_blocks`): the places of the tokens [t], and norm(hidden), f32 [t, D]."""
-        for tokens in token_blocks(torch.arange(len(self.hidden)), n_together):
+    def normed_groups(self, norm: Tensor, n_together: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The text in groups (see `token_groups`): the places of the tokens [t], and norm(hidden), f32 [t, D]."""
+        for tokens in token_groups(torch.arange(len(self.hidden)), n_together):
             yield tokens, self.hidden_norm(tokens, norm)
 
     def hidden_norm(self, tokens: Tensor, norm: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class StreamState:
             y: the values.
             place: the part of the model that computed them, in words.
             prefixes: how the names of the tensors begin that they were computed from.
-            xid: of experts, the one that computed them.
+            xid: the expert that computed them, where there are experts.
 
         Raises:
             ActivationError: a value is NaN or infinite; names the model, the place and the tensors at fault.
@@ -170,7 +170,7 @@ class StreamState:
         """Names of tensors with a weight that is NaN or infinite; of experts, only `xid` is looked at."""
         for name, spec in self.specs.items():
             if name.startswith(prefixes):
-                matrix = Matrix(self.stream.source, spec, xid if spec.has_experts else 0)
+                matrix = Matrix.read(self.stream.source, spec, xid if spec.has_experts else 0)
                 firsts = range(0, spec.n_row, VOCAB_BLOCK)
                 if any(
                     first_non_finite(matrix.rows(first, first + VOCAB_BLOCK)) is not None for first in firsts

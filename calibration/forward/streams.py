@@ -1,4 +1,4 @@
-"""What callers give to the forward pass: the models, and the observers and readers that it tells."""
+"""The arguments of the forward pass: the models, and the observers and readers that it tells."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ __all__ = ["Given", "Observer", "OnLogits", "OnWeights", "Stream", "refuse_not_r
 
 
 class Observer:
-    """Sees what the streams compute; override what is wanted. Tensors are borrowed: copy what is to be kept."""
+    """Sees the inputs and routes of the streams; override the methods that are wanted.
+
+    Tensors are borrowed: copy those that are to be kept.
+    """
 
     def inputs(self, stream: int, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
         """The rows x [t, n_per_row] that the matrices `xid` of `specs` are multiplied with.
 
-        `tokens` int64 [t] are their places in the text, ascending. Blocks come in the same order for every stream.
+        `tokens` int64 [t] are their places in the text, ascending. Groups of tokens come in the same order for
+        every stream.
         """
 
     def routed(self, stream: int, bid: int, tokens: Tensor, routing: Routing) -> None:
-        """The experts to which the tokens [t] of a block go in layer `bid`."""
+        """The experts to which the tokens [t] of a group go in layer `bid`."""
 
     def pop(self, spec: TensorSpec, xid: int) -> Any:
         """Give away the statistics of one matrix of the first stream; None where there are none.
 
-        The driver calls it once for each matrix, when all its inputs have been shown, and `on_weights` gets the result.
-        An observer of large statistics forgets them here, so that it never holds those of all down projections of a
-        layer. After a resume nothing is known of the layers of the earlier run but what was `kept`.
+        The driver calls it once for each matrix, as soon as all its inputs have been shown, and `on_weights` gets the
+        result. An observer of large statistics forgets them here, so that it never holds those of all down projections
+        of a layer; with `hold_down` the results of a layer wait together. After a resume nothing is known of the layers
+        of the earlier run but what was `kept`.
         """
         return None
 
@@ -48,7 +53,7 @@ class Observer:
 
 
 Given = Mapping[Observer, Any]
-"""What each observer gave away of a matrix (see `Observer.pop`)."""
+"""The statistics that each observer gave away of a matrix (see `Observer.pop`)."""
 
 OnWeights = Callable[[TensorSpec, int, Array, Given], None]
 """Receives one matrix `xid` of a tensor, its weights as they were read, and what the observers gave away."""

@@ -1,4 +1,4 @@
-"""Where the time of a forward pass goes."""
+"""The time that each stage of a forward pass takes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Timings:
 
     @contextmanager
     def measure(self, stage: Stage) -> Iterator[None]:
-        """Add the duration of the block to a stage, less what is measured for other stages within it."""
+        """Add the duration of the block to a stage, less the time that is measured for other stages within it."""
         before, self._within = self._within, 0.0
         start = time.perf_counter()
         try:

@@ -1,4 +1,4 @@
-"""The importance matrix: what is known of the inputs of each matrix, and the weights that follow for its columns.
+"""The importance matrix: statistics of the inputs of each matrix, and the weights that follow for its columns.
 
 For every weight matrix (and every expert of it) llama-imatrix keeps the sum over tokens of the squared input
 activations of each column, and the number of tokens. llama-quantize divides one by the other and weighs the
@@ -18,9 +18,9 @@ import numpy.typing as npt
 from quantize.exceptions import ImatrixError
 from quantize.guide import Guide
 from quantize.telling import Remark
-from quantize.tensors import TensorSpec
+from quantize.tensors import TensorSpec, names_experts
 
-__all__ = ["Entry", "Imatrix", "Starved"]
+__all__ = ["Entry", "Imatrix", "ThinExpert"]
 
 Vector = npt.NDArray[np.float32]
 
@@ -43,7 +43,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Starved:
+class ThinExpert:
     """An expert that few tokens reached."""
 
     name: str
@@ -127,7 +127,7 @@ class Imatrix:
         blend = (entry.sums[xid] + self.prior * mean) / (int(entry.counts[xid]) + self.prior)
         return np.asarray(blend, np.float32)
 
-    def starved(self, fewer_than: int = 1) -> list[Starved]:
+    def thin(self, fewer_than: int = 1) -> list[ThinExpert]:
         """The experts that fewer than `fewer_than` tokens reached; with `prior` 0 those without tokens weigh nothing.
 
         Dense tensors have no experts and are never named. A legacy file holds no token counts: the list is empty.
@@ -135,9 +135,9 @@ class Imatrix:
         if self.legacy:
             return []
         return [
-            Starved(name, xid, int(count))
+            ThinExpert(name, xid, int(count))
             for name, entry in self.entries.items()
-            if len(entry.counts) > 1
+            if names_experts(name)
             for xid, count in enumerate(entry.counts)
             if count < fewer_than
         ]

@@ -50,7 +50,7 @@ class ImatrixObserver(Observer):
         )
 
     def inputs(self, stream: int, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
-        """Add a block of rows [t, n_per_row]."""
+        """Add a group of rows [t, n_per_row]."""
         if stream != self.stream:
             return
         wide = x.float()
@@ -84,7 +84,7 @@ class ImatrixObserver(Observer):
 
 @dataclass
 class RouterLoad:
-    """Where the router sent the text, by layer; layers without a router stay zero.
+    """Counts of the tokens that the router sent to each expert, by layer; layers without a router stay zero.
 
     `tokens` int64 [n_layer, E]: tokens that each expert saw. `pairs` int64 [n_layer, E, E]: tokens that went to both
     (the diagonal repeats `tokens`). `entropy` [n_layer]: mean entropy in nats of the router's probabilities: ln(E)
@@ -126,13 +126,13 @@ class RouterObserver(Observer):
         self._seen = np.zeros(n_layer, np.int64)
 
     def routed(self, stream: int, bid: int, tokens: Tensor, routing: Routing) -> None:
-        """Add a block of tokens."""
+        """Add a group of tokens."""
         if stream != self.stream:
             return
         chosen = torch.zeros_like(routing.probs).scatter_(-1, routing.ids, 1.0)  # [t, E]
         pairs = (
             (chosen.T @ chosen).round().long().cpu().numpy()
-        )  # exact: a block has far fewer than 2^24 tokens
+        )  # exact: a group has far fewer than 2^24 tokens
         load = self.load
         load.pairs[bid] += pairs
         load.tokens[bid] += np.diagonal(pairs)

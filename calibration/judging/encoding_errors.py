@@ -1,4 +1,4 @@
-"""What each type makes of one matrix: it is encoded, decoded and held against itself, some rows at a time.
+"""The errors that each type makes in one matrix: it is encoded, decoded and held against itself, some rows at a time.
 
 The unit of work is some rows of the matrix with all encodings: a pure function, for any engine in any order.
 """

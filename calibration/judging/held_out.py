@@ -124,7 +124,7 @@ class HeldOutSampler(Observer):
     """Keeps, for each matrix, some rows of its held-out inputs, spread evenly over those that reach it.
 
     The first `n_fit` tokens of the text are fitted and only counted, the `n_held_out` behind them are sampled: at most
-    `limit` rows of a matrix for which `is_judged(spec)`, in the type and on the device of `arithmetic`.
+    `limit` rows of a matrix for which `is_judged(spec)`, in the type and on the device of `settings`.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ class MatrixErrors:
         return name.removesuffix("_exps")
 
     @property
-    def starved(self) -> bool:
+    def unseen(self) -> bool:
         """An expert that no token of the fitted text reached: it was quantized without knowing its inputs."""
         return self.xid is not None and self.n_tokens == 0
 
@@ -114,9 +114,9 @@ class ErrorReport:
     routing: tuple[LayerRouting, ...] = ()  # by layer; empty where there are no experts
 
     @property
-    def starved(self) -> tuple[tuple[int, int], ...]:
+    def unseen(self) -> tuple[tuple[int, int], ...]:
         """(layer, expert) that no token of the fitted text reached."""
-        return tuple(sorted({(row.bid or 0, row.xid or 0) for row in self.rows if row.starved}))
+        return tuple(sorted({(row.bid or 0, row.xid or 0) for row in self.rows if row.unseen}))
 
     @property
     def unjudged(self) -> tuple[tuple[int, int], ...]:

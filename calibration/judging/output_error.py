@@ -1,4 +1,4 @@
-"""What each type does to each expert's output, judged on text that the importances have not seen.
+"""The error that each type makes in each expert's output, judged on text that the importances have not seen.
 
 One pass over the weights: the text to fit on and the text to judge on run through the model together; the first gives
 the importances, of the second some activations are kept. When all inputs of a matrix have passed, and while its weights
@@ -68,7 +68,8 @@ def measure_errors(
         RecipeError: a type that cannot be written.
     """
     if fit.n_ctx != held_out.n_ctx:
-        raise TextError("", f"chunks of {fit.n_ctx} and of {held_out.n_ctx} tokens cannot run side by side")
+        message = f"chunks of {fit.n_ctx} and of {held_out.n_ctx} tokens cannot run side by side"
+        raise TextError(", ".join(held_out.names), message)
     forward_settings = forward_settings or ForwardSettings(dtype=best_dtype())
     importances = ImatrixObserver(fit, prior=settings.prior)
     router = RouterObserver(source.hparams)

@@ -47,7 +47,7 @@ class RoundTrip:
 
     @property
     def hparams(self) -> Hparams:
-        """The checkpoint's."""
+        """Hyper-parameters of the checkpoint."""
         return self._source.hparams
 
     @property
@@ -55,13 +55,8 @@ class RoundTrip:
         """Bytes of weights read from the checkpoint so far, for whatever purpose."""
         return self._source.bytes_read
 
-    @property
-    def imatrix(self) -> Imatrix | None:
-        """The importances that the matrices are encoded with."""
-        return self._imatrix
-
     def arch_keys(self) -> Sequence[KeyValue]:
-        """The checkpoint's."""
+        """The `{arch}.*` keys of the checkpoint."""
         return self._source.arch_keys()
 
     def fingerprint(self) -> str:
@@ -75,7 +70,7 @@ class RoundTrip:
         return hashed(parts)
 
     def row_step(self, spec: TensorSpec) -> int:
-        """The checkpoint's."""
+        """The step of rows that the checkpoint reads without reading anything else."""
         return self._source.row_step(self._origins[spec.name])
 
     def specs(self) -> Sequence[TensorSpec]:
@@ -118,28 +113,28 @@ class SharedSource:
 
     @property
     def hparams(self) -> Hparams:
-        """The source's."""
+        """Hyper-parameters of the source."""
         return self._source.hparams
 
     @property
     def bytes_read(self) -> int:
-        """The source's."""
+        """Bytes of weights read from the source so far, by all threads."""
         return self._source.bytes_read
 
     def arch_keys(self) -> Sequence[KeyValue]:
-        """The source's."""
+        """The `{arch}.*` keys of the source."""
         return self._source.arch_keys()
 
     def fingerprint(self) -> str:
-        """The source's."""
+        """The fingerprint of the source."""
         return self._source.fingerprint()
 
     def row_step(self, spec: TensorSpec) -> int:
-        """The source's."""
+        """The step of rows that the source reads without reading anything else."""
         return self._source.row_step(spec)
 
     def specs(self) -> Sequence[TensorSpec]:
-        """The source's."""
+        """The tensors of the source."""
         return self._source.specs()
 
     def read(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:

@@ -31,7 +31,7 @@ class RouterAgreement:
 
 
 class RouterComparer(Observer):
-    """Holds the routing of every stream against that of the first; blocks come in the same order for all.
+    """Holds the routing of every stream against that of the first; groups of tokens come in the same order for all.
 
     `starts` int64 [n_text + 1] are the first tokens of the texts, and behind the last one their number.
     """
@@ -43,7 +43,7 @@ class RouterComparer(Observer):
         self.same = np.zeros(shape)
         self.kld = np.zeros(shape)
         self.seen = np.zeros(shape, np.int64)
-        self.base: dict[int, Routing] = {}  # first token of a block of tokens -> the base's routing
+        self.base: dict[int, Routing] = {}  # first token of a group -> the base's routing
 
     def routed(self, stream: int, bid: int, tokens: Tensor, routing: Routing) -> None:
         """Remember the base's routing, or compare with it."""

@@ -34,7 +34,7 @@ __all__ = ["Activations", "Base", "Comparison", "Model", "OnText", "RouterAgreem
 Activations = Literal["exact", "int8"]
 
 Base = Model | LogitsFile
-"""What models are held against: a model of the same pass (`kind` "model"), or its logits from a file ("logits")."""
+"""The reference for models: a model of the same pass (`kind` "model"), or its logits from a file ("logits")."""
 
 
 @dataclass(frozen=True)

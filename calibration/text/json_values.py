@@ -1,4 +1,4 @@
-"""Reading JSON whose values may be of any type: what is of another type than expected counts as absent."""
+"""Reading JSON whose values may be of any type: a value of another type than expected counts as absent."""
 
 from __future__ import annotations
 

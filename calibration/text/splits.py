@@ -18,7 +18,7 @@ __all__ = ["SPLITS", "Split"]
 
 @dataclass(frozen=True)
 class Split:
-    """What a pre-tokenizer's name stands for."""
+    """The way of splitting text that the name of a pre-tokenizer stands for."""
 
     patterns: tuple[str, ...]
     """Regular expressions, applied in this order."""

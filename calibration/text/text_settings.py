@@ -20,7 +20,7 @@ class TextSettings:
     paths: text files.
     prompts: files like mergekit_moe_config.yml; their positive prompts are text that reaches each expert.
     n_ctx: tokens of a chunk.
-    n_chunk: the first so many chunks are used, all where it is None.
+    n_chunk: number of chunks that are used, from the first on; all where it is None.
     parse_special: special tokens in the text count as such.
     """
 
@@ -49,7 +49,7 @@ def cut_text(model: ModelFile, settings: TextSettings) -> Chunks:
         TokenizerError: the model has no tokenizer that can be used here.
     """
     if not settings.is_given:
-        raise TextError("", "there is no text", "give one")
+        raise TextError("", "there is no text", "give {setting}", setting="text")
     return make_chunks(
         [read_text(path) for path in settings.paths] + [read_prompts(path) for path in settings.prompts],
         tokenizer_of(model),

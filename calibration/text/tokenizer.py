@@ -25,7 +25,7 @@ Tokens = npt.NDArray[np.int32]
 
 
 class Tokenizer(Protocol):
-    """Whatever turns text into token ids."""
+    """A way from text to token ids."""
 
     @property
     def n_vocab(self) -> int:

@@ -167,7 +167,7 @@ def load_sentencepiece(path: Path) -> Any:
     import sentencepiece  # noqa: PLC0415 - only models with such a tokenizer need it
 
     data = read_bytes(path, MAX_MODEL_BYTES, TokenizerError)
-    sentencepiece.set_min_log_level(4)  # the library would print its own lines about what is raised below
+    sentencepiece.set_min_log_level(4)  # the library would print faults that are raised below, too
     model = sentencepiece.SentencePieceProcessor()
     guarded(path, lambda: model.LoadFromSerializedProto(data), "is no SentencePiece model", TokenizerError)
     guarded(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from gguf import LlamaFileType
 
 from gguf_export.files.sizes import size_in_words
-from quantize.exceptions import MoeGgufError
+from quantize.exceptions import ChoiceError
 from quantize.hparams import Hparams
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
@@ -72,7 +72,7 @@ def inspect(path: str | Path) -> ModelFacts:
 
     Raises:
         CheckpointError, GGUFError: it is damaged.
-        MoeGgufError: there is neither.
+        ChoiceError: there is neither.
 
     >>> facts = inspect(demo_model)
     >>> facts.hparams.n_expert, facts.hparams.n_expert_used, len(facts.tensors)
@@ -82,7 +82,7 @@ def inspect(path: str | Path) -> ModelFacts:
     if path.is_dir():
         return _checkpoint_facts(path)
     if not path.exists():
-        raise MoeGgufError(str(path), "does not exist")
+        raise ChoiceError(str(path), "does not exist")
     return _file_facts(path)
 
 

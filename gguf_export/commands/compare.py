@@ -63,7 +63,7 @@ class OutputOptions:
         """
         from gguf_export.files.outputs import refuse_outputs
         from gguf_export.files.replacing import is_device
-        from gguf_export.writing.pass_state import discard_older
+        from gguf_export.writing.state_file import discard_older
         from quantize.exceptions import OutputExistsError
 
         if self.plot_path is not None and self.plot_path.suffix.lower() not in (".svg", ".png"):
@@ -197,7 +197,7 @@ def compare(
     """
     from calibration.importance.imatrix_files import load_imatrix
     from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.saying import say
+    from gguf_export.commands.messages import say
     from gguf_export.comparing.models import ModelChoice
     from gguf_export.comparing.run import PassSettings, prepare, run
     from gguf_export.comparing.texts import TextChoice

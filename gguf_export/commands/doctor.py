@@ -22,7 +22,7 @@ def doctor(model: Path, full: bool, pre: str | None, as_json: bool, quiet: bool)
     """
     from gguf_export.checking import doctor as checking
     from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.saying import show_findings
+    from gguf_export.commands.messages import show_findings
 
     with ProgressView(quiet=quiet) as view:
         findings = checking.doctor(model, full=full, pre=pre, progress=view)

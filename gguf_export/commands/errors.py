@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from calibration.judging.matrix_errors import ErrorReport
 
 MOST_NAMED = 10
-"""Starved experts that are named; the rest are counted."""
+"""Unseen experts that are named; the rest are counted."""
 
 
 @click.command(cls=Verb)
@@ -89,7 +89,7 @@ def errors(
     GGUF file."""
     from calibration.judging.encoding_errors import ErrorSettings
     from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.saying import say
+    from gguf_export.commands.messages import say
     from gguf_export.comparing import errors as comparing
     from gguf_export.reports.error_report import check_outputs, write_errors
     from quantize.engine import Threads
@@ -120,15 +120,16 @@ def _print_report(report: ErrorReport) -> None:
     from calibration.judging.matrix_errors import totals
     from gguf_export.commands.console import print_table
     from gguf_export.reports.error_tables import totals_table, worst_table
+    from gguf_export.reports.figures import expert_place
 
     print_table("totals by type", *totals_table(report))
     hurts = max(report.qtypes, key=lambda qtype: totals(qtype, report.of(qtype)).median_nmse or 0.0)
     print_table(f"the worst ten as {hurts}", *worst_table(report.of(hurts)))
     for experts, fact in (
-        (report.starved, "starved: no calibration token reached"),
+        (report.unseen, "unseen: no calibration token reached"),
         (report.unjudged, "no output error: no held-out token reached"),
     ):
-        names = ", ".join(f"layer {bid} expert {xid}" for bid, xid in experts[:MOST_NAMED])
+        names = "; ".join(expert_place(bid, xid) for bid, xid in experts[:MOST_NAMED])
         more = f" and {len(experts) - MOST_NAMED} more" * (len(experts) > MOST_NAMED)
         if experts:
             click.echo(f"{fact} {names}{more}")

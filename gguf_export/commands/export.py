@@ -128,7 +128,7 @@ def export(
     """
     from gguf_export.commands.console import ProgressView
     from gguf_export.commands.load import print_load
-    from gguf_export.commands.saying import say
+    from gguf_export.commands.messages import say
     from gguf_export.writing import export as exporting
 
     if text.is_given and imatrix:

@@ -48,7 +48,7 @@ def imatrix(
     """
     from gguf_export.commands.console import ProgressView
     from gguf_export.commands.load import print_load
-    from gguf_export.commands.saying import say
+    from gguf_export.commands.messages import say
     from gguf_export.writing.calibrate import calibrate
 
     with ProgressView(quiet=quiet) as view:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gguf_export.commands.saying import switch
+from gguf_export.commands.messages import switch
 
 if TYPE_CHECKING:
     from calibration.importance.observers import Collected

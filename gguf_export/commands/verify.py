@@ -54,7 +54,7 @@ def verify(
     """
     from gguf_export.checking import verify as checking
     from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.saying import show_findings
+    from gguf_export.commands.messages import show_findings
 
     if quick and imatrix is not None:
         raise click.UsageError("--quick compares no bytes: leave --imatrix out")

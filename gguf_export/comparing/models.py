@@ -14,7 +14,7 @@ from calibration.judging.side_by_side import Base
 from calibration.text.tokenizer import vocabulary_of
 from calibration.text.vocabulary import refuse_other_vocabulary
 from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
-from quantize.exceptions import MoeGgufError
+from quantize.exceptions import ChoiceError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
@@ -64,17 +64,17 @@ class ModelChoice:
         """Refuse to measure a model twice: it would cost its time twice, and reports could not tell the two apart.
 
         Raises:
-            MoeGgufError: a file or a type is given twice.
+            ChoiceError: a file or a type is given twice.
         """
         seen: set[Path] = set()
         for path in self.paths:
             if path.resolve() in seen and not path.is_dir():
-                raise MoeGgufError(str(path), "is given twice", "give each file once")
+                raise ChoiceError(str(path), "is given twice", "give each file once")
             seen.add(path.resolve())
         names = [recipe.ftype.name for recipe in self.recipes]
         for name in names:
             if names.count(name) > 1:
-                raise MoeGgufError(name, "is given twice", "give each type once")
+                raise ChoiceError(name, "is given twice", "give each type once")
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ def open_models(choice: ModelChoice, note: Note = discard) -> OpenModels:
     checkpoint = _only_checkpoint(choice.paths)
     files = [open_gguf(path, note) for path in choice.paths if not path.is_dir()]
     if choice.recipes and checkpoint is None:
-        raise MoeGgufError(
+        raise ChoiceError(
             "", "a type without a file is judged from its checkpoint", "give the folder of the checkpoint"
         )
     if not files and not choice.recipes:
-        raise MoeGgufError("", "nothing to compare", "give GGUF files, or types to judge without a file")
+        raise ChoiceError("", "nothing to compare", "give GGUF files, or types to judge without a file")
     has_logits = choice.base is not None and is_logits_file(choice.base)
     base_file = open_gguf(choice.base, note) if choice.base is not None and not has_logits else None
     models = [_file_model(file) for file in files]
@@ -113,7 +113,7 @@ def open_models(choice: ModelChoice, note: Note = discard) -> OpenModels:
         base = base or _checkpoint_model(checkpoint, shared)
         models += _round_trips(checkpoint, shared, choice, note)
     if base is None:
-        raise MoeGgufError(
+        raise ChoiceError(
             "",
             "nothing to compare with",
             "give the folder of the checkpoint, or with {setting} a GGUF file or a file of llama-perplexity "
@@ -131,7 +131,7 @@ def open_models(choice: ModelChoice, note: Note = discard) -> OpenModels:
 def _only_checkpoint(paths: Sequence[Path]) -> Checkpoint | None:
     folders = [path for path in paths if path.is_dir()]
     if len(folders) > 1:
-        raise MoeGgufError(str(folders[1]), f"one checkpoint is enough, {folders[0]} is the first")
+        raise ChoiceError(str(folders[1]), f"one checkpoint is enough, {folders[0]} is the first")
     return open_checkpoint(folders[0]) if folders else None
 
 

@@ -17,7 +17,7 @@ from calibration.text.chunks import Chunks
 from gguf_export.comparing.models import ModelChoice, open_models
 from gguf_export.comparing.texts import TextChoice, cut_choice, own_text
 from gguf_export.writing import fingerprint
-from gguf_export.writing.pass_state import StateFile, state_path
+from gguf_export.writing.state_file import StateFile, state_path
 from quantize.sources.model_source import ModelSource
 from quantize.telling import Note, OnProgress, discard, silent
 

@@ -28,7 +28,7 @@ def routing_map(report: ErrorReport) -> tuple[Legend, HeatMap]:
             return None
         share = row.n_tokens / max(1, report.n_fit)
         title = f"{expert_place(bid, xid)}: {count(row.n_tokens)} tokens, {percent(share)}"
-        return Cell(share, f"{100 * share:.0f}", title, warn=row.starved)
+        return Cell(share, f"{100 * share:.0f}", title, warn=row.unseen)
 
     scale = Scale.over([row.n_tokens / max(1, report.n_fit) for row in rows.values()], low=0.0)
     layers, experts = range(report.n_layer), range(report.n_expert)
@@ -42,7 +42,7 @@ def routing_map(report: ErrorReport) -> tuple[Legend, HeatMap]:
         scale,
         "load",
     )
-    warnings = ["starved: no token"] if report.starved else []
+    warnings = ["unseen: no token"] if report.unseen else []
     key = Legend("tokens routed", percent(scale.low, 2), percent(scale.high, 2), "load", warnings)
     return key, heat_map
 

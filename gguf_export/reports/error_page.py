@@ -15,7 +15,7 @@ from gguf_export.reports.rendering import render
 __all__ = ["error_page"]
 
 MAX_NAMED = 6
-"""Starved experts that are named among the first figures."""
+"""Unseen experts that are named among the first figures."""
 
 MEANINGS = (
     (
@@ -45,7 +45,7 @@ MEANINGS = (
     ),
     (
         "tokens routed",
-        "The calibration tokens that the router sent to an expert, as a share of all. A starved expert got none: "
+        "The calibration tokens that the router sent to an expert, as a share of all. An unseen expert got none: "
         "nothing is known of its inputs.",
     ),
     (
@@ -118,12 +118,12 @@ def _first_figures(report: ErrorReport) -> Iterator[tuple[str, str, str]]:
             f"of {count(total.n_compared)} matrices: a lower output error than without",
         )
     if report.n_expert:
-        n_starved = len(report.starved)
-        names = "; ".join(expert_place(bid, xid) for bid, xid in report.starved[:MAX_NAMED])
+        n_unseen = len(report.unseen)
+        names = "; ".join(expert_place(bid, xid) for bid, xid in report.unseen[:MAX_NAMED])
         yield (
-            "starved experts",
-            count(n_starved) if n_starved else "none",
-            names + (" …" if n_starved > MAX_NAMED else ""),
+            "unseen experts",
+            count(n_unseen) if n_unseen else "none",
+            names + (" …" if n_unseen > MAX_NAMED else ""),
         )
 
 

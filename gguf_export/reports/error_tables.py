@@ -77,7 +77,7 @@ def projection_table(rows: Sequence[MatrixErrors]) -> TableText:
 def unknown_table(report: ErrorReport) -> TableText:
     """The table of the experts of which too little is known; without rows where there are none."""
     gaps = (
-        (report.starved, "no calibration token: quantized without knowing its inputs"),
+        (report.unseen, "no calibration token: quantized without knowing its inputs"),
         (report.unjudged, "no held-out token: output error not known"),
     )
     places = sorted({place for lacking, _ in gaps for place in lacking})

@@ -14,7 +14,7 @@ from gguf_export.files.disk import write_error
 from gguf_export.files.outputs import refuse_outputs
 from gguf_export.files.replacing import replacing
 from gguf_export.writing import fingerprint
-from gguf_export.writing.pass_state import StateFile, discard_older, state_path
+from gguf_export.writing.state_file import StateFile, discard_older, state_path
 from quantize.exceptions import OutputExistsError
 from quantize.sources.model_source import open_source
 from quantize.telling import Note, OnProgress, discard, silent

@@ -24,9 +24,9 @@ from gguf_export.writing.feed import Feed
 from gguf_export.writing.job import ExportJob
 from gguf_export.writing.journal import journal_path
 from gguf_export.writing.open_files import opened
-from gguf_export.writing.pass_state import StateFile, state_path
 from gguf_export.writing.results import ExportResult, Seconds, file_figures
 from gguf_export.writing.slabs import Slab, compile_kernels, encode_weights, slabs_of_matrix
+from gguf_export.writing.state_file import StateFile, state_path
 from quantize.engine import Threads
 from quantize.exceptions import OutputExistsError
 from quantize.families.roles import is_layer_matrix

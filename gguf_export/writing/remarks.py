@@ -74,7 +74,7 @@ def _without_importance(plans: Sequence[Plan], imatrix: Imatrix) -> list[str]:
 
 def thin_remarks(imatrix: Imatrix | None) -> list[Remark]:
     """A remark where importances rest on few tokens; with a prior, which is the remedy, there is nothing to say."""
-    thin = imatrix.starved(fewer_than=FEW_TOKENS) if imatrix and not imatrix.prior else []
+    thin = imatrix.thin(fewer_than=FEW_TOKENS) if imatrix and not imatrix.prior else []
     if not thin:
         return []
     n_none = sum(expert.n_tokens == 0 for expert in thin)

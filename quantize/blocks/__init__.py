@@ -52,6 +52,6 @@ def block_format(qtype: QType) -> BlockFormat | FloatFormat:
     """
     if not can_encode(qtype):
         known = ", ".join(known.name for known in WRITABLE)
-        raise RecipeError(f"tensor type {qtype.name} cannot be written; known types: {known}")
+        raise RecipeError("", f"tensor type {qtype.name} cannot be written", f"known types: {known}")
     form: BlockFormat | FloatFormat = import_module(f"quantize.blocks.{qtype.name.lower()}").FORMAT
     return form

@@ -30,7 +30,7 @@ class Search(NamedTuple):
 
 
 class AffineFit(NamedTuple):
-    """What the search found for some tiles, each float32 [n_tiles, n_sub, LANES]; value = scale * code - min."""
+    """Results of the search for some tiles, each float32 [n_tiles, n_sub, LANES]; value = scale * code - min."""
 
     scales: Array
     mins: Array

@@ -1,4 +1,4 @@
-"""What every block format offers: a grid that is fitted, codes on it, and bytes that hold both."""
+"""The interface of block formats: a grid that is fitted, codes on it, and bytes that hold both."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def _decode(levels: Array, scales: Array, mins: Array, codes: Array, x: Array) -
 class BlockFormat:
     """One ggml block format: its size, and the three steps and the way back that make it.
 
-    `fit(x, guide)`: tiles float32 [n_tiles, block_size * LANES] (see `tiles`) to the grid of each block; what is
-    known of the panel's inputs weighs the errors. x is finite.
+    `fit(x, guide)`: tiles float32 [n_tiles, block_size * LANES] (see `tiles`) to the grid of each block; statistics
+    of the panel's inputs weigh the errors. x is finite.
 
     `pack_kernel(head, codes, blocks)`: `Grid.head` and codes, uint8 [n_tiles, block_size * LANES], to blocks, uint8
     [n_tiles, type_size, LANES].

@@ -26,7 +26,7 @@ class TileGuide(NamedTuple):
 
 
 NO_GUIDE = TileGuide(NOTHING, 1, NOTHING)
-"""What kernels take where there is no guide."""
+"""The array that kernels take where there is no guide."""
 
 
 def tile_guide(guide: Guide, columns: Columns, block_size: int, row_squares: Array) -> TileGuide | None:

@@ -15,7 +15,7 @@ from numba.extending import overload
 from quantize.blocks.jit import kernel
 from quantize.tensors import Array
 
-U8, U16, I32, U32 = np.uint8, np.uint16, np.int32, np.uint32
+U16, I32, U32 = np.uint16, np.int32, np.uint32
 F32 = np.float32
 
 _HALF = F32(0.5)  # its last bit weighs 2^-24, the least half: adding it rounds a float32 to a subnormal half
@@ -91,15 +91,6 @@ def _as_f32(weight: Any) -> Any:
         return F32(weight)
 
     return of_bf16 if isinstance(weight, types.Integer) else of_f32
-
-
-@kernel
-def store_f16(value: np.float32, out: Array, at: int) -> np.float32:
-    """Write a float32 as a little-endian half into bytes `at` and `at + 1`; returns the half that was written."""
-    bits = f32_to_f16_bits(value)
-    out[at] = U8(bits & U16(0xFF))
-    out[at + 1] = U8(bits >> U16(8))
-    return f16_bits_to_f32(bits)
 
 
 @kernel

@@ -41,9 +41,9 @@ def fit(x: Array, guide: TileGuide | None) -> Grid:
 
 @kernel
 def _code_scales(scales: Array, d: Array, sc: Array, inverses: Array) -> None:
-    """Code the scales so that the one of largest magnitude becomes -32.
+    """Code the scales so that the scale of largest magnitude becomes -32.
 
-    The inverses to round with follow from the unrounded d, not from the one that a reader will see.
+    The inverses to round with follow from the unrounded d, not from the d that a reader will see.
     """
     largest = np.empty(LANES, np.float32)
     for t in range(len(d)):

@@ -1,4 +1,4 @@
-"""What Q4_K and Q5_K share: eight sub-blocks of 32 weights, and 6-bit scales and mins in 12 bytes.
+"""The head that Q4_K and Q5_K share: eight sub-blocks of 32 weights, and 6-bit scales and mins in 12 bytes.
 
     byte j     (j < 4)   sc[j] | (sc[j + 4] >> 4) << 6
     byte j + 4 (j < 4)   m[j]  | (m[j + 4] >> 4) << 6

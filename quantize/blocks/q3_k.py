@@ -67,7 +67,7 @@ def _fit_plain(x: Array, scales: Array, codes: Array) -> None:
 
 @kernel
 def _code_by_maximum(scales: Array, d: Array, sc: Array) -> None:
-    """Code the scales so that the one of largest magnitude becomes -32, by way of an int8_t as ggml does."""
+    """Code the scales so that the scale of largest magnitude becomes -32, by way of an int8_t as ggml does."""
     largest = np.empty(LANES, np.float32)
     for t in range(len(d)):
         factor = d[t]

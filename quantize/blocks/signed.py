@@ -19,7 +19,7 @@ from quantize.tensors import Array
 
 
 class SignedFit(NamedTuple):
-    """What the search found for some tiles, each float32 [n_tiles, n_sub, LANES]."""
+    """Results of the search for some tiles, each float32 [n_tiles, n_sub, LANES]."""
 
     scales: Array
     iscales: Array  # the search's codes are those of x * iscale
@@ -134,7 +134,7 @@ def _round_anew(x: Array, nmax: np.float32, scales: Array, codes: Array) -> None
 
 @kernel
 def largest_scale(scales: Array, largest: Array) -> None:
-    """Of scales [n_sub, LANES] the one of largest magnitude in each lane, the first of several: [LANES]."""
+    """The scale of largest magnitude in each lane of scales [n_sub, LANES], the first of several: [LANES]."""
     for i in range(LANES):
         largest[i] = ZERO
     for j in range(len(scales)):

@@ -11,7 +11,7 @@ blocks in turn, and every lane keeps the reference's order of additions. Three h
 
 - tiles are flat arrays and `LANES` is a constant, so that offsets between rows are constants; a loop over rows takes
   the slice of them first, because only then LLVM sees that no index is negative and has to be wrapped round;
-- what is known of each lane lies in one flat array of rows (`state[ROW + i]`): LLVM inserts an overlap check for every
+- the state of each lane lies in one flat array of rows (`state[ROW + i]`): LLVM inserts an overlap check for every
   pair of arrays of which one is written, and does not vectorise beyond eight checks;
 - a choice is a select (`a if c else b`) whose branches are already computed, and a store is unconditional.
 """

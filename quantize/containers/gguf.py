@@ -1,6 +1,6 @@
 """The GGUF container as it is read: keys and tensor infos, by the rules of ggml's reader (ggml/src/gguf.cpp).
 
-Every count and length is checked against what is left of the file before anything is allocated, so that a damaged or
+Every count and length is checked against the rest of the file before anything is allocated, so that a damaged or
 hostile header costs one line and no memory. Models and importance matrices come in this container.
 """
 
@@ -50,7 +50,7 @@ KeyType = tuple[GGUFValueType, GGUFValueType | None]
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """Where one tensor lies."""
+    """The place of one tensor in a file."""
 
     spec: TensorSpec
     offset: int  # bytes from the start of the file
@@ -59,7 +59,7 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class Container:
-    """What stands before the weights of a GGUF file."""
+    """The front of a GGUF file: keys and tensor infos, which stand before the weights."""
 
     keys: Mapping[str, Any]
     types: Mapping[str, KeyType]  # of the keys
@@ -115,7 +115,7 @@ class _Cursor:
         return number
 
     def string(self) -> str:
-        # Token texts of byte-level vocabularies are valid UTF-8; what is not is kept readable, never refused.
+        # Token texts of byte-level vocabularies are valid UTF-8; other bytes are kept readable, never refused.
         return self.take(self.count(1)).decode("utf-8", "replace")
 
     def position(self) -> int:

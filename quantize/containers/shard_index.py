@@ -1,4 +1,4 @@
-"""What lies where in the shards of a checkpoint, checked against the file sizes before any weight is read.
+"""The places of tensors in the shards of a checkpoint, checked against the file sizes before any weight is read.
 
 The safetensors format (https://github.com/huggingface/safetensors#format): u64 little-endian length N of the header,
 N bytes of JSON `{name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {...}}`, then the data, which
@@ -79,7 +79,7 @@ def index_shards(folder: Path) -> tuple[dict[str, ShardTensor], list[Remark]]:
             message = f"tensor {quoted(name)} is missing although {INDEX} names it"
             raise CheckpointError(str(folder / shard), message)
     beside = single.exists() and SINGLE not in shards
-    left_aside = Remark("", f"{SINGLE} is not read because there is a {INDEX}")
+    left_aside = Remark(str(folder), f"{SINGLE} is not read because there is a {INDEX}")
     return stored, [left_aside] if beside else []
 
 

@@ -43,7 +43,7 @@ def quoted(text: object) -> str:
 
 
 def printable(text: str) -> str:
-    """One line without anything that a terminal obeys; what is not printable is escaped."""
+    """One line without anything that a terminal obeys; unprintable characters are escaped."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 

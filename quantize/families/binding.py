@@ -117,7 +117,7 @@ def _bind(
     if len(missing) == len(names) and tensor.optional:
         return None
     if missing:
-        raise CheckpointError("", _missing(spec_name, source, names, missing))
+        raise CheckpointError(spec_name, _missing(source, names, missing))
     tensors = tuple(stored[name] for name in names)
     axis = source.axis if len(shape) > 1 else -1
     cut = _cut(spec_name, source, shape[axis], dims)
@@ -138,10 +138,10 @@ def _names(source: Source, bid: int, n_expert: int) -> list[str]:
     return [source.name.format(bid=bid, xid=xid) for xid in range(n_expert)]
 
 
-def _missing(spec_name: str, source: Source, names: list[str], missing: list[str]) -> str:
+def _missing(source: Source, names: list[str], missing: list[str]) -> str:
     of_expert = f" (expert {names.index(missing[0])} of {len(names)})" if source.per_expert else ""
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return f"checkpoint lacks tensor {quoted(missing[0])}{of_expert}{more}, needed for {spec_name}"
+    return f"the checkpoint lacks tensor {quoted(missing[0])}{of_expert}{more}"
 
 
 def _cut(spec_name: str, source: Source, size: int, dims: Mapping[str, int]) -> Cut:

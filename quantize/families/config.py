@@ -26,9 +26,8 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: the model is quantized already, or has a switch that the family does not support.
     """
     if raw.get("quantization_config"):
-        raise CheckpointError(
-            "config.json", "has a quantization_config: give the BF16, F16 or F32 original instead"
-        )
+        remedy = "give the BF16, F16 or F32 original instead"
+        raise CheckpointError("config.json", "has a quantization_config", remedy)
     config = dict(raw)
     for alias, key in family.aliases.items():
         if alias in raw and key not in raw:
@@ -51,7 +50,7 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ConfigFacts:
-    """What a complete config.json says: the keys of a GGUF file, what they mean, and what of it they cannot say."""
+    """The content of a complete config.json: the keys of a GGUF file, their meaning, and remarks on the rest."""
 
     keys: tuple[KeyValue, ...]
     hparams: Hparams

@@ -10,7 +10,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(expression: str, values: Mapping[str, Any]) -> int:
-    """Sums and differences of products of names and whole numbers; a division drops what is left over.
+    """Sums and differences of products of names and whole numbers; a division drops the remainder.
 
     Raises:
         KeyError: a name has no value.

@@ -89,13 +89,13 @@ BASE = (
     Key("rope.freq_base", "rope_freq_base", F32, "rope_parameters.rope_theta", default=10000.0),
     Key("attention.layer_norm_rms_epsilon", "rms_norm_eps", F32, "rms_norm_eps"),
 )
-"""What every model has (conversion/base.py: set_gguf_parameters)."""
+"""Keys that every model has (conversion/base.py: set_gguf_parameters)."""
 
 EXPERTS = (
     Key("expert_count", "n_expert", config="num_local_experts", default=0, maximum=MAX_EXPERTS),
     Key("expert_used_count", "n_expert_used", config="num_experts_per_tok", default=0, per_layer=True),
 )
-"""What a model with experts has (ibid.)."""
+"""Keys of a model with experts (ibid.)."""
 
 ROUTER = (
     Key("expert_group_count", config=partial(_groups, "n_group"), optional=True, minimum=0),
@@ -114,7 +114,7 @@ SIZES = (
     Key("vocab_size", made="n_vocab"),
     Key("rope.dimension_count", made="head_dim"),
 )
-"""What `LlamaModel` adds (conversion/llama.py: set_gguf_parameters)."""
+"""Keys that `LlamaModel` adds (conversion/llama.py: set_gguf_parameters)."""
 
 FURTHER = (
     Key("expert_feed_forward_length", "n_ff_exp", default="n_ff", per_layer=True),
@@ -126,7 +126,7 @@ FURTHER = (
     Key("rope.scaling.attn_factor", type=F32),
     Key("rope.scaling.finetuned", type=BOOL),
 )
-"""What other architectures have (src/llama-model.cpp: load_hparams)."""
+"""Keys of other architectures (src/llama-model.cpp: load_hparams)."""
 
 KNOWN: Mapping[str, Key] = {row.name: row for row in (*BASE, *EXPERTS, *ROUTER, *HEADS, *SIZES, *FURTHER)}
 """All keys that are known here, by name."""

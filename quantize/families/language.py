@@ -77,7 +77,7 @@ GATE, UP = 0, 1  # the halves of a fused tensor
 
 @dataclass(frozen=True)
 class Source:
-    """Where the numbers of a tensor are stored, and what has to be done to them.
+    """The stored tensors that hold the numbers of a tensor, and the changes that these need.
 
     A stored tensor may hold more than this one: one of `n_parts` equal parts, or the range `rows` of `of` rows.
     """

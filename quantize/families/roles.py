@@ -1,4 +1,4 @@
-"""What a tensor is for, by its GGUF name: said once for whoever selects tensors."""
+"""Roles of tensors by name, defined once for all code that selects tensors."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ __all__ = ["RecipeFacts"]
 
 @dataclass(frozen=True)
 class RecipeFacts:
-    """All that the rules ask of a model."""
+    """The numbers of a model that the rules ask for."""
 
     arch: str  # general.architecture
     n_layer: int
@@ -28,12 +28,12 @@ class RecipeFacts:
 
     @classmethod
     def of(cls, hparams: Hparams) -> RecipeFacts:
-        """Those of a model whose hyper-parameters are known."""
+        """The facts of a model whose hyper-parameters are known."""
         return cls(hparams.arch, hparams.n_layer, hparams.n_head, hparams.n_head_kv, hparams.n_expert)
 
     @classmethod
     def of_keys(cls, arch: str, keys: Iterable[KeyValue]) -> RecipeFacts:
-        """Those of any model, from its `{arch}.*` keys (src/llama-model.cpp: load_hparams).
+        """The facts of any model, from its `{arch}.*` keys (src/llama-model.cpp: load_hparams).
 
         A key that is missing counts as 0, n_head_kv as n_head; of numbers that differ by layer the first one counts,
         as in llama-quantize.

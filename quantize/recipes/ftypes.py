@@ -60,7 +60,7 @@ def category(name: str) -> Category:
 
 @dataclass(frozen=True)
 class TensorContext:
-    """What a rule may ask of a tensor and its model."""
+    """The facts of a tensor and its model that a rule may ask for."""
 
     category: Category
     stacked: bool  # holds more than one matrix
@@ -219,7 +219,7 @@ FALLBACKS = {
     QType.Q5_K: QType.Q5_1,
     QType.Q6_K: QType.Q8_0,
 }
-"""What takes the place of a type of 256-weight blocks in rows that do not divide by 256."""
+"""The types that take the place of those of 256-weight blocks in rows that do not divide by 256."""
 
 _70B_LAYERS = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 

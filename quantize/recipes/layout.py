@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -43,11 +42,6 @@ class PlannedTensor:
         """Bytes of one row of blocks."""
         return self.target.row_bytes
 
-    @property
-    def slab_bytes(self) -> int:
-        """Bytes of one matrix of a stack; that of expert `xid` starts at `offset + xid * slab_bytes`."""
-        return self.row_bytes * self.spec.n_row
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -76,12 +70,3 @@ class Plan:
     def fallbacks(self) -> tuple[PlannedTensor, ...]:
         """The tensors whose rows do not divide into the blocks of the intended type."""
         return tuple(tensor for tensor in self.tensors if tensor.fallback_from is not None)
-
-    @property
-    def summary(self) -> dict[QType, tuple[int, int]]:
-        """For each type that occurs, most bytes first: number of tensors, bytes."""
-        n_tensors, n_bytes = Counter[QType](), Counter[QType]()
-        for tensor in self.tensors:
-            n_tensors[tensor.qtype] += 1
-            n_bytes[tensor.qtype] += tensor.n_bytes
-        return {qtype: (n_tensors[qtype], size) for qtype, size in n_bytes.most_common()}

@@ -186,7 +186,7 @@ class _Chooser:
         self.matched = set[int]()  # indices of patterns
 
     def choose(self, spec: TensorSpec) -> tuple[QType, QType]:
-        """The type of the next tensor, and the one that was intended whatever the width of its rows."""
+        """The type of the next tensor, and the type that was intended whatever the width of its rows."""
         recipe, kind = self.recipe, category(spec.name)
         if not _is_quantizable(spec, recipe):
             stored = stored_type(spec)

@@ -37,8 +37,8 @@ def parse_tensor_type(text: str) -> tuple[str, QType]:
     """
     pattern, _, name = text.partition("=")
     if not pattern or not name:
-        message = f"tensor type {quoted(text)} is not of the form PATTERN=TYPE, such as attn_q=q8_0"
-        raise RecipeError("", message)
+        message = f"tensor type {quoted(text)} is not of the form PATTERN=TYPE"
+        raise RecipeError("", message, "write it as in attn_q=q8_0")
     compiled(pattern)
     return pattern, parse_qtype(name)
 

@@ -52,7 +52,7 @@ class Checkpoint:
     kind: Literal["checkpoint"] = "checkpoint"
 
     def __init__(self, path: Path | str, family: Family | None = None) -> None:
-        """As `open_checkpoint`; `family` takes the place of the one that config.json names."""
+        """As `open_checkpoint`; `family` takes the place of the family that config.json names."""
         self.path = Path(path)
         self._given_family = family
         refuse_foreign_links(self.path)
@@ -75,9 +75,9 @@ class Checkpoint:
         vocab_size = self.config.get("vocab_size")
         if vocab_size != rows:
             message = f"the embedding has {rows} rows, config.json says vocab_size {quoted(vocab_size)}"
-            remarks.append(Remark("", message))
+            remarks.append(Remark(str(self.path), message))
         self.remarks: tuple[Remark, ...] = tuple(remarks)
-        """What a careful reader wants to be told: fallbacks taken, tensors ignored, settings a GGUF cannot say."""
+        """Facts that a careful reader wants to know: fallbacks taken, tensors ignored, settings a GGUF cannot say."""
 
         self._bytes_read = 0
         self._lock = threading.Lock()
@@ -236,10 +236,10 @@ class Checkpoint:
         remarks = []
         if ignored:
             message = f"{len(ignored)} stored tensors are ignored, {quoted(ignored[0])} among them"
-            remarks.append(Remark("", message))
+            remarks.append(Remark(str(self.path), message))
         if "output.weight" not in self._bindings and not self.config.get("tie_word_embeddings"):
             message = "no output matrix is stored although config.json does not tie it"
-            remarks.append(Remark("", f"{message}: the token embedding is used"))
+            remarks.append(Remark(str(self.path), f"{message}: the token embedding is used"))
         mixed = [
             name
             for name, binding in self._bindings.items()
@@ -247,7 +247,7 @@ class Checkpoint:
         ]
         if mixed:
             message = f"{len(mixed)} tensors have experts of different types and are read as F32: {mixed[0]}"
-            remarks.append(Remark("", message))
+            remarks.append(Remark(str(self.path), message))
         return remarks
 
 

@@ -1,4 +1,4 @@
-"""What a model is to whoever reads it, and how one is opened."""
+"""The interface of a model, and how one is opened."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Kind = Literal["checkpoint", "gguf", "round trip"]
 
 
 class ModelSource(TensorSource, Protocol):
-    """A model: its tensors, and what is said of it as a whole. Whoever has one never asks for its class."""
+    """A model: its tensors, and the facts that are said of it as a whole. Whoever has one never asks for its class."""
 
     @property
     def label(self) -> str:
-        """What messages call it: the path, where it has one."""
+        """The name of the model in messages: its path, where it has one."""
         ...
 
     @property
     def kind(self) -> Kind:
-        """Where the weights come from."""
+        """The kind of place from which the weights come."""
         ...
 
     @property
@@ -43,7 +43,7 @@ class ModelSource(TensorSource, Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """What changes when the model does: of files their sizes and times, and what lies where in them.
+        """A text that changes when the model's files do: their sizes and times, and the places of tensors in them.
 
         No weight is read. An earlier run may be continued where the fingerprint is the same.
 

@@ -162,7 +162,7 @@ def _gguf(folder: Path) -> object:
     return _each(
         lambda: tokenizer_of(file).encode("the <s> caf\u00e9\n", parse_special=True),
         lambda: vocabulary_of(file),
-        lambda: [Matrix(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype)],
+        lambda: [Matrix.read(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype)],
     )
 
 
@@ -179,7 +179,7 @@ def _imatrix(name: str) -> Callable[[Path], object]:
         imatrix = load_imatrix(folder / name)
         imatrix.check(specs)
         _export(checkpoint, imatrix)
-        imatrix.starved(2)
+        imatrix.thin(2)
         found = [imatrix.importance(spec.name, spec.n_matrix - 1) for spec in specs]
         imatrix.prior = 0.0 if imatrix.legacy else 1.0
         return found, [imatrix.importance(spec.name, spec.n_matrix - 1) for spec in specs]

@@ -83,12 +83,12 @@ def make_comparison(
 
 
 def make_report(n_layer: int = 3, n_expert: int = 4, model: str = "Pico-4x1M") -> ErrorReport:
-    """Errors drawn by chance; expert 1 of layer 0 is starved, expert 2 of layer 1 was not judged."""
+    """Errors drawn by chance; expert 1 of layer 0 is unseen, expert 2 of layer 1 was not judged."""
     rng = random.Random(0)
 
     def line(qtype: str, bid: int, projection: str, xid: int | None) -> MatrixErrors:
         level = {"Q4_K": 2e-3, "Q8_0": 1e-5}[qtype] * math.exp(rng.gauss(0, 0.4))
-        starved, unjudged = (bid, xid) == (0, 1), (bid, xid) == (1, 2)
+        unseen, unjudged = (bid, xid) == (0, 1), (bid, xid) == (1, 2)
         nmse = None if unjudged else level
         plain = None if qtype == "Q8_0" else Errors(0.01, 0.07, None, nmse and 1.1 * nmse, 0.99)
         return MatrixErrors(
@@ -97,7 +97,7 @@ def make_report(n_layer: int = 3, n_expert: int = 4, model: str = "Pico-4x1M") -
             qtype=qtype,
             n_elements=256,
             n_bytes=144,
-            n_tokens=0 if starved else 100 + 10 * bid,
+            n_tokens=0 if unseen else 100 + 10 * bid,
             n_effective=90.0,
             n_held_out=0 if unjudged else 20,
             n_judged=0 if unjudged else 20,

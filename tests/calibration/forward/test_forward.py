@@ -376,12 +376,12 @@ def test_hidden_states_may_live_in_scratch_files(pico: Path, tokens: np.ndarray,
         logits_of(source, tokens=tokens, settings=ForwardSettings(scratch=tmp_path / "none"))
 
 
-def test_blocks_of_tokens_make_no_difference(
+def test_groups_of_tokens_make_no_difference(
     pico: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_checkpoint(pico)
     (wanted,) = logits_of(source, tokens=tokens)
-    monkeypatch.setattr("calibration.forward.stream_state.TOKEN_BLOCK", 7)
+    monkeypatch.setattr("calibration.forward.stream_state.TOKEN_GROUP", 7)
     monkeypatch.setattr("calibration.forward.stream_state.VOCAB_BLOCK", 50)
     (found,) = logits_of(source, tokens=tokens)
     assert worst(found, wanted) < 1e-6
@@ -496,7 +496,9 @@ def test_what_it_does_not_know_is_refused(pico: Path, tokens: np.ndarray, tmp_pa
     with pytest.raises(CheckpointError, match=r"tensor blk\.1\.attn_k\.weight is missing"):
         forward([Stream(Reshaped(fewer))], tokens)
     longrope = replace(source.hparams, rope_scaling=RopeScaling("spiral"))
-    with pytest.raises(CheckpointError, match="rope scaling 'spiral' is not known"):
+    with pytest.raises(
+        CheckpointError, match=r"llama\.rope\.scaling\.type: rope scaling 'spiral' is not known"
+    ):
         forward([Stream(Reshaped(specs, longrope))], tokens)
     other = open_checkpoint(pico_mixtral(tmp_path / "m", n_layer=3, n_expert=4, tokenizer=False))
     with pytest.raises(CheckpointError, match=r"has shape .* in one model"):

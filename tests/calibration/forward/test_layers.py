@@ -51,7 +51,7 @@ class Layer:
     def tensor(self, name: str, xid: int = 0) -> Tensor:
         if (name, xid) not in self.weights:
             spec = self.specs[f"blk.{self.bid}.{name}.weight"]
-            tensor = to_tensor(Matrix(self.source, spec, xid).whole(), dtype=torch.float32)
+            tensor = to_tensor(Matrix.read(self.source, spec, xid).whole(), dtype=torch.float32)
             self.weights[name, xid] = tensor.requires_grad_()
         return self.weights[name, xid]
 
@@ -194,7 +194,10 @@ class Inputs(Observer):
             self.rows.setdefault((spec.name, xid), []).append(x.double().clone())
 
 
-def test_observers_give_away_what_they_know_with_the_weights(folder: Path, tokens: np.ndarray) -> None:
+@pytest.mark.parametrize("hold_down", [False, True])
+def test_observers_give_away_what_they_know_with_the_weights(
+    folder: Path, tokens: np.ndarray, hold_down: bool
+) -> None:
     moments, inputs = SecondMoments(), Inputs()
     given: dict[tuple[str, int], Tensor | None] = {}
 
@@ -204,7 +207,8 @@ def test_observers_give_away_what_they_know_with_the_weights(folder: Path, token
         given[spec.name, xid] = of_observers[moments]
 
     source = open_checkpoint(folder)
-    forward([Stream(source)], tokens, observers=[moments, inputs], on_weights=on_weights)
+    observers = [moments, inputs]
+    forward([Stream(source)], tokens, observers=observers, on_weights=on_weights, hold_down=hold_down)
     assert set(given) == {(spec.name, xid) for spec in source.specs() for xid in range(spec.n_matrix)}
     for key, sums in given.items():
         if key in inputs.rows:

@@ -88,10 +88,14 @@ def test_prior_is_that_many_tokens_of_the_mean_kind() -> None:
     assert importance(nothing, EXPERTS, 1).tolist() == [1, 1, 1, 1]
 
 
-def test_says_who_starved_and_what_is_missing() -> None:
+def test_says_who_is_thin_and_what_is_missing() -> None:
     imatrix = sample()
-    assert [(s.name, s.xid, s.n_tokens) for s in imatrix.starved()] == [(EXPERTS, 2, 0)]
-    assert [(s.xid, s.n_tokens) for s in imatrix.starved(fewer_than=4)] == [(1, 3), (2, 0)]
+    assert [(s.name, s.xid, s.n_tokens) for s in imatrix.thin()] == [(EXPERTS, 2, 0)]
+    assert [(s.xid, s.n_tokens) for s in imatrix.thin(fewer_than=4)] == [(1, 3), (2, 0)]
+    imatrix.entries[DENSE].counts[0] = 2  # no expert
+    assert {s.name for s in imatrix.thin(fewer_than=4)} == {EXPERTS}
+    only = Imatrix({EXPERTS: Entry(np.ones((1, 4), np.float32), np.array([3]))})
+    assert [s.xid for s in only.thin(fewer_than=4)] == [0]  # of a model with one expert
     other = TensorSpec("blk.1.attn_k.weight", (4, 4), QType.BF16)
     assert imatrix.missing([*SPECS, other]) == ["blk.1.attn_k.weight"]
 
@@ -177,7 +181,7 @@ def test_legacy_form_and_back(tmp_path: Path) -> None:
 
     back = load_imatrix(file)
     assert (back.legacy, back.chunk_count, back.datasets) == (True, 2, ["two.txt"])
-    assert back.starved() == []  # it cannot know
+    assert back.thin() == []  # it cannot know
     with pytest.raises(ImatrixError, match="has 1 expert"):
         back.importance(EXPERTS, 1)  # nor how many experts there are, before it has seen the model
     assert back.check(SPECS) == []

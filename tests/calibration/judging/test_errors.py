@@ -53,7 +53,7 @@ FIT, HELD_OUT = chunks(2, 6, 1, "fit.txt"), chunks(2, 6, 2, "held-out.txt")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Two layers of eight experts, one of them for each token: some are starved by so little text."""
+    """Two layers of eight experts, one of them for each token: some stay unseen in so little text."""
     folder = tmp_path_factory.mktemp("models") / "pico-8x1M"
     return open_checkpoint(pico_mixtral(folder, n_embd=256, n_ff=256, n_head=4, n_expert=8, n_expert_used=1))
 
@@ -207,24 +207,24 @@ def test_the_routing_is_that_of_the_fitted_text(report: ErrorReport) -> None:
         assert 0 < layer.entropy <= np.log(8)
 
 
-def test_starved_experts_are_named_and_have_no_output_error(
+def test_unseen_experts_are_named_and_have_no_output_error(
     report: ErrorReport, inputs: tuple[Inputs, Inputs]
 ) -> None:
     def unseen(part: Inputs) -> tuple[tuple[int, int], ...]:
         experts = [(bid, xid) for bid in range(2) for xid in range(8)]
         return tuple((bid, xid) for bid, xid in experts if (f"blk.{bid}.ffn_up_exps.weight", xid) not in part)
 
-    assert report.starved == unseen(inputs[0]) and report.starved
+    assert report.unseen == unseen(inputs[0]) and report.unseen
     assert report.unjudged == unseen(inputs[1]) and report.unjudged
     for row in report.rows:
-        if (row.bid, row.xid) in report.starved:
-            assert row.starved and row.n_tokens == 0 and row.n_effective == 0
+        if (row.bid, row.xid) in report.unseen:
+            assert row.unseen and row.n_tokens == 0 and row.n_effective == 0
             assert row.errors.weighted is None  # llama.cpp's flat weights are not knowledge
         if (row.bid, row.xid) in report.unjudged:
             assert row.errors.nmse is None and row.errors.cosine is None and row.n_judged == 0
             assert row.errors.rms > 0
         if row.xid is None:
-            assert not row.starved
+            assert not row.unseen
 
 
 def test_a_prior_weighs_with_the_mean_of_the_whole_layer(
@@ -287,7 +287,7 @@ def test_a_dense_model_and_rows_that_blocks_do_not_divide(tmp_path: Path) -> Non
         *("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     ]
     assert {(row.qtype, row.fallback, row.xid) for row in found.rows} == {("Q6_K", "Q8_0", None)}
-    assert not found.starved and not found.unjudged
+    assert not found.unseen and not found.unjudged
 
 
 def test_a_weight_that_is_not_finite_where_no_token_comes(tmp_path: Path, report: ErrorReport) -> None:
@@ -295,7 +295,7 @@ def test_a_weight_that_is_not_finite_where_no_token_comes(tmp_path: Path, report
         tmp_path / "model", n_embd=256, n_ff=256, n_head=4, n_expert=8, n_expert_used=1, n_shards=1
     )
     weights = read_checkpoint(folder)
-    bid, xid = next(place for place in report.starved if place in report.unjudged)
+    bid, xid = next(place for place in report.unseen if place in report.unjudged)
     weights[f"model.layers.{bid}.block_sparse_moe.experts.{xid}.w2.weight"][0, 0] = 0x7FC0
     write_checkpoint(folder, weights, json.loads((folder / "config.json").read_text(encoding="utf-8")))
     with pytest.raises(NotFiniteError) as caught:
@@ -478,7 +478,7 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     facts = json.loads(files[1].read_text(encoding="utf-8"))["facts"]
     assert facts["output errors judged on"] == "other.txt: 8 tokens in 2 chunks of 4"
     assert "totals by type" in done.stdout and "the worst ten as Q4_K" in done.stdout
-    assert re.search(r"starved: no calibration token reached layer \d expert \d", done.stdout)
+    assert re.search(r"unseen: no calibration token reached layer \d, expert \d", done.stdout)
     assert str(folder) not in files[2].read_text(encoding="utf-8")  # a page is published; folders are private
 
 

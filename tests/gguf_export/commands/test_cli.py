@@ -23,7 +23,7 @@ from calibration.importance.imatrix_files import load_imatrix, save_imatrix
 from calibration.judging.held_out import N_JUDGED
 from calibration.text.chunks import N_CTX
 from gguf_export.cli import main
-from gguf_export.commands.saying import switch
+from gguf_export.commands.messages import switch
 from quantize.sources.gguf_file import GGUFFile
 
 

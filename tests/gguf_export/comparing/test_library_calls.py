@@ -27,7 +27,7 @@ from gguf_export.comparing.run import (
     prepare,
 )
 from gguf_export.comparing.texts import NamedText, TextChoice
-from gguf_export.writing import pass_state
+from gguf_export.writing import state_file
 from quantize.exceptions import MoeGgufError, RecipeError, TextError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
@@ -149,8 +149,8 @@ def test_compare_is_one_call(folder: Path, tmp_path: Path, capfd: pytest.Capture
 def test_a_result_that_cannot_be_written_costs_no_second_pass(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pass_state, "KEEP_SECONDS", 0.0)
-    monkeypatch.setattr(pass_state, "KEEP_SHARE", float("inf"))
+    monkeypatch.setattr(state_file, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(state_file, "KEEP_SHARE", float("inf"))
     state = StateSettings(tmp_path / "x.state", "the figures")
     remarks: list[str] = []
     results: list[CompareResult] = []

@@ -158,10 +158,8 @@ def test_page_shows_what_the_report_says() -> None:
     for one, other in ((0, 1), (1, 0), (2, 3)):
         assert f"experts {one} and {other} together: {percent((one + other) / 200)}" in told
     assert "Entropy of the router by layer: at 1 it cannot tell the experts apart" in text
-    n_starved = len(found.having("td", "warn"))
-    assert (
-        n_starved == 1 + 2 * 2
-    )  # one in the map of tokens; the unjudged one in two projections of two types
+    n_unseen = len(found.having("td", "warn"))
+    assert n_unseen == 1 + 2 * 2  # one in the map of tokens; the unjudged one in two projections of two types
 
 
 def test_a_dense_model_has_no_map_of_tokens() -> None:
@@ -266,7 +264,7 @@ def test_the_lead_says_on_how_many_tokens() -> None:
     assert "on up to 20 of the 40 held-out tokens of text" in error_page(make_report())
 
 
-def test_a_long_list_of_starved_experts_is_cut() -> None:
+def test_a_long_list_of_unseen_experts_is_cut() -> None:
     report = make_report(3, 30)
     rows = tuple(replace(row, n_tokens=0) if row.xid is not None else row for row in report.rows)
     document = error_page(replace(report, rows=rows))

@@ -38,9 +38,9 @@ from gguf_export.cli import main
 from gguf_export.commands.console import ProgressView
 from gguf_export.files.locks import LockedFile
 from gguf_export.files.replacing import replacing, write_text
-from gguf_export.writing import pass_state
+from gguf_export.writing import state_file
 from gguf_export.writing.export import prepare, run
-from gguf_export.writing.pass_state import StateFile, state_path
+from gguf_export.writing.state_file import StateFile, state_path
 from quantize.exceptions import OutputError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
@@ -80,8 +80,8 @@ def whole(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def every_layer_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pass_state, "KEEP_SECONDS", 0.0)
-    monkeypatch.setattr(pass_state, "KEEP_SHARE", math.inf)
+    monkeypatch.setattr(state_file, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(state_file, "KEEP_SHARE", math.inf)
 
 
 def imatrix_words(folder: Path, output: Path, *more: str) -> list[str]:
@@ -396,7 +396,7 @@ def test_the_state_takes_no_space_of_the_files(
     needed: list[int] = []
     free: list[int] = []
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(pass_state, "SPARE_BYTES", 0)
+    monkeypatch.setattr(state_file, "SPARE_BYTES", 0)
     original = StateFile.keep
 
     def keep(self: StateFile, state: PassState) -> None:
@@ -542,10 +542,10 @@ def child(*words: str, hold: Path) -> subprocess.Popen[str]:
         import math, sys, time
         from pathlib import Path
         from calibration.forward.forward_pass import ForwardPass
-        from gguf_export.writing import pass_state
+        from gguf_export.writing import state_file
         from gguf_export.cli import main
         hold, sys.argv[1:] = Path(sys.argv[1]), sys.argv[2:]
-        pass_state.KEEP_SECONDS, pass_state.KEEP_SHARE = 0.0, math.inf
+        state_file.KEEP_SECONDS, state_file.KEEP_SHARE = 0.0, math.inf
         feed_forward = ForwardPass.feed_forward
         def wait(self, bid):
             while bid == 2 and hold.exists():
@@ -625,7 +625,7 @@ def test_a_state_that_fails_halfway_leaves_the_one_before(
 
 
 def test_a_short_pass_writes_no_state(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pass_state, "KEEP_SECONDS", 30.0)
+    monkeypatch.setattr(state_file, "KEEP_SECONDS", 30.0)
     monkeypatch.setattr(PassState, "write", failing(errno.EIO))
     done = stopped(2, *imatrix_words(folder, tmp_path / "m.gguf", "-q"))
     assert not done.stderr
@@ -635,8 +635,8 @@ def test_a_short_pass_writes_no_state(folder: Path, tmp_path: Path, monkeypatch:
 def test_a_slow_disk_gets_fewer_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most a twentieth of the time is spent on them."""
     clock, written = [0.0], []
-    monkeypatch.setattr(pass_state, "KEEP_SECONDS", 30.0)
-    monkeypatch.setattr(pass_state, "KEEP_SHARE", 0.05)
+    monkeypatch.setattr(state_file, "KEEP_SECONDS", 30.0)
+    monkeypatch.setattr(state_file, "KEEP_SHARE", 0.05)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
     class Slow(PassState):

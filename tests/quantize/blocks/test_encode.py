@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import ggml
@@ -21,7 +22,7 @@ from quantize.codec import compile_kernels, decode, encode, first_non_finite, ro
 from quantize.exceptions import DecodeError, ImatrixError, MoeGgufError, RecipeError
 from quantize.guide import Guide
 from quantize.telling import Progress
-from quantize.tensors import QType
+from quantize.tensors import Array, QType
 
 
 def test_row_bytes_is_ggml_row_size() -> None:
@@ -214,3 +215,14 @@ def test_cached_kernels_are_forgotten_when_a_callee_changes(tmp_path: Path) -> N
     assert changed != source
     callee.write_text(changed, encoding="utf-8")
     assert float(run()) == 1 + 2.0**-10
+
+
+def test_a_checked_guide_keeps_its_further_fields() -> None:
+    @dataclass(frozen=True, eq=False)
+    class Wider(Guide):
+        hessian: Array | None = None
+
+    hessian = np.eye(2, dtype=np.float32)
+    for importance in (None, np.ones(2)):
+        checked = Wider(importance, hessian).checked(2)
+        assert isinstance(checked, Wider) and checked.hessian is hessian

@@ -117,7 +117,6 @@ def test_offsets_and_sizes() -> None:
         (220, 672),
         (864, 896),
     ]
-    assert planned.tensors[3].slab_bytes == 432
     assert planned.tensors[3].row_bytes == 144
     assert planned.n_bytes == 630 + 12 + 220 + 864
     assert planned.data_bytes == 896 + 864
@@ -125,12 +124,6 @@ def test_offsets_and_sizes() -> None:
     assert [(tensor.spec.name, tensor.fallback_from) for tensor in planned.fallbacks] == [
         ("token_embd.weight", QType.Q4_K)
     ]
-    assert planned.summary == {
-        QType.Q4_K: (1, 864),
-        QType.Q6_K: (1, 630),
-        QType.Q5_0: (1, 220),
-        QType.F32: (1, 12),
-    }
 
 
 def test_an_empty_plan_has_no_bytes() -> None:
@@ -232,8 +225,7 @@ def test_a_plan_of_tensors_of_any_rank_and_type() -> None:
         "blk.0.ssm_conv1d.weight": "IQ2_XXS",  # small and precious: stays as it is
     }
     for tensor in planned.tensors:
-        assert tensor.n_bytes == tensor.slab_bytes * tensor.spec.n_matrix
-        assert tensor.slab_bytes == tensor.row_bytes * tensor.spec.n_row
+        assert tensor.n_bytes == tensor.row_bytes * tensor.spec.n_row * tensor.spec.n_matrix
         block_size, type_size = gguf.GGML_QUANT_SIZES[tensor.qtype]
         assert tensor.n_bytes == tensor.spec.n_elements // block_size * type_size
     assert planned.data_bytes == planned.tensors[-1].offset + -(-planned.tensors[-1].n_bytes // 32) * 32

@@ -18,13 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from zipfile import ZipFile
 
-from calibration.forward.saved_state import DamagedStateError, PassState, opened, read_json, write_json
+from calibration.forward.saved_state import PassState, opened, read_json, write_json
 from gguf_export.files.disk import write_error
 from gguf_export.files.locks import LockedFile
 from gguf_export.files.replacing import partial_path, replacing
 from gguf_export.files.sizes import size_in_words
 from gguf_export.writing.fingerprint import difference
-from quantize.exceptions import OutputBusyError
+from quantize.exceptions import DamagedStateError, OutputBusyError
 from quantize.telling import Note, Remark, discard
 
 __all__ = ["StateFile", "discard_older", "state_path"]
