@@ -18,6 +18,7 @@ MOST_COLUMNS = 16
 def print_load(collected: Collected) -> None:
     """Print the routed tokens per layer and expert, and name the starved experts."""
     from gguf_export.commands.console import print_table
+    from gguf_export.reports.figures import expert_place
 
     load = collected.load
     n_layer, n_expert = load.tokens.shape
@@ -43,7 +44,7 @@ def print_load(collected: Collected) -> None:
     starved = load.starved()
     for bid, xid, n_token in starved:
         click.echo(
-            f"starved: layer {bid}, expert {xid}: {n_token:,} tokens, an even share is {load.even_share:,.0f}"
+            f"starved: {expert_place(bid, xid)}: {n_token:,} tokens, an even share is {load.even_share:,.0f}"
         )
     if starved and not collected.imatrix.prior:
         click.echo(
