@@ -271,6 +271,18 @@ def _spread(values: list[float], seed: int, size: int) -> Array:
 # ---- the jitted source as plain Python -----------------------------------------------------------------------------
 
 
+CHECKS = (
+    check_bytes,
+    check_trained_weights,
+    check_shapes,
+    check_sources,
+    check_decode,
+    check_golden,
+    check_properties,
+)
+"""What every format must pass, each as a test of its own."""
+
+
 def check_without_jit(*qtypes: QType) -> None:
     """A process with NUMBA_DISABLE_JIT=1 encodes and decodes the golden weights' first blocks to the same bytes.
 

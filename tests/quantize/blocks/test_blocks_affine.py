@@ -11,19 +11,11 @@ from quantize.tensors import QType
 
 QTYPES = (QType.Q4_K, QType.Q5_K, QType.Q2_K, QType.Q4_1, QType.Q5_1)
 
-CHECKS = (
-    block_checks.check_bytes,
-    block_checks.check_trained_weights,
-    block_checks.check_shapes,
-    block_checks.check_sources,
-    block_checks.check_decode,
-    block_checks.check_golden,
-    block_checks.check_properties,
+
+@pytest.mark.parametrize(
+    "check", block_checks.CHECKS, ids=lambda check: check.__name__.removeprefix("check_")
 )
-
-
 @pytest.mark.parametrize("qtype", QTYPES, ids=lambda qtype: qtype.name)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__[6:])
 def test_format(check: Callable[[QType], None], qtype: QType) -> None:
     check(qtype)
 

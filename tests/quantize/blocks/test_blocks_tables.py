@@ -15,24 +15,17 @@ from quantize.codec import encode
 from quantize.tensors import Array, QType
 
 QTYPES = [QType.IQ4_NL, QType.IQ4_XS, QType.MXFP4]
-CHECKS = [
-    block_checks.check_bytes,
-    block_checks.check_trained_weights,
-    block_checks.check_shapes,
-    block_checks.check_sources,
-    block_checks.check_decode,
-    block_checks.check_golden,
-    block_checks.check_properties,
-]
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    "check", block_checks.CHECKS, ids=lambda check: check.__name__.removeprefix("check_")
+)
 @pytest.mark.parametrize("qtype", QTYPES, ids=lambda qtype: qtype.name)
-def test_check(qtype: QType, check: Callable[[QType], None]) -> None:
+def test_format(check: Callable[[QType], None], qtype: QType) -> None:
     check(qtype)
 
 
-def test_without_jit() -> None:
+def test_plain_python() -> None:
     block_checks.check_without_jit(*QTYPES)
 
 
