@@ -479,11 +479,13 @@ def test_space_that_partial_files_hold_is_not_asked_for_again(
 def child(*words: Any, hold: Path | None = None) -> subprocess.Popen[str]:
     """A process of its own that exports; as long as the file `hold` is there, it stops after some slabs."""
     script = """
-        import sys, time
+        import signal, sys, time
         from pathlib import Path
         from gguf_export.files import durable
         from gguf_export.writing.open_files import OpenFiles
         from gguf_export.cli import main
+        # A shell that runs the tests in the background has its children ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         hold, sys.argv[1:] = Path(sys.argv[1]), sys.argv[2:]
         durable.SYNC_SECONDS = 0.0
         write, seen = OpenFiles.write, []
