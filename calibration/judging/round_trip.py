@@ -22,7 +22,28 @@ from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSpec
 __all__ = ["RoundTrip", "SharedSource"]
 
 
-class RoundTrip:
+class _Over:
+    """What a source that reads from another one takes over from it."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+
+    @property
+    def hparams(self) -> Hparams:
+        """Hyper-parameters of the source below."""
+        return self._source.hparams
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of weights read from the source below so far, by all threads."""
+        return self._source.bytes_read
+
+    def arch_keys(self) -> Sequence[KeyValue]:
+        """The `{arch}.*` keys of the source below."""
+        return self._source.arch_keys()
+
+
+class RoundTrip(_Over):
     """A checkpoint as it would be read back from the file that `plan` describes (a `ModelSource`).
 
     Bytes are those of the file, so figures are those of the file.
@@ -38,26 +59,12 @@ class RoundTrip:
         require_importances(
             plan, lambda name: imatrix is not None and imatrix.importance(name, 0) is not None
         )
-        self._source = source
+        super().__init__(source)
         self._imatrix = imatrix
         self._origins = {spec.name: spec for spec in source.specs()}
         self._specs = [planned.target for planned in plan.tensors]
         self.label = f"{source.label} as {plan.ftype.name}"
         """The model and the type that it goes through."""
-
-    @property
-    def hparams(self) -> Hparams:
-        """Hyper-parameters of the checkpoint."""
-        return self._source.hparams
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of weights read from the checkpoint so far, for whatever purpose."""
-        return self._source.bytes_read
-
-    def arch_keys(self) -> Sequence[KeyValue]:
-        """The `{arch}.*` keys of the checkpoint."""
-        return self._source.arch_keys()
 
     def fingerprint(self) -> str:
         """A hash of the checkpoint's fingerprint, of the types, and of the importances."""
@@ -99,31 +106,17 @@ class RoundTrip:
         return None if self._imatrix is None else self._imatrix.importance(name, xid)
 
 
-class SharedSource:
+class SharedSource(_Over):
     """A source that several models of one pass read from: each whole matrix is read once and kept for the others.
 
     `n_user` models will read every matrix; a matrix is dropped when the last of them has read it.
     """
 
     def __init__(self, source: ModelSource, n_user: int) -> None:
-        self._source = source
+        super().__init__(source)
         self.kind, self.label = source.kind, source.label
         self._n_user = n_user
         self._kept: dict[tuple[str, int], tuple[Array, int]] = {}
-
-    @property
-    def hparams(self) -> Hparams:
-        """Hyper-parameters of the source."""
-        return self._source.hparams
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of weights read from the source so far, by all threads."""
-        return self._source.bytes_read
-
-    def arch_keys(self) -> Sequence[KeyValue]:
-        """The `{arch}.*` keys of the source."""
-        return self._source.arch_keys()
 
     def fingerprint(self) -> str:
         """The fingerprint of the source."""

@@ -76,6 +76,7 @@ def export(
         note: given remarks on fallbacks, and on what is continued or kept.
 
     Raises:
+        RecipeError: a setting means nothing beside the others.
         MoeGgufError: see `prepare`, `run` and `run_calibrated`.
 
     >>> made = export(demo_model, "Q4_K_M", folder)
@@ -97,6 +98,10 @@ def export(
         lmstudio,
         publisher,
     )
+    if engine is not None and text is not None:
+        raise RecipeError(
+            "engine", "means nothing with a text, which threads of this process encode", "leave it out"
+        )
     job, calibration = request.prepared()
     if save_imatrix is not None:
         refuse_outputs([save_imatrix], force=force)
@@ -208,7 +213,16 @@ class _Request:
                         setting, "means nothing without a text", "give {setting}", setting="text"
                     )
         if self.publisher is not None and not self.lmstudio:
-            raise RecipeError("publisher", "means nothing without {setting}".replace("{setting}", "lmstudio"))
+            raise RecipeError(
+                "publisher", "means nothing without lmstudio", "give {setting}", setting="lmstudio"
+            )
+        if self.prior and self.text is None and not isinstance(self.imatrix, (str, Path)):
+            raise RecipeError(
+                "prior",
+                "means nothing without a text or a file of importances",
+                "give {setting}",
+                setting="imatrix",
+            )
 
     def _publisher(self, checkpoint: Checkpoint) -> str | None:
         if not self.lmstudio:

@@ -1,4 +1,4 @@
-"""`compare` and `errors` as calls of a library: strings and objects in, frozen results out, nothing printed."""
+"""`export`, `compare` and `errors` as calls of a library: strings and objects in, frozen results out; no prints."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from pico import pico_mixtral
 
 from calibration.forward.settings import ForwardSettings
+from calibration.importance.imatrix import Imatrix
 from calibration.judging.encoding_errors import ErrorSettings
 from calibration.text.chunks import make_chunks, read_prompts, read_text
 from calibration.text.text_settings import TextSettings, cut_text
@@ -28,6 +29,8 @@ from gguf_export.comparing.run import (
 )
 from gguf_export.comparing.texts import NamedText, TextChoice
 from gguf_export.writing import state_file
+from gguf_export.writing.export import export
+from quantize.engine import Threads
 from quantize.exceptions import MoeGgufError, RecipeError, TextError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
@@ -214,3 +217,26 @@ def test_what_is_missing_is_said_without_the_words_of_the_command_line(folder: P
         with pytest.raises(MoeGgufError, match=message) as caught:
             prepare(wrong, texts_given)
         assert "--" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"publisher": "me"}, "publisher: means nothing without lmstudio"),
+        ({"prior": 8.0}, "prior: means nothing without a text or a file of importances"),
+        (
+            {"prior": 8.0, "imatrix": Imatrix({})},
+            "prior: means nothing without a text or a file of importances",
+        ),
+        ({"save_imatrix": Path("m.gguf")}, "save_imatrix: means nothing without a text"),
+        ({"engine": Threads(1), "text": "text.txt"}, "engine: means nothing with a text"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(
+    folder: Path, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    if settings.get("text"):
+        settings = settings | {"text": folder / settings["text"]}
+    with pytest.raises(RecipeError, match=said):
+        export(folder / "pico", "Q8_0", tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
