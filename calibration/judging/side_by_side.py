@@ -26,7 +26,7 @@ from calibration.judging.model import Model, refuse_other_model
 from calibration.judging.perplexity import Estimate, first_scored, perplexity
 from calibration.judging.router_agreement import RouterAgreement, RouterComparer
 from calibration.text.chunks import Chunks
-from quantize.recipes.recipe import stored_type
+from quantize.recipes.left_alone import converted_type
 from quantize.telling import OnProgress, Progress, silent
 
 __all__ = ["Activations", "Base", "Comparison", "Model", "OnText", "RouterAgreement", "compare"]
@@ -100,7 +100,7 @@ def compare(
     routers = None
     if base.kind == "model" and hparams.n_expert:
         routers = RouterComparer(len(in_pass), hparams.n_layer, starts * all_chunks.n_ctx)
-    rounding = InputRounding(stored_type) if activations == "int8" else None
+    rounding = InputRounding(converted_type) if activations == "int8" else None
     timings = forward(
         [Stream(model.source, rounding, model.name) for model in in_pass],
         np.concatenate([text.inputs for text in texts]),

@@ -1,8 +1,7 @@
 """llama.cpp's file types as tables of rules: which tensors of a mix get another type than the default.
 
 The facts are those of llama.cpp's `src/llama-quant.cpp` (`llama_ftype_get_default_type`,
-`llama_tensor_get_type_impl`, `tensor_type_fallback`); to add a file type is to add a row to `FTYPES`. The
-deviations of the archs falcon, glm5-next and bailingmoe3 are not here.
+`llama_tensor_get_type_impl`, `tensor_type_fallback`); to add a file type is to add a row to `FTYPES`.
 """
 
 from __future__ import annotations
@@ -63,7 +62,8 @@ class TensorContext:
     """The facts of a tensor and its model that a rule may ask for."""
 
     category: Category
-    stacked: bool  # holds more than one matrix
+    arch: str  # general.architecture
+    stacked: bool  # holds more than one matrix, each of an expert
     i: int  # its index among the tensors of its category; the layer of a feed-forward tensor of a model with experts
     n: int  # attn_v tensors of the file for attn_v, layers of the model for the others
     n_gqa: int
@@ -142,7 +142,8 @@ class Ftype:
 
     def choose(self, context: TensorContext) -> QType:
         """The type of a tensor that is not the output."""
-        return next((rule.qtype for rule in self.rules if rule.applies(context)), self.qtype)
+        rules = _FALCON.get(self.name, self.rules) if context.arch == "falcon" else self.rules
+        return next((rule.qtype for rule in rules if rule.applies(context)), self.qtype)
 
 
 _V, _K, _OUT, _DOWN = Category.ATTN_V, Category.ATTN_K, Category.ATTN_OUTPUT, Category.FFN_DOWN
@@ -184,6 +185,26 @@ _Q2_K = (
     _OUT_EIGHT,
     Rule(_OUT, QType.Q3_K),
 )
+_FALCON = {
+    "Q4_K_M": (
+        *_EIGHT,
+        Rule(_V, QType.Q6_K, use_more_bits),
+        Rule(_DOWN, QType.Q6_K, first_16th),
+        Rule(_DOWN, QType.Q5_K, use_more_bits),
+    ),
+    "Q4_K_S": (*_EIGHT, Rule(_V, QType.Q5_K, first_4)),
+    "Q3_K_L": (*_EIGHT, Rule(_V, QType.Q5_K), Rule(_DOWN, QType.Q4_K), Rule(_OUT, QType.Q4_K)),
+    "Q3_K_M": (
+        *_EIGHT,
+        Rule(_V, QType.Q5_K, first_2),
+        Rule(_V, QType.Q4_K),
+        Rule(_DOWN, QType.Q5_K, first_16th),
+        Rule(_DOWN, QType.Q4_K, use_more_bits),
+    ),
+    "Q2_K": (*_EIGHT, Rule(_V, QType.Q4_K, min_gqa=4), Rule(_V, QType.Q3_K), Rule(_DOWN, QType.Q3_K)),
+}
+"""The rules of one old architecture, where they are others."""
+
 _Q2_K_S = (*_EIGHT, Rule(_V, QType.Q4_K, min_gqa=4), Rule(_DOWN, QType.Q4_K, first_8th))
 
 FTYPES = (

@@ -5,7 +5,8 @@ makes of a checkpoint: types, order and offsets. Decisions where the two-step ro
 
 * A tensor that is quantized is encoded from its original values, whatever their float type; llama.cpp's route
   would round an F32 checkpoint to F16 first. BF16 and F16 checkpoints give the same bytes on both routes.
-* A tensor that is left alone keeps the type of the source (`stored_type`): BF16 in a BF16 checkpoint.
+* A tensor that is left alone has the type that the converter gives it (`converted_type`): BF16 in a BF16 checkpoint.
+  In a GGUF it keeps its type, which a converter has given it.
 * The file types F32, F16 and BF16 are llama-quantize's: all that may be quantized is converted, nothing else.
 """
 
@@ -23,6 +24,7 @@ from quantize.exceptions import NeedsImatrixError, RecipeError
 from quantize.recipes.facts import RecipeFacts
 from quantize.recipes.ftypes import FALLBACKS, Category, Ftype, TensorContext, category, is_70b
 from quantize.recipes.layout import Plan, PlannedTensor, padded
+from quantize.recipes.left_alone import FLOATS, allows_quantization, converted_type
 from quantize.recipes.tensor_types import compiled, parse_qtype
 from quantize.tensors import QType, TensorSpec
 
@@ -33,29 +35,10 @@ __all__ = [
     "RecipeFacts",
     "make_plan",
     "require_importances",
-    "stored_type",
 ]
 
-_FLOATS = (QType.F32, QType.F16, QType.BF16)
 _FFN = (Category.FFN_UP, Category.FFN_GATE, Category.FFN_DOWN)
-
-# Small tensors in which every bit counts. Those of RWKV, BERT, gemma3n, glm5-next and vision are not listed.
-_CONVERTED_TO_F32 = (
-    "_norm.weight",
-    "ffn_gate_inp.weight",
-    "ffn_gate_inp_shexp.weight",
-    "ssm_conv1d.weight",
-    "shortconv.conv.weight",
-    "indexer.proj.weight",
-)
-_NOT_QUANTIZED = (
-    "_norm.weight",
-    "ffn_gate_inp.weight",
-    "ssm_conv1d",
-    "shortconv.conv.weight",
-    "indexer.k_proj.weight",
-    "indexer.q_proj.weight",
-)
+_GLM5_NEXT_Q8_0 = ("attn_q_a", "attn_q_b", "nextn.eh_proj")
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,14 @@ class Recipe:
         return tuple(compiled(pattern) for pattern, _qtype in self.tensor_types)
 
 
-def make_plan(specs: Sequence[TensorSpec], facts: RecipeFacts, recipe: Recipe, has_imatrix: bool) -> Plan:
+def make_plan(
+    specs: Sequence[TensorSpec],
+    facts: RecipeFacts,
+    recipe: Recipe,
+    has_imatrix: bool,
+    *,
+    left_as: Callable[[TensorSpec], QType] = converted_type,
+) -> Plan:
     """Decide every tensor of a file: `llama_tensor_get_type` for each, in the order of llama-quantize.
 
     Args:
@@ -103,20 +93,21 @@ def make_plan(specs: Sequence[TensorSpec], facts: RecipeFacts, recipe: Recipe, h
         facts: of the model.
         recipe: the rules.
         has_imatrix: an importance matrix will be used; some rules depend on it. See `require_importances`.
+        left_as: the type of a tensor that is not quantized; by default as from a checkpoint.
 
     Raises:
         RecipeError: a type that was demanded for the output or the token embedding does not fit its rows; a
             feed-forward tensor of a model with experts names no layer.
     """
     ordered = sorted(specs, key=lambda spec: (-1 if spec.bid is None else spec.bid, spec.name.encode()))
-    chooser = _Chooser(ordered, facts, recipe, has_imatrix)
+    chooser = _Chooser(ordered, facts, recipe, has_imatrix, left_as)
     tensors: list[PlannedTensor] = []
     offset = 0
     for spec in ordered:
         qtype, intended = chooser.choose(spec)
         needs = (
             qtype in recipe.ftype.needs_imatrix
-            and _is_quantizable(spec, recipe)
+            and chooser.may_change(spec)
             and category(spec.name) not in (Category.OUTPUT, Category.TOKEN_EMBD)
         )
         fallback_from = intended if intended != qtype else None
@@ -146,58 +137,44 @@ def require_importances(plan: Plan, has_importance: Callable[[str], bool]) -> No
             )
 
 
-def stored_type(spec: TensorSpec) -> QType:
-    """The type of a tensor before it is quantized, as llama.cpp's converter decides it (`prepare_tensors`).
-
-    Vectors, norms, routers and whatever is not called `.weight` are F32; the others keep the source's type.
-    """
-    if spec.qtype not in _FLOATS:
-        return spec.qtype
-    always_f32 = (
-        len(spec.shape) <= 1 or spec.name.endswith(_CONVERTED_TO_F32) or not spec.name.endswith(".weight")
-    )
-    return QType.F32 if always_f32 else spec.qtype
-
-
-def _is_quantizable(spec: TensorSpec, recipe: Recipe) -> bool:
-    """Whether llama-quantize may change its type (`tensor_allows_quantization`): not a small tensor."""
-    is_matrix = any(n > 1 for n in spec.shape[:-1])  # ggml_n_dims >= 2
-    return (
-        is_matrix
-        and spec.name.endswith("weight")
-        and not any(part in spec.name for part in _NOT_QUANTIZED)
-        and not (recipe.leave_output_tensor and category(spec.name) is Category.OUTPUT)
-    )
-
-
 class _Chooser:
     """Chooses types in file order and counts tensors per category, because some rules depend on that index
     (llama.cpp's `i_attention_wv`).
     """
 
     def __init__(
-        self, specs: Sequence[TensorSpec], facts: RecipeFacts, recipe: Recipe, has_imatrix: bool
+        self,
+        specs: Sequence[TensorSpec],
+        facts: RecipeFacts,
+        recipe: Recipe,
+        has_imatrix: bool,
+        left_as: Callable[[TensorSpec], QType],
     ) -> None:
         categories = Counter(category(spec.name) for spec in specs)
         self.n_attn_v = categories[Category.ATTN_V]
         self.tied = categories[Category.OUTPUT] == 0
-        self.facts, self.recipe, self.has_imatrix = facts, recipe, has_imatrix
+        self.facts, self.recipe, self.has_imatrix, self.left_as = facts, recipe, has_imatrix, left_as
         self.n_chosen = Counter[Category]()
         self.matched = set[int]()  # indices of patterns
+
+    def may_change(self, spec: TensorSpec) -> bool:
+        """Whether the recipe decides the type of a tensor."""
+        is_left_output = self.recipe.leave_output_tensor and spec.name == "output.weight"
+        return allows_quantization(spec, self.facts.arch) and not is_left_output
 
     def choose(self, spec: TensorSpec) -> tuple[QType, QType]:
         """The type of the next tensor, and the type that was intended whatever the width of its rows."""
         recipe, kind = self.recipe, category(spec.name)
-        if not _is_quantizable(spec, recipe):
-            stored = stored_type(spec)
-            return stored, stored
+        if not self.may_change(spec):
+            left = self.left_as(spec)
+            return left, left
         if kind is Category.TOKEN_EMBD and recipe.token_embedding_type is not None:
             named = spec.name == "per_layer_token_embd.weight" and self._pattern(spec.name) is not None
             if not named:
                 return _demanded(spec, recipe.token_embedding_type, "token embedding type")
         if kind is Category.OUTPUT and recipe.output_tensor_type is not None:
             return _demanded(spec, recipe.output_tensor_type, "output tensor type")
-        if recipe.ftype.qtype in _FLOATS:
+        if recipe.ftype.qtype in FLOATS:
             return recipe.ftype.qtype, recipe.ftype.qtype
         index = self._pattern(spec.name)
         if index is not None:
@@ -218,11 +195,14 @@ class _Chooser:
 
     def _mixed(self, spec: TensorSpec, kind: Category) -> QType:
         """The file type's own choice (`llama_tensor_get_type_impl`)."""
-        ftype = self.recipe.ftype
+        ftype, arch = self.recipe.ftype, self.facts.arch
+        if arch == "glm5-next" and any(part in spec.name for part in _GLM5_NEXT_Q8_0):
+            return QType.Q8_0
         if kind is Category.OUTPUT or (self.tied and kind is Category.TOKEN_EMBD):
             if self.recipe.output_tensor_type is not None:
                 return self.recipe.output_tensor_type
-            return ftype.output if _fits(spec, ftype.qtype) else QType.Q8_0
+            is_plain = arch != "falcon" and _fits(spec, ftype.qtype)
+            return ftype.output if is_plain else QType.Q8_0
         qtype = ftype.choose(self._context(spec, kind))
         if kind is Category.ATTN_V and is_70b(self.facts) and qtype in (QType.Q3_K, QType.Q4_K):
             return QType.Q5_K
@@ -239,7 +219,9 @@ class _Chooser:
             i = spec.bid
         return TensorContext(
             category=kind,
-            stacked=spec.n_matrix > 1,
+            # The heads of bailingmoe3's attention are stacked, too.
+            stacked=spec.n_matrix > 1 and (facts.arch != "bailingmoe3" or kind in _FFN),
+            arch=facts.arch,
             i=i,
             n=self.n_attn_v if kind is Category.ATTN_V else facts.n_layer,
             n_gqa=facts.n_gqa,

@@ -29,11 +29,12 @@ class Model:
     n_head_kv: int = 2
     n_vocab: int = 64
     extras: bool = False  # every kind of tensor that the rules know a name for
+    arch: str = "llama"
 
     @property
     def hparams(self) -> Hparams:
         return Hparams(
-            arch="llama",
+            arch=self.arch,
             n_layer=self.n_layer,
             n_ctx_train=512,
             n_embd=self.n_embd,
@@ -62,6 +63,14 @@ class Model:
             shapes["output.weight"] = (self.n_vocab, self.n_embd)
         for bid in range(self.n_layer):
             shapes |= {f"blk.{bid}.{name}": shape for name, shape in self._layer().items()}
+        if self.extras:
+            shapes |= dict.fromkeys(KEPT, (8, self.n_embd))
+            shapes |= {f"blk.0.{name}": (8, self.n_embd) for name in KEPT_IN_LAYERS}
+            shapes |= {
+                "v.patch_embd.weight": (2, 3, 4, 256),
+                "other_weight": (8, self.n_embd),
+                "xproj": (8, 256),
+            }
         return [TensorSpec(name, shape, QType.BF16) for name, shape in shapes.items()]
 
     def _layer(self) -> dict[str, tuple[int, ...]]:
@@ -101,6 +110,30 @@ class Model:
         return shapes
 
 
+KEPT = (
+    *("position_embd.weight", "token_types.weight", "altup_proj.weight", "per_layer_model_proj.weight"),
+    *("v.position_embd.weight", "v.sam.pos_embd.weight", "v.sam.neck.0.weight", "v.sam.net_2.weight"),
+    *("v.blk.0.rel_pos.weight", "v.patch_embd.1.weight", "mm.patch_merger.weight"),
+    *("a.rvq.codebook.weight", "mm.a.code_embd.weight", "mm.a.mlp.weight"),
+)
+KEPT_IN_LAYERS = (
+    *("laurel_l.weight", "ffn_gate_tid2eid.weight", "shortconv.conv.weight", "attn_rel_b.weight"),
+    *("indexer.q_proj.weight", "indexer.attn_k.weight", "indexer.attn_q_b.weight", "hc_attn_fn.weight"),
+    *("indexer_compressor_ape.weight", "ssm_f_a.weight", "ssm_g_b.weight", "ssm_beta.weight"),
+    *(
+        "attn_kv_a_mqa.weight",
+        "attn_v_b.weight",
+        "attn_q_a.weight",
+        "attn_q_b.weight",
+        "nextn.eh_proj.weight",
+    ),
+    *(
+        f"time_mix_{part}.weight"
+        for part in ("first", "w0", "v1", "a2", "g1", "decay_w2", "lerp_fused", "key")
+    ),
+)
+"""Names of tensors that one architecture or another leaves alone, and of some that it does not."""
+
 MODELS = {
     **{
         f"{n_expert} experts{', tied' if tied else ''}": Model(n_expert, tied)
@@ -117,6 +150,10 @@ MODELS = {
     "4 experts, 40 wide, tied": Model(4, tied=True, n_layer=2, n_embd=40, n_ff=24, n_head=1, n_head_kv=1),
     "4 experts, all names": Model(4, n_layer=4, extras=True),
     "8 experts, all names": Model(8, n_layer=4, extras=True),
+    "falcon": Model(0, n_layer=20, n_head_kv=1, arch="falcon"),
+    "falcon, tied": Model(0, tied=True, n_layer=20, n_head_kv=8, arch="falcon"),
+    "glm5-next, all names": Model(4, n_layer=4, extras=True, arch="glm5-next"),
+    "bailingmoe3, all names": Model(4, n_layer=4, extras=True, arch="bailingmoe3"),
 }
 
 SMALL, TIED = Model(4, n_layer=4), Model(4, tied=True, n_layer=4, n_ff=96)

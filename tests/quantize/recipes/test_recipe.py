@@ -16,13 +16,13 @@ from recipe_cases import SMALL, Model, recipe_of, section, snapshot, snapshot_ca
 from quantize.containers.keys import KeyValue
 from quantize.exceptions import NeedsImatrixError, RecipeError
 from quantize.recipes.ftypes import FTYPES, Ftype, ftype
+from quantize.recipes.left_alone import converted_type
 from quantize.recipes.recipe import (
     Plan,
     Recipe,
     RecipeFacts,
     make_plan,
     require_importances,
-    stored_type,
 )
 from quantize.recipes.tensor_types import parse_qtype, parse_tensor_type, read_tensor_types
 from quantize.tensors import QType, TensorSpec
@@ -92,7 +92,7 @@ def test_an_unknown_file_type_names_the_known(name: str) -> None:
 
 
 def test_the_order_of_the_source_does_not_matter() -> None:
-    model = Model(8, n_layer=12, extras=True)
+    model = Model(8, n_layer=12)
     shuffled = random.Random(1).sample(model.specs, len(model.specs))
     recipe = Recipe(ftype("Q4_K_M"))
     planned = make_plan(shuffled, model.facts, recipe, False)
@@ -197,11 +197,11 @@ def test_what_is_left_alone_keeps_the_type_of_a_float_source(source: QType) -> N
     ],
 )
 def test_the_converters_types(name: str, shape: tuple[int, ...], expected: QType) -> None:
-    assert stored_type(TensorSpec(name, shape, QType.BF16)) is expected
+    assert converted_type(TensorSpec(name, shape, QType.BF16)) is expected
 
 
 def test_a_quantized_source_is_not_converted() -> None:
-    assert stored_type(TensorSpec("blk.0.ffn_gate_inp.weight", (4, 256), QType.Q8_0)) is QType.Q8_0
+    assert converted_type(TensorSpec("blk.0.ffn_gate_inp.weight", (4, 256), QType.Q8_0)) is QType.Q8_0
 
 
 def test_a_plan_of_tensors_of_any_rank_and_type() -> None:
@@ -210,7 +210,7 @@ def test_a_plan_of_tensors_of_any_rank_and_type() -> None:
         TensorSpec("output_norm.weight", (256,), QType.F32),
         TensorSpec("blk.0.ssm_conv1d.weight", (3, 256), QType.IQ2_XXS),
         TensorSpec("blk.0.attn_k_b.weight", (5, 4, 256), QType.Q8_0),
-        TensorSpec("v.patch_embd.weight", (2, 3, 4, 256), QType.BF16),
+        TensorSpec("v.proj.weight", (2, 3, 4, 256), QType.BF16),
         TensorSpec("blk.0.ffn_up.weight", (4, 256), QType.IQ1_S),
     ]
     assert [spec.n_matrix for spec in specs] == [1, 1, 5, 6, 1]
@@ -219,7 +219,7 @@ def test_a_plan_of_tensors_of_any_rank_and_type() -> None:
     )
     assert types_of(planned) == {
         "output_norm.weight": "F32",
-        "v.patch_embd.weight": "Q4_0",
+        "v.proj.weight": "Q4_0",
         "blk.0.attn_k_b.weight": "Q4_0",
         "blk.0.ffn_up.weight": "Q4_0",
         "blk.0.ssm_conv1d.weight": "IQ2_XXS",  # small and precious: stays as it is
