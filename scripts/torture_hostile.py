@@ -1,8 +1,8 @@
 """What a hostile neighbourhood does to a command: obstacles, odd names, other weights, missing files.
 
-Here and in `torture_machine`, each trial ends in one of two ways: the files of an undisturbed run, or one line that says why not and nothing under the
-final names. Nobody else's file is touched, nobody waits for ever, no process dies of a signal that it was not sent, and
-the next run, undisturbed, makes the files.
+Here and in `torture_machine`, each trial ends in one of two ways: the files of an undisturbed run, or one line that
+says why not and nothing under the final names. Nobody else's file is touched, nobody waits for ever, no process dies of
+a signal that it was not sent, and the next run, undisturbed, makes the files.
 """
 
 from __future__ import annotations
