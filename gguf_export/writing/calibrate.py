@@ -102,7 +102,7 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
         OutputError: the disk is full or broken.
     """
     try:
-        with replacing(path) as partial:
-            save_imatrix(partial, imatrix, legacy=path.suffix == LEGACY_SUFFIX)
+        with replacing(path) as file:
+            save_imatrix(file, imatrix, legacy=path.suffix == LEGACY_SUFFIX)
     except OSError as error:
         raise write_error(path, error) from error
