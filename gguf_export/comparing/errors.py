@@ -45,6 +45,7 @@ def errors(
 
     Raises:
         TextError: there is no text, or it is too short.
+        ModelChangedError: a file of the model changed while it was read.
         MoeGgufError: see `open_source` and `measure_errors`.
 
     >>> report = errors(demo_model, TextSettings((text,), n_ctx=128, n_chunk=5), ["Q4_K"])
@@ -56,7 +57,7 @@ def errors(
     text = TextSettings.of(text)
     source = open_source(model, note)
     fit, judged = cut_fit_and_held_out(source, text, held_out)
-    return measure_errors(
+    report = measure_errors(
         source,
         fit,
         judged,
@@ -66,6 +67,8 @@ def errors(
         engine=engine,
         progress=progress,
     )
+    source.refuse_changed()
+    return report
 
 
 def cut_fit_and_held_out(

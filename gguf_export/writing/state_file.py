@@ -25,7 +25,7 @@ from gguf_export.files.opening import refuse_strange, status_of
 from gguf_export.files.replacing import partial_path, replacing
 from gguf_export.files.sizes import size_in_words
 from gguf_export.writing.fingerprint import difference
-from quantize.exceptions import DamagedStateError, OutputBusyError, OutputError
+from quantize.exceptions import DamagedStateError, ModelChangedError, OutputBusyError, OutputError
 from quantize.telling import Note, Remark, discard
 
 __all__ = ["StateFile", "discard_older", "refuse_foreign", "state_path", "working_files"]
@@ -95,8 +95,8 @@ def discard_older(output: Path) -> None:
 class StateFile:
     """The state of the pass that makes one output; a `calibration.forward.saved_state.Keeper` and a context manager.
 
-    Left well, it removes the state, for the output stands; left with an error or Ctrl-C, it says how far the kept state
-    is.
+    Left well, it removes the state, for the output stands, and as well where the model changed on the way; left with
+    another error or Ctrl-C, it says how far the kept state is.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class StateFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None or issubclass(kind, ModelChangedError):  # what is kept may be of two models
             self.remove()
         elif self._kept and self.path.exists():
             message = f"{self._kept} are done and kept in {self.path.name}"
