@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import select
 import sys
@@ -155,7 +154,9 @@ def show(line: str = "") -> None:
 
 def show_json(value: Any) -> None:
     """Print a value as JSON, in ASCII, on standard output."""
-    print(json.dumps(value, indent=1))
+    from gguf_export.reports.data_texts import json_text
+
+    print(json_text(value))
 
 
 def tell(line: str) -> None:
