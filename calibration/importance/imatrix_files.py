@@ -18,7 +18,7 @@ from gguf.gguf_writer import WriterState
 
 from calibration.importance.imatrix import Entry, Imatrix, Vector
 from quantize.containers.gguf import GGUFTensor, read_container
-from quantize.containers.untrusted import quoted, regular_size
+from quantize.containers.untrusted import label, quoted, regular_size
 from quantize.exceptions import ImatrixError, NoSpaceError, OutputError
 from quantize.tensors import QType
 
@@ -31,7 +31,7 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 def load_imatrix(path: str | Path, *, prior: float = 0.0) -> Imatrix:
     """Read an importance matrix: llama.cpp's GGUF form, and anything else as its legacy .dat.
 
-    `file` becomes the path as given, which is what llama-quantize writes into the model's metadata.
+    `file` becomes the path as given (see `label`), which is what llama-quantize writes into the model's metadata.
 
     Raises:
         ImatrixError: the file cannot be read, is damaged, or holds values that are not finite.
@@ -46,7 +46,7 @@ def load_imatrix(path: str | Path, *, prior: float = 0.0) -> Imatrix:
             imatrix = _load_gguf(path) if is_gguf else _load_legacy(file, n_bytes, str(path))
     except OSError as error:
         raise ImatrixError(str(path), f"cannot be read as an imatrix: {error.strerror or error}") from error
-    imatrix = replace(imatrix, file=str(path), prior=prior)
+    imatrix = replace(imatrix, file=label(path), prior=prior)
     for name, entry in imatrix.entries.items():
         if not np.isfinite(entry.sums).all():
             raise ImatrixError(
@@ -192,7 +192,9 @@ def _write(file: Any, imatrix: Imatrix, legacy: bool) -> None:
         return
     writer = GGUFWriter(None, arch="")  # an empty architecture is not written: an imatrix has none
     writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", imatrix.datasets or [""])  # the key must exist
+    writer.add_array(
+        "imatrix.datasets", [label(name) for name in imatrix.datasets] or [""]
+    )  # the key must exist
     writer.add_uint32("imatrix.chunk_count", imatrix.chunk_count)
     writer.add_uint32("imatrix.chunk_size", imatrix.chunk_size)
     for name, entry in _sorted(imatrix.entries):
@@ -220,7 +222,7 @@ def _legacy_pieces(imatrix: Imatrix) -> list[bytes]:
             values = means * np.float32(n_call)
         pieces += [struct.pack("<i", len(raw)), raw, struct.pack("<ii", n_call, values.size)]
         pieces.append(np.ascontiguousarray(values, "<f4").tobytes())
-    dataset = (imatrix.datasets[-1] if imatrix.datasets else "").encode("utf-8")
+    dataset = label(imatrix.datasets[-1] if imatrix.datasets else "").encode("utf-8")
     return [*pieces, struct.pack("<ii", imatrix.chunk_count, len(dataset)), dataset]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.text.json_values import objects, section, token_text
-from quantize.containers.untrusted import guarded, quoted
+from quantize.containers.untrusted import MAX_JSON_BYTES, guarded, quoted, read_bytes
 from quantize.exceptions import TokenizerError
 
 __all__ = ["KINDS", "load_tokenizer", "named_tokens"]
@@ -47,8 +47,9 @@ def load_tokenizer(
     from tokenizers import AddedToken, Tokenizer  # noqa: PLC0415 - only models with such a tokenizer need it
 
     _refuse_other_kinds(path, section(content, "model"))
+    raw = read_bytes(path, MAX_JSON_BYTES, TokenizerError)  # the library opens no name that is not UTF-8
     loaded = guarded(
-        path, lambda: Tokenizer.from_file(str(path)), "is no tokenizer that can be read", TokenizerError
+        path, lambda: Tokenizer.from_buffer(raw), "is no tokenizer that can be read", TokenizerError
     )
     loaded.no_truncation()
     loaded.no_padding()

@@ -13,6 +13,7 @@ from calibration.judging.matrix_errors import ErrorReport
 from calibration.judging.output_error import measure_errors
 from calibration.text.chunks import Chunks
 from calibration.text.text_settings import TextSettings, cut_text
+from quantize.containers.untrusted import label
 from quantize.engine import Engine
 from quantize.exceptions import TextError
 from quantize.sources.model_source import ModelFile, open_source
@@ -62,7 +63,7 @@ def errors(
         fit,
         judged,
         settings,
-        model=Path(model).resolve().name,
+        model=label(Path(model).resolve().name),
         forward_settings=forward,
         engine=engine,
         progress=progress,
