@@ -16,17 +16,23 @@ from gguf_export.commands.errors import errors
 from gguf_export.commands.export import export
 from gguf_export.commands.imatrix import imatrix
 from gguf_export.commands.inspect import inspect
+from gguf_export.commands.streams import standard_streams, tell
 from gguf_export.commands.verify import verify
 
 
 class _Group(click.Group):
     """Turns every error that a user can cause into one line and exit status 1."""
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Run the command line on standard streams that never fail."""
+        with standard_streams():
+            return super().main(*args, **settings)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("moe-gguf: stopped", err=True)
+            tell("moe-gguf: stopped")
             sys.exit(130)
         except Exception as error:
             from quantize.exceptions import MoeGgufError
@@ -35,7 +41,7 @@ class _Group(click.Group):
                 raise
             from gguf_export.commands.messages import error_line
 
-            click.echo(error_line(error), err=True)
+            tell(error_line(error))
             sys.exit(1)
 
 

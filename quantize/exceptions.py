@@ -5,6 +5,7 @@
     ├── CheckpointError          a Hugging Face folder: missing, damaged, unsupported, inconsistent
     │   └── NotFiniteError       a weight is NaN or infinity
     ├── GGUFError                a GGUF file that cannot be read
+    ├── ModelChangedError        files of a model are no longer those that were opened
     ├── TokenizerError           missing, unknown, or not that of the embedding
     ├── DecodeError              blocks of a type that nothing here can decode
     ├── RecipeError              a file type, tensor type or override that cannot be applied
@@ -87,6 +88,10 @@ class NotFiniteError(CheckpointError):
 
 class GGUFError(MoeGgufError):
     """A GGUF file that cannot be read."""
+
+
+class ModelChangedError(MoeGgufError):
+    """Files of a model are no longer those that were opened: what was made may be of two models."""
 
 
 class TokenizerError(MoeGgufError):

@@ -10,9 +10,10 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -135,8 +136,8 @@ class PassCase(Case):
         return json.dumps(found).encode()
 
 
-def pass_cases(folder: Path) -> list[Case]:
-    """`imatrix`, `export --text` and `compare` on a small model of some layers, made anew."""
+def pass_cases(folder: Path) -> list[PassCase]:
+    """`export`, `imatrix`, `export --text` and `compare` on a small model of some layers, made anew."""
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     model, text = folder / "Pico", folder / "text.txt"
     pico_mixtral(model, n_layer=N_LAYER, n_embd=128, n_ff=256)
@@ -144,9 +145,11 @@ def pass_cases(folder: Path) -> list[Case]:
     ExportCase("files", model, ("Q8_0", "F16"), slabs.SLAB_BYTES).run(folder / "files")
     files = sorted((folder / "files").glob("*.gguf"))
     texts: list[str | Path] = ["--text", text, "--ctx", "64"]
+    types = ["-t", "Q8_0", "-t", "Q4_K_M", "-o"]
     return [
         PassCase("imatrix", ["imatrix", model, *texts, "-o"], "m.imatrix.gguf"),
-        PassCase("export --text", ["export", model, *texts, "-t", "Q8_0", "-t", "Q4_K_M", "-o"], ""),
+        PassCase("export", ["export", model, *types], ""),
+        PassCase("export --text", ["export", model, *texts, *types], ""),
         PassCase("compare", ["compare", model, *files, *texts, "--chunks", "24", "--json"], "c.json"),
     ]
 
@@ -179,3 +182,18 @@ class Child:
 
     def said(self) -> str:
         return self.log.read_text()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, n_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A tmpfs of so many bytes; yields what changes its size."""
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs", folder], check=True)
+
+    def resize(n_bytes: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={n_bytes}", "tmpfs", folder], check=True)
+
+    try:
+        yield resize
+    finally:
+        subprocess.run(["umount", folder], check=True)

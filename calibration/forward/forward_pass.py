@@ -61,7 +61,7 @@ class ForwardPass:
         Args:
             streams, tokens, settings: see `calibration.forward.run.forward`.
             observers, on_weights, hold_down, progress: see there, too.
-            storage: where the hidden states lie; they live as long as it is open.
+            storage: hands out the place of the hidden states.
             keep_layers: keep the hidden states with which each layer begins, in `StreamState.layer_inputs`, so that a
                 pass backwards can compute the layer once more: n_token x n_embd numbers for each layer and stream.
 

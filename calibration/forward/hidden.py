@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
 import tempfile
-from pathlib import Path
-from types import TracebackType
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -15,55 +17,61 @@ from quantize.exceptions import NoSpaceError, OutputError
 
 __all__ = ["Storage"]
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ALLOCATION = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+ZEROS = bytes(2**20)
+
 
 class Storage:
-    """Hands out tensors [T, D] to be filled; a context manager, and its scratch files are deleted with it."""
+    """Hands out tensors [T, D] to be filled.
+
+    A scratch file has no name: it is gone when its tensor is, or when the process ends, in whatever way it ends. Its
+    space is taken before it is mapped, because a process dies without a word that writes into a map for which the disk
+    has no room.
+    """
 
     def __init__(self, settings: ForwardSettings) -> None:
-        """Make a folder for scratch files in `settings.scratch`, where one is asked for.
-
-        Raises:
-            OutputError: the folder cannot be written.
-        """
-        self._device = settings.device
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._n_file = 0
-        if settings.scratch is not None:
-            try:
-                self._folder = tempfile.TemporaryDirectory(
-                    prefix="moe-gguf-", dir=settings.scratch, ignore_cleanup_errors=True
-                )
-            except OSError as error:
-                raise OutputError(
-                    str(settings.scratch), f"no scratch file can be made: {error.strerror}"
-                ) from error
+        """Take over the folder for scratch files, `settings.scratch`, where one is asked for."""
+        self._device, self._folder = settings.device, settings.scratch
 
     def empty(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor [T, D]; in a scratch file it lives in the page cache of the system.
+        """A tensor [T, D] of any content; in a scratch file it lives in the page cache of the system.
 
         Raises:
             NoSpaceError: the disk of the scratch folder has no room for it.
+            OutputError: no file can be made there.
         """
         if self._folder is None:
             return torch.empty(shape, dtype=dtype, device=self._device)
-        path = Path(self._folder.name) / f"hidden-{self._n_file}"
-        self._n_file += 1
         n_bytes = shape[0] * shape[1] * dtype.itemsize
         try:
-            with path.open("wb") as file:
-                file.truncate(n_bytes)
-            raw = np.memmap(path, np.uint8, "r+", shape=(n_bytes,))
+            with tempfile.TemporaryFile(prefix="moe-gguf-", dir=self._folder, buffering=0) as file:
+                _allocate(file, n_bytes)
+                raw = np.frombuffer(mmap.mmap(file.fileno(), n_bytes), np.uint8)  # the map keeps the file
         except OSError as error:
-            raise NoSpaceError(
-                str(path), f"no scratch file of {n_bytes} bytes can be made: {error.strerror}"
+            is_full = error.errno in FULL
+            raise (NoSpaceError if is_full else OutputError)(
+                str(self._folder),
+                f"no scratch file of {n_bytes:,} bytes can be made: {error.strerror or error}",
+                f"{'make space, or ' * is_full}choose another folder with {{setting}}",
+                setting="scratch",
             ) from error
         return torch.from_numpy(raw).view(dtype).view(shape)
 
-    def __enter__(self) -> Storage:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
+def _allocate(file: IO[Any], n_bytes: int) -> None:
+    """Take so much of the disk; zeros are written where the system has no better way.
+
+    Raises:
+        OSError: the disk has no room for them.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+            return
+        except OSError as error:
+            if error.errno not in NO_ALLOCATION:
+                raise
+    left = n_bytes
+    while left:
+        left -= file.write(ZEROS[:left])

@@ -62,18 +62,17 @@ def forward(
         TypeError: there is a keeper, and an observer that cannot go on behind a layer.
     """
     settings = settings or ForwardSettings()
-    with Storage(settings) as storage:
-        forward_pass = ForwardPass(
-            streams,
-            tokens,
-            settings,
-            storage,
-            observers=observers,
-            on_weights=on_weights,
-            hold_down=hold_down,
-            progress=progress,
-        )
-        forward_pass.run(
-            on_logits=on_logits, first_logit=first_logit, observe_output=observe_output, keeper=keeper
-        )
+    forward_pass = ForwardPass(
+        streams,
+        tokens,
+        settings,
+        Storage(settings),
+        observers=observers,
+        on_weights=on_weights,
+        hold_down=hold_down,
+        progress=progress,
+    )
+    forward_pass.run(
+        on_logits=on_logits, first_logit=first_logit, observe_output=observe_output, keeper=keeper
+    )
     return forward_pass.timings

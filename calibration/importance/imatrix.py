@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from quantize.containers.untrusted import label
 from quantize.exceptions import ImatrixError
 from quantize.guide import Guide
 from quantize.telling import Remark
@@ -205,4 +206,4 @@ class Imatrix:
 
 
 def _cut(text: str) -> str:
-    return text.encode("utf-8", "replace")[:MAX_STRING].decode("utf-8", "ignore")
+    return label(text).encode("utf-8")[:MAX_STRING].decode("utf-8", "ignore")

@@ -10,14 +10,15 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from gguf import GGUFWriter
+from gguf.gguf_writer import WriterState
 
 from calibration.importance.imatrix import Entry, Imatrix, Vector
 from quantize.containers.gguf import GGUFTensor, read_container
-from quantize.containers.untrusted import quoted, regular_size
+from quantize.containers.untrusted import label, quoted, regular_size
 from quantize.exceptions import ImatrixError, NoSpaceError, OutputError
 from quantize.tensors import QType
 
@@ -30,7 +31,7 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 def load_imatrix(path: str | Path, *, prior: float = 0.0) -> Imatrix:
     """Read an importance matrix: llama.cpp's GGUF form, and anything else as its legacy .dat.
 
-    `file` becomes the path as given, which is what llama-quantize writes into the model's metadata.
+    `file` becomes the path as given (see `label`), which is what llama-quantize writes into the model's metadata.
 
     Raises:
         ImatrixError: the file cannot be read, is damaged, or holds values that are not finite.
@@ -45,7 +46,7 @@ def load_imatrix(path: str | Path, *, prior: float = 0.0) -> Imatrix:
             imatrix = _load_gguf(path) if is_gguf else _load_legacy(file, n_bytes, str(path))
     except OSError as error:
         raise ImatrixError(str(path), f"cannot be read as an imatrix: {error.strerror or error}") from error
-    imatrix = replace(imatrix, file=str(path), prior=prior)
+    imatrix = replace(imatrix, file=label(path), prior=prior)
     for name, entry in imatrix.entries.items():
         if not np.isfinite(entry.sums).all():
             raise ImatrixError(
@@ -144,49 +145,66 @@ def _load_legacy(file: IO[bytes], n_bytes: int, label: str) -> Imatrix:
     return Imatrix(entries, datasets, chunk_count, chunk_size=0, legacy=True)
 
 
-def save_imatrix(path: str | Path, imatrix: Imatrix, *, legacy: bool = False) -> None:
+def save_imatrix(file: str | Path | IO[bytes], imatrix: Imatrix, *, legacy: bool = False) -> None:
     """Write llama.cpp's GGUF form, or its legacy .dat (save_imatrix* of tools/imatrix/imatrix.cpp).
 
-    The file appears under its name only when it is whole. `prior` is not written: files hold what was
-    counted.
+    `prior` is not written: files hold what was counted.
+
+    Args:
+        file: a new file, open for writing, which stays open; or a path, under which a file appears when it is whole.
+        imatrix: the matrix.
+        legacy: write the .dat form.
 
     Raises:
         OutputError: the folder or disk refuses.
         ImatrixError: a legacy imatrix was to be written as GGUF; it holds no token counts.
     """
-    target = Path(path)
-    part = target.with_name(target.name + ".part")
     if imatrix.legacy and not legacy:
         raise ImatrixError(imatrix.file, "a legacy imatrix holds no token counts, the GGUF form needs them")
+    label = str(file) if isinstance(file, (str, Path)) else str(file.name)
     try:
-        if legacy:
-            part.write_bytes(b"".join(_legacy_pieces(imatrix)))
+        if isinstance(file, (str, Path)):
+            _save(Path(file), imatrix, legacy)
         else:
-            _write_gguf(part, imatrix)
-        part.replace(target)
+            _write(file, imatrix, legacy)
     except OSError as error:
-        part.unlink(missing_ok=True)
         if error.strerror is None:  # numpy could not write all of an array
-            raise NoSpaceError(str(path), f"cannot be written: {error}; is the disk full?") from error
-        raise OutputError(str(path), f"cannot be written: {error.strerror}") from error
+            raise NoSpaceError(label, f"cannot be written: {error}; is the disk full?") from error
+        raise OutputError(label, f"cannot be written: {error.strerror}") from error
 
 
-def _write_gguf(path: Path, imatrix: Imatrix) -> None:
-    writer = GGUFWriter(path, arch="")  # an empty architecture is not written: an imatrix has none
+def _save(path: Path, imatrix: Imatrix, legacy: bool) -> None:
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        with part.open("xb") as file:
+            _write(file, imatrix, legacy)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _write(file: Any, imatrix: Imatrix, legacy: bool) -> None:
+    if legacy:
+        for piece in _legacy_pieces(imatrix):
+            file.write(piece)
+        return
+    writer = GGUFWriter(None, arch="")  # an empty architecture is not written: an imatrix has none
     writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", imatrix.datasets or [""])  # the key must exist
+    writer.add_array(
+        "imatrix.datasets", [label(name) for name in imatrix.datasets] or [""]
+    )  # the key must exist
     writer.add_uint32("imatrix.chunk_count", imatrix.chunk_count)
     writer.add_uint32("imatrix.chunk_size", imatrix.chunk_size)
     for name, entry in _sorted(imatrix.entries):
         lead = (len(entry.counts),) if len(entry.counts) > 1 else ()  # the C writer drops trailing ones of ne
         writer.add_tensor(name + SUMS, np.ascontiguousarray(entry.sums).reshape(*lead, -1))
         writer.add_tensor(name + COUNTS, entry.counts.astype(np.float32).reshape(*lead, -1))
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
+    writer.fout, writer.state = [file], WriterState.EMPTY  # the state in which a file is open and empty
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
 
 
 def _legacy_pieces(imatrix: Imatrix) -> list[bytes]:
@@ -204,7 +222,7 @@ def _legacy_pieces(imatrix: Imatrix) -> list[bytes]:
             values = means * np.float32(n_call)
         pieces += [struct.pack("<i", len(raw)), raw, struct.pack("<ii", n_call, values.size)]
         pieces.append(np.ascontiguousarray(values, "<f4").tobytes())
-    dataset = (imatrix.datasets[-1] if imatrix.datasets else "").encode("utf-8")
+    dataset = label(imatrix.datasets[-1] if imatrix.datasets else "").encode("utf-8")
     return [*pieces, struct.pack("<ii", imatrix.chunk_count, len(dataset)), dataset]
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from calibration.text.chunks import Chunks
 from quantize.containers.untrusted import regular_size
 from quantize.exceptions import LogitsError
+from quantize.sources.fingerprint import SeenFiles, hashed
 
 __all__ = ["LogitsFile", "is_logits_file"]
 
@@ -54,6 +55,7 @@ class LogitsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._seen = SeenFiles([path], LogitsError)
         size = regular_size(path, LogitsError)
         try:
             with path.open("rb") as file:
@@ -90,12 +92,14 @@ class LogitsFile:
 
         Raises:
             LogitsError: the file cannot be read, ends early, or holds scales that are no numbers.
+            ModelChangedError: it is no longer the one that was opened.
         """
         n_bytes = self.n_scored * self.row_bytes
         try:
             with self.path.open("rb") as file:
                 file.seek(HEADER + 4 * self.n_chunk * self.n_ctx + chunk * n_bytes)
                 data = file.read(n_bytes)
+                self._seen.confirm(self.path, file.fileno())
         except OSError as error:
             raise LogitsError(self.name, f"cannot be read: {error.strerror}") from error
         if len(data) != n_bytes:
@@ -109,9 +113,21 @@ class LogitsFile:
         return log_probs
 
     def fingerprint(self) -> str:
-        """Size and time of the file; no logits are read."""
-        status = self.path.stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
+        """A hash of the file's size and times, and of samples of its content.
+
+        Raises:
+            LogitsError: it cannot be read any more.
+            ModelChangedError: it is no longer the one that was opened.
+        """
+        return hashed(self._seen.fingerprint())
+
+    def refuse_changed(self) -> None:
+        """Look at the file again.
+
+        Raises:
+            ModelChangedError: it is no longer the one that was opened.
+        """
+        self._seen.refuse_changed()
 
     def refuse_other_text(self, chunks: Chunks) -> None:
         """Chunks can be scored where they are the file's first ones.

@@ -42,6 +42,10 @@ class _Over:
         """The `{arch}.*` keys of the source below."""
         return self._source.arch_keys()
 
+    def refuse_changed(self) -> None:
+        """See `ModelSource.refuse_changed`: the files are those of the source below."""
+        self._source.refuse_changed()
+
 
 class RoundTrip(_Over):
     """A checkpoint as it would be read back from the file that `plan` describes (a `ModelSource`).

@@ -26,8 +26,11 @@ class JsonTokenizer:
         """Take a folder's files and the vocabulary in them.
 
         Raises:
-            TokenizerError: tokenizer.json is damaged, or nothing says which BOS token is to be added.
+            TokenizerError: tokenizer.json is damaged or cuts text as no known tokenizer does, or nothing says which BOS
+                token is to be added.
         """
+        if files.loaded.unknown is not None:
+            raise files.loaded.unknown
         self._path, self._library = files.json_path, files.library
         self._vocabulary, self._bos_id = vocabulary, vocabulary.bos_id
 

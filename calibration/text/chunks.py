@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from calibration.text.tokenizer import Tokenizer, Tokens
-from quantize.containers.untrusted import parse_yaml, read_bytes
+from quantize.containers.untrusted import label, parse_yaml, read_bytes
 from quantize.exceptions import TextError
 
 __all__ = ["Chunks", "Text", "make_chunks", "read_prompts", "read_text"]
@@ -20,7 +20,7 @@ MAX_BYTES = 1 << 31  # of one text; it is held in memory and tokenised at once
 
 @dataclass(frozen=True)
 class Text:
-    """A text and the name it goes by in reports and in the imatrix (its path as given)."""
+    """A text and the name it goes by in reports and in the imatrix (its path as given, see `label`)."""
 
     name: str
     text: str
@@ -72,7 +72,7 @@ def read_text(path: str | Path) -> Text:
     if not raw:
         raise TextError(str(path), "the text is empty")
     try:
-        return Text(str(path), raw.decode("utf-8"))
+        return Text(label(path), raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise TextError(
             str(path),
@@ -103,7 +103,7 @@ def read_prompts(path: str | Path) -> Text:
     ]
     if not prompts:
         raise TextError(str(path), "holds no positive_prompts of experts")
-    return Text(str(path), "\n".join(prompts))
+    return Text(label(path), "\n".join(prompts))
 
 
 def make_chunks(

@@ -15,7 +15,9 @@ from calibration.text.tokenizer_files import TokenizerFiles
 from calibration.text.tokenizer_json import KINDS
 from quantize.telling import Note, Remark, discard
 
-__all__ = ["SpecialTokens", "read_special_tokens"]
+__all__ = ["SpecialTokens", "ids_around", "read_special_tokens"]
+
+MAX_AROUND = 16  # tokens that a post-processor adds to a text, and steps that it has
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,33 @@ def _read_post_processor(processor: Mapping[str, Any], findings: _Findings) -> N
                     findings.names.setdefault(name, text)
         elif kind == "TemplateProcessing":
             _read_template(step, findings)
+
+
+def ids_around(processor: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """The ids that the post-processor of tokenizer.json puts before and behind one text.
+
+    Only what known tokenizers have is understood; what adds more than `MAX_AROUND` tokens adds none.
+    """
+    before: list[int] = []
+    after: list[int] = []
+    for step in objects(processor.get("processors", [processor]))[:MAX_AROUND]:
+        first: list[int] = []
+        last: list[int] = []
+        kind = step.get("type")
+        if kind in ("RobertaProcessing", "BertProcessing"):  # both are [text, id]
+            first, last = _integers(step.get("cls")), _integers(step.get("sep"))
+        elif kind == "TemplateProcessing":
+            known, is_behind = section(step, "special_tokens"), False
+            for piece in objects(step.get("single"))[:MAX_AROUND]:
+                ids = _integers(section(known, _piece_text(piece) or "").get("ids"))
+                (last if is_behind else first).extend(ids)
+                is_behind = is_behind or "Sequence" in piece
+        before, after = first + before, after + last
+    return (before, after) if len(before) + len(after) <= MAX_AROUND else ([], [])
+
+
+def _integers(values: object) -> list[int]:
+    return [value for value in values[:MAX_AROUND] if type(value) is int] if isinstance(values, list) else []
 
 
 def _piece_text(piece: Mapping[str, Any], kind: str = "SpecialToken") -> str | None:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from calibration.text.json_values import section, token_text
-from calibration.text.tokenizer_json import load_tokenizer
+from calibration.text.tokenizer_json import LoadedTokenizer, load_tokenizer
 from quantize.containers.text_files import optional_object, optional_text
 from quantize.containers.untrusted import guarded, quoted, read_bytes
 from quantize.exceptions import TokenizerError
 
 __all__ = ["TokenizerFiles", "load_sentencepiece"]
 
-MAX_MODEL_BYTES = 2**26  # of a tokenizer.model; the largest in the wild are near 5 MB
+MAX_MODEL_BYTES = 2**24  # of a tokenizer.model; the largest in the wild are near 5 MB
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,15 @@ class TokenizerFiles:
         return {int(key): entries[key] for key in sorted(entries, key=int)}
 
     @cached_property
-    def library(self) -> Any:
+    def loaded(self) -> LoadedTokenizer:
         """tokenizer.json in the tokenizers library, see `load_tokenizer`."""
         added = None if self.decoder is not None else self.added_ids
         return load_tokenizer(self.json_path, self.json, self.settings, self.decoder, added or {})
+
+    @property
+    def library(self) -> Any:
+        """`loaded.library`: what knows the tokens of tokenizer.json, whether it can cut text or not."""
+        return self.loaded.library
 
     @property
     def has_pieces(self) -> bool:

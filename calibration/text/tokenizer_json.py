@@ -6,20 +6,39 @@ gguf-py/gguf/vocab.py: LlamaHfVocab), made by the tokenizers library alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.text import library_parts
 from calibration.text.json_values import objects, section, token_text
 from quantize.containers.untrusted import guarded, quoted
 from quantize.exceptions import TokenizerError
 
-__all__ = ["KINDS", "load_tokenizer", "named_tokens"]
+__all__ = ["KINDS", "LoadedTokenizer", "load_tokenizer", "named_tokens"]
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Purposes for which tokenizer_config.json names tokens (`bos_token`, ...)."""
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_MODEL = ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges")
+"""What of a BPE counts; `dropout`, which makes each run another one, does not."""
+
+MAX_ADDED_BYTES = (
+    2**22
+)  # of the texts of all added tokens, for which the library takes a hundred times as much
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer.json in the tokenizers library."""
+
+    library: Any
+    """A tokenizers.Tokenizer: all tokens, and what cuts and merges text, but no post-processor."""
+    unknown: TokenizerError | None = None
+    """Why it does not cut text as the file says, None where it does."""
 
 
 def load_tokenizer(
@@ -28,8 +47,8 @@ def load_tokenizer(
     settings: Mapping[str, Any],
     decoder: Mapping[int, dict[str, Any]] | None,
     added_ids: Mapping[str, int],
-) -> Any:
-    """The tokenizer (tokenizers.Tokenizer), with the tokens that tokenizer_config.json adds or makes special.
+) -> LoadedTokenizer:
+    """The tokenizer, with the tokens that tokenizer_config.json adds or makes special.
 
     As transformers 5 does it: `decoder`, where there is one, overrules tokenizer.json; a token that is named for a
     purpose is special if one of the two knows it as added; a named token that nothing knows is appended.
@@ -42,18 +61,22 @@ def load_tokenizer(
         added_ids: added_tokens.json, text -> id.
 
     Raises:
-        TokenizerError: tokenizer.json is damaged, or of another kind than BPE.
+        TokenizerError: tokenizer.json is damaged, of another kind than BPE, or adds more than a model can have.
     """
     from tokenizers import AddedToken, Tokenizer  # noqa: PLC0415 - only models with such a tokenizer need it
 
     _refuse_other_kinds(path, section(content, "model"))
-    loaded = guarded(
-        path, lambda: Tokenizer.from_file(str(path)), "is no tokenizer that can be read", TokenizerError
-    )
-    loaded.no_truncation()
-    loaded.no_padding()
     by_kind, others = named_tokens(settings)
     entries = _added_entries(path, content, added_ids) if decoder is None else list(decoder.values())
+    _refuse_excess(path, [*objects(content.get("added_tokens")), *entries, *by_kind, *others])
+    steps, unknown = _copied_steps(path, content)
+    # a string of our own: what else the file says (post-processor, truncation, padding) the library never sees
+    own = json.dumps(
+        _LIKE_NONE | {"added_tokens": _copied_tokens(content), "model": _copied_model(content)} | steps
+    )
+    loaded = guarded(
+        path, lambda: Tokenizer.from_str(own), "is no tokenizer that can be read", TokenizerError
+    )
     loaded.add_tokens(
         [
             AddedToken(text, **_flags(entry, special=text in by_kind))
@@ -63,7 +86,63 @@ def load_tokenizer(
     )
     known = {token.content for token in loaded.get_added_tokens_decoder().values()}
     loaded.add_special_tokens([AddedToken(text) for text in (*by_kind, *others) if text not in known])
-    return loaded
+    return LoadedTokenizer(loaded, unknown)
+
+
+_PARTS = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+_LIKE_NONE: dict[str, Any] = {"version": "1.0", **dict.fromkeys(_PARTS)}
+
+
+def _copied_steps(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], TokenizerError | None]:
+    """The steps that the library may take, and why one of them is left out."""
+    steps: dict[str, Any] = {}
+    unknown = None
+    for part, copied in (
+        ("normalizer", library_parts.normalizer),
+        ("pre_tokenizer", library_parts.pre_tokenizer),
+        ("decoder", library_parts.decoder),
+    ):
+        try:
+            steps[part] = copied(content.get(part))
+        except library_parts.UnknownStepError as reason:
+            unknown = unknown or TokenizerError(
+                str(path),
+                str(reason),
+                "if you know which of llama.cpp's pre-tokenizers splits text like it, export with {setting} and use "
+                "the GGUF file",
+                setting="pre",
+            )
+    return steps, unknown
+
+
+def _copied_tokens(content: Mapping[str, Any]) -> Any:
+    """The added tokens without what nobody knows; what is none is left to the library to refuse."""
+    entries = content.get("added_tokens", [])
+    if not isinstance(entries, list):
+        return entries
+    names = ("id", "content", *_FLAGS)
+    return [
+        {name: entry[name] for name in names if name in entry} if isinstance(entry, dict) else entry
+        for entry in entries
+    ]
+
+
+def _copied_model(content: Mapping[str, Any]) -> dict[str, Any]:
+    model = section(content, "model")
+    return {"type": "BPE", **{name: model[name] for name in _MODEL if name in model}}
+
+
+def _refuse_excess(path: Path, tokens: Iterable[object]) -> None:
+    """Refuse added tokens whose texts together are longer than any model's."""
+    n_bytes = sum(
+        len(text.encode("utf-8", "replace")) for text in {token_text(token) or "" for token in tokens}
+    )
+    if n_bytes > MAX_ADDED_BYTES:
+        raise TokenizerError(
+            str(path),
+            f"its added tokens have {n_bytes} bytes of text, the limit is {MAX_ADDED_BYTES}",
+            "remove tokens that the model was not trained with",
+        )
 
 
 def named_tokens(settings: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -40,6 +40,9 @@ def doctor(
     Returns:
         The findings; a healthy checkpoint has neither errors nor warnings.
 
+    Raises:
+        ModelChangedError: the checkpoint changed meanwhile: nothing that was found holds.
+
     >>> doctor(demo_model).summary()
     'nothing is wrong'
     """
@@ -70,6 +73,7 @@ def _check(path: Path, full: bool, pre: str | None, progress: OnProgress) -> lis
     findings += check_tokenizer(checkpoint, raw, pre)
     try:
         findings.extend(check_weights(checkpoint, full=full, progress=progress))
+        checkpoint.refuse_changed()
     except CheckpointError as fault:  # what was found before it stays
         findings.append(Finding.of(fault, place=place))
     return findings

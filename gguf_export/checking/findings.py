@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from quantize.containers.untrusted import printable
+from quantize.containers.untrusted import label, printable
 from quantize.exceptions import SETTING, MoeGgufError, one_line
 from quantize.telling import Remark
 
@@ -86,7 +86,7 @@ class Findings(tuple[Finding, ...]):
         return [
             {
                 "severity": finding.severity,
-                "place": finding.place,
+                "place": label(finding.place),
                 "message": finding.message,
                 "remedy": finding.remedy.replace(SETTING, spell(finding.setting)),
             }

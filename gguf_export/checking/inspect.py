@@ -11,6 +11,7 @@ from typing import Any, Literal
 from gguf import LlamaFileType
 
 from gguf_export.files.sizes import size_in_words
+from quantize.containers.untrusted import label
 from quantize.exceptions import ChoiceError
 from quantize.hparams import Hparams
 from quantize.sources.checkpoint import open_checkpoint
@@ -119,7 +120,7 @@ def _facts(
     for spec in specs:
         by_type.setdefault(spec.qtype.name, []).append(spec)
     return ModelFacts(
-        path=str(path),
+        path=label(path),
         kind=kind,
         name=name,
         ftype=ftype,

@@ -60,6 +60,7 @@ def verify(
     Raises:
         CheckpointError, ImatrixError: `against` or `imatrix` cannot be read, or do not go together.
         GGUFError: the file or its SHA256SUMS cannot be hashed or read.
+        ModelChangedError: the file or the checkpoint changed meanwhile: nothing that was found holds.
         OutputError: SHA256SUMS cannot be written.
 
     >>> from gguf_export import export
@@ -98,6 +99,9 @@ def _check(
             findings += check_against(
                 file, checkpoint, engine, level=level, imatrix=imatrix, progress=progress
             )
+        file.refuse_changed()
+        if checkpoint is not None:
+            checkpoint.refuse_changed()
     except GGUFError as fault:  # what was found before it stays
         return [*findings, Finding.of(fault, remedy=FETCH, place=str(path))]
     if checkpoint is not None and level != "errors" and imatrix is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from gguf_export.commands.options import (
     prior,
     recipe_options,
 )
+from gguf_export.commands.streams import show, summary
 
 if TYPE_CHECKING:
     from calibration.judging.side_by_side import Comparison
@@ -224,25 +225,25 @@ def compare(
             progress=showing.enter_context(ProgressView(quiet=quiet)),
             note=say,
         )
-    if not quiet:
-        _print_tables(result.comparison)
-        for path in output.paths:
-            click.echo(f"written: {path}")
-    if timings:
-        _print_timings(result)
+    with summary() if output.paths else nullcontext():
+        if not quiet:
+            _print_tables(result.comparison)
+            for path in output.paths:
+                show(f"written: {path}")
+        if timings:
+            _print_timings(result)
 
 
 def _print_tables(comparison: Comparison) -> None:
     from gguf_export.commands.console import print_table
     from gguf_export.reports.compare_facts import protocol
     from gguf_export.reports.compare_tables import DETAILS, GLANCE, text_table
-    from quantize.containers.untrusted import printable
 
     for index in range(len(comparison.texts)):
         print_table(comparison.text_name(index), *text_table(comparison, index, GLANCE, brief=True))
         print_table("", *text_table(comparison, index, DETAILS, brief=True))
     for name, how in protocol(comparison):
-        click.echo(printable(f"{name}: {how}"))
+        show(f"{name}: {how}")
 
 
 def _print_timings(result: CompareResult) -> None:
@@ -251,4 +252,4 @@ def _print_timings(result: CompareResult) -> None:
     from gguf_export.reports.compare_tables import timing_table
 
     print_table("timings", *timing_table(result.comparison.timings))
-    click.echo(f"{result.n_in_pass} models, {size_in_words(result.bytes_read)} of weights read")
+    show(f"{result.n_in_pass} models, {size_in_words(result.bytes_read)} of weights read")

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from gguf_export.commands.streams import tell
 from gguf_export.files.sizes import size_in_words
 from quantize.containers.untrusted import printable
 from quantize.telling import Progress as Moment
@@ -35,7 +36,7 @@ class ProgressView:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._console = Console(stderr=True)
+        self._console = Console(file=sys.stderr, stderr=True)
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, tuple[float, int]] = {}
@@ -85,9 +86,7 @@ class ProgressView:
         done, total = amount(moment.done, moment.unit), amount(moment.total, moment.unit)
         if moment.unit != "B":
             done = f"{moment.done:,}"
-        print(
-            f"{moment.stage}: {done} of {total}{', ' + rate_text if rate_text else ''}{left}", file=sys.stderr
-        )
+        tell(f"{moment.stage}: {done} of {total}{', ' + rate_text if rate_text else ''}{left}")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -97,17 +96,23 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """
     # A file or a pipe gets lines as long as the table needs: nothing is cut where nobody can widen the window.
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(make_table(title, columns, rows, console.width), crop=False, overflow="ignore")
+    table = make_table(title, columns, rows, console.width, console.encoding)
+    console.print(table, crop=False, overflow="ignore")
 
 
-def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Table:
-    """The table for a terminal of some width: where it is narrow, headings wrap and lines go; numbers never wrap."""
-    cells = [[printable(cell) for cell in row] for row in rows]
-    heads = [printable(column.lstrip(">")) for column in columns]
+def make_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, encoding: str = "utf-8"
+) -> Table:
+    """The table for a terminal of some width: where it is narrow, headings wrap and lines go; numbers never wrap.
+
+    Characters that `encoding` lacks are escaped before columns are measured; the lines are rich's affair.
+    """
+    cells = [[_sayable(cell, encoding) for cell in row] for row in rows]
+    heads = [_sayable(column.lstrip(">"), encoding) for column in columns]
     is_text = [not column.startswith(">") for column in columns]
     room = [max([cell_len(row[i]) for row in cells], default=0) for i in range(len(columns))]
     widths = [max(one, cell_len(head)) for one, head in zip(room, heads, strict=True)]
-    table = Table(title=Text(printable(title), "bold") if title else None, title_justify="left")
+    table = Table(title=Text(_sayable(title, encoding), "bold") if title else None, title_justify="left")
     if sum(widths) + 3 * len(columns) + 1 > width:
         table.box, table.show_edge, table.pad_edge, table.padding = SIMPLE_HEAD, False, False, (0, 1, 0, 0)
         least = [max([one, *map(cell_len, head.split())]) for one, head in zip(room, heads, strict=True)]
@@ -123,3 +128,7 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     for row in cells:
         table.add_row(*map(Text, row))
     return table
+
+
+def _sayable(text: str, encoding: str) -> str:
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)

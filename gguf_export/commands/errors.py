@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from gguf_export.commands.options import (
     prior,
     text_options,
 )
+from gguf_export.commands.streams import show, summary
 
 if TYPE_CHECKING:
     from calibration.judging.matrix_errors import ErrorReport
@@ -109,10 +111,12 @@ def errors(
         )
     for path in outputs:
         write_errors(path, report)
-    if not quiet:
+    if quiet:
+        return
+    with summary() if outputs else nullcontext():
         _print_report(report)
         for path in outputs:
-            click.echo(f"written: {path}")
+            show(f"written: {path}")
 
 
 def _print_report(report: ErrorReport) -> None:
@@ -132,9 +136,7 @@ def _print_report(report: ErrorReport) -> None:
         names = "; ".join(expert_place(bid, xid) for bid, xid in experts[:MOST_NAMED])
         more = f" and {len(experts) - MOST_NAMED} more" * (len(experts) > MOST_NAMED)
         if experts:
-            click.echo(f"{fact} {names}{more}")
+            show(f"{fact} {names}{more}")
     for row in {(row.qtype, row.fallback): row for row in report.rows if row.fallback}.values():
         n_rows = sum(other.fallback == row.fallback for other in report.of(row.qtype))
-        click.echo(
-            f"{row.qtype}: {n_rows} matrices have rows that it does not divide; judged as {row.fallback}"
-        )
+        show(f"{row.qtype}: {n_rows} matrices have rows that it does not divide; judged as {row.fallback}")

@@ -30,6 +30,7 @@ from gguf_export.commands.options import (
     recipe_options,
     text_options,
 )
+from gguf_export.commands.streams import show, summary
 
 if TYPE_CHECKING:
     from gguf_export.writing.export import ExportPlan, ExportResult
@@ -127,7 +128,6 @@ def export(
     one read of the shards. A run that was stopped goes on when the same command is given again.
     """
     from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.load import print_load
     from gguf_export.commands.messages import say
     from gguf_export.writing import export as exporting
 
@@ -147,11 +147,9 @@ def export(
         result = exporting.export(
             model, recipes, folder, **settings, **vars(running), progress=view, note=say
         )
-    if quiet:
-        return
-    if result.calibration is not None:
-        print_load(result.calibration)
-    _print_result(result)
+    if not quiet:
+        with summary():
+            _print_result(result)
 
 
 def _print_plan(planned: ExportPlan) -> None:
@@ -170,17 +168,21 @@ def _print_plan(planned: ExportPlan) -> None:
             for tensor in file.tensors
         ]
         print_table(str(file.path), ("tensor", ">shape", "type", ">size", ">offset"), rows)
-        click.echo(f"{size_in_words(file.n_bytes)}, {file.bpw:.2f} bits per weight\n")
+        show(f"{size_in_words(file.n_bytes)}, {file.bpw:.2f} bits per weight")
+        show()
 
 
 def _print_result(result: ExportResult) -> None:
     from gguf_export.commands.console import print_table
+    from gguf_export.commands.load import print_load
     from gguf_export.files.sizes import size_in_words
 
+    if result.calibration is not None:
+        print_load(result.calibration)
     seconds = result.seconds.wall
     rows = [
         (str(file.path), file.ftype, size_in_words(file.n_bytes), f"{file.bpw:.2f}") for file in result.files
     ]
     print_table("", ("file", "type", ">size", ">bpw"), rows)
     rate = size_in_words(result.bytes_read / seconds) if seconds else "-"
-    click.echo(f"{size_in_words(result.bytes_read)} read once, {seconds:.1f} seconds, {rate}/s")
+    show(f"{size_in_words(result.bytes_read)} read once, {seconds:.1f} seconds, {rate}/s")

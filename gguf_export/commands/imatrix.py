@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +20,10 @@ from gguf_export.commands.options import (
     option,
     text_options,
 )
+from gguf_export.commands.streams import show, summary
+
+if TYPE_CHECKING:
+    from calibration.importance.observers import Collected
 
 
 @click.command(cls=Verb)
@@ -47,7 +52,6 @@ def imatrix(
     A run that was stopped goes on behind the last layer that it kept when the same command is given again.
     """
     from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.load import print_load
     from gguf_export.commands.messages import say
     from gguf_export.writing.calibrate import calibrate
 
@@ -63,11 +67,17 @@ def imatrix(
             progress=view,
             note=say,
         )
-    if quiet:
-        return
+    if not quiet:
+        with summary():
+            _print_result(output, collected)
+
+
+def _print_result(output: Path, collected: Collected) -> None:
+    from gguf_export.commands.load import print_load
+
     print_load(collected)
     timings = collected.timings
-    click.echo(
+    show(
         f"{output}: {timings.n_token:,} tokens, {timings.total:.1f} seconds, "
         f"{timings.n_token / timings.total:,.0f} tokens/s, {timings.share_of_products:.0%} in matrix products"
     )

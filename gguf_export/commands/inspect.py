@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from gguf_export.commands.options import FILE, Verb, option
+from gguf_export.commands.streams import show_json
 
 
 @click.command(cls=Verb)
@@ -20,7 +20,7 @@ def inspect(path: Path, as_json: bool, tensors: bool) -> None:
 
     facts = checking.inspect(path)
     if as_json:
-        click.echo(json.dumps(facts.as_dict(), indent=1))
+        show_json(facts.as_dict())
         return
     from gguf_export.commands.console import print_table
     from gguf_export.files.sizes import size_in_words

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
 from gguf_export.commands.messages import switch
+from gguf_export.commands.streams import show
 
 if TYPE_CHECKING:
     from calibration.importance.observers import Collected
@@ -43,10 +42,10 @@ def print_load(collected: Collected) -> None:
     )
     starved = load.starved()
     for bid, xid, n_token in starved:
-        click.echo(
+        show(
             f"starved: {expert_place(bid, xid)}: {n_token:,} tokens, an even share is {load.even_share:,.0f}"
         )
     if starved and not collected.imatrix.prior:
-        click.echo(
+        show(
             f"more text of their kind feeds them; export {switch('prior')} 8 draws them toward their layer's mean"
         )

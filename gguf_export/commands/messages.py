@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
+from gguf_export.commands.streams import show, show_json, tell
 
 if TYPE_CHECKING:
     from gguf_export.checking.findings import Findings
@@ -22,14 +21,11 @@ def switch(setting: str) -> str:
 
 def say(remark: Remark) -> None:
     """Show a remark to the person at the terminal, beside what goes to standard output."""
-    from quantize.containers.untrusted import printable
-
-    click.echo(printable(remark.line(switch)), err=True)
+    tell(remark.line(switch))
 
 
 def error_line(error: MoeGgufError) -> str:
     """An error as one line, and the command that lists more of the same kind."""
-    from quantize.containers.untrusted import printable
     from quantize.exceptions import ActivationError
 
     line = error.line(switch)
@@ -39,16 +35,16 @@ def error_line(error: MoeGgufError) -> str:
             line += f"; moe-gguf doctor {path} --full lists what is damaged"
         elif path.is_file():
             line += f"; moe-gguf verify {path} lists what is damaged"
-    return printable(f"moe-gguf: error: {line}")
+    return f"moe-gguf: error: {line}"
 
 
 def show_findings(findings: Findings, as_json: bool) -> None:
     """Print findings, the worst first, and exit with 1 where there is an error, so that a script knows."""
     if as_json:
-        click.echo(json.dumps(findings.as_json(switch), indent=1))
+        show_json(findings.as_json(switch))
     else:
         for finding in findings:
-            click.echo(finding.line(switch))
-        click.echo(findings.summary())
+            show(finding.line(switch))
+        show(findings.summary())
     if findings.worst == "error":
         sys.exit(1)

@@ -13,6 +13,7 @@ from calibration.judging.matrix_errors import ErrorReport
 from calibration.judging.output_error import measure_errors
 from calibration.text.chunks import Chunks
 from calibration.text.text_settings import TextSettings, cut_text
+from quantize.containers.untrusted import label
 from quantize.engine import Engine
 from quantize.exceptions import TextError
 from quantize.sources.model_source import ModelFile, open_source
@@ -45,6 +46,7 @@ def errors(
 
     Raises:
         TextError: there is no text, or it is too short.
+        ModelChangedError: a file of the model changed while it was read.
         MoeGgufError: see `open_source` and `measure_errors`.
 
     >>> report = errors(demo_model, TextSettings((text,), n_ctx=128, n_chunk=5), ["Q4_K"])
@@ -56,16 +58,18 @@ def errors(
     text = TextSettings.of(text)
     source = open_source(model, note)
     fit, judged = cut_fit_and_held_out(source, text, held_out)
-    return measure_errors(
+    report = measure_errors(
         source,
         fit,
         judged,
         settings,
-        model=Path(model).resolve().name,
+        model=label(Path(model).resolve().name),
         forward_settings=forward,
         engine=engine,
         progress=progress,
     )
+    source.refuse_changed()
+    return report
 
 
 def cut_fit_and_held_out(

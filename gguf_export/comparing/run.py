@@ -11,6 +11,7 @@ from pathlib import Path
 from calibration.forward.settings import ForwardSettings
 from calibration.importance.imatrix import Imatrix
 from calibration.judging import side_by_side
+from calibration.judging.logits_file import LogitsFile
 from calibration.judging.model import Model
 from calibration.judging.side_by_side import Activations, Base, Comparison
 from calibration.text.chunks import Chunks
@@ -42,6 +43,11 @@ class CompareJob:
     texts: tuple[Chunks, ...]
     sources: tuple[ModelSource, ...]
     imatrix: Imatrix | None = None
+
+    @property
+    def files(self) -> tuple[ModelSource | LogitsFile, ...]:
+        """All that is read in the pass."""
+        return (*self.sources, self.base) if self.base.kind == "logits" else self.sources
 
     @property
     def n_in_pass(self) -> int:
@@ -163,6 +169,7 @@ def run(
     Raises:
         OutputError: another run keeps its state there, or the folder cannot be written.
         LogitsError, ActivationError, CheckpointError: see `side_by_side.compare`.
+        ModelChangedError: a file changed while it was read; there is no result.
     """
     settings = settings or PassSettings()
     read_before = job.bytes_read
@@ -182,6 +189,8 @@ def run(
             keeper=keeper,
             progress=progress,
         )
+        for source in job.files:
+            source.refuse_changed()
         result = CompareResult(comparison, job.n_in_pass, job.bytes_read - read_before)
         on_result(result)
     return result

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.judging.logits_file import LogitsFile
 from calibration.text.chunks import N_CTX, Chunks, make_chunks, read_text
 from calibration.text.tokenizer import tokenizer_of, vocabulary_of
-from quantize.containers.untrusted import quoted
+from quantize.containers.untrusted import label, quoted
 from quantize.exceptions import LogitsError, TextError
 from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
@@ -18,18 +19,45 @@ __all__ = ["NamedText", "TextChoice", "cut_choice", "own_text"]
 
 @dataclass(frozen=True)
 class NamedText:
-    """A file of text and the name under which it is reported."""
+    """A file of text and the name, valid text, under which it is reported."""
 
     name: str
     path: Path
 
     @classmethod
     def parse(cls, text: str) -> NamedText:
-        """NAME=FILE, or a file that goes by its stem."""
-        name, sign, path = text.partition("=")
-        if not sign or not name or Path(text).exists():
-            return cls(Path(text).stem, Path(text))
-        return cls(name, Path(path))
+        """NAME=FILE, or a file that goes by its stem.
+
+        A file that is called so as a whole is taken. Else NAME may hold = as well as FILE: the file that is there
+        tells where it begins. Where there are several, a NAME without / counts, so that `./` before FILE decides.
+
+        Raises:
+            TextError: there are several = and no such file, or several.
+        """
+        whole = cls(label(Path(text).stem), Path(text))
+        ends = [i for i, sign in enumerate(text) if sign == "=" and i]
+        if not ends or _is_file(text):
+            return whole
+        readings = [cls(label(text[:i]), Path(text[i + 1 :])) for i in ends]
+        if len(readings) == 1:
+            return readings[0]
+        found = [reading for reading in readings if _is_file(str(reading.path))]
+        if len(found) > 1:
+            found = [reading for reading in found if "/" not in reading.name] or found
+        if len(found) != 1:
+            files = " and ".join(quoted(str(reading.path)) for reading in found)
+            raise TextError(
+                text,
+                f"NAME=FILE can be read in several ways, for {files} are files"
+                if found
+                else "NAME=FILE names no file, wherever it is cut",
+                "write ./ before FILE" if found else "see to the name of the file",
+            )
+        return found[0]
+
+
+def _is_file(path: str) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - Path raises where a name is too long
 
 
 @dataclass(frozen=True)
@@ -47,7 +75,11 @@ class TextChoice:
 
     @classmethod
     def of(cls, *texts: str, n_ctx: int = N_CTX, n_chunk: int | None = None) -> TextChoice:
-        """The choice with each text as NAME=FILE, or as a file that goes by its stem."""
+        """The choice with each text as NAME=FILE, or as a file that goes by its stem.
+
+        Raises:
+            TextError: see `NamedText.parse`.
+        """
         return cls(tuple(map(NamedText.parse, texts)), n_ctx, n_chunk)
 
     def refuse_twins(self) -> None:
@@ -89,4 +121,4 @@ def own_text(logits: LogitsFile, model: Checkpoint | GGUFFile, choice: TextChoic
     """
     if choice.texts:
         raise LogitsError(logits.name, "brings its own text", "leave the text out")
-    return Chunks((logits.path.stem,), logits.tokens[: choice.n_chunk], vocabulary_of(model).bos_id)
+    return Chunks((label(logits.path.stem),), logits.tokens[: choice.n_chunk], vocabulary_of(model).bos_id)

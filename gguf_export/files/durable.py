@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gguf_export.files.disk import durable, forget_pages, is_full
+from gguf_export.files.opening import file_id, is_there, open_again, open_new, refuse_gone
 from gguf_export.files.sizes import size_in_words
 from quantize.exceptions import NoSpaceError, OutputError
 from quantize.telling import OnProgress, Progress, silent
@@ -52,12 +53,12 @@ class DurableFile:
         Args:
             path: of the file.
             n_bytes: its size when it is whole.
-            goes_on: keep what is in it; otherwise it is created, or emptied.
+            goes_on: keep what is in it; otherwise it is created, in the place of a file that is there.
             on_durable: is told the pieces that the disk holds, each once; an `OSError` from it counts as one of the
                 disk. Called from the thread that syncs.
 
         Raises:
-            OutputError: the file cannot be opened.
+            OutputError: the file cannot be opened, or something other than a plain file is there.
         """
         self.path, self.n_bytes = path, n_bytes
         self._on_durable = on_durable
@@ -69,7 +70,13 @@ class DurableFile:
         self._unsynced_bytes = 0
         self._synced_at = time.monotonic()
         with self._errors():
-            self._file: Any = path.open("r+b" if goes_on else "w+b", buffering=0)
+            self._file: Any = open_again(path) if goes_on else open_new(path)
+            self._identity = file_id(os.fstat(self._file.fileno()))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its name still leads to this file, which may be closed."""
+        return is_there(self._identity, self.path)
 
     def frame(self, pieces: Sequence[tuple[int, bytes]]) -> None:
         """Give the file its size, and put bytes at offsets without noting them.
@@ -101,8 +108,10 @@ class DurableFile:
         """Make the remaining pieces durable, in the caller's thread; nothing is written meanwhile.
 
         Raises:
-            OutputError: the disk is full or broken.
+            OutputError: the disk is full or broken, or the file was removed or replaced.
         """
+        if self._file.closed:
+            return
         try:
             if self._syncing is not None:
                 self._syncing.result()
@@ -118,6 +127,17 @@ class DurableFile:
         self._syncer.shutdown()
         with self._errors():
             self._file.close()
+
+    def rename(self, path: Path) -> None:
+        """Close the file and give it another name, which it gets only if it is still what its own name leads to.
+
+        Raises:
+            OutputError: it was removed or replaced, or the name cannot be given.
+        """
+        self.close()
+        refuse_gone(self._identity, self.path)
+        with self._errors():
+            self.path.replace(path)
 
     def _put(self, offset: int, data: memoryview) -> None:
         self._file.seek(offset)
@@ -144,6 +164,7 @@ class DurableFile:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
                 durable(self._file)
                 forget_pages(self._file)
+                refuse_gone(self._identity, self.path)  # told now, and not when all is done
                 self._on_durable(pieces)
             except OSError:
                 self._is_broken = True

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
 from filelock import lock_descriptor
 
+from gguf_export.files.opening import file_id, is_there, open_to_append
 from quantize.exceptions import OutputBusyError
 
 __all__ = ["LockedFile"]
@@ -22,7 +22,7 @@ class LockedFile:
     """A file that is open for reading and appending, and locked for as long as it is open.
 
     The lock dies with its process, however that ends: a killed run leaves the file and no lock. A lock is never waited
-    for, and a symbolic link under the file's name is not followed. As a context manager it removes the file at the end.
+    for, and only a plain file is opened (see `files.opening`). As a context manager it removes the file at the end.
     """
 
     def __init__(self, path: Path, label: str) -> None:
@@ -34,12 +34,14 @@ class LockedFile:
 
         Raises:
             OutputBusyError: another run holds the lock.
+            OutputError: something other than a plain file of one name is there.
             OSError: the file cannot be opened or made.
         """
         self.path = path
         while True:
             # Unbuffered, so that closing does not try again what could not be written.
-            self.file = FileIO(path, "a+", opener=_open_no_link)
+            self.file = open_to_append(path)
+            self._identity = file_id(os.fstat(self.file.fileno()))
             try:
                 self.is_locked = self._lock(label)
                 """False where the file system knows no locks."""
@@ -65,23 +67,22 @@ class LockedFile:
 
     def _is_still_there(self) -> bool:
         """Whether the name still leads to the open file."""
-        try:
-            return os.path.samestat(os.fstat(self.file.fileno()), self.path.lstat())
-        except FileNotFoundError:
-            return False
+        return is_there(self._identity, self.path)
 
     def close(self) -> None:
         """Unlock the file and leave it where it is."""
         self.file.close()
 
     def remove(self) -> None:
-        """Remove the file, then unlock it: whoever opens the name next gets a new file."""
+        """Remove the file, then unlock it: whoever opens the name next gets a new file. Another's file stays."""
         if self.file.closed:
             return
+        is_ours = self._is_still_there()
         with contextlib.suppress(OSError):  # Windows removes no open file
-            self.path.unlink(missing_ok=True)
+            if is_ours:
+                self.path.unlink(missing_ok=True)
         self.file.close()
-        if os.name == "nt":
+        if os.name == "nt" and is_ours:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
 
@@ -92,7 +93,3 @@ class LockedFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)

@@ -1,54 +1,139 @@
-"""May these files be written? Asked once for all outputs of a command, before its work."""
+"""May these files be written? Asked once for all outputs of a command together, before its work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import tempfile
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
-from gguf_export.files.replacing import is_device
+from gguf_export.files.opening import file_id, refuse_strange, status_of
+from gguf_export.files.replacing import is_device, partial_path, target_of
 from quantize.exceptions import OutputError, OutputExistsError
 
 __all__ = ["refuse_existing", "refuse_outputs"]
 
 
 def refuse_outputs(
-    outputs: Sequence[Path], *, force: bool = False, devices: bool = False, own: Sequence[Path] = ()
+    outputs: Sequence[Path],
+    *,
+    force: bool = False,
+    devices: bool = False,
+    made: Sequence[Path] = (),
+    own: Sequence[Path] = (),
+    inputs: Iterable[Path] = (),
 ) -> None:
-    """Refuse, before hours of work, outputs that could not be written at its end.
+    """Refuse, before hours of work, outputs that could not be written at its end, or would destroy something.
 
     Args:
-        outputs: all files that the work will make.
-        force: replace files that exist.
+        outputs: files that the user named. A link stays a link: its target is replaced.
+        force: replace those of `outputs` that exist.
         devices: take a device such as /dev/stdout, too; several outputs may go to one.
-        own: further files that the work keeps for itself, such as a state; they may exist.
+        made: files whose names the work derives, in folders that it makes. They may exist, and a link is replaced.
+        own: files that the work keeps for itself, such as a state. They may exist, and no link is followed.
+        inputs: files that are read, whether they exist or not.
 
     Raises:
         OutputExistsError: a file exists, and `force` is not given; everything else is in order.
-        OutputError: a folder is missing, a name is that of a folder or of a device, or two outputs are the same file.
+        OutputError: a folder is missing or cannot be written, a name is that of a folder or of a device, two outputs
+            are the same file, an output is an input, something strange lies under the name of a working file.
     """
-    for path in (*outputs, *own):
-        if not path.absolute().parent.is_dir():
-            raise OutputError(str(path), "there is no such folder", "make it first")
-        if path.is_dir():
-            raise OutputError(str(path), "is a folder", "name a file in it")
-        if is_device(path) and not devices:
-            raise OutputError(str(path), "is no file, so it cannot be replaced", "choose another name")
-    files = [path.resolve() for path in (*outputs, *own) if not is_device(path)]
+    files = [path for path in outputs if not (devices and is_device(path) and not _is_folder(path))]
     for path in files:
-        if files.count(path) > 1:
-            raise OutputError(str(path), "named twice", "choose a file for each")
+        _refuse_kind(path)
+    for path in made:
+        status = status_of(path)
+        if status is not None and not path.is_symlink():
+            _refuse_kind(path)
+    targets = [target_of(path) for path in files]
+    working = [*own, *map(partial_path, targets), *map(partial_path, made)]
+    for path in working:
+        refuse_strange(path)
+    places = [*zip(targets, files, strict=True), *((path, path) for path in (*made, *working))]
+    _refuse_twins(places, set(working))
+    _refuse_inputs(places, inputs)
+    for folder in dict.fromkeys(target.absolute().parent for target, _ in places):
+        _refuse_folder(folder)
     if not force:
-        refuse_existing(path for path in outputs if not is_device(path))
+        refuse_existing(files)
 
 
 def refuse_existing(outputs: Iterable[Path]) -> None:
-    """Refuse files that exist.
+    """Refuse files that exist, and links, wherever they lead.
 
     Raises:
         OutputExistsError: there is one.
     """
     for path in outputs:
-        if path.exists():
+        if status_of(path) is not None:
             raise OutputExistsError(
                 str(path), "exists already", "pass {setting} to replace it", setting="force"
             )
+
+
+def _refuse_kind(path: Path) -> None:
+    """Refuse a name under which no file can be put."""
+    if not _is_folder(path.absolute().parent):
+        raise OutputError(str(path), "there is no such folder", "make it first")
+    status_of(path)  # a name that is too long
+    if _is_folder(path):
+        raise OutputError(str(path), "is a folder", "name a file in it")
+    if is_device(path):
+        raise OutputError(str(path), "is no file, so it cannot be replaced", "choose another name")
+    if not _is_folder(target_of(path).parent):
+        raise OutputError(str(path), "is a link that leads nowhere", "remove it")
+
+
+def _refuse_twins(places: Sequence[tuple[Path, Path]], working: Container[Path]) -> None:
+    """Refuse two outputs, or an output and a working file, that are one file; `places` are (target, name as given)."""
+    seen: dict[object, Path] = {}
+    for target, name in places:
+        keys = _keys(target)
+        for other in (seen[key] for key in keys if key in seen):
+            if name in working:
+                raise OutputError(
+                    str(other), "is the name of a file that the work keeps", "choose another name"
+                )
+            raise OutputError(str(name), "named twice", "choose a file for each")
+        seen |= dict.fromkeys(keys, name)
+
+
+def _refuse_inputs(places: Sequence[tuple[Path, Path]], inputs: Iterable[Path]) -> None:
+    """Refuse an output or a working file that is read, too."""
+    read: dict[object, Path] = {}
+    for path in inputs:
+        read |= dict.fromkeys(_keys(path) | _keys(target_of(path)), path)
+    for target, name in places:
+        for key in _keys(target) & read.keys():
+            raise OutputError(str(name), f"would replace {read[key]}, which is read", "choose another name")
+
+
+def _keys(path: Path) -> set[object]:
+    """What tells a file from others: its place, and its identity where it exists; the last name is not followed."""
+    keys: set[object] = {target_of(path.absolute().parent) / path.name}
+    with contextlib.suppress(OSError):
+        keys.add(file_id(path.lstat()))
+    return keys
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _refuse_folder(folder: Path) -> None:
+    """Refuse a folder into which nothing can be written; of one that is still to be made, that in which it will be."""
+    while not _is_folder(folder) and folder != folder.parent:
+        if status_of(folder) is not None:
+            raise OutputError(str(folder), "is no folder", "choose another place")
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # where the system can, it never has a name
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            str(folder), f"cannot be written into: {reason}", "choose another folder"
+        ) from error

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from io import BufferedRandom
 from pathlib import Path
 
 from gguf_export.files.disk import durable, durable_folder, forget_pages, write_error
+from gguf_export.files.opening import file_id, is_there, open_new, refuse_gone, stream_number
 
-__all__ = ["PARTIAL_SUFFIX", "is_device", "partial_path", "replacing", "write_bytes", "write_text"]
+__all__ = [
+    "PARTIAL_SUFFIX",
+    "is_device",
+    "partial_path",
+    "replacing",
+    "target_of",
+    "write_bytes",
+    "write_files",
+    "write_text",
+]
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -20,26 +32,39 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL_SUFFIX)
 
 
+def target_of(path: Path) -> Path:
+    """The file that a name stands for: a link that the user names stays a link, and its target is replaced."""
+    return Path(os.path.realpath(path))
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """The name under which to write what shall appear as `path`; it gets its name, durably, when the block ends well.
+def replacing(path: Path) -> Iterator[BufferedRandom]:
+    """A new file, open to be written, that shall appear as `path`; it gets its name, durably, when the block ends well.
 
     Raises:
         OSError: the disk is full or broken; what stood under `path` stands there still.
+        OutputError: the file was removed or replaced meanwhile, or something strange lies under its working name.
     """
-    path = path.resolve()  # a link stays a link
     if is_device(path):
         raise FileExistsError(errno.EEXIST, "something is there that is no file", str(path))
+    path = target_of(path)
     partial = partial_path(path)
+    raw = open_new(partial)
+    identity = file_id(os.fstat(raw.fileno()))
+    file = BufferedRandom(raw)
     try:
-        yield partial
-        with partial.open("r+b") as file:
-            durable(file)
-            forget_pages(file)
+        yield file
+        durable(file)
+        forget_pages(file)
+        refuse_gone(identity, partial)
+        file.close()
         partial.replace(path)
     except BaseException:
+        with contextlib.suppress(OSError):  # closing writes what is left: the first error is the one to tell
+            file.close()
         with contextlib.suppress(OSError):
-            partial.unlink()
+            if is_there(identity, partial):
+                partial.unlink()
         raise
     durable_folder(path.parent)
 
@@ -55,16 +80,49 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OutputError: the disk is full (`NoSpaceError`) or broken.
     """
-    try:
+    write_files([(path, content)])
+
+
+def write_files(contents: Sequence[tuple[Path, bytes]]) -> None:
+    """Write files that belong together: all are written before the first gets its name; devices come last.
+
+    Raises:
+        OutputError: the disk is full (`NoSpaceError`) or broken.
+    """
+    with ExitStack() as stack:
+        for path, content in contents:
+            if not is_device(path):
+                stack.enter_context(_errors(path))
+                file = stack.enter_context(replacing(path))
+                with _errors(path):
+                    file.write(content)
+                    file.flush()
+    for path, content in contents:
         if is_device(path):
-            path.write_bytes(content)
-            return
-        with replacing(path) as partial:
-            partial.write_bytes(content)
+            with _errors(path):
+                _write_device(path, content)
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise write_error(path, error) from error
 
 
+def _write_device(path: Path, content: bytes) -> None:
+    """Write at the place where a stream of this process is; opened by its name, a file behind it would be emptied."""
+    number = stream_number(path)
+    with path.open("wb") if number is None else os.fdopen(os.dup(number), "wb") as file:
+        file.write(content)
+
+
 def is_device(path: Path) -> bool:
     """Whether something is there that is no file, such as a terminal, a pipe or a folder: it cannot be replaced."""
-    return path.exists() and not path.is_file()
+    if stream_number(path) is not None:
+        return True
+    try:
+        return path.exists() and not path.is_file()
+    except OSError:  # a name that is too long
+        return False

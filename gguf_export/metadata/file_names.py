@@ -14,6 +14,7 @@ from typing import Any
 
 from gguf_export.metadata.model_id import is_type
 from quantize.containers.keys import KeyValue
+from quantize.containers.untrusted import exact_text, label, quoted
 from quantize.exceptions import OutputError
 
 __all__ = [
@@ -87,8 +88,17 @@ def lmstudio_path(root: Path, publisher: str, model: str, file: str) -> Path:
     """`root/publisher/model/file`: LM Studio looks exactly two folders deep.
 
     Raises:
-        OutputError: the publisher is empty.
+        OutputError: the publisher is empty, or not spelled in UTF-8.
     """
+    try:
+        publisher = exact_text(publisher)
+    except UnicodeError:
+        raise OutputError(
+            f"publisher {quoted(label(publisher))}",
+            "is not UTF-8",
+            "spell {setting} in UTF-8",
+            setting="publisher",
+        ) from None
     if not publisher.strip():
         raise OutputError(
             file, "LM Studio wants publisher/model/file", "name a {setting}", setting="publisher"

@@ -16,6 +16,7 @@ from gguf import GGUFValueType
 from calibration.importance.imatrix import Imatrix
 from gguf_export.metadata.model_card import TEXTS, Card, read_card
 from quantize.containers.keys import KeyValue
+from quantize.containers.untrusted import exact_text, label, quoted
 from quantize.exceptions import RecipeError
 from quantize.sources.checkpoint import Checkpoint
 from quantize.telling import Note, discard
@@ -83,8 +84,12 @@ def model_keys(checkpoint: Checkpoint, *, name: str | None = None, note: Note = 
         checkpoint: the model; of its folder README.md and generation_config.json are read.
         name: general.name given by hand; base name, size label and the like then follow from it.
         note: receives remarks on what was left out.
+
+    Raises:
+        RecipeError: `name` is not spelled in UTF-8.
     """
     n_params = count_params(checkpoint.specs())
+    name = None if name is None else _exact_name(name)
     card = read_card(checkpoint.path, checkpoint.config, n_params.total, name, note)
     folder = checkpoint.path.name.encode("utf-8", "replace").decode("utf-8")
     card.texts.setdefault("name", folder or "model")
@@ -96,6 +101,18 @@ def model_keys(checkpoint: Checkpoint, *, name: str | None = None, note: Note = 
         *_general_keys(card),
         *checkpoint.arch_keys(),
     ]
+
+
+def _exact_name(name: str) -> str:
+    try:
+        return exact_text(name)
+    except UnicodeError:
+        raise RecipeError(
+            f"name {quoted(label(name))}",
+            "is not UTF-8, as texts of a GGUF file are",
+            "spell {setting} in UTF-8",
+            setting="name",
+        ) from None
 
 
 def _general_keys(card: Card) -> list[KeyValue]:
@@ -143,9 +160,9 @@ def parse_override(text: str) -> KeyValue:
     if key.startswith("split.") or key == "general.alignment":
         raise RecipeError(place, f"{key} follows from the layout of the file and cannot be set")
     if kind == "str":
-        if not _is_utf8(value) or len(value.encode("utf-8")) > 127 or "\0" in value:
+        if not _fits(value):
             raise RecipeError(place, "a text has at most 127 bytes of UTF-8")
-        return KeyValue.text(key, value)
+        return KeyValue.text(key, exact_text(value))
     if kind == "bool":
         if value not in ("true", "false"):
             raise RecipeError(place, "a bool is true or false")
@@ -168,12 +185,11 @@ def _pair(key: str, value: str | int | float) -> KeyValue:
     return KeyValue.f32(key, value) if isinstance(value, float) else KeyValue.u32(key, value)
 
 
-def _is_utf8(text: str) -> bool:
+def _fits(text: str) -> bool:
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
+        return len(exact_text(text).encode("utf-8")) <= 127 and "\0" not in text
+    except UnicodeError:
         return False
-    return True
 
 
 def assemble(

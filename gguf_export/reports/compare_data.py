@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from typing import Any
 
@@ -13,6 +10,7 @@ import numpy as np
 from calibration.judging.perplexity import Estimate
 from calibration.judging.side_by_side import Comparison, Model, OnText
 from gguf_export.reports.compare_facts import base_name, labels, versions
+from gguf_export.reports.data_texts import as_data, csv_text, json_text
 
 __all__ = ["compare_csv", "compare_dict", "compare_json"]
 
@@ -63,13 +61,7 @@ def compare_csv(comparison: Comparison) -> str:
                     "router_kld": float(np.nanmean(result.router.kld)),
                 }
             lines.append(place | _figures(result) | routers)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(lines[0])
-    for line in lines:
-        values = ("" if isinstance(v, float) and not math.isfinite(v) else v for v in line.values())
-        writer.writerow([f"{v:.9g}" if isinstance(v, float) else v for v in values])
-    return out.getvalue()
+    return csv_text(list(lines[0]), (line.values() for line in lines))
 
 
 def compare_dict(comparison: Comparison) -> dict[str, Any]:
@@ -111,8 +103,8 @@ def compare_dict(comparison: Comparison) -> dict[str, Any]:
         ],
         "timings": comparison.timings.as_dict(),
     }
-    finite: dict[str, Any] = _finite(figures)
-    return finite
+    data: dict[str, Any] = as_data(figures)
+    return data
 
 
 def _imatrix(model: Model) -> dict[str, Any] | None:
@@ -138,15 +130,6 @@ def _routers(result: OnText) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
-    """The same value with None for NaN and infinities, which JSON has not."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def compare_json(comparison: Comparison) -> str:
     """Write all figures as JSON; see `compare_dict`."""
-    return json.dumps(compare_dict(comparison), indent=1, allow_nan=False) + "\n"
+    return json_text(compare_dict(comparison)) + "\n"

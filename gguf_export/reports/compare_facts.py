@@ -10,6 +10,7 @@ import torch
 
 from calibration.judging.side_by_side import Comparison, Model
 from gguf_export.writing.fingerprint import version
+from quantize.containers.untrusted import label
 
 __all__ = ["base_name", "labels", "protocol", "versions"]
 
@@ -37,10 +38,10 @@ def labels(comparison: Comparison) -> list[str]:
     of_base = [_stem(base)] if base.kind == "model" and base.is_file else []
     cut = _cut([PART.split(name) for name in dict.fromkeys(of_files + of_base)], base_name(comparison))
     shown = [
-        "".join(PART.split(name)[cut:]) if model.is_file else name
+        label("".join(PART.split(name)[cut:]) if model.is_file else name)
         for model, name in zip(comparison.models, names, strict=True)
     ]
-    return shown if len(set(shown)) == len(shown) else [model.name for model in comparison.models]
+    return shown if len(set(shown)) == len(shown) else [label(model.name) for model in comparison.models]
 
 
 def _cut(names: Sequence[list[str]], base: str) -> int:
@@ -66,7 +67,7 @@ def base_name(comparison: Comparison) -> str:
     """The name of the base's file or folder."""
     base = comparison.base
     path = base.path if base.kind == "logits" else Path(base.name)
-    return path.name or path.resolve().name
+    return label(path.name or path.resolve().name)
 
 
 def versions() -> dict[str, str]:

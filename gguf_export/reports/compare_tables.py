@@ -13,6 +13,7 @@ from calibration.judging.side_by_side import Comparison, Model, OnText
 from gguf_export.files.sizes import size_in_words
 from gguf_export.reports.compare_facts import base_name, labels, protocol
 from gguf_export.reports.figures import NOTHING, significant
+from gguf_export.reports.markdown import markdown_text, table_line
 from gguf_export.reports.pages import TableText
 
 __all__ = [
@@ -175,21 +176,13 @@ def compare_markdown(comparison: Comparison) -> str:
     for index in range(len(comparison.texts)):
         columns, rows = text_table(comparison, index, ("size", "bpw", *MODEL_CARD))
         if len(comparison.texts) > 1:
-            parts += [f"**{_cell(comparison.text_name(index))}**", ""]
-        parts.append(_line([column.lstrip(">") for column in columns]))
-        parts.append(_line(["---", *["---:"] * (len(columns) - 1)]))
-        parts += [_line([_cell(cell) for cell in row]) for row in rows]
+            parts += [f"**{markdown_text(comparison.text_name(index))}**", ""]
+        parts.append(table_line([column.lstrip(">") for column in columns]))
+        parts.append(table_line(["---", *["---:"] * (len(columns) - 1)]))
+        parts += [table_line([markdown_text(cell) for cell in row]) for row in rows]
         parts.append("")
-    facts = [f"- {_cell(name)}: {_cell(how)}" for name, how in protocol(comparison)]
+    facts = [f"- {markdown_text(name)}: {markdown_text(how)}" for name, how in protocol(comparison)]
     return "\n".join([*parts, *facts, ""])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
 
 
 def timing_table(timings: Timings) -> TableText:

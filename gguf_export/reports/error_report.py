@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 from calibration.judging.matrix_errors import ErrorReport
 from gguf_export.files.outputs import refuse_outputs
 from gguf_export.files.replacing import write_text
+from gguf_export.reports.data_texts import csv_text, json_text
 from quantize.exceptions import OutputError
 
 __all__ = ["FORMATS", "check_outputs", "errors_csv", "errors_json", "write_errors"]
@@ -27,21 +25,19 @@ def errors_csv(report: ErrorReport) -> str:
     """
     where = ("tensor", "layer", "projection", "expert", "qtype", "fallback")
     counts = ("n_elements", "n_bytes", "n_tokens", "n_effective", "n_held_out", "n_judged")
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*where, *counts, *MEASURES, *(f"plain_{measure}" for measure in MEASURES)])
+    lines = []
     for row in report.rows:
         values = [row.name, row.bid, row.projection, row.xid, row.qtype, row.fallback]
         values += [getattr(row, name) for name in counts]
         for errors in (row.errors, row.plain):
             values += [None if errors is None else getattr(errors, measure) for measure in MEASURES]
-        writer.writerow(["" if v is None else f"{v:.9g}" if isinstance(v, float) else v for v in values])
-    return out.getvalue()
+        lines.append(values)
+    return csv_text([*where, *counts, *MEASURES, *(f"plain_{measure}" for measure in MEASURES)], lines)
 
 
 def errors_json(report: ErrorReport) -> str:
     """The whole report; null where there is no number."""
-    return json.dumps(asdict(report) | {"facts": dict(report.facts)}, indent=1, allow_nan=False) + "\n"
+    return json_text(asdict(report) | {"facts": dict(report.facts)}) + "\n"
 
 
 def errors_html(report: ErrorReport) -> str:

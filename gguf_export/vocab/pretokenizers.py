@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from calibration.text.json_values import token_text
+from calibration.text.json_values import section, token_text
+from calibration.text.library_parts import readable_steps
+from calibration.text.special_tokens import ids_around
 from calibration.text.tokenizer_files import TokenizerFiles
 from quantize.containers.untrusted import guarded, quoted
 from quantize.exceptions import TokenizerError
@@ -195,20 +197,28 @@ def choose_pre(files: TokenizerFiles, pre: str | None, note: Note) -> str:
             f"it knows {known}",
             setting="pre",
         )
+    unknown = files.loaded.unknown
+    if unknown is not None:
+        if pre is None:
+            raise unknown
+        _refuse_other_than_bytes(files)
+        return pre
     library, path = files.library, files.json_path
-    whole, plain = guarded(
+    plain: list[int] = guarded(
         path,
-        lambda: (library.encode(CHECK_TEXT).ids, library.encode(CHECK_TEXT, add_special_tokens=False).ids),
+        lambda: library.encode(CHECK_TEXT, add_special_tokens=False).ids,
         "cannot encode llama.cpp's check text",
         TokenizerError,
     )
+    before, after = ids_around(section(files.json, "post_processor"))
+    whole = before + plain + after
     bos, eos = (
         [] if text is None or (token_id := library.token_to_id(text)) is None else [token_id]
         for text in (token_text(files.settings.get(f"{kind}_token")) for kind in ("bos", "eos"))
     )
     recognised = recognise([whole, bos + plain, bos + plain + eos, plain + eos, plain])
-    if recognised is None and "ByteLevel" not in f"{library.pre_tokenizer} {library.normalizer}":
-        raise TokenizerError(str(path), "is no byte-level BPE, and no other that llama.cpp knows")
+    if recognised is None:
+        _refuse_other_than_bytes(files)
     if pre is None and recognised is None:
         raise TokenizerError(
             str(path),
@@ -227,3 +237,14 @@ def choose_pre(files: TokenizerFiles, pre: str | None, note: Note) -> str:
             )
         )
     return pre or recognised or ""
+
+
+def _refuse_other_than_bytes(files: TokenizerFiles) -> None:
+    """Refuse a tokenizer that merges characters."""
+    kinds = {
+        str(step.get("type"))
+        for part, inner in (("pre_tokenizer", "pretokenizers"), ("normalizer", "normalizers"))
+        for step in readable_steps(files.json.get(part), inner)
+    }
+    if "ByteLevel" not in kinds:
+        raise TokenizerError(str(files.json_path), "is no byte-level BPE, and no other that llama.cpp knows")

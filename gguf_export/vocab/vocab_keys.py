@@ -9,7 +9,7 @@ from typing import Any
 from gguf import GGUFValueType
 
 from calibration.text.folder_vocabulary import read_vocabulary
-from calibration.text.json_values import objects, section
+from calibration.text.library_parts import readable_steps
 from calibration.text.special_tokens import SpecialTokens
 from calibration.text.tokenizer_files import TokenizerFiles
 from calibration.text.vocabulary import BYTE_LEVEL, SPM, Vocabulary
@@ -111,28 +111,22 @@ def _special_keys(special: SpecialTokens) -> list[KeyValue]:
 
 
 def _normalizer_keys(files: TokenizerFiles) -> list[KeyValue]:
+    """Lower-casing and accent-stripping of the normalizer of tokenizer.json, of the steps of a sequence in turn."""
     flags: dict[str, bool] = {}
-    _read_normalizer(section(files.json, "normalizer"), flags)
+    for step in readable_steps(files.json.get("normalizer"), "normalizers"):
+        kind = step.get("type")
+        if kind == "Lowercase":
+            flags["lowercase"] = True
+        elif kind == "StripAccents":
+            flags["strip_accents"] = True
+        elif kind == "BertNormalizer":
+            stated = {flag: step.get(flag) for flag in ("lowercase", "strip_accents")}
+            flags.update({flag: value for flag, value in stated.items() if isinstance(value, bool)})
     return [
         KeyValue.flag(f"{PREFIX}.normalizer.{flag}", flags[flag])
         for flag in ("lowercase", "strip_accents")
         if flag in flags
     ]
-
-
-def _read_normalizer(normalizer: Mapping[str, Any], flags: dict[str, bool]) -> None:
-    """Read lower-casing and accent-stripping of a normalizer of tokenizer.json, of the steps of a sequence in turn."""
-    kind = normalizer.get("type")
-    if kind == "Lowercase":
-        flags["lowercase"] = True
-    elif kind == "StripAccents":
-        flags["strip_accents"] = True
-    elif kind == "BertNormalizer":
-        stated = {flag: normalizer.get(flag) for flag in ("lowercase", "strip_accents")}
-        flags.update({flag: value for flag, value in stated.items() if isinstance(value, bool)})
-    elif kind == "Sequence":
-        for step in objects(normalizer.get("normalizers")):
-            _read_normalizer(step, flags)
 
 
 def _set(keys: Sequence[KeyValue], change: KeyValue) -> list[KeyValue]:

@@ -57,6 +57,7 @@ def calibrate(
         OutputError: the file exists (`OutputExistsError`) or cannot be written.
         TextError, TokenizerError: the text cannot be used.
         ActivationError, CheckpointError, GGUFError: the model is damaged.
+        ModelChangedError: a file of the model changed while it was read.
 
     >>> collected = calibrate(demo_model, TextSettings((text,), n_chunk=2))
     >>> collected.load.n_token
@@ -90,6 +91,7 @@ def calibrate(
             keeper=keeper,
             progress=progress,
         )
+        source.refuse_changed()
         if path is not None:
             write_imatrix(path, collected.imatrix)
     return collected
@@ -102,7 +104,7 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
         OutputError: the disk is full or broken.
     """
     try:
-        with replacing(path) as partial:
-            save_imatrix(partial, imatrix, legacy=path.suffix == LEGACY_SUFFIX)
+        with replacing(path) as file:
+            save_imatrix(file, imatrix, legacy=path.suffix == LEGACY_SUFFIX)
     except OSError as error:
         raise write_error(path, error) from error

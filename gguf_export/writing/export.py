@@ -15,6 +15,7 @@ from gguf_export.writing.job import ExportJob, prepare
 from gguf_export.writing.remarks import export_remarks
 from gguf_export.writing.results import ExportPlan, ExportResult, FileFigures, file_figures
 from gguf_export.writing.run import run
+from quantize.containers.untrusted import label
 from quantize.engine import Engine
 from quantize.exceptions import ImatrixError, OutputError, RecipeError
 from quantize.recipes.ftypes import ftype
@@ -255,7 +256,7 @@ class _Request:
         if calibration is not None:
             from gguf_export.writing.calibrated import expected_imatrix
 
-            file = str(self.save_imatrix or "calibrated while exporting")
+            file = label(self.save_imatrix or "calibrated while exporting")
             return expected_imatrix(checkpoint.specs(), calibration, file)
         if isinstance(self.imatrix, (str, Path)):
             return load_imatrix(self.imatrix, prior=self.prior)

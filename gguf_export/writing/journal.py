@@ -48,7 +48,7 @@ class Journal:
 
         Raises:
             OutputBusyError: another run is writing this output.
-            OutputError: the folder cannot be written.
+            OutputError: the folder cannot be written, or something other than a plain file is there.
         """
         self.path = journal_path(output)
         self._fingerprint = dict(fingerprint)

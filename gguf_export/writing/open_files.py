@@ -15,7 +15,7 @@ from gguf_export.writing.journal import Journal
 from gguf_export.writing.results import Seconds
 from gguf_export.writing.sink import Sink
 from gguf_export.writing.slabs import EncodedSlab, Slab
-from quantize.exceptions import ActivationError, NotFiniteError, OutputError
+from quantize.exceptions import ActivationError, ModelChangedError, NotFiniteError, OutputError
 from quantize.recipes.layout import PlannedTensor
 from quantize.telling import Note, OnProgress, Remark, discard, silent
 from quantize.tensors import QType
@@ -89,6 +89,7 @@ def opened(
         OutputExistsError: a file exists already.
         NoSpaceError: the disk has no room for the files.
         OutputError: the folder cannot be written, or the disk is broken.
+        ModelChangedError: the checkpoint changed meanwhile; nothing of the files is kept.
     """
     _make_folders(job)
     refuse_outputs([file.path for file in job.files], force=True)
@@ -102,7 +103,12 @@ def opened(
             stack.enter_context(sink)
         try:
             yield OpenFiles(sinks)
-        except (ActivationError, NotFiniteError):  # the checkpoint is damaged
+            job.source.refuse_changed()
+        except (
+            ActivationError,
+            ModelChangedError,
+            NotFiniteError,
+        ):  # the checkpoint is damaged, or of two models
             for sink in sinks:
                 sink.discard()
             raise

@@ -7,12 +7,14 @@ other order (ggml/src/gguf.cpp), so every offset is known before the first weigh
 from __future__ import annotations
 
 import contextlib
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from gguf_export.files.disk import allocated, durable_folder
 from gguf_export.files.durable import DurableFile, Piece, confirmed, disk_errors
+from gguf_export.files.opening import refuse_strange
 from gguf_export.files.replacing import partial_path
 from gguf_export.files.sizes import size_in_words
 from gguf_export.writing.header import header
@@ -79,8 +81,9 @@ class Sink:
             progress: called while they are read back.
 
         Raises:
-            OutputError: the partial file cannot be read.
+            OutputError: the partial file cannot be read, or is no plain file.
         """
+        refuse_strange(self.partial)
         if self._journal is None:
             return
         with disk_errors(self.partial, self.n_bytes):
@@ -91,7 +94,7 @@ class Sink:
         # Getting its name is a file's last step, which its journal outlives by a moment.
         was_renamed = not self.partial.exists()
         path = self.path if was_renamed else self.partial
-        if pieces and (not path.exists() or path.stat().st_size != self.n_bytes):
+        if pieces and _plain_size(path) != self.n_bytes:
             pieces, differs = [], f"{self.partial.name} is gone or was changed"
         within = [piece for piece in pieces if self._is_within(piece)]
         intact = {piece.offset: piece.n_bytes for piece in confirmed(path, within, progress)}
@@ -135,10 +138,10 @@ class Sink:
         self._done[place] = slab.nbytes
 
     def finish(self) -> None:
-        """Make everything that was written durable, and note it.
+        """Make everything that was written durable, note it, and see to it that the file can get its name.
 
         Raises:
-            OutputError: the disk is full or broken.
+            OutputError: the disk is full or broken, the file was removed or replaced, or a folder has its name.
             ValueError: something of the plan was not written.
         """
         if self.is_whole:
@@ -146,21 +149,26 @@ class Sink:
         if self.done_bytes != self.plan.n_bytes:
             raise ValueError(f"{self.path}: {self.done_bytes} bytes written of {self.plan.n_bytes}")
         self._opened.sync()
+        if self.path.is_dir() and not self.path.is_symlink():
+            raise OutputError(
+                str(self.path),
+                "a folder was put under the name of the file while it was written",
+                "remove it, then start the run again with the same settings",
+            )
 
     def commit(self) -> None:
-        """`finish`, and give the file its name, durably.
+        """`finish`, and give the file its name, durably; a link under that name is replaced, not followed.
 
         Raises:
-            OutputError: the disk is full or broken; nothing appears under the final name.
+            OutputError: the disk is full or broken, or see `finish`; nothing appears under the final name.
             ValueError: something of the plan was not written.
         """
         if self.is_whole:
             return
         self.finish()
-        self._opened.close()
-        with disk_errors(self.partial, self.n_bytes):
-            self.partial.replace(self.path)
-            self.is_whole = True
+        self._opened.rename(self.path)
+        self.is_whole = True
+        with disk_errors(self.path, self.n_bytes):
             durable_folder(self.path.parent)
 
     def discard(self) -> None:
@@ -186,21 +194,25 @@ class Sink:
         if self.is_whole or self._file is None:
             return
         is_kept = self._journal is not None and not self._is_discarded
-        if is_kept:
-            # A disk that is full or broken was reported already, by the write that met it.
-            with contextlib.suppress(OutputError):
+        # A disk that is full or broken was reported already, by the write that met it; that error is the one to tell.
+        with contextlib.suppress(OutputError):
+            if is_kept:
                 self._file.sync()
-        self._file.close()
-        if is_kept and self._noted_bytes:
+        with contextlib.suppress(OutputError):
+            self._file.close()
+        is_there = self._file.is_there  # another's file is neither removed nor called ours
+        if is_kept and self._noted_bytes and is_there:
             self._say(
                 f"{size_in_words(self._noted_bytes)} of {size_in_words(self.plan.n_bytes)} are done and kept in "
                 f"{self.partial.name}",
                 "the same command goes on from there",
             )
             return
-        self.partial.unlink(missing_ok=True)
-        if self._journal is not None:
-            self._journal.forget()
+        with contextlib.suppress(OSError):
+            if is_there:
+                self.partial.unlink()
+            if self._journal is not None:
+                self._journal.forget()
 
     @property
     def _opened(self) -> DurableFile:
@@ -241,3 +253,12 @@ class Sink:
 
     def _say(self, message: str, remedy: str = "") -> None:
         self._note(Remark(self.path.name, message, remedy))
+
+
+def _plain_size(path: Path) -> int | None:
+    """Bytes of a plain file; None where there is none, or a link: what it leads to is not what an earlier run made."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -21,15 +21,20 @@ from zipfile import ZipFile
 from calibration.forward.saved_state import PassState, opened, read_json, write_json
 from gguf_export.files.disk import write_error
 from gguf_export.files.locks import LockedFile
+from gguf_export.files.opening import refuse_strange, status_of
 from gguf_export.files.replacing import partial_path, replacing
 from gguf_export.files.sizes import size_in_words
 from gguf_export.writing.fingerprint import difference
-from quantize.exceptions import DamagedStateError, OutputBusyError
+from quantize.exceptions import DamagedStateError, ModelChangedError, OutputBusyError, OutputError
 from quantize.telling import Note, Remark, discard
 
-__all__ = ["StateFile", "discard_older", "state_path"]
+__all__ = ["StateFile", "discard_older", "refuse_foreign", "state_path", "working_files"]
 
 SUFFIX, LOCK_SUFFIX = ".state", ".lock"
+
+FINGERPRINT = "fingerprint"
+FIRST_MEMBER, MEMBER_HEAD = f"{FINGERPRINT}.json".encode(), 30
+"""The name of the first member of a state, and the bytes before it in a zip archive."""
 
 KEEP_SECONDS = 30.0
 """The least time between two states: a shorter pass pays nothing for them."""
@@ -45,9 +50,38 @@ def state_path(output: Path) -> Path:
     return output.with_name(output.name + SUFFIX)
 
 
+def lock_path(state: Path) -> Path:
+    """Where the lock of a state lies."""
+    return state.with_name(state.name + LOCK_SUFFIX)
+
+
+def working_files(state: Path) -> list[Path]:
+    """All files that a pass keeps for itself."""
+    return [state, lock_path(state), partial_path(state)]
+
+
+def refuse_foreign(state: Path) -> None:
+    """Refuse a file that holds something else under the name that a state was given: it would be replaced.
+
+    Raises:
+        OutputError: it is not empty, and no pass has written it.
+    """
+    refuse_strange(state)
+    with contextlib.suppress(OSError), state.open("rb") as file:
+        begin = file.read(MEMBER_HEAD + len(FIRST_MEMBER))
+        if begin and not (begin.startswith(b"PK") and begin.endswith(FIRST_MEMBER)):
+            raise OutputError(
+                str(state), "exists, and is no state of a pass", "remove it, or choose another name"
+            )
+
+
 def _locked(state: Path, label: str) -> LockedFile:
-    """The lock of a state: an empty file beside it."""
-    return LockedFile(state.with_name(state.name + LOCK_SUFFIX), label)
+    """The lock of a state: an empty file beside it, removed at the end."""
+    path = lock_path(state)
+    status = status_of(path)
+    if status is not None and status.st_size:
+        raise OutputError(str(path), "exists, and is no lock", "remove it, or choose another name")
+    return LockedFile(path, label)
 
 
 def discard_older(output: Path) -> None:
@@ -61,8 +95,8 @@ def discard_older(output: Path) -> None:
 class StateFile:
     """The state of the pass that makes one output; a `calibration.forward.saved_state.Keeper` and a context manager.
 
-    Left well, it removes the state, for the output stands; left with an error or Ctrl-C, it says how far the kept state
-    is.
+    Left well, it removes the state, for the output stands, and as well where the model changed on the way; left with
+    another error or Ctrl-C, it says how far the kept state is.
     """
 
     def __init__(
@@ -86,8 +120,10 @@ class StateFile:
 
         Raises:
             OutputBusyError: another run makes this output.
-            OutputError: the folder cannot be written.
+            OutputError: the folder cannot be written, or a link or something else that is no plain file lies there.
         """
+        for own in working_files(path):
+            refuse_strange(own)
         self.path, self._fingerprint, self._label, self._note = path, dict(fingerprint), label, note
         self.spare: Callable[[], int] = lambda: 0
         """Gives the bytes of the disk that the output will still need; a state leaves them free."""
@@ -113,7 +149,7 @@ class StateFile:
             return
         try:
             with opened(self.path) as archive:
-                differs = difference(read_json(archive, "fingerprint"), self._fingerprint)
+                differs = difference(read_json(archive, FINGERPRINT), self._fingerprint)
                 if not differs:
                     state.read(archive)
         except DamagedStateError:
@@ -133,8 +169,8 @@ class StateFile:
         try:
             if shutil.disk_usage(self.path.parent).free < state.n_bytes + self.spare() + SPARE_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with replacing(self.path) as partial, ZipFile(partial, "w") as archive:
-                write_json(archive, "fingerprint", self._fingerprint)
+            with replacing(self.path) as file, ZipFile(file, "w") as archive:
+                write_json(archive, FINGERPRINT, self._fingerprint)
                 state.write(archive)
             self._kept = f"{state.n_done} of {state.n_layer} layers"
         except OSError as error:
@@ -158,9 +194,9 @@ class StateFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None or issubclass(kind, ModelChangedError):  # what is kept may be of two models
             self.remove()
-        elif self._kept:
+        elif self._kept and self.path.exists():
             message = f"{self._kept} are done and kept in {self.path.name}"
             self._say(message, "the same command goes on from there")
         elif self._n_failed:

@@ -14,7 +14,9 @@ from quantize.exceptions import CheckpointError, MoeGgufError
 __all__ = [
     "F32_MAX",
     "MAX_JSON_BYTES",
+    "exact_text",
     "guarded",
+    "label",
     "parse_json",
     "parse_yaml",
     "printable",
@@ -42,9 +44,34 @@ def quoted(text: object) -> str:
     return shown if len(shown) <= MAX_QUOTED else f"{shown[:MAX_QUOTED]}..."
 
 
+def exact_text(text: str) -> str:
+    """The text that the bytes of a name or an argument spell in UTF-8, whatever the system's encoding is.
+
+    Python holds bytes of the operating system that it could not decode as halves of surrogate pairs, which neither
+    UTF-8 nor a GGUF file can hold.
+
+    Raises:
+        UnicodeError: the bytes spell none.
+    """
+    return text.encode("utf-8", "surrogateescape").decode("utf-8")
+
+
+def label(name: str | Path) -> str:
+    r"""The name of a file, or any other name, as valid text: bytes that are no UTF-8 are escaped, as in `w\xff.txt`.
+
+    Wherever a path becomes text that is stored or published, it goes through here. What is valid stays as it is.
+    """
+    text = str(name)
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a half that JSON or YAML spelled
+        raw = text.encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace")
+
+
 def printable(text: str) -> str:
     """One line without anything that a terminal obeys; unprintable characters are escaped."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in label(text))
 
 
 def regular_size(path: Path, error: type[MoeGgufError] = CheckpointError) -> int:

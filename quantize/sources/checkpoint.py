@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from quantize.containers.keys import KeyValue
-from quantize.containers.shard_index import ShardTensor, index_shards
+from quantize.containers.shard_index import INDEX, ShardTensor, index_shards
 from quantize.containers.untrusted import quoted, read_json, refuse_foreign_links
 from quantize.decoding import to_f32
-from quantize.exceptions import CheckpointError
+from quantize.exceptions import CheckpointError, ModelChangedError
 from quantize.families import Family, family_of
 from quantize.families.binding import QTYPES, Binding, bind, embedding_rows
 from quantize.families.config import complete_config, read_config, shape_dims
 from quantize.hparams import Hparams
-from quantize.sources.fingerprint import hashed
+from quantize.sources.fingerprint import SeenFiles, hashed
 from quantize.telling import Remark
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
 
 __all__ = ["Checkpoint", "open_checkpoint"]
+
+BESIDE_WEIGHTS = (
+    "config.json",
+    INDEX,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""The files of a checkpoint that say what its weights mean; they are read once, when a run begins."""
 
 STORED_TYPES = {name: NUMPY_TYPES[qtype] for name, qtype in QTYPES.items()}
 
@@ -56,12 +71,16 @@ class Checkpoint:
         self.path = Path(path)
         self._given_family = family
         refuse_foreign_links(self.path)
+        self._beside = SeenFiles((self.path / name for name in BESIDE_WEIGHTS), CheckpointError)
+        self._shards = SeenFiles(self.path.glob("*.safetensors"), CheckpointError)
         raw = read_json(self.path / "config.json")
         self.family = family or family_of(raw)
         self.config: dict[str, Any] = complete_config(self.family, raw)
         """config.json with transformers' defaults for missing keys and `rope_parameters` in its new form."""
 
         stored, remarks = index_shards(self.path)
+        self._shards.keep(tensor.path for tensor in stored.values())
+        self._layout = _layout_of(stored)
         rows = embedding_rows(self.family, stored)
         self._facts = read_config(self.family, self.config, rows or 1)
         dims = shape_dims(self.family, self.config, self.hparams)
@@ -82,8 +101,9 @@ class Checkpoint:
         self._bytes_read = 0
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path, Family | None]]:
-        return Checkpoint, (self.path, self._given_family)
+    def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path, Family | None], dict[str, SeenFiles]]:
+        seen = {"_shards": self._shards, "_beside": self._beside}  # those of the one that was pickled
+        return Checkpoint, (self.path, self._given_family), seen
 
     @property
     def label(self) -> str:
@@ -105,22 +125,29 @@ class Checkpoint:
         return self._facts.keys
 
     def fingerprint(self) -> str:
-        """A hash of names, sizes and times of the shards, of where each tensor lies in them, and of the config.
+        """A hash of the config, of where each tensor lies in the shards, and of these (`SeenFiles.fingerprint`).
+
+        Tokenizer and model card are not part of it: what becomes of them, tokens and keys, is known to whoever asks.
 
         Raises:
-            CheckpointError: the folder cannot be read any more.
+            CheckpointError: a shard cannot be read any more.
+            ModelChangedError: a shard is no longer the one that was opened.
         """
-        stored, _ = index_shards(self.path)
-        shards = {tensor.path.name: tensor.path.stat() for tensor in stored.values()}
-        facts = [
-            sorted((name, status.st_size, status.st_mtime_ns) for name, status in shards.items()),
-            sorted(
-                (tensor.name, tensor.path.name, tensor.dtype, tensor.shape, tensor.start)
-                for tensor in stored.values()
-            ),
-            self.config,
-        ]
-        return hashed([json.dumps(facts, sort_keys=True, default=str).encode()])
+        config = json.dumps(self.config, sort_keys=True, default=str).encode()
+        return hashed([config, self._layout, *self._shards.fingerprint()])
+
+    def refuse_changed(self) -> None:
+        """See `ModelSource.refuse_changed`; of a changed config or tokenizer, the weights that were read are good.
+
+        Raises:
+            ModelChangedError: a shard is no longer the one that was opened.
+            CheckpointError: neither is a file beside the shards.
+        """
+        self._shards.refuse_changed()
+        try:
+            self._beside.refuse_changed()
+        except ModelChangedError as changed:
+            raise CheckpointError(changed.place, changed.message, changed.remedy) from None
 
     @property
     def n_bytes(self) -> int:
@@ -150,7 +177,8 @@ class Checkpoint:
         """The matrix of one expert, or some of its rows: see `TensorSource.read`.
 
         Raises:
-            CheckpointError: the shard cannot be read any more, or became shorter since it was opened.
+            CheckpointError: the shard cannot be read any more.
+            ModelChangedError: it is no longer the one that was opened.
             IndexError: there is no such expert or row.
         """
         first, last = rows or (0, spec.n_row)
@@ -216,14 +244,13 @@ class Checkpoint:
         try:
             with stored.path.open("rb", buffering=0) as file:
                 file.seek(stored.start + start * values.itemsize)
-                while left:
-                    n_bytes = file.readinto(left)
-                    if not n_bytes:
-                        message = "became shorter while it was read"
-                        raise CheckpointError(str(stored.path), message, "download it again")
+                while left and (n_bytes := file.readinto(left)):
                     left = left[n_bytes:]
+                self._shards.confirm(stored.path, file.fileno())
         except OSError as failure:
             raise CheckpointError(str(stored.path), f"cannot be read: {failure.strerror}") from None
+        if left:
+            raise CheckpointError(str(stored.path), "ends before its size says", "see to the disk")
         with self._lock:
             self._bytes_read += values.nbytes
         return values
@@ -249,6 +276,15 @@ class Checkpoint:
             message = f"{len(mixed)} tensors have experts of different types and are read as F32: {mixed[0]}"
             remarks.append(Remark(str(self.path), message))
         return remarks
+
+
+def _layout_of(stored: Mapping[str, ShardTensor]) -> bytes:
+    """The places of all tensors in the shards."""
+    facts = (
+        (tensor.name, tensor.path.name, tensor.dtype, tensor.shape, tensor.start)
+        for tensor in stored.values()
+    )
+    return json.dumps(sorted(facts)).encode()
 
 
 def _whole(binding: Binding) -> bool:

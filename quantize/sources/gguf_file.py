@@ -21,7 +21,7 @@ from quantize.exceptions import DecodeError, GGUFError
 from quantize.families import families_of, known_keys
 from quantize.families.keys import Value, hparams_of
 from quantize.hparams import Hparams
-from quantize.sources.fingerprint import hashed
+from quantize.sources.fingerprint import SeenFiles, hashed
 from quantize.tensors import Array, Rows, TensorSpec
 
 __all__ = ["GGUFFile", "GGUFTensor"]
@@ -43,6 +43,7 @@ class GGUFFile:
     def __init__(self, path: Path | str) -> None:
         """Read keys and tensor infos; no weight is touched."""
         self.path = Path(path)
+        self._seen = SeenFiles([self.path], GGUFError)
         container = read_container(self.path)
         self.n_bytes, self.alignment = container.n_bytes, container.alignment
         self.keys, self.types = dict(container.keys), dict(container.types)
@@ -50,8 +51,8 @@ class GGUFFile:
         self._bytes_read = 0
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[GGUFFile], tuple[Path]]:
-        return GGUFFile, (self.path,)
+    def __reduce__(self) -> tuple[type[GGUFFile], tuple[Path], dict[str, SeenFiles]]:
+        return GGUFFile, (self.path,), {"_seen": self._seen}  # the file that was pickled
 
     @property
     def label(self) -> str:
@@ -91,10 +92,18 @@ class GGUFFile:
         return [KeyValue(name, value, *self.types[name]) for name, value in self.keys.items()]
 
     def fingerprint(self) -> str:
-        """A hash of the file's size and time, and of what lies where in it."""
-        status = self.path.stat()
+        """A hash of what lies where in the file, and of the file (`SeenFiles.fingerprint`).
+
+        Raises:
+            GGUFError: it cannot be read any more.
+            ModelChangedError: it is no longer the one that was opened.
+        """
         tensors = [(spec.name, spec.shape, spec.qtype.name) for spec in self.specs()]
-        return hashed([json.dumps([status.st_size, status.st_mtime_ns, tensors]).encode()])
+        return hashed([json.dumps(tensors).encode(), *self._seen.fingerprint()])
+
+    def refuse_changed(self) -> None:
+        """See `ModelSource.refuse_changed`."""
+        self._seen.refuse_changed()
 
     def refuse_part(self) -> None:
         """Refuse one of several files that make a model together.
@@ -132,6 +141,7 @@ class GGUFFile:
 
         Raises:
             GGUFError: the file cannot be read any more.
+            ModelChangedError: it is no longer the one that was opened.
             IndexError: there is no such matrix or row.
         """
         first, last = rows or (0, spec.n_row)
@@ -146,10 +156,11 @@ class GGUFFile:
                 file.seek(self.tensors[spec.name].offset + (xid * spec.n_row + first) * row_bytes)
                 while left and (n_read := file.readinto(left)):
                     left = left[n_read:]
+                self._seen.confirm(self.path, file.fileno())
         except OSError as error:
             raise GGUFError(place, f"cannot be read: {error.strerror}") from None
         if left:
-            raise GGUFError(place, "became shorter while it was read", "fetch it again")
+            raise GGUFError(place, "ends before its size says", "see to the disk")
         with self._lock:
             self._bytes_read += blocks.nbytes
         return blocks

@@ -43,12 +43,23 @@ class ModelSource(TensorSource, Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A text that changes when the model's files do: their sizes and times, and the places of tensors in them.
+        """A text that changes when the model's files do; an earlier run may be continued where it is the same.
 
-        No weight is read. An earlier run may be continued where the fingerprint is the same.
+        No weight is read but a few for samples.
 
         Raises:
+            ModelChangedError: a file is no longer the one that was opened.
             MoeGgufError: a file cannot be read any more.
+        """
+        ...
+
+    def refuse_changed(self) -> None:
+        """Look at the model's files again: nothing gets its name that was made while they changed.
+
+        Every read looks at its own file, so this finds what changed behind the last one.
+
+        Raises:
+            ModelChangedError: a file is no longer the one that was opened.
         """
         ...
 

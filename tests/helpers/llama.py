@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 N_THREADS = 1  # threads of ggml spin at barriers: on a busy machine one is faster than two for a small model
-TIMEOUT = 120.0  # seconds for a file to load, and for one answer
+TIMEOUT = 600.0  # seconds for a file to load, and for one answer
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a loopback address needs no proxy
 
 

@@ -221,6 +221,9 @@ class Changed:
     def fingerprint(self) -> str:
         return self.source.fingerprint()
 
+    def refuse_changed(self) -> None:
+        self.source.refuse_changed()
+
     def row_step(self, spec: TensorSpec) -> int:
         return self.source.row_step(spec)
 

@@ -133,19 +133,18 @@ def test_a_layer_can_be_computed_again_from_its_input(
 ) -> None:
     source = open_checkpoint(folder)
     settings = ForwardSettings(scratch=tmp_path if scratch else None)
-    with Storage(settings) as storage:
-        forward_pass = ForwardPass([Stream(source)], tokens, settings, storage, keep_layers=True)
-        forward_pass.run()
-        (state,) = forward_pass.states
-        outputs = [*state.layer_inputs[1:], state.hidden]
-        assert len(outputs) == 3
-        for bid, (kept, wanted) in enumerate(zip(state.layer_inputs, outputs, strict=True)):
-            h = kept.clone().requires_grad_()
-            y = Layer(source, bid)(h)
-            torch.testing.assert_close(y.detach(), wanted, rtol=1e-6, atol=1e-6)
-            y.square().sum().backward()  # type: ignore[no-untyped-call]
-            assert h.grad is not None
-            assert torch.isfinite(h.grad).all()
+    forward_pass = ForwardPass([Stream(source)], tokens, settings, Storage(settings), keep_layers=True)
+    forward_pass.run()
+    (state,) = forward_pass.states
+    outputs = [*state.layer_inputs[1:], state.hidden]
+    assert len(outputs) == 3
+    for bid, (kept, wanted) in enumerate(zip(state.layer_inputs, outputs, strict=True)):
+        h = kept.clone().requires_grad_()
+        y = Layer(source, bid)(h)
+        torch.testing.assert_close(y.detach(), wanted, rtol=1e-6, atol=1e-6)
+        y.square().sum().backward()  # type: ignore[no-untyped-call]
+        assert h.grad is not None
+        assert torch.isfinite(h.grad).all()
 
 
 class Silent:
@@ -160,10 +159,10 @@ class Silent:
 
 def test_layers_of_an_earlier_run_have_no_inputs(folder: Path, tokens: np.ndarray) -> None:
     settings = ForwardSettings()
-    with Storage(settings) as storage, pytest.raises(ValueError, match="earlier run"):
-        ForwardPass([Stream(open_checkpoint(folder))], tokens, settings, storage, keep_layers=True).run(
-            keeper=Silent()
-        )
+    stream = Stream(open_checkpoint(folder))
+    forward_pass = ForwardPass([stream], tokens, settings, Storage(settings), keep_layers=True)
+    with pytest.raises(ValueError, match="earlier run"):
+        forward_pass.run(keeper=Silent())
 
 
 class SecondMoments(Observer):

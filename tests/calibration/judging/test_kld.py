@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from logits import write_logits
 from calibration.judging.kld import QUANTILES, Scores, base_probs, log_probs, quantile, score, summarize
 from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.text.chunks import Chunks
-from quantize.exceptions import LogitsError
+from quantize.exceptions import LogitsError, ModelChangedError
 
 
 def _logits(seed: int, n: int = 40, n_vocab: int = 301, spread: float = 3.0) -> torch.Tensor:
@@ -188,4 +189,9 @@ def test_a_logits_file_is_of_one_text_and_one_vocabulary(tmp_path: Path) -> None
     file.refuse_other_size("model", 300)
     with pytest.raises(LogitsError, match="has 300 tokens, model has 301"):
         file.refuse_other_size("model", 301)
-    assert file.fingerprint() == f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+    before = file.fingerprint()
+    assert before == LogitsFile(path).fingerprint()
+    os.utime(path, ns=(1, 1))
+    assert before != LogitsFile(path).fingerprint()
+    with pytest.raises(ModelChangedError, match=r"base\.kld: changed while it was read"):
+        file.log_probs(0)

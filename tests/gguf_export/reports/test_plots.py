@@ -216,7 +216,7 @@ def test_equal_plots_are_equal_everywhere_and_silent(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             env=environment,
-            timeout=120,
+            timeout=600,
         )
         assert (done.returncode, done.stderr) == (0, "")
         outputs.append(done.stdout)

@@ -477,16 +477,22 @@ def test_space_that_partial_files_hold_is_not_asked_for_again(
 
 
 def child(*words: Any, hold: Path | None = None) -> subprocess.Popen[str]:
-    """A process of its own that exports; as long as the file `hold` is there, it stops after some slabs."""
+    """A process of its own that exports; as long as the file `hold` is there, it stops after some slabs.
+
+    Ctrl-C opens this gate, too, but not before Python has seen it: the process cannot end before the signal arrives.
+    """
     script = """
         import signal, sys, time
         from pathlib import Path
         from gguf_export.files import durable
         from gguf_export.writing.open_files import OpenFiles
         from gguf_export.cli import main
-        # A shell that runs the tests in the background has its children ignore Ctrl-C.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         hold, sys.argv[1:] = Path(sys.argv[1]), sys.argv[2:]
+        def stop(*signalled):
+            hold.unlink(missing_ok=True)
+            signal.default_int_handler(*signalled)
+        # A shell that runs the tests in the background has its children ignore Ctrl-C.
+        signal.signal(signal.SIGINT, stop)
         durable.SYNC_SECONDS = 0.0
         write, seen = OpenFiles.write, []
         def write_or_wait(*args):
@@ -528,7 +534,6 @@ def test_a_killed_process_goes_on(
     first = child(*export_words(model, out), hold=hold)
     wait_for_both_journals(out, first)
     first.send_signal(kind)
-    hold.unlink()
     _, said = first.communicate(timeout=300)
     assert first.returncode == (-9 if kind is signal.SIGKILL else 130), said
     assert not list(out.glob("*.gguf"))

@@ -179,7 +179,7 @@ def test_a_run_may_be_stopped_again_and_again(folder: Path, tmp_path: Path, whol
     for bid in (0, 1, 1, 2):
         stopped(bid, *words)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calibration.importance.imatrix_files._write_gguf", failing(errno.ENOSPC))
+        patch.setattr("calibration.importance.imatrix_files._write", failing(errno.ENOSPC))
         done = invoke(*words)
     assert done.exit_code == 1
     assert "3 of 3 layers are done and kept" in done.stderr
@@ -782,8 +782,8 @@ def test_the_rate_is_that_of_this_run(
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     write_text(path, "old")
-    with pytest.raises(StoppedError), replacing(path) as partial:
-        partial.write_text("torn")
+    with pytest.raises(StoppedError), replacing(path) as file:
+        file.write(b"torn")
         raise StoppedError
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("report.json", "old")]
     link = tmp_path / "link"

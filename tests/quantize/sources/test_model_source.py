@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import pickle
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ import gguf
 import numpy as np
 import pico
 import pytest
+from other_bytes import WAYS
 
 from calibration.judging.round_trip import RoundTrip, SharedSource
 from gguf_export.writing.export import prepare, run
 from quantize.containers.keys import KeyValue
-from quantize.exceptions import CheckpointError, DecodeError, GGUFError, NeedsImatrixError
+from quantize.exceptions import CheckpointError, DecodeError, GGUFError, ModelChangedError, NeedsImatrixError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
+from quantize.sources import fingerprint
 from quantize.sources.checkpoint import Checkpoint
+from quantize.sources.fingerprint import SeenFiles
 from quantize.sources.gguf_file import GGUFFile
-from quantize.sources.model_source import ModelSource, open_source
+from quantize.sources.model_source import ModelFile, ModelSource, open_source
 from quantize.tensors import NUMPY_TYPES, QType
 
 
@@ -117,36 +121,86 @@ def close(writer: Any) -> None:
 # -- fingerprints: runs that were stopped go on only if these stay as they are
 
 
-def digest(content: Any, **options: Any) -> str:
-    data = json.dumps(content, **options).encode()
-    return hashlib.blake2b(len(data).to_bytes(8, "little") + data, digest_size=16).hexdigest()
+def copied(folder: Path, files: dict[str, GGUFFile], kind: str, tmp_path: Path) -> tuple[ModelFile, Path]:
+    """A source of a kind that may be changed, and the file in which its weights lie."""
+    if kind == "gguf":
+        path = Path(shutil.copy2(files["Q8_0"].path, tmp_path / "copy.gguf"))
+        return GGUFFile(path), path
+    model = Path(shutil.copytree(folder, tmp_path / "copy"))
+    return Checkpoint(model), model / "model-00002-of-00002.safetensors"
 
 
-def test_the_fingerprint_of_a_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    shards = sorted(folder.glob("*.safetensors"))
-    tensors = []
-    for shard in shards:
-        data = shard.read_bytes()
-        n_header = int.from_bytes(data[:8], "little")
-        for name, entry in json.loads(data[8 : 8 + n_header]).items():
-            if name != "__metadata__":
-                start = 8 + n_header + entry["data_offsets"][0]
-                tensors.append((name, shard.name, entry["dtype"], entry["shape"], start))
-    times = [(shard.name, shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
-    content = [times, sorted(tensors), checkpoint.config]
-    before = checkpoint.fingerprint()
-    assert before == digest(content, sort_keys=True, default=str)
-    os.utime(shards[0], ns=(1, 1))
-    assert checkpoint.fingerprint() != before
-    os.utime(shards[0], ns=(times[0][2], times[0][2]))
-    assert checkpoint.fingerprint() == before
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no time of the last change of any kind")
+@pytest.mark.parametrize("kind", ["checkpoint", "gguf"])
+@pytest.mark.parametrize(
+    "change", [*WAYS, lambda path: os.utime(path, ns=(1, 1)), lambda path: path.chmod(0o600)]
+)
+def test_files_that_may_be_others_are_noticed(
+    folder: Path, files: dict[str, GGUFFile], tmp_path: Path, kind: str, change: Callable[[Path], None]
+) -> None:
+    """Whatever size and time they have: the source that is open refuses them, and one opened now is another one."""
+    source, path = copied(folder, files, kind, tmp_path)
+    before, again = source.fingerprint(), open_source(source.path)
+    assert again.fingerprint() == before
+    source.refuse_changed()
+    pickled = pickle.dumps(source)
+    change(path)
+    spec = source.specs()[-1]
+    calls: list[Callable[[], object]] = [source.refuse_changed, source.fingerprint]
+    calls += [lambda: source.read(spec), lambda: pickle.loads(pickled).read(spec)]
+    for call in calls:
+        with pytest.raises(ModelChangedError, match="changed while it was read; start again") as told:
+            call()
+        assert told.value.place == str(path)
+    now = open_source(source.path)
+    assert now.fingerprint() != before
+    now.read(spec)
+    now.refuse_changed()
 
 
-def test_the_fingerprint_of_a_file(files: dict[str, GGUFFile]) -> None:
-    file = files["Q8_0"]
-    status = file.path.stat()
-    tensors = [(spec.name, spec.shape, spec.qtype.name) for spec in file.specs()]
-    assert file.fingerprint() == digest([status.st_size, status.st_mtime_ns, tensors])
+@pytest.mark.parametrize("kind", ["checkpoint", "gguf"])
+def test_samples_show_other_weights_where_times_do_not(
+    folder: Path, files: dict[str, GGUFFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(fingerprint, "_stamp", lambda status: (status.st_size, 0, 0))
+    source, path = copied(folder, files, kind, tmp_path)
+    before = source.fingerprint()
+    assert open_source(source.path).fingerprint() == before
+    content = path.read_bytes()
+    for share in (0.4, 0.7, 1.0):
+        changed = bytearray(content)
+        end = int(share * len(content))
+        changed[end - len(content) // 12 : end] = bytes(len(content) // 12)
+        path.write_bytes(changed)
+        assert open_source(source.path).fingerprint() != before
+    path.write_bytes(content)
+    assert open_source(source.path).fingerprint() == before
+
+
+def test_a_fingerprint_reads_little_of_a_large_file(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # sparse: no bytes on disk
+    *_, last = parts = list(SeenFiles([path], CheckpointError).fingerprint())
+    assert len(parts) == 17 and len(last) == 4096
+
+
+def test_a_file_that_is_gone_or_comes_late(folder: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(folder, tmp_path / "copy"))
+    source = Checkpoint(model)
+    (model / "generation_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: changed while"):
+        source.refuse_changed()
+    source = Checkpoint(model)
+    (model / "notes.txt").touch()  # no file of the model
+    source.refuse_changed()
+    (model / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ModelChangedError, match=r"model-00002-of-00002\.safetensors: changed while"):
+        source.refuse_changed()
+    with pytest.raises(
+        CheckpointError, match=r"model-00002-of-00002\.safetensors: cannot be read: No such file"
+    ):
+        source.fingerprint()
 
 
 def test_the_fingerprint_of_a_round_trip_knows_its_types(checkpoint: Checkpoint) -> None:

@@ -1,0 +1,36 @@
+"""Which files of a folder belong to a checkpoint: what must not be written over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["files_of_model"]
+
+NAMES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+    "README.md",
+)
+"""Names that mean something in the folder of a checkpoint, even where no such file is there yet."""
+
+SUFFIXES = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".model", ".jinja", ".tiktoken", ".py")
+
+
+def files_of_model(model: Path) -> list[Path]:
+    """The files of a checkpoint's folder by their names, which need not be there; of a file, the file itself."""
+    if not model.is_dir():
+        return [model]
+    found = {model / name for name in NAMES}
+    found |= {path for path in model.iterdir() if path.name.endswith(SUFFIXES)}
+    return sorted(found)
