@@ -31,6 +31,7 @@ __all__ = [
     "size_label",
 ]
 
+SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
 
 _INTEGERS = frozenset(GGUFValueType[f"{sign}{bits}"] for sign in ("UINT", "INT") for bits in (8, 16, 32, 64))
@@ -200,13 +201,13 @@ def assemble(
 ) -> list[KeyValue]:
     """All keys of one file, in the order in which llama-quantize leaves them.
 
-    The given keys without split.*, then general.quantization_version, general.file_type, the overrides, and the keys
+    The given keys without those of a part of a split file, then general.quantization_version, general.file_type, the overrides, and the keys
     that describe the imatrix. A key that is set again moves to its new place.
 
     Raises:
         RecipeError: an override has another type than the key, which no loader would accept.
     """
-    ordered = {kv.key: kv for kv in keys if not kv.key.startswith("split.")}
+    ordered = {kv.key: kv for kv in keys if kv.key not in SPLIT_KEYS}
     of_imatrix = [_pair(key, value) for key, value in (imatrix.metadata() if imatrix else {}).items()]
     version = KeyValue.u32("general.quantization_version", QUANTIZATION_VERSION)
     file_type = KeyValue.u32("general.file_type", ftype_id)

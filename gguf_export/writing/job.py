@@ -15,11 +15,15 @@ from gguf_export.metadata import model_keys as metadata
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.header import header
 from quantize.containers.keys import KeyValue
-from quantize.exceptions import OutputError
-from quantize.recipes.layout import Plan
+from quantize.containers.untrusted import quoted
+from quantize.decoding import can_decode
+from quantize.exceptions import DecodeError, OutputError, RecipeError
+from quantize.recipes.layout import Plan, PlannedTensor
+from quantize.recipes.left_alone import FLOATS, converted_type
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan, require_importances
 from quantize.sources.model_source import ModelFile
 from quantize.telling import Note, Remark
+from quantize.tensors import QType, TensorSpec
 
 __all__ = ["ExportJob", "OutputFile", "keys_of", "prepare"]
 
@@ -74,6 +78,7 @@ def prepare(
     override_kv: Sequence[str] = (),
     pre: str | None = None,
     publisher: str | None = None,
+    allow_requantize: bool = False,
 ) -> ExportJob:
     """Plan the files; nothing is written and no weight is read.
 
@@ -86,6 +91,7 @@ def prepare(
         override_kv: metadata to set, spelled KEY=TYPE:VALUE as llama-quantize takes it.
         pre: name of the pre-tokenizer, where it is not recognised.
         publisher: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
+        allow_requantize: quantize again what a GGUF file holds quantized, which adds one loss to the other.
 
     Raises:
         MoeGgufError: a recipe, tokenizer, imatrix or setting that does not fit the model.
@@ -99,7 +105,15 @@ def prepare(
     facts = RecipeFacts.of_keys(source.arch, source.arch_keys())
     files = []
     for recipe in recipes:
-        plan = make_plan(specs, facts, recipe, has_imatrix=imatrix is not None)
+        plan = make_plan(
+            specs,
+            facts,
+            recipe,
+            has_imatrix=imatrix is not None,
+            left_as=converted_type if source.kind == "checkpoint" else _as_stored,
+        )
+        for planned in plan.tensors:
+            _refuse_change(source, planned, allow_requantize)
         require_importances(plan, lambda name: imatrix is not None and name in imatrix.entries)
         file_keys = metadata.assemble(keys, recipe.ftype.id, imatrix, overrides)
         path = _path_of(folder, keys, recipe.ftype.name, publisher)
@@ -121,6 +135,32 @@ def keys_of(source: ModelFile, *, name: str | None, pre: str | None, note: Note)
         return source.key_values()
     keys = metadata.model_keys(source, name=name, note=note)
     return keys + vocab.vocab_keys(source.path, source.config, source.hparams.n_vocab, pre, note=note)
+
+
+def _as_stored(spec: TensorSpec) -> QType:
+    return spec.qtype
+
+
+def _refuse_change(source: ModelFile, planned: PlannedTensor, allow_requantize: bool) -> None:
+    """Refuse to make a type of a tensor of what cannot be read, or should not be quantized again.
+
+    Raises:
+        DecodeError: its type cannot be decoded here.
+        RecipeError: it is quantized already.
+    """
+    spec = planned.spec
+    if spec.qtype in (planned.qtype, *FLOATS):
+        return
+    place = f"{source.label}: tensor {quoted(spec.name)}"
+    if not can_decode(spec.qtype):
+        raise DecodeError(place, f"is {spec.qtype.name}, which cannot be made {planned.qtype.name} here")
+    if not allow_requantize:
+        raise RecipeError(
+            place,
+            f"is {spec.qtype.name} already; made {planned.qtype.name}, it would lose twice",
+            "take a BF16 or F16 file of the model, or pass {setting}",
+            setting="allow_requantize",
+        )
 
 
 def _path_of(folder: Path, keys: Sequence[KeyValue], ftype: str, publisher: str | None) -> Path:
