@@ -44,7 +44,7 @@ def refuse_outputs(
     for path in made:
         status = status_of(path)
         if status is not None and not path.is_symlink():
-            _refuse_kind(path)
+            refuse_strange(path)
     targets = [target_of(path) for path in files]
     working = [*own, *map(partial_path, targets), *map(partial_path, made)]
     for path in working:
@@ -105,7 +105,9 @@ def _refuse_inputs(places: Sequence[tuple[Path, Path]], inputs: Iterable[Path]) 
         read |= dict.fromkeys(_keys(path) | _keys(target_of(path)), path)
     for target, name in places:
         for key in _keys(target) & read.keys():
-            raise OutputError(str(name), f"would replace {read[key]}, which is read", "choose another name")
+            other = read[key]
+            message = "is read, too" if other == name else f"would replace {other}, which is read"
+            raise OutputError(str(name), message, "choose another name for what is written")
 
 
 def _keys(path: Path) -> set[object]:

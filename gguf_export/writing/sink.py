@@ -70,6 +70,11 @@ class Sink:
         return sum(self._done.values())
 
     @property
+    def is_done(self) -> bool:
+        """Whether nothing of it is left to be written."""
+        return self.is_whole or self.done_bytes == self.plan.n_bytes
+
+    @property
     def lacking_bytes(self) -> int:
         """Bytes of the disk that the file still needs."""
         return 0 if self.is_whole else max(0, self.n_bytes - allocated(self.partial))
@@ -146,7 +151,7 @@ class Sink:
         """
         if self.is_whole:
             return
-        if self.done_bytes != self.plan.n_bytes:
+        if not self.is_done:
             raise ValueError(f"{self.path}: {self.done_bytes} bytes written of {self.plan.n_bytes}")
         self._opened.sync()
         if self.path.is_dir() and not self.path.is_symlink():
