@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
-from gguf_export.files.opening import file_id, refuse_strange, status_of
+from gguf_export.files.opening import file_id, refuse_strange, status_of, stream_number
 from gguf_export.files.replacing import is_device, partial_path, target_of
 from quantize.exceptions import OutputError, OutputExistsError
 
@@ -41,6 +42,8 @@ def refuse_outputs(
     files = [path for path in outputs if not (devices and is_device(path) and not _is_folder(path))]
     for path in files:
         _refuse_kind(path)
+    for path in set(outputs) - set(files):
+        _refuse_closed(path)
     for path in made:
         status = status_of(path)
         if status is not None and not path.is_symlink():
@@ -82,6 +85,16 @@ def _refuse_kind(path: Path) -> None:
         raise OutputError(str(path), "is no file, so it cannot be replaced", "choose another name")
     if not _is_folder(target_of(path).parent):
         raise OutputError(str(path), "is a link that leads nowhere", "remove it")
+
+
+def _refuse_closed(path: Path) -> None:
+    """Refuse a name for a stream of this process that is not open."""
+    number = stream_number(path)
+    if number is not None:
+        try:
+            os.fstat(number)
+        except OSError as error:
+            raise OutputError(str(path), "is closed", "choose another name") from error
 
 
 def _refuse_twins(places: Sequence[tuple[Path, Path]], working: Container[Path]) -> None:

@@ -12,6 +12,7 @@ from calibration.importance.imatrix_files import save_imatrix
 from calibration.importance.observers import Collected, collect_imatrix
 from calibration.text.text_settings import TextSettings, cut_text
 from gguf_export.files.disk import write_error
+from gguf_export.files.opening import status_of
 from gguf_export.files.outputs import refuse_existing, refuse_outputs
 from gguf_export.files.replacing import replacing, target_of
 from gguf_export.writing import fingerprint
@@ -118,7 +119,7 @@ def write_imatrix(path: Path, imatrix: Imatrix, *, is_again: bool = False) -> No
     try:
         with replacing(path) as file:
             save_imatrix(file, imatrix, legacy=path.suffix == LEGACY_SUFFIX)
-            if is_again and path.exists() and not _holds(path, file):
+            if is_again and status_of(path) is not None and not _holds(path, file):
                 refuse_existing([path])
     except OSError as error:
         raise write_error(path, error) from error
