@@ -8,9 +8,10 @@ import tempfile
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
+from gguf_export.files.disk import is_full
 from gguf_export.files.opening import file_id, refuse_strange, status_of, stream_number
 from gguf_export.files.replacing import is_device, partial_path, target_of
-from quantize.exceptions import OutputError, OutputExistsError
+from quantize.exceptions import NoSpaceError, OutputError, OutputExistsError
 
 __all__ = ["refuse_existing", "refuse_outputs"]
 
@@ -149,6 +150,5 @@ def _refuse_folder(folder: Path) -> None:
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(
-            str(folder), f"cannot be written into: {reason}", "choose another folder"
-        ) from error
+        kind = NoSpaceError if is_full(error) else OutputError
+        raise kind(str(folder), f"cannot be written into: {reason}", "choose another folder") from error

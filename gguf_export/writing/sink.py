@@ -208,7 +208,8 @@ class Sink:
         with contextlib.suppress(OutputError):
             self._file.close()
         is_there = self._file.is_there  # another's file is neither removed nor called ours
-        if is_kept and self._noted_bytes and is_there:
+        is_known = self._journal is not None and self._journal.is_there
+        if is_kept and self._noted_bytes and is_there and is_known:
             self._say(
                 f"{size_in_words(self._noted_bytes)} of {size_in_words(self.plan.n_bytes)} are done and kept in "
                 f"{self.partial.name}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -21,6 +22,7 @@ from gguf_export.files.locks import LockedFile
 from gguf_export.reports import compare_data
 from gguf_export.writing import calibrate
 from gguf_export.writing.sink import Sink
+from gguf_export.writing.state_file import StateFile
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="links need a privilege, and there are no pipes"
@@ -477,6 +479,38 @@ def test_a_partial_file_that_is_replaced_while_it_is_read_back_is_not_continued(
     monkeypatch.setattr("gguf_export.writing.sink.confirmed", confirmed)
     check_one_line(invoke(*words), f"{partial}: was replaced by something else while it was read")
     assert partial.exists()
+
+
+def test_a_partial_file_without_its_journal_is_not_kept(model: Path, out: Path) -> None:
+    """Nobody would know what is in it."""
+
+    def remove() -> None:
+        (out / f"{GGUF}.journal").unlink()
+        _stop()
+
+    done = stopped(words_of("plain", model, out), 20, remove)
+    assert isinstance(done.exception, StoppedError)
+    assert "kept" not in done.stderr
+    assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("victim"), Path.mkdir])
+def test_what_is_put_in_the_way_of_a_state_costs_the_state_and_not_the_pass(
+    plant: Callable[[Path], Any], model: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = StateFile.keep
+
+    def keep(self: StateFile, state: Any) -> None:
+        with contextlib.suppress(FileExistsError):
+            plant(out / "m.gguf.state.partial")
+        original(self, state)
+
+    monkeypatch.setattr(StateFile, "keep", keep)
+    monkeypatch.setattr("gguf_export.writing.state_file.KEEP_SECONDS", 0.0)
+    done = invoke(*words_of("imatrix", model, out))
+    assert done.exit_code == 0, done.output
+    assert "m.gguf.state: the state of the pass cannot be kept (" in done.stderr
+    assert {path.name for path in out.iterdir()} == {"m.gguf", "m.gguf.state.partial"}
 
 
 @pytest.mark.parametrize("verb", ["plain", "export"])
