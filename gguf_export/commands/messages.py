@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +28,24 @@ def say(remark: Remark) -> None:
     from quantize.containers.untrusted import printable
 
     click.echo(printable(remark.line(switch)), err=True)
+
+
+@contextmanager
+def saying_warnings() -> Iterator[None]:
+    """Within the block, remarks that come as warnings are shown like all others."""
+    from quantize.telling import RemarkWarning
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def said(message: Warning | str, *details: Any, **more: Any) -> None:
+            if isinstance(message, RemarkWarning):
+                say(message.remark)
+            else:
+                show(message, *details, **more)
+
+        warnings.showwarning = said
+        yield
 
 
 def error_line(error: MoeGgufError) -> str:
