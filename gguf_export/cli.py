@@ -16,15 +16,24 @@ from gguf_export.commands.errors import errors
 from gguf_export.commands.export import export
 from gguf_export.commands.imatrix import imatrix
 from gguf_export.commands.inspect import inspect
+from gguf_export.commands.messages import saying_warnings
+from gguf_export.commands.signals import Stopped, orderly_stops
 from gguf_export.commands.verify import verify
 
 
 class _Group(click.Group):
-    """Turns every error that a user can cause into one line and exit status 1."""
+    """Turns every error that a user can cause into one line and exit status 1, and signals into an orderly end."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        with orderly_stops(), saying_warnings():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except Stopped as stop:
+            click.echo(f"moe-gguf: stopped by {stop.name}", err=True)
+            sys.exit(stop.status)
         except KeyboardInterrupt:
             click.echo("moe-gguf: stopped", err=True)
             sys.exit(130)
