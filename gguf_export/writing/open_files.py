@@ -120,11 +120,8 @@ def opened(
         try:
             yield files
             job.source.refuse_changed()
-        except (
-            ActivationError,
-            ModelChangedError,
-            NotFiniteError,
-        ):  # the checkpoint is damaged, or of two models
+        except (ActivationError, ModelChangedError, NotFiniteError):
+            # The checkpoint is damaged, or what was made may be of two.
             for sink in sinks:
                 sink.discard()
             raise
