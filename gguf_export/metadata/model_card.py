@@ -17,7 +17,7 @@ from typing import Any
 
 from gguf_export.metadata.model_id import NameParts, split_model_id, title
 from quantize.containers.text_files import optional_object, optional_text
-from quantize.containers.untrusted import parse_yaml
+from quantize.containers.untrusted import label, parse_yaml
 from quantize.exceptions import TokenizerError
 from quantize.telling import Note, Remark, discard
 
@@ -109,7 +109,7 @@ def read_card(
     if isinstance(given, str) and given and given.count("/") <= 1 and "\\" not in given:  # an id, no path
         _add_parts(card, split_model_id(given, n_total))
     folder = Path(os.path.abspath(path)).name  # noqa: PTH100 (keeps links)
-    _add_parts(card, split_model_id(_text(folder), n_total))
+    _add_parts(card, split_model_id(label(folder), n_total))
     return card
 
 
@@ -161,7 +161,7 @@ def _text(value: Any) -> str:
         return ",".join(text for text in map(_text, value) if text)
     if isinstance(value, bool) or not isinstance(value, str | int | float | date):
         return ""
-    # YAML can spell half of a surrogate pair, names of files can be any bytes
+    # YAML can spell half of a surrogate pair
     return str(value).encode("utf-8", errors="replace").decode("utf-8")
 
 

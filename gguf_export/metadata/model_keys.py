@@ -16,7 +16,7 @@ from gguf import GGUFValueType
 from calibration.importance.imatrix import Imatrix
 from gguf_export.metadata.model_card import TEXTS, Card, read_card
 from quantize.containers.keys import KeyValue
-from quantize.containers.untrusted import exact_text, label, quoted
+from quantize.containers.untrusted import exact_text, label
 from quantize.exceptions import RecipeError
 from quantize.sources.checkpoint import Checkpoint
 from quantize.telling import Note, discard
@@ -91,8 +91,7 @@ def model_keys(checkpoint: Checkpoint, *, name: str | None = None, note: Note = 
     n_params = count_params(checkpoint.specs())
     name = None if name is None else _exact_name(name)
     card = read_card(checkpoint.path, checkpoint.config, n_params.total, name, note)
-    folder = checkpoint.path.name.encode("utf-8", "replace").decode("utf-8")
-    card.texts.setdefault("name", folder or "model")
+    card.texts.setdefault("name", label(checkpoint.path.name) or "model")
     if n_params.total > 0:
         card.texts.setdefault("size_label", size_label(n_params))
     return [
@@ -108,7 +107,7 @@ def _exact_name(name: str) -> str:
         return exact_text(name)
     except UnicodeError:
         raise RecipeError(
-            f"name {quoted(label(name))}",
+            f"name {label(name)}",
             "is not UTF-8, as texts of a GGUF file are",
             "spell {setting} in UTF-8",
             setting="name",
