@@ -33,13 +33,13 @@ def saying_warnings() -> Iterator[None]:
     from quantize.telling import RemarkWarning
 
     with warnings.catch_warnings():
-        show = warnings.showwarning
+        usual = warnings.showwarning
 
         def said(message: Warning | str, *details: Any, **more: Any) -> None:
             if isinstance(message, RemarkWarning):
                 say(message.remark)
             else:
-                show(message, *details, **more)
+                usual(message, *details, **more)
 
         warnings.showwarning = said
         yield

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,7 @@ TEXTS = {
 
 _BASE_MODELS = ("base_model", "base_models", "base_model_sources")
 _DATASETS = ("datasets", "dataset", "dataset_sources")
+MAX_ORIGINS = 1000  # base models or datasets that are written
 _HUB = "https://huggingface.co/"
 
 # general.sampling.* -> type, and its names in generation_config.json
@@ -159,10 +159,10 @@ def _text(value: Any) -> str:
     """A front matter value as text, a list joined by commas (licences come so); "" where it is no text."""
     if isinstance(value, list):
         return ",".join(text for text in map(_text, value) if text)
-    if isinstance(value, bool) or not isinstance(value, str | int | float | date):
+    if not isinstance(value, str):
         return ""
-    # YAML can spell half of a surrogate pair
-    return str(value).encode("utf-8", errors="replace").decode("utf-8")
+    # YAML can spell half of a surrogate pair, names of files can be any bytes
+    return value.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _words(value: Any) -> list[str]:
@@ -175,8 +175,11 @@ def _origins(front: Mapping[str, Any], keys: tuple[str, ...], n_total: int, note
     if key is None:
         return None
     value = front[key]
+    listed = value if isinstance(value, list) else [value] if isinstance(value, str) else []
+    if len(listed) > MAX_ORIGINS:
+        note(Remark("README.md", f"{key} has {len(listed)} entries", f"the first {MAX_ORIGINS} are written"))
     origins = []
-    for item in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
+    for item in listed[:MAX_ORIGINS]:
         if isinstance(item, dict):
             origins.append({str(name): text for name, entry in item.items() if (text := _text(entry))})
         elif isinstance(item, str):
