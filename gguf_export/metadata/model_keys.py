@@ -18,6 +18,7 @@ from gguf_export.metadata.model_card import TEXTS, Card, read_card
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import exact_text, label
 from quantize.exceptions import RecipeError
+from quantize.recipes.layout import ALIGNMENT
 from quantize.sources.checkpoint import Checkpoint
 from quantize.telling import Note, discard
 from quantize.tensors import TensorSpec
@@ -191,6 +192,11 @@ def _fits(text: str) -> bool:
         return False
 
 
+def _is_other_layout(kv: KeyValue) -> bool:
+    """Whether a GGUF file says by this key that its tensors lie otherwise than those that are written here."""
+    return kv.key == "general.alignment" and kv.value != ALIGNMENT
+
+
 def assemble(
     keys: Iterable[KeyValue],
     ftype_id: int,
@@ -199,13 +205,14 @@ def assemble(
 ) -> list[KeyValue]:
     """All keys of one file, in the order in which llama-quantize leaves them.
 
-    The given keys without split.*, then general.quantization_version, general.file_type, the overrides, and the keys
-    that describe the imatrix. A key that is set again moves to its new place.
+    The given keys without split.* and an alignment that is not ours, then general.quantization_version,
+    general.file_type, the overrides, and the keys that describe the imatrix. A key that is set again moves to its new
+    place.
 
     Raises:
         RecipeError: an override has another type than the key, which no loader would accept.
     """
-    ordered = {kv.key: kv for kv in keys if not kv.key.startswith("split.")}
+    ordered = {kv.key: kv for kv in keys if not kv.key.startswith("split.") and not _is_other_layout(kv)}
     of_imatrix = [_pair(key, value) for key, value in (imatrix.metadata() if imatrix else {}).items()]
     version = KeyValue.u32("general.quantization_version", QUANTIZATION_VERSION)
     file_type = KeyValue.u32("general.file_type", ftype_id)

@@ -43,6 +43,10 @@ F32_MAX = 3.4028234663852886e38  # larger numbers have no place in a GGUF file, 
 
 def quoted(text: object) -> str:
     """Text from a file, fit for a message of one line: names in quotes, control characters escaped, length cut."""
+    if isinstance(text, (str, list, memoryview)):  # whatever its length, a message costs little
+        text = text[: MAX_QUOTED + 1]
+    if isinstance(text, memoryview):
+        text = text.tolist()
     shown = ascii(text) if isinstance(text, str) else ascii(str(text))[1:-1]
     return shown if len(shown) <= MAX_QUOTED else f"{shown[:MAX_QUOTED]}..."
 

@@ -517,7 +517,8 @@ def double_token(keys: dict[str, KeyValue]) -> None:
 
 
 def short_scores(keys: dict[str, KeyValue]) -> None:
-    keys["tokenizer.ggml.scores"].value.pop()
+    scores = keys["tokenizer.ggml.scores"]
+    keys[scores.key] = replace(scores, value=list(scores.value[:-1]))
 
 
 def token_ids(keys: dict[str, KeyValue]) -> None:
