@@ -16,12 +16,14 @@ from gguf_export.commands.errors import errors
 from gguf_export.commands.export import export
 from gguf_export.commands.imatrix import imatrix
 from gguf_export.commands.inspect import inspect
+from gguf_export.commands.messages import saying_warnings
+from gguf_export.commands.signals import Stopped, orderly_stops
 from gguf_export.commands.streams import standard_streams, tell
 from gguf_export.commands.verify import verify
 
 
 class _Group(click.Group):
-    """Turns every error that a user can cause into one line and exit status 1."""
+    """Turns every error that a user can cause into one line and exit status 1, and signals into an orderly end."""
 
     def main(self, *args: Any, **settings: Any) -> Any:
         """Run the command line on standard streams that never fail."""
@@ -29,8 +31,15 @@ class _Group(click.Group):
             return super().main(*args, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
+        with orderly_stops(), saying_warnings():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except Stopped as stop:
+            tell(f"moe-gguf: stopped by {stop.name}")
+            sys.exit(stop.status)
         except KeyboardInterrupt:
             tell("moe-gguf: stopped")
             sys.exit(130)

@@ -45,6 +45,14 @@ class Remark:
         return self.line()
 
 
+class RemarkWarning(UserWarning):
+    """A remark by way of Python's `warnings`, from a place to which no `Note` leads."""
+
+    def __init__(self, remark: Remark) -> None:
+        super().__init__(str(remark))
+        self.remark = remark
+
+
 Note = Callable[[Remark], None]
 """Receives remarks, one by one."""
 

@@ -15,7 +15,16 @@ from gguf.constants import GGML_QUANT_SIZES
 
 from quantize.hparams import Hparams
 
-__all__ = ["Array", "QType", "Rows", "TensorSource", "TensorSpec", "layer_of", "names_experts"]
+__all__ = [
+    "Array",
+    "QType",
+    "Rows",
+    "TensorSource",
+    "TensorSpec",
+    "bits_per_weight",
+    "layer_of",
+    "names_experts",
+]
 
 Array = npt.NDArray[Any]
 Rows = tuple[int, int]  # a half-open range of rows of one matrix
@@ -105,6 +114,11 @@ def layer_of(name: str) -> int | None:
     """The layer in the GGUF name of a tensor, None where the tensor belongs to none."""
     match = _LAYER.match(name)
     return int(match[1]) if match else None
+
+
+def bits_per_weight(n_bytes: int, n_elements: int) -> float:
+    """What some tensors take together; 0 where there are no weights."""
+    return 8 * n_bytes / max(1, n_elements)
 
 
 def names_experts(name: str) -> bool:

@@ -204,11 +204,13 @@ def by_other_weights(case: PassCase, folder: Path, n: int, rng: random.Random) -
 def by_missing_files(case: PassCase, folder: Path, n: int, rng: random.Random) -> str:
     """Somebody tidies up while a command runs: its files, or its folder, go or are others."""
     refused = 0
+    victim = folder / "victim"
+    victim.write_bytes(VICTIM)
     for _ in range(n):
         out = new_folder(folder / "out")
         run = command(case, out, folder / "log", "--force")
         moment(case, rng)
-        what = rng.choice(["folder", "moved", "file", "file", "other", "in the way"])
+        what = rng.choice(["folder", "moved", "file", "file", "other", "link", "pipe", "in the way"])
         with suppress(OSError):
             own = [path for path in out.iterdir() if path.name not in case.files]
             if what == "folder":
@@ -222,14 +224,21 @@ def by_missing_files(case: PassCase, folder: Path, n: int, rng: random.Random) -
                 path.unlink()
                 if what == "other":
                     path.write_bytes(VICTIM)
+                elif what == "link":
+                    path.symlink_to(victim)
+                elif what == "pipe":
+                    os.mkfifo(path)
         code, said = run.wait(), run.said()
         if code:
             check_refusal(code, said)
             refused += 1
+        assert victim.read_bytes() == VICTIM, what
         out.mkdir(exist_ok=True)
         for path in list(out.iterdir()):
             if path.is_dir():
                 shutil.rmtree(path)
+            elif path.is_symlink() or not path.is_file():
+                path.unlink()
         case.check_final_names(out)
         for path in list(out.iterdir()):
             if path.read_bytes() == VICTIM:

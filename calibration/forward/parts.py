@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantize.exceptions import CheckpointError
+from quantize.exceptions import CheckpointError, GGUFError
+from quantize.families.fit import dimension_misfits, tensor_misfits
 
 if TYPE_CHECKING:
     from calibration.forward.streams import Stream
@@ -96,6 +97,7 @@ def refuse_unknown(streams: Sequence[Stream]) -> None:
 
     Raises:
         CheckpointError: a model is such; names the model and the tensor.
+        GGUFError: the keys of a file do not go with its tensors.
     """
     first = {spec.name: spec.shape for spec in streams[0].source.specs()}
     for stream in streams:
@@ -106,6 +108,8 @@ def refuse_unknown(streams: Sequence[Stream]) -> None:
                 f"the forward pass does not know arch {hparams.arch!r}",
                 f"known: {', '.join(PARTS)}",
             )
+        if stream.source.kind == "gguf":
+            _refuse_misfit(stream)
         known = set().union(*(part.known(hparams.n_layer) for part in PARTS[hparams.arch]))
         for spec in stream.source.specs():
             if spec.name not in known:
@@ -115,3 +119,12 @@ def refuse_unknown(streams: Sequence[Stream]) -> None:
                     f"{stream.name}: {spec.name}" if stream.name else spec.name,
                     f"has shape {spec.shape} in one model and {first.get(spec.name)} in the other",
                 )
+
+
+def _refuse_misfit(stream: Stream) -> None:
+    """Refuse a file whose keys and tensors do not go together: no pass over it would make sense."""
+    source = stream.source
+    keys = {kv.key: kv.value for kv in source.arch_keys()}
+    misfits = (*dimension_misfits(source.hparams, keys), *tensor_misfits(source.hparams, source.specs()))
+    for misfit in misfits[:1]:
+        raise GGUFError(f"{source.label}: {misfit.place}", misfit.message, "convert the model again")

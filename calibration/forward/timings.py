@@ -42,6 +42,11 @@ class Timings:
         own = self.total - self.seconds[Stage.WEIGHTS] - self.seconds[Stage.COMPARING]
         return self.seconds[Stage.PRODUCTS] / own if own > 0 else 0.0
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of the text by second of the whole pass; 0 where it took no time that a clock shows."""
+        return self.n_token / self.total if self.total > 0 else 0.0
+
     @contextmanager
     def measure(self, stage: Stage) -> Iterator[None]:
         """Add the duration of the block to a stage, less the time that is measured for other stages within it."""

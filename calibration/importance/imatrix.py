@@ -8,14 +8,13 @@ rounding error of each column with the result. `calibration.importance.observers
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from quantize.containers.untrusted import label
+from quantize.containers.untrusted import F32_MAX, label, quoted
 from quantize.exceptions import ImatrixError
 from quantize.guide import Guide
 from quantize.telling import Remark
@@ -27,6 +26,8 @@ Vector = npt.NDArray[np.float32]
 
 MAX_STRING = 127
 """Bytes that llama-quantize keeps of a string that it writes into a model (llama_model_kv_override.val_str)."""
+
+F32_TINY = 1.1754943508222875e-38  # the smallest that has all its digits
 
 OF_ANOTHER_MODEL = "give the importance matrix of this model"
 
@@ -72,16 +73,16 @@ class Imatrix:
     prior: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a prior that weighs nothing or everything.
+        """Refuse a prior that weighs nothing or everything, or that a file cannot hold as a 32-bit float.
 
         Raises:
-            ImatrixError: it is negative, NaN or infinite.
+            ImatrixError: it is negative, NaN, larger than any such float, or above 0 and smaller than any.
         """
-        if not (math.isfinite(self.prior) and self.prior >= 0):
+        if self.prior != 0 and not F32_TINY <= self.prior <= F32_MAX:
             raise ImatrixError(
-                f"prior {self.prior:g}",
+                f"prior {quoted(self.prior)}",
                 "is not a number of tokens",
-                "give {setting} 0 or more",
+                "give {setting} 0 for none, or a number such as 8",
                 setting="prior",
             )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
-from quantize.tensors import layer_of
+from quantize.tensors import bits_per_weight, layer_of
 
 __all__ = ["ErrorReport", "Errors", "LayerRouting", "MatrixErrors", "Totals", "totals", "worst"]
 
@@ -168,7 +168,7 @@ def totals(label: str, rows: Sequence[MatrixErrors]) -> Totals:
         label=label,
         n_matrices=len(rows),
         n_judged=len(judged),
-        bpw=8 * sum(row.n_bytes for row in rows) / max(1, sum(row.n_elements for row in rows)),
+        bpw=bits_per_weight(sum(row.n_bytes for row in rows), sum(row.n_elements for row in rows)),
         relative=math.sqrt(error / energy) if energy else 0.0,
         median_nmse=median(nmse) if nmse else None,
         mean_nmse=fmean(nmse) if nmse else None,

@@ -38,7 +38,12 @@ class TextSettings:
     @property
     def is_given(self) -> bool:
         """Whether there is a text at all."""
-        return bool(self.paths or self.prompts)
+        return bool(self.files)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that are read."""
+        return (*self.paths, *self.prompts)
 
 
 def cut_text(model: ModelFile, settings: TextSettings) -> Chunks:

@@ -73,6 +73,9 @@ def check_against(
 
 def _same_tensors(file: GGUFFile, specs: Mapping[str, TensorSpec]) -> Iterator[Finding]:
     """Whether file and checkpoint have the same tensors, in the same shapes."""
+    if not file.tensors:
+        yield error(str(file.path), f"holds none of the {len(specs)} tensors of the checkpoint", AGAIN)
+        return
     for name, spec in specs.items():
         stored = file.tensors.get(name)
         if stored is None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 from gguf_export.checking.findings import Finding, error, info
+from gguf_export.files.disk import write_error
+from gguf_export.files.opening import open_to_append, refuse_strange, status_of
 from quantize.containers.untrusted import read_bytes, regular_size
 from quantize.exceptions import GGUFError, OutputError
 from quantize.telling import OnProgress, Progress, silent
@@ -27,17 +32,12 @@ def check_sum(path: Path, progress: OnProgress = silent) -> Finding:
     sums = path.with_name(SUMS)
     if not path.name.isprintable():
         raise OutputError(str(path), f"a name that cannot stand in {SUMS}", "rename the file")
-    if sums.is_symlink():  # a stranger's folder could make it lead to any file of the user's
-        raise OutputError(str(sums), "is a link, which is not followed", "remove it")
+    refuse_strange(sums)  # a stranger's folder could make it lead to any file of the user's
     listed, separator = _listed(sums)
-    digest = sha256(path, progress)
     if path.name not in listed:
-        try:
-            with sums.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(f"{separator}{digest}  {path.name}\n")
-        except OSError as fault:
-            raise OutputError(str(sums), f"cannot be written: {fault.strerror}") from None
+        digest = _add(sums, separator, path, progress)
         return info(str(path), f"SHA-256 {digest} was added to {SUMS}")
+    digest = sha256(path, progress)
     if listed[path.name] != digest:
         return error(
             str(path),
@@ -64,6 +64,28 @@ def sha256(path: Path, progress: OnProgress = silent) -> str:
     except OSError as fault:
         raise GGUFError(str(path), f"cannot be read: {fault.strerror}") from None
     return digest.hexdigest()
+
+
+def _add(sums: Path, separator: str, path: Path, progress: OnProgress) -> str:
+    """Add the line of a file whole or not at all, and return the file's hash."""
+    is_new = status_of(sums) is None
+    try:
+        with open_to_append(sums) as file:  # before the work, which may take minutes
+            end = file.seek(0, os.SEEK_END)
+            try:
+                digest = sha256(path, progress)
+                line = f"{separator}{digest}  {path.name}\n".encode()
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                    if is_new:
+                        sums.unlink()
+                raise
+    except OSError as fault:
+        raise write_error(sums, fault) from fault
+    return digest
 
 
 def _listed(sums: Path) -> tuple[dict[str, str], str]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from gguf import LlamaFileType
 
 from gguf_export.files.sizes import size_in_words
+from quantize.containers.keys import elements
 from quantize.containers.untrusted import label
 from quantize.exceptions import ChoiceError
 from quantize.hparams import Hparams
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
-from quantize.tensors import TensorSpec
+from quantize.tensors import TensorSpec, bits_per_weight
 
 __all__ = ["ModelFacts", "TensorFacts", "TypeFacts", "in_words", "inspect"]
 
@@ -57,11 +58,13 @@ class ModelFacts:
     types: tuple[TypeFacts, ...]
     tensors: tuple[TensorFacts, ...]
     keys: Mapping[str, Any]
+    is_vocabulary: bool = False
+    """Whether a GGUF file holds a tokenizer and no weights; `hparams` are then those of the model that it is for."""
 
     @property
     def bpw(self) -> float:
         """Bits per weight over all tensors."""
-        return 8 * self.n_bytes / self.n_elements
+        return bits_per_weight(self.n_bytes, self.n_elements)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as JSON takes it."""
@@ -104,7 +107,8 @@ def _file_facts(path: Path) -> ModelFacts:
     ftype = ftype.removeprefix("MOSTLY_").removeprefix("ALL_")
     name = str(file.keys.get("general.name", ""))
     keys = {key: _shortened(value) for key, value in file.keys.items()}
-    return _facts(path, "gguf", name, ftype, file.hparams, file.specs(), keys)
+    facts = _facts(path, "gguf", name, ftype, file.hparams, file.specs(), keys)
+    return replace(facts, is_vocabulary=file.is_vocabulary)
 
 
 def _facts(
@@ -138,9 +142,10 @@ def _facts(
 
 def _shortened(value: Any) -> Any:
     """A value as JSON takes it, of an array the beginning: vocabularies are long."""
-    if isinstance(value, list):
-        more = [f"... {len(value):,} in all"] if len(value) > MAX_SHOWN else []
-        return [*map(_shortened, value[:MAX_SHOWN]), *more]
+    array = elements(value)
+    if array is not None:
+        more = [f"... {len(array):,} in all"] if len(array) > MAX_SHOWN else []
+        return [*map(_shortened, array[:MAX_SHOWN]), *more]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no such numbers
     return value
@@ -151,7 +156,7 @@ def in_words(facts: ModelFacts) -> list[tuple[str, str]]:
     hp = facts.hparams
     experts = f"{hp.n_expert}, {hp.n_expert_used} used" if hp.n_expert else "none (dense)"
     return [
-        ("kind", facts.kind),
+        ("kind", f"{facts.kind}, a vocabulary only" if facts.is_vocabulary else facts.kind),
         ("name", facts.name),
         ("architecture", hp.arch),
         ("file type", facts.ftype),

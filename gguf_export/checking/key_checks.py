@@ -12,7 +12,7 @@ from gguf import GGUFValueType
 from gguf_export.checking.findings import Finding, error, warning
 from gguf_export.checking.remedies import AGAIN
 from gguf_export.vocab import vocab_keys as vocab
-from quantize.containers.keys import KeyValue
+from quantize.containers.keys import KeyValue, elements
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import TokenizerError
 from quantize.sources.checkpoint import Checkpoint
@@ -64,6 +64,9 @@ def _holds(value: Any, expected: KeyValue) -> bool:
     """Whether the value of a file is the expected one; floats are compared as the file stores them, in 32 bits."""
     if expected.type == GGUFValueType.FLOAT32:
         return isinstance(value, float) and np.float32(value) == np.float32(expected.value)
-    if expected.type == GGUFValueType.ARRAY and expected.sub_type == GGUFValueType.FLOAT32:
-        return isinstance(value, list) and value == [float(np.float32(number)) for number in expected.value]
-    return bool(value == expected.value)
+    array = elements(value)
+    if array is None or expected.type != GGUFValueType.ARRAY:
+        return bool(value == expected.value)
+    if expected.sub_type == GGUFValueType.FLOAT32:
+        return list(array) == [float(np.float32(number)) for number in expected.value]
+    return len(array) == len(expected.value) and list(array) == expected.value

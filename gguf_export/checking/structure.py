@@ -7,7 +7,6 @@ src/models.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,11 +17,11 @@ from gguf.constants import MODEL_ARCH_NAMES
 from gguf_export.checking.findings import Finding, error, info, warning
 from gguf_export.checking.remedies import AGAIN, FETCH
 from gguf_export.vocab import pretokenizers
+from quantize.containers.keys import elements
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import GGUFError
-from quantize.families import Family, families_of, known_keys
-from quantize.families.binding import layers_of
-from quantize.families.key_table import MAX_EXPERTS, MAX_LAYERS
+from quantize.families import known_keys
+from quantize.families.fit import are_known, dimension_misfits, tensor_misfits
 from quantize.hparams import Hparams
 from quantize.recipes.layout import padded
 from quantize.sources.gguf_file import GGUFFile
@@ -51,11 +50,13 @@ TOKENIZER_ARRAYS = {"tokens", "merges", "scores", "token_type"}
 def check_structure(file: GGUFFile) -> list[Finding]:
     """Look for everything in an open file that the loader would refuse or warn of; no weight is read."""
     findings = [*_architecture(file), *_tokenizer(file), *_tail(file)]
+    if file.is_vocabulary:
+        return findings
     if file.keys.get("split.count", 0) not in (0, 1):
         return [*findings, info("split.count", "one file of several: the list of tensors is not checked")]
     arch = file.keys.get("general.architecture")
     per_layer = [f"{arch}.{row.name}" for row in known_keys(str(arch)).values() if row.per_layer]
-    arrays = [key for key in per_layer if isinstance(file.keys.get(key), list)]
+    arrays = [key for key in per_layer if elements(file.keys.get(key)) is not None]
     if arrays:
         return [*findings, info(arrays[0], "differs by layer: the tensors are not checked by name")]
     try:
@@ -65,7 +66,7 @@ def check_structure(file: GGUFFile) -> list[Finding]:
         if not any(finding.severity == "error" for finding in findings):
             findings.append(Finding.of(fault, remedy=AGAIN, place=str(file.path)))
         return findings
-    return [*findings, *_dimensions(file, hparams), *_tensors(file, hparams)]
+    return [*findings, *_fit(file, hparams)]
 
 
 def _architecture(file: GGUFFile) -> Iterator[Finding]:
@@ -85,7 +86,8 @@ def _architecture(file: GGUFFile) -> Iterator[Finding]:
     scaling = file.keys.get(f"{arch}.rope.scaling.type", "none")
     if isinstance(scaling, str) and scaling not in ROPE_SCALINGS:
         yield error(f"{arch}.rope.scaling.type", f"{quoted(scaling)} is unknown to llama.cpp", AGAIN)
-    yield from _arch_keys(file, arch)
+    if not file.is_vocabulary:  # of which the loader reads the tokenizer alone
+        yield from _arch_keys(file, arch)
     quantized = any(stored.spec.qtype.name not in ("F32", "F16", "BF16") for stored in file.tensors.values())
     if quantized and file.keys.get("general.quantization_version", 2) != 2:
         yield warning("general.quantization_version", "is not 2, ggml's present one", AGAIN)
@@ -110,35 +112,6 @@ def _arch_keys(file: GGUFFile, arch: str) -> Iterator[Finding]:
 def _has_layer_norm(file: GGUFFile, key: str) -> bool:
     """Whether the file has the epsilon of an ordinary layer norm instead of this one."""
     return key.replace("layer_norm_rms_", "layer_norm_") in file.keys
-
-
-def _dimensions(file: GGUFFile, hparams: Hparams) -> Iterator[Finding]:
-    """Whether the dimensions are in the loader's limits and fit each other."""
-    arch = hparams.arch
-
-    def fault(name: str, text: str) -> Finding:
-        return error(f"{arch}.{name}", text, AGAIN)
-
-    if not 1 <= hparams.n_layer <= MAX_LAYERS:
-        yield fault("block_count", f"is {hparams.n_layer}, the loader takes 1 to {MAX_LAYERS}")
-    if hparams.n_expert > MAX_EXPERTS:
-        yield fault("expert_count", f"is {hparams.n_expert}, the loader takes at most {MAX_EXPERTS}")
-    if hparams.n_expert and not 1 <= hparams.n_expert_used <= hparams.n_expert:
-        yield fault("expert_used_count", f"is {hparams.n_expert_used}, of {hparams.n_expert} experts")
-    if not hparams.n_expert and hparams.n_expert_used:
-        yield fault("expert_used_count", f"is {hparams.n_expert_used}, but there are no experts")
-    groups = file.keys.get(f"{arch}.expert_group_count", 0)
-    if hparams.n_expert and isinstance(groups, int) and groups >= hparams.n_expert:
-        yield fault("expert_group_count", f"is {groups}, of {hparams.n_expert} experts")
-    if hparams.n_head_kv < 1 or hparams.n_head % hparams.n_head_kv:
-        yield fault("attention.head_count_kv", f"is {hparams.n_head_kv}, of {hparams.n_head} heads")
-    rope = file.keys.get(f"{arch}.rope.dimension_count", hparams.head_dim)
-    if arch == "llama" and rope != hparams.head_dim:
-        yield fault("rope.dimension_count", f"is {quoted(rope)}, heads have {hparams.head_dim} dimensions")
-    if hparams.rms_norm_eps <= 0:
-        yield fault("attention.layer_norm_rms_epsilon", f"is {hparams.rms_norm_eps}")
-    if hparams.rope_freq_base <= 0 or not math.isfinite(hparams.rope_freq_base):
-        yield fault("rope.freq_base", f"is {hparams.rope_freq_base}")
 
 
 def _tokenizer(file: GGUFFile) -> Iterator[Finding]:
@@ -185,57 +158,24 @@ def _tokenizer(file: GGUFFile) -> Iterator[Finding]:
         )
 
 
-def _tensors(file: GGUFFile, hparams: Hparams) -> Iterator[Finding]:
-    """Whether each tensor that the architecture needs is there in its shape, and no other tensor."""
-    expected = _expected(hparams)
-    if expected is None:
-        yield info(
-            str(file.path), f"architecture {quoted(hparams.arch)}: its tensors are not known here by name"
-        )
-        return
-    for name, (shape, optional) in expected.items():
-        stored = file.tensors.get(name)
-        if stored is None:
-            if not optional:
-                yield error(name, "is missing", FETCH)
-        elif _trimmed(stored.spec.shape) != _trimmed(shape):
-            yield error(name, f"has shape {list(stored.spec.shape)}, {list(shape)} is expected", AGAIN)
-    for name in file.tensors:
-        if name not in expected:
-            yield error(quoted(name), f"architecture {hparams.arch} has no such tensor", AGAIN)
-
-
-def _expected(hparams: Hparams) -> dict[str, tuple[tuple[int, ...], bool]] | None:
-    """Shape, and whether the loader can do without, of every tensor by name; None for an unknown architecture."""
-    families, dims = families_of(hparams.arch), hparams.dims
-    fitting = [family for family in families if _has_experts(family) == (hparams.n_expert > 0)]
-    if not fitting or any(family.dims for family in families) or hparams.n_layer > MAX_LAYERS:
-        return None
-    expected: dict[str, tuple[tuple[int, ...], bool]] = {}
-    for family in families:
-        for tensor in family.tensors:
-            if family in fitting or tensor.optional:
-                for bid in layers_of(family, tensor, dims):
-                    expected[tensor.name.format(bid=bid)] = (tensor.sizes(dims), tensor.optional)
-        for computed in family.computed:
-            expected[computed.name] = ((hparams.head_dim // 2,), True)
-    return expected
-
-
-def _has_experts(family: Family) -> bool:
-    return any(tensor.where == "moe" for tensor in family.tensors)
-
-
-def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without axes of length 1 in front: for ggml a matrix of one row is a vector."""
-    first = next((i for i, n in enumerate(shape) if n > 1), len(shape) - 1)
-    return shape[first:]
+def _fit(file: GGUFFile, hparams: Hparams) -> Iterator[Finding]:
+    """Whether dimensions and tensors go together."""
+    for misfit in dimension_misfits(hparams, file.keys):
+        yield error(misfit.place, misfit.message, AGAIN)
+    for misfit in tensor_misfits(hparams, file.specs()):
+        yield error(misfit.place, misfit.message, FETCH if misfit.is_missing else AGAIN)
+    if not are_known(hparams):
+        text = f"architecture {quoted(hparams.arch)}: its tensors are not known here by name"
+        yield info(str(file.path), text)
 
 
 def _tail(file: GGUFFile) -> Iterator[Finding]:
     """Whether there are tensors, and nothing but padding behind the last."""
+    if file.is_vocabulary:
+        yield info(str(file.path), "holds no tensors (a vocabulary only): no weights are checked")
+        return
     if not file.tensors:
-        yield error(str(file.path), "holds no tensors", "is this a vocabulary only, or an importance matrix?")
+        yield error(str(file.path), "holds no tensors", "is this a model?")
         return
     last = list(file.tensors.values())[-1]
     end = last.offset + last.n_bytes

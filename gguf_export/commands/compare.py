@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,26 +57,29 @@ class OutputOptions:
         paths = (getattr(self, name) for name in FILES)
         return [path for path in paths if path is not None]
 
-    def check(self) -> None:
-        """Refuse outputs that could not be written, before hours of work.
+    def check(self, inputs: Iterable[Path]) -> None:
+        """Refuse outputs that could not be written, or would replace one of the inputs, before hours of work.
 
         Raises:
             OutputError: see `refuse_outputs`.
         """
         from gguf_export.files.outputs import refuse_outputs
-        from gguf_export.files.replacing import is_device
-        from gguf_export.writing.state_file import discard_older
+        from gguf_export.files.replacing import is_device, target_of
+        from gguf_export.writing.state_file import discard_older, refuse_foreign, working_files
         from quantize.exceptions import OutputExistsError
 
         if self.plot_path is not None and self.plot_path.suffix.lower() not in (".svg", ".png"):
             raise click.UsageError("--plot writes .svg and .png: name the file so")
         try:
-            own = [self.state] if self.state else []
-            refuse_outputs(self.paths, force=self.force, devices=True, own=own)
+            state = self.state_settings()
+            own = working_files(state.path) if state else []
+            refuse_outputs(self.paths, force=self.force, devices=True, own=own, inputs=inputs)
         except OutputExistsError:
             if self.state is None and all(path.exists() for path in self.paths):  # stopped with its work done
-                discard_older(next(path for path in self.paths if not is_device(path)))
+                discard_older(target_of(next(path for path in self.paths if not is_device(path))))
             raise
+        if self.state is not None:
+            refuse_foreign(self.state)
 
     def state_settings(self) -> StateSettings | None:
         """Where the state is kept, by default beside the first file; None where it is not kept."""
@@ -93,12 +97,13 @@ class OutputOptions:
         Raises:
             OutputError: the disk is full or broken.
         """
-        from gguf_export.files.replacing import write_text
+        from gguf_export.files.replacing import write_files
         from gguf_export.reports.compare_data import compare_csv, compare_json
         from gguf_export.reports.compare_page import compare_page
-        from gguf_export.reports.compare_plots import write_plot
+        from gguf_export.reports.compare_plots import plot_file
         from gguf_export.reports.compare_tables import compare_markdown
 
+        contents: list[tuple[Path, bytes]] = []
         for path, make in (
             (self.json_path, compare_json),
             (self.csv_path, compare_csv),
@@ -106,9 +111,10 @@ class OutputOptions:
             (self.html_path, compare_page),
         ):
             if path is not None:
-                write_text(path, make(comparison))
+                contents.append((path, make(comparison).encode("utf-8")))
         if self.plot_path is not None:
-            write_plot(self.plot_path, comparison)
+            contents.append((self.plot_path, plot_file(self.plot_path, comparison)))
+        write_files(contents)
 
 
 output_options = group(
@@ -202,13 +208,18 @@ def compare(
     from gguf_export.comparing.models import ModelChoice
     from gguf_export.comparing.run import PassSettings, prepare, run
     from gguf_export.comparing.texts import TextChoice
+    from quantize.sources.checkpoint_files import files_of_model
 
-    output.check()
+    choice = TextChoice.of(*texts, n_ctx=n_ctx, n_chunk=n_chunk)
+    inputs = [file for path in paths for file in files_of_model(path)]
+    inputs += [text.path for text in choice.texts]
+    inputs += [path for path in (base, imatrix, recipe.tensor_type_file) if path is not None]
+    output.check(inputs)
     settings = PassSettings(activations, forward.settings(exact=True))
     importances = load_imatrix(imatrix, prior=prior) if imatrix else None
     job = prepare(
         ModelChoice(paths, base, tuple(recipe.recipes(types)), importances),
-        TextChoice.of(*texts, n_ctx=n_ctx, n_chunk=n_chunk),
+        choice,
         note=say,
     )
     with ExitStack() as showing:

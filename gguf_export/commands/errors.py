@@ -95,9 +95,11 @@ def errors(
     from gguf_export.comparing import errors as comparing
     from gguf_export.reports.error_report import check_outputs, write_errors
     from quantize.engine import Threads
+    from quantize.sources.checkpoint_files import files_of_model
 
     settings = ErrorSettings.of(types, prior=prior, baseline=baseline, n_judged=n_judged)
-    check_outputs(outputs, force=force)
+    inputs = [*files_of_model(model), *text.texts, *text.prompts, *held_out]
+    check_outputs(outputs, force=force, inputs=inputs)
     with ProgressView(quiet=quiet) as view, Threads(jobs) as engine:
         report = comparing.errors(
             model,
@@ -109,8 +111,7 @@ def errors(
             progress=view,
             note=say,
         )
-    for path in outputs:
-        write_errors(path, report)
+    write_errors(outputs, report)
     if quiet:
         return
     with summary() if outputs else nullcontext():

@@ -129,6 +129,7 @@ def export(
     """
     from gguf_export.commands.console import ProgressView
     from gguf_export.commands.messages import say
+    from gguf_export.files.outputs import refuse_outputs
     from gguf_export.writing import export as exporting
 
     if text.is_given and imatrix:
@@ -137,6 +138,8 @@ def export(
     if text.is_given:
         settings |= {"text": text.settings(), "forward": forward.settings(), "save_imatrix": save_imatrix}
     recipes = recipe.recipes(types)
+    if save_imatrix is not None and recipe.tensor_type_file is not None:
+        refuse_outputs([save_imatrix], force=True, inputs=[recipe.tensor_type_file])
     if dry_run:
         planned = exporting.plan(model, recipes, folder, **settings)
         for remark in planned.remarks:

@@ -79,5 +79,5 @@ def _print_result(output: Path, collected: Collected) -> None:
     timings = collected.timings
     show(
         f"{output}: {timings.n_token:,} tokens, {timings.total:.1f} seconds, "
-        f"{timings.n_token / timings.total:,.0f} tokens/s, {timings.share_of_products:.0%} in matrix products"
+        f"{timings.tokens_per_second:,.0f} tokens/s, {timings.share_of_products:.0%} in matrix products"
     )

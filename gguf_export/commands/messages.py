@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gguf_export.commands.streams import show, show_json, tell
 
@@ -22,6 +25,24 @@ def switch(setting: str) -> str:
 def say(remark: Remark) -> None:
     """Show a remark to the person at the terminal, beside what goes to standard output."""
     tell(remark.line(switch))
+
+
+@contextmanager
+def saying_warnings() -> Iterator[None]:
+    """Within the block, remarks that come as warnings are shown like all others."""
+    from quantize.telling import RemarkWarning
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def said(message: Warning | str, *details: Any, **more: Any) -> None:
+            if isinstance(message, RemarkWarning):
+                say(message.remark)
+            else:
+                usual(message, *details, **more)
+
+        warnings.showwarning = said
+        yield
 
 
 def error_line(error: MoeGgufError) -> str:

@@ -21,6 +21,7 @@ from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.sources.model_source import open_gguf
 from quantize.telling import Note, Remark, discard
+from quantize.tensors import bits_per_weight
 
 __all__ = ["ModelChoice", "OpenModels", "open_models"]
 
@@ -137,13 +138,14 @@ def _only_checkpoint(paths: Sequence[Path]) -> Checkpoint | None:
 
 def _checkpoint_model(checkpoint: Checkpoint, shared: SharedSource) -> Model:
     n_elements = sum(spec.n_elements for spec in checkpoint.specs())
-    return Model(str(checkpoint.path), shared, checkpoint.n_bytes, 8 * checkpoint.n_bytes / n_elements)
+    bpw = bits_per_weight(checkpoint.n_bytes, n_elements)
+    return Model(str(checkpoint.path), shared, checkpoint.n_bytes, bpw)
 
 
 def _file_model(file: GGUFFile) -> Model:
     n_elements = sum(spec.n_elements for spec in file.specs())
     n_bytes = sum(stored.n_bytes for stored in file.tensors.values())
-    return Model(str(file.path), file, file.n_bytes, 8 * n_bytes / n_elements)
+    return Model(str(file.path), file, file.n_bytes, bits_per_weight(n_bytes, n_elements))
 
 
 def _round_trips(

@@ -71,12 +71,12 @@ class DurableFile:
         self._synced_at = time.monotonic()
         with self._errors():
             self._file: Any = open_again(path) if goes_on else open_new(path)
-            self._identity = file_id(os.fstat(self._file.fileno()))
+            self.identity = file_id(os.fstat(self._file.fileno()))
 
     @property
     def is_there(self) -> bool:
         """Whether its name still leads to this file, which may be closed."""
-        return is_there(self._identity, self.path)
+        return is_there(self.identity, self.path)
 
     def frame(self, pieces: Sequence[tuple[int, bytes]]) -> None:
         """Give the file its size, and put bytes at offsets without noting them.
@@ -135,7 +135,7 @@ class DurableFile:
             OutputError: it was removed or replaced, or the name cannot be given.
         """
         self.close()
-        refuse_gone(self._identity, self.path)
+        refuse_gone(self.identity, self.path)
         with self._errors():
             self.path.replace(path)
 
@@ -164,7 +164,7 @@ class DurableFile:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
                 durable(self._file)
                 forget_pages(self._file)
-                refuse_gone(self._identity, self.path)  # told now, and not when all is done
+                refuse_gone(self.identity, self.path)  # told now, and not when all is done
                 self._on_durable(pieces)
             except OSError:
                 self._is_broken = True

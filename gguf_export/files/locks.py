@@ -45,7 +45,7 @@ class LockedFile:
             try:
                 self.is_locked = self._lock(label)
                 """False where the file system knows no locks."""
-                if self._is_still_there():
+                if self.is_there:
                     return
             except BaseException:
                 self.file.close()
@@ -65,7 +65,8 @@ class LockedFile:
             )
         return True
 
-    def _is_still_there(self) -> bool:
+    @property
+    def is_there(self) -> bool:
         """Whether the name still leads to the open file."""
         return is_there(self._identity, self.path)
 
@@ -77,7 +78,7 @@ class LockedFile:
         """Remove the file, then unlock it: whoever opens the name next gets a new file. Another's file stays."""
         if self.file.closed:
             return
-        is_ours = self._is_still_there()
+        is_ours = self.is_there
         with contextlib.suppress(OSError):  # Windows removes no open file
             if is_ours:
                 self.path.unlink(missing_ok=True)

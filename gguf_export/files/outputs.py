@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
-from gguf_export.files.opening import file_id, refuse_strange, status_of
+from gguf_export.files.disk import is_full
+from gguf_export.files.opening import file_id, refuse_strange, status_of, stream_number
 from gguf_export.files.replacing import is_device, partial_path, target_of
-from quantize.exceptions import OutputError, OutputExistsError
+from quantize.exceptions import NoSpaceError, OutputError, OutputExistsError
 
 __all__ = ["refuse_existing", "refuse_outputs"]
 
@@ -41,10 +43,12 @@ def refuse_outputs(
     files = [path for path in outputs if not (devices and is_device(path) and not _is_folder(path))]
     for path in files:
         _refuse_kind(path)
+    for path in set(outputs) - set(files):
+        _refuse_closed(path)
     for path in made:
         status = status_of(path)
         if status is not None and not path.is_symlink():
-            _refuse_kind(path)
+            refuse_strange(path)
     targets = [target_of(path) for path in files]
     working = [*own, *map(partial_path, targets), *map(partial_path, made)]
     for path in working:
@@ -84,6 +88,16 @@ def _refuse_kind(path: Path) -> None:
         raise OutputError(str(path), "is a link that leads nowhere", "remove it")
 
 
+def _refuse_closed(path: Path) -> None:
+    """Refuse a name for a stream of this process that is not open."""
+    number = stream_number(path)
+    if number is not None:
+        try:
+            os.fstat(number)
+        except OSError as error:
+            raise OutputError(str(path), "is closed", "choose another name") from error
+
+
 def _refuse_twins(places: Sequence[tuple[Path, Path]], working: Container[Path]) -> None:
     """Refuse two outputs, or an output and a working file, that are one file; `places` are (target, name as given)."""
     seen: dict[object, Path] = {}
@@ -105,7 +119,9 @@ def _refuse_inputs(places: Sequence[tuple[Path, Path]], inputs: Iterable[Path]) 
         read |= dict.fromkeys(_keys(path) | _keys(target_of(path)), path)
     for target, name in places:
         for key in _keys(target) & read.keys():
-            raise OutputError(str(name), f"would replace {read[key]}, which is read", "choose another name")
+            other = read[key]
+            message = "is read, too" if other == name else f"would replace {other}, which is read"
+            raise OutputError(str(name), message, "choose another name for what is written")
 
 
 def _keys(path: Path) -> set[object]:
@@ -134,6 +150,5 @@ def _refuse_folder(folder: Path) -> None:
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(
-            str(folder), f"cannot be written into: {reason}", "choose another folder"
-        ) from error
+        kind = NoSpaceError if is_full(error) else OutputError
+        raise kind(str(folder), f"cannot be written into: {reason}", "choose another folder") from error

@@ -91,16 +91,16 @@ def write_files(contents: Sequence[tuple[Path, bytes]]) -> None:
     """
     with ExitStack() as stack:
         for path, content in contents:
-            if not is_device(path):
+            if not _is_stream(path):
                 stack.enter_context(_errors(path))
                 file = stack.enter_context(replacing(path))
                 with _errors(path):
                     file.write(content)
                     file.flush()
     for path, content in contents:
-        if is_device(path):
+        if _is_stream(path):
             with _errors(path):
-                _write_device(path, content)
+                _write_stream(path, content)
 
 
 @contextmanager
@@ -111,7 +111,12 @@ def _errors(path: Path) -> Iterator[None]:
         raise write_error(path, error) from error
 
 
-def _write_device(path: Path, content: bytes) -> None:
+def _is_stream(path: Path) -> bool:
+    """Whether bytes can be put there though it is no file; a folder takes none."""
+    return is_device(path) and not path.is_dir()
+
+
+def _write_stream(path: Path, content: bytes) -> None:
     """Write at the place where a stream of this process is; opened by its name, a file behind it would be emptied."""
     number = stream_number(path)
     with path.open("wb") if number is None else os.fdopen(os.dup(number), "wb") as file:

@@ -14,7 +14,7 @@ from typing import Any
 
 from gguf_export.metadata.model_id import is_type
 from quantize.containers.keys import KeyValue
-from quantize.containers.untrusted import exact_text, label, quoted
+from quantize.containers.untrusted import exact_text, label
 from quantize.exceptions import OutputError
 
 __all__ = [
@@ -94,7 +94,7 @@ def lmstudio_path(root: Path, publisher: str, model: str, file: str) -> Path:
         publisher = exact_text(publisher)
     except UnicodeError:
         raise OutputError(
-            f"publisher {quoted(label(publisher))}",
+            f"publisher {label(publisher)}",
             "is not UTF-8",
             "spell {setting} in UTF-8",
             setting="publisher",

@@ -11,13 +11,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from gguf_export.metadata.model_id import NameParts, split_model_id, title
 from quantize.containers.text_files import optional_object, optional_text
-from quantize.containers.untrusted import parse_yaml
+from quantize.containers.untrusted import label, parse_yaml
 from quantize.exceptions import TokenizerError
 from quantize.telling import Note, Remark, discard
 
@@ -46,6 +45,7 @@ TEXTS = {
 
 _BASE_MODELS = ("base_model", "base_models", "base_model_sources")
 _DATASETS = ("datasets", "dataset", "dataset_sources")
+MAX_ORIGINS = 1000  # base models or datasets that are written
 _HUB = "https://huggingface.co/"
 
 # general.sampling.* -> type, and its names in generation_config.json
@@ -109,7 +109,7 @@ def read_card(
     if isinstance(given, str) and given and given.count("/") <= 1 and "\\" not in given:  # an id, no path
         _add_parts(card, split_model_id(given, n_total))
     folder = Path(os.path.abspath(path)).name  # noqa: PTH100 (keeps links)
-    _add_parts(card, split_model_id(_text(folder), n_total))
+    _add_parts(card, split_model_id(label(folder), n_total))
     return card
 
 
@@ -159,10 +159,10 @@ def _text(value: Any) -> str:
     """A front matter value as text, a list joined by commas (licences come so); "" where it is no text."""
     if isinstance(value, list):
         return ",".join(text for text in map(_text, value) if text)
-    if isinstance(value, bool) or not isinstance(value, str | int | float | date):
+    if not isinstance(value, str):
         return ""
     # YAML can spell half of a surrogate pair, names of files can be any bytes
-    return str(value).encode("utf-8", errors="replace").decode("utf-8")
+    return value.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _words(value: Any) -> list[str]:
@@ -175,8 +175,11 @@ def _origins(front: Mapping[str, Any], keys: tuple[str, ...], n_total: int, note
     if key is None:
         return None
     value = front[key]
+    listed = value if isinstance(value, list) else [value] if isinstance(value, str) else []
+    if len(listed) > MAX_ORIGINS:
+        note(Remark("README.md", f"{key} has {len(listed)} entries", f"the first {MAX_ORIGINS} are written"))
     origins = []
-    for item in value if isinstance(value, list) else [value] if isinstance(value, str) else []:
+    for item in listed[:MAX_ORIGINS]:
         if isinstance(item, dict):
             origins.append({str(name): text for name, entry in item.items() if (text := _text(entry))})
         elif isinstance(item, str):

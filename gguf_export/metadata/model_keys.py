@@ -16,8 +16,9 @@ from gguf import GGUFValueType
 from calibration.importance.imatrix import Imatrix
 from gguf_export.metadata.model_card import TEXTS, Card, read_card
 from quantize.containers.keys import KeyValue
-from quantize.containers.untrusted import exact_text, label, quoted
+from quantize.containers.untrusted import exact_text, label
 from quantize.exceptions import RecipeError
+from quantize.recipes.layout import ALIGNMENT
 from quantize.sources.checkpoint import Checkpoint
 from quantize.telling import Note, discard
 from quantize.tensors import TensorSpec
@@ -92,8 +93,7 @@ def model_keys(checkpoint: Checkpoint, *, name: str | None = None, note: Note = 
     n_params = count_params(checkpoint.specs())
     name = None if name is None else _exact_name(name)
     card = read_card(checkpoint.path, checkpoint.config, n_params.total, name, note)
-    folder = checkpoint.path.name.encode("utf-8", "replace").decode("utf-8")
-    card.texts.setdefault("name", folder or "model")
+    card.texts.setdefault("name", label(checkpoint.path.name) or "model")
     if n_params.total > 0:
         card.texts.setdefault("size_label", size_label(n_params))
     return [
@@ -109,7 +109,7 @@ def _exact_name(name: str) -> str:
         return exact_text(name)
     except UnicodeError:
         raise RecipeError(
-            f"name {quoted(label(name))}",
+            f"name {label(name)}",
             "is not UTF-8, as texts of a GGUF file are",
             "spell {setting} in UTF-8",
             setting="name",
@@ -193,6 +193,11 @@ def _fits(text: str) -> bool:
         return False
 
 
+def _is_other_layout(kv: KeyValue) -> bool:
+    """Whether a GGUF file says by this key that its tensors lie otherwise than those that are written here."""
+    return kv.key == "general.alignment" and kv.value != ALIGNMENT
+
+
 def assemble(
     keys: Iterable[KeyValue],
     ftype_id: int,
@@ -201,13 +206,14 @@ def assemble(
 ) -> list[KeyValue]:
     """All keys of one file, in the order in which llama-quantize leaves them.
 
-    The given keys without those of a part of a split file, then general.quantization_version, general.file_type, the overrides, and the keys
-    that describe the imatrix. A key that is set again moves to its new place.
+    The given keys without those of a part of a split file and an alignment that is not ours, then
+    general.quantization_version, general.file_type, the overrides, and the keys that describe the imatrix. A key that
+    is set again moves to its new place.
 
     Raises:
         RecipeError: an override has another type than the key, which no loader would accept.
     """
-    ordered = {kv.key: kv for kv in keys if kv.key not in SPLIT_KEYS}
+    ordered = {kv.key: kv for kv in keys if kv.key not in SPLIT_KEYS and not _is_other_layout(kv)}
     of_imatrix = [_pair(key, value) for key, value in (imatrix.metadata() if imatrix else {}).items()]
     version = KeyValue.u32("general.quantization_version", QUANTIZATION_VERSION)
     file_type = KeyValue.u32("general.file_type", ftype_id)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from calibration.judging.perplexity import Estimate
 from calibration.judging.side_by_side import Comparison, OnText
-from gguf_export.files.replacing import write_bytes
 from gguf_export.reports.compare_facts import base_name, labels
 from gguf_export.reports.drawing import png_file, svg_file
 from gguf_export.reports.figures import plain
@@ -30,17 +29,16 @@ def plot_png(comparison: Comparison) -> bytes:
     return png_file(kld_by_size(comparison, is_titled=True))
 
 
-def write_plot(path: Path, comparison: Comparison) -> None:
-    """Write size against mean KLD as .svg or .png; the file appears when it is whole.
+def plot_file(path: Path, comparison: Comparison) -> bytes:
+    """The content of a file of size against mean KLD, as .svg or .png.
 
     Raises:
-        OutputError: the suffix names neither, or the file cannot be written.
+        OutputError: the suffix names neither.
     """
     suffix = path.suffix.lower()
     if suffix not in (".svg", ".png"):
         raise OutputError(str(path), "a plot can be written as .svg or .png", "name the file so")
-    content = plot_png(comparison) if suffix == ".png" else plot_svg(comparison).encode("utf-8")
-    write_bytes(path, content)
+    return plot_png(comparison) if suffix == ".png" else plot_svg(comparison).encode("utf-8")
 
 
 def kld_by_size(comparison: Comparison, *, is_titled: bool = False) -> Plot:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from calibration.judging.matrix_errors import ErrorReport
 from gguf_export.files.outputs import refuse_outputs
-from gguf_export.files.replacing import write_text
+from gguf_export.files.replacing import write_files
 from gguf_export.reports.data_texts import csv_text, json_text
 from quantize.exceptions import OutputError
 
@@ -55,25 +55,25 @@ FORMATS: dict[str, Callable[[ErrorReport], str]] = {
 """Suffix of a file -> the form that it is written in."""
 
 
-def write_errors(path: Path, report: ErrorReport) -> None:
-    """Write the report in the form that the file's suffix names; the file appears when it is whole.
+def write_errors(paths: Sequence[Path], report: ErrorReport) -> None:
+    """Write the report in the forms that the files' suffixes name; files appear when all are whole.
 
     Raises:
-        OutputError: the suffix names no form, or the file cannot be written.
+        OutputError: a suffix names no form, or a file cannot be written.
     """
-    check_outputs([path], force=True)
-    write_text(path, FORMATS[path.suffix.lower()](report))
+    check_outputs(paths, force=True)
+    write_files([(path, FORMATS[path.suffix.lower()](report).encode("utf-8")) for path in paths])
 
 
-def check_outputs(paths: Sequence[Path], *, force: bool = False) -> None:
+def check_outputs(paths: Sequence[Path], *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
     """Refuse output files before hours of work.
 
     Raises:
-        OutputError: a suffix names no form, a file exists (without `force`), a folder is in the way or is missing.
+        OutputError: a suffix names no form, a file exists (without `force`), or see `refuse_outputs`.
     """
     for path in paths:
         if path.suffix.lower() not in FORMATS:
             raise OutputError(
                 str(path), f"a report can be written as {', '.join(FORMATS)}", "name the file so"
             )
-    refuse_outputs(paths, force=force)
+    refuse_outputs(paths, force=force, inputs=inputs)

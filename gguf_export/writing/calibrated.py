@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from calibration.importance.imatrix import Entry, Imatrix
 from calibration.importance.observers import collect_imatrix
 from calibration.text.chunks import Chunks
 from gguf_export.writing import fingerprint
+from gguf_export.writing.calibrate import write_imatrix
 from gguf_export.writing.feed import Feed
 from gguf_export.writing.job import ExportJob
 from gguf_export.writing.journal import journal_path
@@ -87,6 +89,7 @@ def run_calibrated(
     job: ExportJob,
     calibration: Calibration,
     *,
+    save_imatrix: Path | None = None,
     jobs: int | None = None,
     force: bool = False,
     restart: bool = False,
@@ -98,6 +101,8 @@ def run_calibrated(
     Args:
         job: what `prepare` returned.
         calibration: the one that `expected_imatrix` was given.
+        save_imatrix: keep the importances in this file, which appears before the others: where it cannot be written,
+            nothing is lost, and the same command goes on.
         jobs: threads that encode; by default one for each processor.
         force, restart, note: see `export.run`. What an earlier run encoded is not encoded again, and the text goes on
             behind the last layer whose state was kept.
@@ -117,7 +122,13 @@ def run_calibrated(
     with (
         _state_of(job, calibration, restart, note) as keeper,
         opened(
-            job, force=force, restart=restart, imatrix_hash=imatrix_hash, progress=progress, note=note
+            job,
+            force=force,
+            restart=restart,
+            imatrix_hash=imatrix_hash,
+            beside=save_imatrix,
+            progress=progress,
+            note=note,
         ) as files,
     ):
         keeper.spare = lambda: files.lacking_bytes
@@ -144,6 +155,9 @@ def run_calibrated(
                 keeper=keeper,
                 progress=progress,
             )
+        if save_imatrix is not None:
+            files.finish()
+            write_imatrix(save_imatrix, collected.imatrix, is_again=not force)
     seconds.wall = time.monotonic() - started
     figures = tuple(map(file_figures, job.files))
     collected = replace(collected, imatrix=replace(collected.imatrix, file=job.imatrix.file))

@@ -12,6 +12,7 @@ from calibration.importance.imatrix_files import load_imatrix
 from gguf_export.files.outputs import refuse_outputs
 from gguf_export.metadata.file_names import find_publisher, lmstudio_root
 from gguf_export.writing.job import ExportJob, prepare
+from gguf_export.writing.journal import journal_path
 from gguf_export.writing.remarks import export_remarks
 from gguf_export.writing.results import ExportPlan, ExportResult, FileFigures, file_figures
 from gguf_export.writing.run import run
@@ -21,6 +22,7 @@ from quantize.exceptions import ImatrixError, OutputError, RecipeError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
+from quantize.sources.checkpoint_files import files_of_model
 from quantize.telling import Note, OnProgress, discard, silent
 
 if TYPE_CHECKING:  # these import torch, and an export without text needs no torch
@@ -103,22 +105,25 @@ def export(
         raise RecipeError(
             "engine", "means nothing with a text, which threads of this process encode", "leave it out"
         )
+    request.refuse_outputs([])  # a long text is cut before the names of the files are known
     job, calibration = request.prepared()
-    if save_imatrix is not None:
-        refuse_outputs([save_imatrix], force=force)
+    request.refuse_outputs([file.path for file in job.files])
     for remark in export_remarks(job, is_counted=calibration is None):
         note(remark)
     if calibration is None:
         return run(job, jobs=jobs, engine=engine, force=force, restart=restart, progress=progress, note=note)
-    from gguf_export.writing.calibrate import write_imatrix
     from gguf_export.writing.calibrated import run_calibrated
 
-    result = run_calibrated(
-        job, calibration, jobs=jobs, force=force, restart=restart, progress=progress, note=note
+    return run_calibrated(
+        job,
+        calibration,
+        save_imatrix=save_imatrix,
+        jobs=jobs,
+        force=force,
+        restart=restart,
+        progress=progress,
+        note=note,
     )
-    if save_imatrix is not None and result.calibration is not None:
-        write_imatrix(save_imatrix, result.calibration.imatrix)
-    return result
 
 
 def plan(
@@ -204,6 +209,29 @@ class _Request:
             publisher=self._publisher(checkpoint),
         )
         return job, calibration
+
+    def refuse_outputs(self, paths: Sequence[Path]) -> None:
+        """Refuse files that could not be written, or would replace something that is read.
+
+        Args:
+            paths: the GGUF files, as far as they are known.
+
+        Raises:
+            OutputError: see `files.outputs.refuse_outputs`. Whether files exist is asked when an earlier run's work is
+                known.
+        """
+        own = [journal_path(path) for path in paths]
+        inputs = files_of_model(Path(self.model))
+        if isinstance(self.imatrix, (str, Path)):
+            inputs.append(Path(self.imatrix))
+        if self.text is not None:
+            from calibration.text.text_settings import TextSettings
+            from gguf_export.writing.state_file import state_path, working_files
+
+            own += [file for path in paths[:1] for file in working_files(state_path(path))]
+            inputs += TextSettings.of(self.text).files
+        named = [] if self.save_imatrix is None else [self.save_imatrix]
+        refuse_outputs(named, force=True, made=paths, own=own, inputs=inputs)
 
     def _refuse_idle(self) -> None:
         """Refuse settings that mean nothing beside the others."""

@@ -12,7 +12,7 @@ from typing import Any
 from gguf import GGUFValueType
 
 from quantize.containers.gguf import MAGIC, SCALARS
-from quantize.containers.keys import KeyValue
+from quantize.containers.keys import KeyValue, Numbers
 from quantize.recipes.layout import ALIGNMENT, Plan
 
 __all__ = ["VERSION", "header"]
@@ -56,6 +56,8 @@ def _value(value: Any, kind: GGUFValueType, sub_type: GGUFValueType | None) -> b
 
 
 def _elements(values: Sequence[Any], kind: GGUFValueType) -> bytes:
+    if isinstance(values, Numbers):
+        return values.tobytes()
     if kind in SCALARS:  # all at once: a vocabulary has a hundred thousand of them
         return struct.pack(f"<{len(values)}{SCALARS[kind].lstrip('<')}", *values)
     return b"".join(_value(value, kind, None) for value in values)

@@ -63,6 +63,11 @@ class Journal:
         """False where the file system knows no locks."""
         return self._locked.is_locked
 
+    @property
+    def is_there(self) -> bool:
+        """Whether its name still leads to it: nobody removed or replaced it."""
+        return self._locked.is_there
+
     def recall(self) -> tuple[list[Piece], str]:
         """The pieces that an earlier run noted, and, where it made something else, what differs.
 

@@ -11,7 +11,7 @@ from gguf_export.files.disk import check_space
 from gguf_export.files.outputs import refuse_existing, refuse_outputs
 from gguf_export.writing import fingerprint, slabs
 from gguf_export.writing.job import ExportJob
-from gguf_export.writing.journal import Journal
+from gguf_export.writing.journal import Journal, journal_path
 from gguf_export.writing.results import Seconds
 from gguf_export.writing.sink import Sink
 from gguf_export.writing.slabs import EncodedSlab, Slab
@@ -50,6 +50,15 @@ class OpenFiles:
         """The types in which this slab is lacking, each once."""
         return tuple(dict.fromkeys(planned.qtype for _, planned in self.lacking(slab)))
 
+    def finish(self) -> None:
+        """Make everything that was written durable.
+
+        Raises:
+            OutputError, ValueError: see `Sink.finish`.
+        """
+        for sink in self.sinks:
+            sink.finish()
+
     def write(self, encoded: EncodedSlab) -> Seconds:
         """Put the blocks of a slab into the files that lack it; returns what the slab took altogether.
 
@@ -71,6 +80,7 @@ def opened(
     force: bool = False,
     restart: bool = False,
     imatrix_hash: str | None = None,
+    beside: Path | None = None,
     progress: OnProgress = silent,
     note: Note = discard,
 ) -> Iterator[OpenFiles]:
@@ -81,6 +91,7 @@ def opened(
         force: replace files that exist.
         restart: use nothing of an earlier run that was stopped.
         imatrix_hash: a hash of the source of the importances, where they are made only while the files are.
+        beside: a file that the block writes when all slabs are in the files, before these get their names.
         progress: called while the work of an earlier run is read back.
         note: receives remarks: which files are continued, or begun afresh and why, and what of them is kept.
 
@@ -92,29 +103,30 @@ def opened(
         ModelChangedError: the checkpoint changed meanwhile; nothing of the files is kept.
     """
     _make_folders(job)
-    refuse_outputs([file.path for file in job.files], force=True)
+    paths = [file.path for file in job.files]
+    refuse_outputs([], made=paths, own=[journal_path(path) for path in paths])
     with ExitStack() as stack:
         journals = _lock(stack, job, imatrix_hash or fingerprint.of_imatrix(job.imatrix))
         sinks = _recalled(job, journals, restart, progress, note)
         if not force:
             _refuse_existing(sinks, journals)
+            # One beside files that are done is of the run that made them: it was stopped before they got their names.
+            if beside is not None and not all(sink.is_done for sink in sinks):
+                refuse_existing([beside])
         check_space((sink.path.parent, sink.lacking_bytes) for sink in sinks)
         for sink in sinks:
             stack.enter_context(sink)
+        files = OpenFiles(sinks)
         try:
-            yield OpenFiles(sinks)
+            yield files
             job.source.refuse_changed()
-        except (
-            ActivationError,
-            ModelChangedError,
-            NotFiniteError,
-        ):  # the checkpoint is damaged, or of two models
+        except (ActivationError, ModelChangedError, NotFiniteError):
+            # The checkpoint is damaged, or what was made may be of two.
             for sink in sinks:
                 sink.discard()
             raise
         # Everything is made durable before the first file gets its name: what is left then takes a moment.
-        for sink in sinks:
-            sink.finish()
+        files.finish()
         for sink in sinks:
             sink.commit()
         for journal in journals:

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from gguf_export.files.disk import allocated, durable_folder
 from gguf_export.files.durable import DurableFile, Piece, confirmed, disk_errors
-from gguf_export.files.opening import refuse_strange
+from gguf_export.files.opening import FileId, file_id, refuse_strange, status_of
 from gguf_export.files.replacing import partial_path
 from gguf_export.files.sizes import size_in_words
 from gguf_export.writing.header import header
@@ -59,6 +59,7 @@ class Sink:
         self._journal, self._note = journal, note
         self._file: DurableFile | None = None
         self._done: dict[int, int] = {}  # bytes of each piece that is written, by its offset
+        self._recalled: FileId | None = None  # the file in which these were found
         self._noted_bytes = 0  # of the pieces that the journal knows of
         self._is_discarded = False
         self.is_whole = False
@@ -68,6 +69,11 @@ class Sink:
     def done_bytes(self) -> int:
         """Bytes of tensors that are written."""
         return sum(self._done.values())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing of it is left to be written."""
+        return self.is_whole or self.done_bytes == self.plan.n_bytes
 
     @property
     def lacking_bytes(self) -> int:
@@ -96,6 +102,7 @@ class Sink:
         path = self.path if was_renamed else self.partial
         if pieces and _plain_size(path) != self.n_bytes:
             pieces, differs = [], f"{self.partial.name} is gone or was changed"
+        self._recalled = _identity(path)
         within = [piece for piece in pieces if self._is_within(piece)]
         intact = {piece.offset: piece.n_bytes for piece in confirmed(path, within, progress)}
         if not was_renamed:
@@ -146,7 +153,7 @@ class Sink:
         """
         if self.is_whole:
             return
-        if self.done_bytes != self.plan.n_bytes:
+        if not self.is_done:
             raise ValueError(f"{self.path}: {self.done_bytes} bytes written of {self.plan.n_bytes}")
         self._opened.sync()
         if self.path.is_dir() and not self.path.is_symlink():
@@ -201,7 +208,8 @@ class Sink:
         with contextlib.suppress(OutputError):
             self._file.close()
         is_there = self._file.is_there  # another's file is neither removed nor called ours
-        if is_kept and self._noted_bytes and is_there:
+        is_known = self._journal is not None and self._journal.is_there
+        if is_kept and self._noted_bytes and is_there and is_known:
             self._say(
                 f"{size_in_words(self._noted_bytes)} of {size_in_words(self.plan.n_bytes)} are done and kept in "
                 f"{self.partial.name}",
@@ -231,6 +239,10 @@ class Sink:
 
     def _continue(self) -> None:
         self._open(goes_on=True)
+        if self._opened.identity != self._recalled:  # reading it back may have taken minutes
+            raise OutputError(
+                str(self.partial), "was replaced by something else while it was read", "start the run again"
+            )
         done, total = size_in_words(self.done_bytes), size_in_words(self.plan.n_bytes)
         self._say(f"continued, {done} of {total} are done")
 
@@ -255,10 +267,12 @@ class Sink:
         self._note(Remark(self.path.name, message, remedy))
 
 
+def _identity(path: Path) -> FileId | None:
+    status = status_of(path)
+    return None if status is None else file_id(status)
+
+
 def _plain_size(path: Path) -> int | None:
     """Bytes of a plain file; None where there is none, or a link: what it leads to is not what an earlier run made."""
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+    status = status_of(path)
+    return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None

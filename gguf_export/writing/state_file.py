@@ -173,11 +173,12 @@ class StateFile:
                 write_json(archive, FINGERPRINT, self._fingerprint)
                 state.write(archive)
             self._kept = f"{state.n_done} of {state.n_layer} layers"
-        except OSError as error:
+        except (OSError, OutputError) as error:
             self._n_failed += 1
             if self._n_failed == 1:
+                reason = error.line() if isinstance(error, OutputError) else error.strerror or str(error)
                 message = (
-                    f"the state of the pass cannot be kept ({error.strerror or error}), which needs "
+                    f"the state of the pass cannot be kept ({reason}), which needs "
                     f"{size_in_words(state.n_bytes)} beside the one before"
                 )
                 self._note(Remark(str(self.path), message, "the pass goes on, and tries again later"))

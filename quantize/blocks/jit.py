@@ -10,6 +10,8 @@ from typing import Any, TypeVar, cast
 
 import numba
 
+from quantize.blocks.kernel_cache import check_cache
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 JIT = not getattr(numba.config, "DISABLE_JIT", 0)
@@ -21,7 +23,8 @@ def kernel(function: F) -> F:
 
     Never with `fastmath`, which would reorder sums and fuse products; with NumPy's error model, since Python's would
     test every divisor for zero, raise, and keep the loop from being vectorised. Compiled code is kept in numba's cache,
-    beside the source or in the user's cache folder; where neither can be written, each process compiles anew.
+    beside the source or in the user's cache folder (`kernel_cache`); where neither can be written, each process
+    compiles anew.
     """
     compiled = numba.njit(nogil=True, error_model="numpy")(function)
     if JIT:
@@ -29,24 +32,14 @@ def kernel(function: F) -> F:
             compiled.enable_caching()
         except RuntimeError:  # there is no folder that numba may write
             return cast(F, compiled)
-        _forget_when_callees_change(compiled)
+        # numba compiles callees into their caller, and would look only at the caller's own file for changes.
+        check_cache(compiled, _stamp_of_sources())
     return cast(F, compiled)
 
 
 def inlined(function: F) -> F:
     """A part of kernels: compiled into each caller whatever its size, since a loop around a call is no vector loop."""
     return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))
-
-
-def _forget_when_callees_change(compiled: Any) -> None:
-    """Tie the cached code to all sources of kernels.
-
-    numba compiles callees into their caller, but looks only at the caller's own file to tell whether a cached kernel is
-    still valid. The stamp is private to numba: should it be gone one day, only this precaution goes with it.
-    """
-    file: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
-    if hasattr(file, "_source_stamp"):
-        file._source_stamp = (file._source_stamp, _stamp_of_sources())
 
 
 @cache

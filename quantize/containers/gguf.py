@@ -1,12 +1,15 @@
 """The GGUF container as it is read: keys and tensor infos, by the rules of ggml's reader (ggml/src/gguf.cpp).
 
 Every count and length is checked against the rest of the file before anything is allocated, so that a damaged or
-hostile header costs one line and no memory. Models and importance matrices come in this container.
+hostile header costs one line and no memory. An array of numbers takes the bytes that it has in the file; of what takes
+more (texts, keys, tensors) there are limits, far beyond those of real models. Models and importance matrices come in
+this container.
 """
 
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any, BinaryIO
 from gguf import GGUFValueType
 from gguf.constants import GGML_QUANT_SIZES
 
+from quantize.containers.keys import Numbers
 from quantize.containers.untrusted import quoted, regular_size
 from quantize.exceptions import GGUFError, MoeGgufError
 from quantize.tensors import QType, TensorSpec
@@ -41,6 +45,12 @@ SCALARS = {
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME = 63  # bytes of a tensor's name: GGML_MAX_NAME without its NUL
 MAX_HEADER = 2**27  # bytes; keys and infos of the largest known models take a few ten megabytes
+MAX_TEXTS = (
+    2**21
+)  # of all arrays together; the largest known vocabularies have 0.3 million tokens, 0.5 million merges
+MAX_KEYS = 2**16  # models have some dozens
+MAX_TENSORS = 2**18  # experts that were not stacked are some ten thousand
+TRUTHS = bytes([0]) + bytes([1]) * 255  # whatever is not 0 is true
 MAX_ALIGNMENT = 2**20  # bytes; ggml knows no limit, usual are 32 to 4096
 AGAIN = "fetch it again"
 
@@ -61,7 +71,7 @@ class GGUFTensor:
 class Container:
     """The front of a GGUF file: keys and tensor infos, which stand before the weights."""
 
-    keys: Mapping[str, Any]
+    keys: Mapping[str, Any]  # an array of texts is a list, one of numbers `Numbers`
     types: Mapping[str, KeyType]  # of the keys
     tensors: Mapping[str, GGUFTensor]  # in file order
     n_bytes: int  # of the file
@@ -87,6 +97,7 @@ class _Cursor:
 
     def __init__(self, path: Path, file: BinaryIO, n_bytes: int, error: type[MoeGgufError]) -> None:
         self.path, self._file, self._left, self._error = path, file, min(n_bytes, MAX_HEADER), error
+        self._texts_left = MAX_TEXTS
 
     def fault(self, message: str, remedy: str = "") -> MoeGgufError:
         return self._error(str(self.path), message, remedy)
@@ -107,11 +118,13 @@ class _Cursor:
     def number(self, layout: str) -> Any:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
-    def count(self, least_bytes: int) -> int:
+    def count(self, least_bytes: int, most: int = 2**64, things: str = "entries") -> int:
         """A count of things that take at least `least_bytes` each."""
         number: int = self.number("<Q")
         if number * least_bytes > self._left:
-            raise self.truncation(f" or damaged: {number} entries do not fit into the file")
+            raise self.truncation(f" or damaged: {number} {things} do not fit into the file")
+        if number > most:
+            raise self.fault(f"has {number} {things}, more than any model", "is this a model?")
         return number
 
     def string(self) -> str:
@@ -128,13 +141,20 @@ class _Cursor:
             return self.number(self._layout(kind)), (GGUFValueType(kind), None)
         sub_type = self.number("<i")
         if sub_type == GGUFValueType.STRING:
-            strings = [self.string() for _ in range(self.count(8))]
-            return strings, (GGUFValueType.ARRAY, GGUFValueType.STRING)
-        layout = self._layout(sub_type)
+            n = self.count(8, self._texts_left, "texts in arrays")
+            self._texts_left -= n
+            return [self.string() for _ in range(n)], (GGUFValueType.ARRAY, GGUFValueType.STRING)
+        if sub_type == GGUFValueType.ARRAY:
+            raise self.damage("an array holds arrays, which ggml does not read")
+        return self._numbers(self._layout(sub_type)), (GGUFValueType.ARRAY, GGUFValueType(sub_type))
+
+    def _numbers(self, layout: str) -> Numbers:
         size = struct.calcsize(layout)
-        n = self.count(size)
-        numbers = list(struct.unpack(f"<{n}{layout[1:]}", self.take(n * size)))
-        return numbers, (GGUFValueType.ARRAY, GGUFValueType(sub_type))
+        data = self.take(self.count(size) * size)
+        if layout == SCALARS[GGUFValueType.BOOL]:
+            data = data.translate(TRUTHS)
+        # No view of other numbers can be taken of nothing.
+        return memoryview(data).cast(layout[1:]) if data else memoryview(array("b"))  # type: ignore[call-overload]
 
     def _layout(self, kind: int) -> str:
         if kind not in SCALARS:
@@ -148,7 +168,7 @@ def _read(cursor: _Cursor, n_bytes: int) -> Container:
     version = cursor.number("<I")
     if version not in VERSIONS:
         raise cursor.fault(f"GGUF version {version} is not supported", "versions 2 and 3 are")
-    n_tensors, n_keys = cursor.count(24), cursor.count(13)
+    n_tensors, n_keys = cursor.count(24, MAX_TENSORS, "tensors"), cursor.count(13, MAX_KEYS, "keys")
     keys: dict[str, Any] = {}
     types: dict[str, KeyType] = {}
     for _ in range(n_keys):

@@ -8,12 +8,23 @@ from typing import Any
 
 from gguf import GGUFValueType
 
-__all__ = ["KeyValue"]
+__all__ = ["KeyValue", "Numbers", "elements"]
+
+Numbers = memoryview
+"""An array of numbers as a file holds it: it takes the bytes that it has there, and its elements are Python's."""
+
+
+def elements(value: Any) -> Sequence[Any] | None:
+    """The elements of an array, None where the value of a key is no array."""
+    return value if isinstance(value, (list, Numbers)) else None
 
 
 @dataclass(frozen=True)
 class KeyValue:
-    """One pair of a GGUF file; `sub_type` is the type of the elements of an array."""
+    """One pair of a GGUF file; `sub_type` is the type of the elements of an array.
+
+    An array is a list; one of numbers that was read from a file is `Numbers`.
+    """
 
     key: str
     value: Any

@@ -31,6 +31,9 @@ T = TypeVar("T")
 
 MAX_JSON_BYTES = 100_000_000  # bytes; the limit of the safetensors library for a header
 MAX_YAML_CHARS = 2**20
+MAX_YAML_NODES = (
+    50_000  # some seconds; a model card with the results of hundreds of benchmarks has some 10,000
+)
 MAX_FOLDER = 100_000  # entries
 CHAT_TEMPLATES = "additional_chat_templates"
 SUFFIXES = {".json", ".safetensors", ".model", ".jinja", ".txt", ".md"}  # of all that is read of a checkpoint
@@ -40,6 +43,10 @@ F32_MAX = 3.4028234663852886e38  # larger numbers have no place in a GGUF file, 
 
 def quoted(text: object) -> str:
     """Text from a file, fit for a message of one line: names in quotes, control characters escaped, length cut."""
+    if isinstance(text, (str, list, memoryview)):  # whatever its length, a message costs little
+        text = text[: MAX_QUOTED + 1]
+    if isinstance(text, memoryview):
+        text = text.tolist()
     shown = ascii(text) if isinstance(text, str) else ascii(str(text))[1:-1]
     return shown if len(shown) <= MAX_QUOTED else f"{shown[:MAX_QUOTED]}..."
 
@@ -187,16 +194,38 @@ def parse_json(content: bytes, where: str, error: type[MoeGgufError], unique: bo
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without references: a few hundred bytes of them can unfold to gigabytes."""
+    """YAML of texts, lists and fields, true, false and null: numbers and dates stay the text that they are written as.
+
+    So nothing is computed, for which some numbers take minutes. References are refused, a few hundred bytes of which
+    can unfold to gigabytes.
+    """
+
+    n_nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("references (*name) are not read here")
+        self.n_nodes += 1
+        if self.n_nodes > MAX_YAML_NODES:
+            raise yaml.YAMLError(f"more than {MAX_YAML_NODES} entries")
         return super().compose_node(parent, index)
 
 
+def _as_written(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+_COMPUTED = [f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp", "merge", "value")]
+_PlainLoader.yaml_implicit_resolvers = {
+    char: [(tag, expression) for tag, expression in resolvers if tag not in _COMPUTED]
+    for char, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag in _COMPUTED:  # they can be asked for by name, too
+    _PlainLoader.add_constructor(_tag, _as_written)
+
+
 def parse_yaml(text: str, where: str, error: type[MoeGgufError]) -> Any:
-    """The plain data, never objects, of a YAML text; `where` names its place in messages.
+    """The plain data, never objects, of a YAML text, numbers and dates as text; `where` names its place in messages.
 
     Raises:
         error: the text is no YAML, holds references, is nested without end, or larger than a person writes.

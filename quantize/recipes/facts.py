@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from quantize.containers.keys import KeyValue
+from quantize.containers.keys import KeyValue, elements
 from quantize.hparams import Hparams
 
 __all__ = ["RecipeFacts"]
@@ -42,7 +42,8 @@ class RecipeFacts:
 
         def size(name: str, default: int = 0) -> int:
             value = values.get(name, default)
-            first = next(iter(value), default) if isinstance(value, list) else value
+            array = elements(value)
+            first = value if array is None else next(iter(array), default)
             return first if type(first) is int else default
 
         n_head = size("attention.head_count")

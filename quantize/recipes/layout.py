@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from quantize.recipes.ftypes import Ftype
-from quantize.tensors import QType, TensorSpec
+from quantize.tensors import QType, TensorSpec, bits_per_weight
 
 ALIGNMENT = 32
 """Bytes; every tensor starts at a multiple of them (`GGUF_DEFAULT_ALIGNMENT`)."""
@@ -64,7 +64,7 @@ class Plan:
     @property
     def bpw(self) -> float:
         """Bits per weight, of all tensors together."""
-        return 8 * self.n_bytes / max(1, sum(tensor.spec.n_elements for tensor in self.tensors))
+        return bits_per_weight(self.n_bytes, sum(tensor.spec.n_elements for tensor in self.tensors))
 
     @property
     def fallbacks(self) -> tuple[PlannedTensor, ...]:

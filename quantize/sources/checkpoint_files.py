@@ -29,8 +29,11 @@ SUFFIXES = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".model", ".ji
 
 def files_of_model(model: Path) -> list[Path]:
     """The files of a checkpoint's folder by their names, which need not be there; of a file, the file itself."""
-    if not model.is_dir():
-        return [model]
     found = {model / name for name in NAMES}
-    found |= {path for path in model.iterdir() if path.name.endswith(SUFFIXES)}
+    try:
+        found |= {path for path in model.iterdir() if path.name.endswith(SUFFIXES)}
+    except NotADirectoryError:
+        return [model]
+    except OSError:  # whoever opens the model says why it cannot be read
+        return [model, *sorted(found)]
     return sorted(found)

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ import numpy as np
 from gguf import GGUFValueType
 
 from quantize.containers.gguf import GGUFTensor, read_container
-from quantize.containers.keys import KeyValue
+from quantize.containers.keys import KeyValue, elements
 from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode, decode_stored
 from quantize.exceptions import DecodeError, GGUFError
@@ -22,11 +23,12 @@ from quantize.families import families_of, known_keys
 from quantize.families.keys import Value, hparams_of
 from quantize.hparams import Hparams
 from quantize.sources.fingerprint import SeenFiles, hashed
-from quantize.tensors import Array, Rows, TensorSpec
+from quantize.tensors import Array, Rows, TensorSpec, names_experts
 
 __all__ = ["GGUFFile", "GGUFTensor"]
 
 NO_MODEL = "is this a model?"
+TOKENS = "tokenizer.ggml.tokens"
 
 
 class GGUFFile:
@@ -47,7 +49,7 @@ class GGUFFile:
         container = read_container(self.path)
         self.n_bytes, self.alignment = container.n_bytes, container.alignment
         self.keys, self.types = dict(container.keys), dict(container.types)
-        self.tensors = dict(container.tensors)
+        self.tensors = {name: _with_all_axes(stored) for name, stored in container.tensors.items()}
         self._bytes_read = 0
         self._lock = threading.Lock()
 
@@ -115,6 +117,21 @@ class GGUFFile:
         if isinstance(n_parts, int) and n_parts > 1:
             raise self._fault(f"one of {n_parts} parts", "join them with llama-gguf-split --merge")
 
+    @property
+    def is_vocabulary(self) -> bool:
+        """Whether the file holds a tokenizer and no weights, as llama.cpp's converter writes it by `--vocab-only`."""
+        return not self.tensors and elements(self.keys.get(TOKENS)) is not None
+
+    def refuse_empty(self) -> None:
+        """Refuse a file without weights where they are needed.
+
+        Raises:
+            GGUFError: there are none.
+        """
+        if not self.tensors:
+            what = " (a vocabulary only)" if self.is_vocabulary else ""
+            raise self._fault(f"holds no tensors{what}", "give a model with its weights")
+
     def specs(self) -> Sequence[TensorSpec]:
         """All tensors in file order."""
         return [stored.spec for stored in self.tensors.values()]
@@ -167,7 +184,7 @@ class GGUFFile:
 
     @cached_property
     def hparams(self) -> Hparams:
-        """The model's dimensions, from its keys.
+        """The model's dimensions, from its keys; those of a vocabulary only are of the model that it is for.
 
         Raises:
             GGUFError: a key that the model cannot do without is missing, or of another type.
@@ -183,11 +200,17 @@ class GGUFFile:
                 raise self._fault(f"key {quoted(name)} is missing", NO_MODEL)
         if values["attention.head_count"] == 0:
             raise self._fault(f"{arch}.attention.head_count is 0", NO_MODEL)
+        rope_neox = any(family.rope_neox for family in families_of(arch))
+        return hparams_of(arch, table.values(), values, self._n_vocab(), rope_neox=rope_neox)
+
+    def _n_vocab(self) -> int:
+        """Rows of the token embedding; tokens of the vocabulary, where the file holds nothing else."""
+        if self.is_vocabulary:
+            return len(self.keys[TOKENS])
         embedding = self.tensors.get("token_embd.weight")
         if embedding is None:
             raise self._fault("token_embd.weight is missing", NO_MODEL)
-        rope_neox = any(family.rope_neox for family in families_of(arch))
-        return hparams_of(arch, table.values(), values, embedding.spec.n_row, rope_neox=rope_neox)
+        return embedding.spec.n_row
 
     def _value(self, name: str, kind: GGUFValueType) -> Value:
         """The value of a key, if it is what keys of this type hold."""
@@ -208,3 +231,16 @@ class GGUFFile:
 
     def _fault(self, message: str, remedy: str = "") -> GGUFError:
         return GGUFError(str(self.path), message, remedy)
+
+
+def _with_all_axes(stored: GGUFTensor) -> GGUFTensor:
+    """The tensor with the axis of its experts, which ggml's writer leaves out where there is only one expert.
+
+    llama.cpp's converter writes (1, n_ff, n_embd), and llama-quantize makes (n_ff, n_embd) of it (ggml_n_dims); their
+    loader takes either.
+    """
+    spec = stored.spec
+    n_axes = 2 if spec.name.endswith(".ffn_gate_inp.weight") else 3 if names_experts(spec.name) else 0
+    if not spec.name.endswith(".weight") or len(spec.shape) != n_axes - 1:
+        return stored
+    return replace(stored, spec=replace(spec, shape=(1, *spec.shape)))

@@ -196,6 +196,7 @@ def test_the_tokenizer_of_a_file_of_other_types(
         "a: &a [x, x]\nexperts: [{positive_prompts: *a}]",
         "a: &a {x: 1}\nb: {<<: [*a, *a]}",
         "experts: 2001-99-99",
+        "experts: [{positive_prompts: [null, true, '']}]",
         "experts: !!python/object/apply:os.system [ls]",
         "x: y\n" * 300_000,
     ],
@@ -204,6 +205,13 @@ def test_hostile_prompts(hostile: Path, text: str) -> None:
     """Numbers where lists belong, references that unfold, nesting without end."""
     with pytest.raises(TextError, match=r"mergekit_moe_config\.yml: "):
         read_prompts(written(hostile / "mergekit_moe_config.yml", text))
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "59" + ":59" * 100_000, "2001-99-99"], ids=len)
+def test_numbers_in_prompts_are_text(hostile: Path, number: str) -> None:
+    """They were computed, for a minute."""
+    text = f"experts: [{{positive_prompts: [{number}]}}]"
+    assert read_prompts(written(hostile / "mergekit_moe_config.yml", text)).text == number
 
 
 def test_a_count_of_chunks_that_no_key_holds(hostile: Path) -> None:
@@ -295,7 +303,7 @@ def test_sums_are_not_written_through_a_link(hostile: Path, tmp_path: Path) -> N
         (hostile / "SHA256SUMS").symlink_to(tmp_path / "profile")
     except OSError:
         pytest.skip("this system does not let us make symbolic links")
-    with pytest.raises(OutputError, match="is a link"):
+    with pytest.raises(OutputError, match="is a symbolic link, which is not followed"):
         check_sum(hostile / "model.gguf")
     assert not (tmp_path / "profile").exists()
 

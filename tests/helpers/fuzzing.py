@@ -14,7 +14,7 @@ import struct
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +40,7 @@ from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.export import prepare, run
 from gguf_export.writing.header import header
 from quantize.containers.gguf import SCALARS, read_container
-from quantize.containers.keys import KeyValue
+from quantize.containers.keys import KeyValue, elements
 from quantize.decoding import can_decode
 from quantize.exceptions import MoeGgufError
 from quantize.recipes.ftypes import ftype
@@ -397,8 +397,9 @@ def mutated_gguf(draw: st.DrawFn, path: Path) -> bytes:
             text = draw(st.sampled_from(["", "x", "\x1b[31m", "llama", "gpt2", "bert", "\0", "\u2581" * 99]))
             keys[key] = KeyValue(key, text, Type.STRING)
         elif kind == 3:
-            values = keys[key].value
-            if isinstance(values, list) and values:
+            values = list(elements(keys[key].value) or ())
+            if values:
+                keys[key] = replace(keys[key], value=values)
                 at = draw(st.integers(0, len(values) - 1))
                 values[at] = values[draw(st.integers(0, len(values) - 1))]
                 if draw(st.booleans()):

@@ -73,6 +73,19 @@ def test_normalised_as_llama_quantize_does() -> None:
         imatrix.importance(EXPERTS, 3)
 
 
+@pytest.mark.parametrize("prior", [1.2e-38, 3.4e38])
+def test_a_prior_at_its_limits(prior: float) -> None:
+    """Sums of any size, an expert without tokens; in a file the prior is a float of 32 bits."""
+    largest = float(np.finfo(np.float32).max)
+    sums = np.array([[largest, 1e-38, 0], [0, 0, 0]], np.float32)
+    imatrix = Imatrix({EXPERTS: Entry(sums, np.array([1, 0], np.int64))}, prior=prior)
+    for xid in range(2):
+        found = imatrix.importance(EXPERTS, xid)
+        assert found is not None
+        np.testing.assert_allclose(found, sums[0], rtol=1e-6)
+    assert np.float32(imatrix.metadata()["quantize.imatrix.prior"]) > 0
+
+
 def test_prior_is_that_many_tokens_of_the_mean_kind() -> None:
     plain, shrunk = sample(), sample(prior=32)
     entry = plain.entries[EXPERTS]

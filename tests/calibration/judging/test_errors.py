@@ -444,12 +444,12 @@ def test_json_is_json_and_whole(report: ErrorReport) -> None:
 
 
 def test_a_report_is_written_whole_or_not_at_all(report: ErrorReport, tmp_path: Path) -> None:
-    write_errors(tmp_path / "report.html", report)
+    write_errors([tmp_path / "report.html"], report)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(OutputError, match=r"\.csv, \.json, \.html"):
-        write_errors(tmp_path / "report.pdf", report)
+        write_errors([tmp_path / "report.pdf"], report)
     with pytest.raises(OutputError, match="no such folder"):
-        write_errors(tmp_path / "nowhere" / "report.csv", report)
+        write_errors([tmp_path / "nowhere" / "report.csv"], report)
 
 
 # -- the command line

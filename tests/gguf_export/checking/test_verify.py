@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
 
 from calibration.importance.imatrix import Entry, Imatrix
 from calibration.importance.imatrix_files import load_imatrix, save_imatrix
+from gguf_export.checking import checksums
 from gguf_export.checking.codes import CODES, not_nearest
 from gguf_export.checking.file_check import Level
 from gguf_export.checking.findings import Finding
@@ -31,7 +34,7 @@ from gguf_export.writing.header import header
 from quantize.codec import encode
 from quantize.containers.gguf import read_container
 from quantize.containers.keys import KeyValue
-from quantize.exceptions import GGUFError
+from quantize.exceptions import GGUFError, OutputError
 from quantize.guide import Guide
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
@@ -514,7 +517,8 @@ def double_token(keys: dict[str, KeyValue]) -> None:
 
 
 def short_scores(keys: dict[str, KeyValue]) -> None:
-    keys["tokenizer.ggml.scores"].value.pop()
+    scores = keys["tokenizer.ggml.scores"]
+    keys[scores.key] = replace(scores, value=list(scores.value[:-1]))
 
 
 def token_ids(keys: dict[str, KeyValue]) -> None:
@@ -698,3 +702,30 @@ def test_sha256sums_are_written_and_checked(copy: Callable[[str], Path]) -> None
     done = invoke("verify", path, "--sha256", "--quiet")
     assert done.exit_code == 1
     assert path.with_name("SHA256SUMS").read_text() == line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege, and there are no pipes")
+def test_sums_are_written_into_a_plain_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before the file is hashed, which may take minutes."""
+    path, sums, victim = tmp_path / "m.gguf", tmp_path / "SHA256SUMS", tmp_path / "victim"
+    path.write_bytes(b"x")
+    victim.write_text("precious")
+    plants: list[tuple[Callable[[], Any], str]] = [
+        (lambda: sums.symlink_to(victim), "is a symbolic link, which is not followed; remove it"),
+        (lambda: sums.symlink_to(tmp_path / "absent"), "is a symbolic link"),
+        (lambda: os.mkfifo(sums), "is a pipe"),
+        (lambda: sums.hardlink_to(victim), "has a second name"),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(checksums, "sha256", lambda *_: 1 / 0)
+        for plant, message in plants:
+            plant()
+            with pytest.raises(OutputError, match=f"SHA256SUMS: {message}"):
+                checksums.check_sum(path)
+            sums.unlink()
+        with pytest.raises(ZeroDivisionError):
+            checksums.check_sum(path)
+    assert victim.read_text() == "precious"
+    assert {found.name for found in tmp_path.iterdir()} == {"m.gguf", "victim"}
+    assert checksums.check_sum(path).severity == "info"
+    assert sums.read_text() == f"{checksums.sha256(path)}  m.gguf\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,31 @@ def test_a_text_has_a_name_or_goes_by_its_stem(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Path("a=b.txt").touch()
     assert NamedText.parse("a=b.txt") == NamedText("a=b", Path("a=b.txt"))
+
+
+def test_the_name_of_a_text_may_hold_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that is there tells where it begins; where several are there, ./ before it does."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").touch()
+    assert NamedText.parse("a=b=text.txt") == NamedText("a=b", Path("text.txt"))
+    assert NamedText.parse("=a=text.txt") == NamedText("=a", Path("text.txt"))
+    assert NamedText.parse("a/b=text.txt") == NamedText("a/b", Path("text.txt"))
+    with pytest.raises(TextError, match=r"a=b=none\.txt: NAME=FILE names no file, wherever it is cut"):
+        NamedText.parse("a=b=none.txt")
+    Path("b=text.txt").touch()
+    with pytest.raises(TextError, match=r"'b=text.txt' and 'text.txt' are files; write \./ before FILE"):
+        NamedText.parse("a=b=text.txt")
+    assert NamedText.parse("a=./b=text.txt") == NamedText("a", Path("b=text.txt"))
+    assert NamedText.parse("a=b=./text.txt") == NamedText("a=b", Path("text.txt"))
+    assert NamedText.parse("b=text.txt") == NamedText("b=text", Path("b=text.txt"))
+    for name in ("x" * 5000, f"a={'x' * 5000}", f"a=b={'x' * 5000}", "a=\0=b"):
+        with contextlib.suppress(TextError):
+            NamedText.parse(name)
+
+
+def test_the_name_of_a_text_is_valid_text() -> None:
+    assert NamedText.parse("w\udcff.txt") == NamedText(r"w\xff", Path("w\udcff.txt"))
+    assert NamedText.parse("n\udcff=w.txt") == NamedText(r"n\xff", Path("w.txt"))
 
 
 def test_a_text_of_files_and_prompts_is_one_stream(folder: Path) -> None:

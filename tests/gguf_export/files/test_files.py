@@ -7,16 +7,26 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gguf_export.files import opening
 from gguf_export.files.disk import write_error
 from gguf_export.files.durable import DurableFile, Piece, confirmed
 from gguf_export.files.locks import LockedFile
+from gguf_export.files.opening import open_again, open_new, open_to_append, stream_number
 from gguf_export.files.outputs import refuse_outputs
+from gguf_export.files.replacing import replacing, write_bytes
 from gguf_export.files.sizes import size_in_words
 from quantize.exceptions import NoSpaceError, OutputBusyError, OutputError, OutputExistsError
+
+
+def replaced(partial: Path) -> None:
+    """Write the file whose working name this is."""
+    write_bytes(partial.with_suffix(""), b"new")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +141,104 @@ def test_a_lock_follows_no_link(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a symbolic link, which is not followed; remove it"):
         LockedFile(tmp_path / "x.lock", "x")
     assert not victim.exists()
+
+
+def test_a_lock_removes_no_file_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    held = LockedFile(path, "x")
+    path.unlink()
+    path.write_text("precious")
+    held.remove()
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege, and there are no pipes")
+@pytest.mark.parametrize("way", [open_new, open_again, open_to_append, replaced])
+def test_nothing_but_a_plain_file_is_opened(tmp_path: Path, way: Callable[[Path], Any]) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "x.partial"
+    victim.write_text("precious")
+    plants: list[tuple[Callable[[], Any], str]] = [
+        (lambda: path.symlink_to(victim), "is a symbolic link"),
+        (lambda: path.symlink_to(tmp_path / "absent"), "is a symbolic link"),
+        (lambda: path.symlink_to("/dev/null"), "is a symbolic link"),
+        (lambda: os.mkfifo(path), "is a pipe"),
+        (path.mkdir, "is a folder"),
+    ]
+    for plant, message in plants:
+        plant()
+        with pytest.raises(OutputError, match=message):
+            way(path)
+        assert victim.read_text() == "precious"
+        assert not (tmp_path / "absent").exists()
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+    path.hardlink_to(victim)
+    if way in (open_new, replaced):
+        if made := way(path):
+            made.close()
+        assert not path.exists() or not path.samefile(victim)
+    else:
+        with pytest.raises(OutputError, match="has a second name"):
+            way(path)
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege, and there are no pipes")
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_what_is_put_there_between_the_look_and_the_opening_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[[Path], Any]
+) -> None:
+    plant(tmp_path / "x")
+    monkeypatch.setattr(opening, "refuse_strange", lambda _: None)
+    for way in (open_again, open_to_append):
+        with pytest.raises((OutputError, OSError), match=r"is a pipe|symbolic|directory"):
+            way(tmp_path / "x")
+
+
+def test_a_file_that_goes_while_it_is_written_leaves_what_is_there(tmp_path: Path) -> None:
+    path, partial = tmp_path / "x", tmp_path / "x.partial"
+    path.write_text("old")
+    with pytest.raises(OutputError, match=r"x.partial: was removed"), replacing(path) as file:
+        file.write(b"new")
+        partial.unlink()
+    with pytest.raises(OutputError, match=r"x.partial: was replaced"), replacing(path) as file:
+        file.write(b"new")
+        partial.unlink()
+        partial.write_text("precious")
+    assert (path.read_text(), partial.read_text()) == ("old", "precious")
+
+
+def test_the_first_error_is_the_one_that_is_told(tmp_path: Path) -> None:
+    """Closing a file whose buffer cannot be written fails, too."""
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "x") as file:
+        file.write(b"new")
+        os.close(file.fileno())
+        raise ZeroDivisionError
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="/dev/fd")
+def test_a_stream_is_written_where_it_stands(tmp_path: Path) -> None:
+    """Such as `--json /dev/stdout > file`: the file is the shell's, which holds it open."""
+    assert [stream_number(Path(f"/dev/{name}")) for name in ("stdout", "stderr", "fd/7", "null")] == [
+        1,
+        2,
+        7,
+        None,
+    ]
+    with (tmp_path / "out").open("wb", buffering=0) as file:
+        name = Path(f"/dev/fd/{file.fileno()}")
+        with pytest.raises(OutputError, match="is no file"):
+            refuse_outputs([name], force=True)
+        refuse_outputs([name], devices=True)
+        file.write(b"before ")
+        write_bytes(name, b"within ")
+        file.write(b"behind")
+    assert (tmp_path / "out").read_bytes() == b"before within behind"
+    with pytest.raises(OutputError, match="is closed"):
+        refuse_outputs([name], devices=True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX")

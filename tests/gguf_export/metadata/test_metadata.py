@@ -15,6 +15,8 @@ from tokenizer_cases import CASES, spm, write_json
 
 from calibration.importance.imatrix import Imatrix
 from calibration.importance.imatrix_files import load_imatrix
+from calibration.text.chunks import read_prompts
+from gguf_export.metadata.model_card import read_card
 from gguf_export.metadata.model_keys import (
     ParameterCount,
     assemble,
@@ -24,8 +26,9 @@ from gguf_export.metadata.model_keys import (
     size_label,
 )
 from gguf_export.vocab.vocab_keys import vocab_keys
+from quantize.containers import untrusted
 from quantize.containers.keys import KeyValue
-from quantize.exceptions import CheckpointError, RecipeError
+from quantize.exceptions import CheckpointError, RecipeError, TextError
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.telling import Remark
 from quantize.tensors import QType, TensorSpec
@@ -257,8 +260,8 @@ def test_a_given_name_replaces_all_that_follows_from_names(tmp_path: Path) -> No
         "a: [",
         "a: &x [1]\nb: [*x, *x]",
         "a: !!python/object/apply:os.system [ls]",
-        "a: !!timestamp x",
-        "a: !!int ''",
+        "a: !!int [x]",
+        "a: !!omap x",
         "a: " + "[" * 5000,
         "a: x\n" * 300_000,
     ],
@@ -278,7 +281,7 @@ def test_front_matter_of_other_types(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     spm(folder)
     front = (
-        "version: 1.5\nauthor: 2024-01-02\ntags: [a, 7, true, null, [b, c]]\nname: true\nbase_model: [3]\n"
+        "version: 1.5\nauthor: 2024-01-02\ntags: [a, 7, true, null, [b, c]]\nname: true\nbase_model: [true]\n"
     )
     front += 'url: "\\uD800"'
     (folder / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
@@ -288,6 +291,73 @@ def test_front_matter_of_other_types(tmp_path: Path) -> None:
     assert found["general.name"] == "Model" and found["general.tags"] == ["a", "7", "b,c"]
     assert found["general.base_model.count"] == 1 and len(notes) == 1
     assert found["general.source.url"] == "?"
+
+
+NUMBERS = [
+    *(
+        "1.50",
+        "010",
+        "1_000",
+        "1:30",
+        "0x10",
+        "+5",
+        ".5",
+        "1e3",
+        "2024-01-02",
+        "2024-01-02 10:00:00",
+        "2001-99-99",
+    ),
+    *(
+        "0x" + "f" * 5000,
+        "9" * 5000,
+        "0b" + "1" * 50_000,
+        ":".join(["59"] * 100_000),
+        "1" + ":30" * 1000 + ".5",
+    ),
+    *("2001-01-01T00:00:00." + "1" * 50_000, ".inf", "=", "<<"),
+]
+
+
+@pytest.mark.parametrize("tag", ["", "!!int ", "!!float ", "!!timestamp "])
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number[:20])
+def test_numbers_and_dates_are_text_as_written(tmp_path: Path, tag: str, number: str) -> None:
+    """Nothing is computed of them: some took a minute, and ended as numbers of more digits than Python prints."""
+    (tmp_path / "README.md").write_text(
+        f"---\nversion: {tag}{number}\ntags: [{tag}{number}]\n---\n", encoding="utf-8"
+    )
+    notes: list[Remark] = []
+    card = read_card(tmp_path, {}, 0, note=notes.append)
+    assert (card.texts["version"], card.tags, notes) == (number, [number], [])
+
+
+def test_truth_and_nothing_are_no_text(tmp_path: Path) -> None:
+    """As in YAML 1.1, which the converter reads; `- no` in a list is Norwegian to it."""
+    front = "version: on\nauthor: ~\nlicense: null\nlanguage:\n- no\n- yes\ntags: [No, x, '', 'no']"
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
+    card = read_card(tmp_path, {}, 0)
+    assert not card.texts.keys() & {"version", "author", "license"}
+    assert (card.languages, card.tags) == (["no"], ["x", "no"])
+
+
+def test_entries_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte of them took half a minute."""
+    monkeypatch.setattr(untrusted, "MAX_YAML_NODES", 100)
+    (tmp_path / "README.md").write_text("---\ntags:\n" + "- b\n" * 100 + "---\n", encoding="utf-8")
+    notes: list[Remark] = []
+    assert not read_card(tmp_path, {}, 0, note=notes.append).tags
+    assert "more than 100 entries" in str(notes[0])
+    (tmp_path / "prompts.yml").write_text("experts: [" + "x, " * 100 + "]", encoding="utf-8")
+    with pytest.raises(TextError, match="more than 100 entries"):
+        read_prompts(tmp_path / "prompts.yml")
+
+
+def test_base_models_have_an_end(tmp_path: Path) -> None:
+    front = "base_model:\n" + "- a/b\n" * 1001
+    (tmp_path / "README.md").write_text(f"---\n{front}---\n", encoding="utf-8")
+    notes: list[Remark] = []
+    card = read_card(tmp_path, {}, 0, note=notes.append)
+    assert len(card.base_models or []) == 1000
+    assert str(notes[0]) == "README.md: base_model has 1001 entries; the first 1000 are written"
 
 
 def test_bad_card_and_generation_config_are_noted(tmp_path: Path) -> None:

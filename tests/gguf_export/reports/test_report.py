@@ -277,7 +277,7 @@ def test_reports_appear_whole_and_replace_no_folder(tmp_path: Path) -> None:
     (tmp_path / "a.csv").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
         check_outputs([tmp_path / "a.csv"], force=True)
-    write_errors(tmp_path / "b.json", make_report())
+    write_errors([tmp_path / "b.json"], make_report())
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["b.json"]
 
 

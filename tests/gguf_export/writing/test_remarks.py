@@ -49,7 +49,7 @@ def test_a_comparison_tells_what_an_export_tells(pico: Path, tmp_path: Path) -> 
     assert of_imatrix(Imatrix(entries)) != of_imatrix(Imatrix(entries, prior=8))
 
 
-@pytest.mark.parametrize("prior", ["nan", "inf"])
+@pytest.mark.parametrize("prior", ["nan", "inf", "1e+308", "3.5e+38", "1e-39"])
 def test_a_prior_is_a_number_of_tokens(pico: Path, tmp_path: Path, prior: str) -> None:
     save_imatrix(tmp_path / "m.gguf", Imatrix({"a": Entry(np.ones((1, 8), np.float32), np.array([5]))}))
     for verb in ("export", "errors"):
@@ -58,6 +58,10 @@ def test_a_prior_is_a_number_of_tokens(pico: Path, tmp_path: Path, prior: str) -
     for words in (forward_words("compare", pico, tmp_path), ["export", pico, "-t", "Q8_0", "-o", tmp_path]):
         done = invoke(*words, "--prior", prior, "--imatrix", tmp_path / "m.gguf")
         check_one_line(done, f"prior {prior}: is not a number of tokens")
+    verify = invoke(
+        "verify", tmp_path / "m.gguf", "--against", pico, "--imatrix", tmp_path / "m.gguf", "--prior", prior
+    )
+    check_one_line(verify, f"prior {prior}: is not a number of tokens")
 
 
 def test_a_prior_needs_importances(pico: Path, tmp_path: Path) -> None:

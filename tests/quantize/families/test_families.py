@@ -277,6 +277,8 @@ def test_every_family_says_what_it_needs() -> None:
         "binding",
         "rope",
         "roles",
+        "fit",
+        "stored_names",
     }
     assert "MixtralForCausalLM" in supported_architectures()
     for name in supported_architectures():

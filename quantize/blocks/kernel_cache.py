@@ -1,0 +1,133 @@
+"""Compiled kernels on the disk: numba's cache, in files that are believed only where their checksums confirm them.
+
+numba believes what it finds. A power cut leaves files that are empty, cut short or full of zeros, of which LLVM aborts
+the process, beyond any `except`; and two processes that begin with an empty cache may write each other's code under one
+name. Here each file holds one kernel for one signature, together with what it is of, and its checksum.
+
+The attributes by which this takes the place of numba's own files are private to numba: should they be gone one day,
+only this precaution goes with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import warnings
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numba
+
+from quantize.telling import Remark, RemarkWarning
+
+__all__ = ["check_cache"]
+
+N_DIGEST = 32  # bytes of SHA-256, in front of what it is of
+
+_complained: set[Path] = set()  # folders of which a process has said that something is wrong
+
+
+def check_cache(compiled: Any, stamp: str) -> None:
+    """Let a dispatcher, whose caching is enabled, keep its code in checked files.
+
+    Args:
+        compiled: what `numba.njit` returned.
+        stamp: changes with everything that is compiled into the kernel beside its own file.
+    """
+    file: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if all(hasattr(file, name) for name in ("_index_path", "_source_stamp", "_dump")):
+        base = Path(file._index_path).with_suffix("")
+        compiled._cache._cache_file = _CheckedFiles(
+            base, (numba.__version__, file._source_stamp, stamp), file._dump
+        )
+        compiled._cache = _Forgiving(compiled._cache, base.parent)
+
+
+class _Forgiving:
+    """numba's cache of one kernel; what cannot be read or written is compiled, and no kernel is lost for it."""
+
+    def __init__(self, cache: Any, folder: Path) -> None:
+        self._cache, self._folder = cache, folder
+
+    def load_overload(self, sig: Any, context: Any) -> Any:
+        """The compiled kernel, None where there is none that can be used."""
+        try:
+            return self._cache.load_overload(sig, context)
+        except Exception as error:  # of any kind, as it is with pickles
+            self._complain("cannot be used", error)
+            return None
+
+    def save_overload(self, sig: Any, compiled: Any) -> None:
+        """Keep a compiled kernel, where that is possible."""
+        try:
+            self._cache.save_overload(sig, compiled)
+        except OSError as error:
+            self._complain("cannot be written", error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def _complain(self, fault: str, error: Exception) -> None:
+        if self._folder in _complained:
+            return
+        _complained.add(self._folder)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        message = f"compiled kernels that are kept there {fault} ({reason or type(error).__name__})"
+        remark = Remark(str(self._folder), f"{message}: they are compiled anew")
+        warnings.warn(RemarkWarning(remark), stacklevel=2)
+
+
+class _CheckedFiles:
+    """The files of one kernel, one for each signature; in the place of numba's `IndexDataCacheFile`."""
+
+    def __init__(self, base: Path, stamp: tuple[Any, ...], dump: Callable[[Any], bytes]) -> None:
+        self._base, self._stamp, self._dump = base, stamp, dump
+
+    def load(self, key: Any) -> Any:
+        """The compiled code for a signature, None where there is none, or it is of other sources.
+
+        Raises:
+            ValueError: the file is damaged.
+            OSError: it cannot be read.
+        """
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        kept = content[N_DIGEST:]
+        if sha256(kept).digest() != content[:N_DIGEST]:
+            raise ValueError(f"{path.name} is damaged")
+        stamp, inner = pickle.loads(kept)  # what another version of numba has pickled stays packed
+        if stamp != self._stamp:
+            return None
+        kept_key, data = pickle.loads(inner)
+        return data if kept_key == key else None
+
+    def save(self, key: Any, data: Any) -> None:
+        """Write the compiled code for a signature; other processes see all of it or nothing.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        kept = pickle.dumps((self._stamp, self._dump((key, data))))
+        path = self._path(key)
+        partial = path.with_name(f"{path.name}.tmp.{uuid4().hex[:16]}")
+        try:
+            partial.write_bytes(sha256(kept).digest() + kept)
+            partial.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+
+    def flush(self) -> None:
+        """Forget all of them."""
+        for path in self._base.parent.glob(f"{self._base.name}.*.nbc"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, key: Any) -> Path:
+        return self._base.with_name(f"{self._base.name}.{sha256(repr(key).encode()).hexdigest()[:16]}.nbc")

@@ -1,0 +1,198 @@
+"""Compiled kernels on the disk: what is whole is used, anything else is dropped, said, and compiled anew."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import pickle
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numba
+import pytest
+
+from quantize.blocks import jit, kernel_cache
+from quantize.telling import RemarkWarning
+
+pytestmark = pytest.mark.skipif(not jit.JIT, reason="nothing is compiled where NUMBA_DISABLE_JIT is set")
+
+SOURCE = "def scaled(x):\n    return x * 3\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of numba's caches, empty."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(kernel_cache, "_complained", set())
+    (tmp_path / "scaling.py").write_text(SOURCE, encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "scaling", sys)  # it goes with the test
+    return tmp_path / "cache"
+
+
+def process(folder: Path) -> Any:
+    """A kernel as a process of its own finds it: nothing of it is in memory."""
+    spec = importlib.util.spec_from_file_location("scaling", folder.with_name("scaling.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["scaling"] = module
+    spec.loader.exec_module(module)
+    return jit.kernel(module.scaled)
+
+
+def use(folder: Path, *values: Any) -> tuple[int, int]:
+    """Signatures that were found in the cache, and those that were compiled."""
+    kernel = process(folder)
+    for value in values:
+        assert kernel(value) == 3 * value
+    return sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values())
+
+
+def test_each_signature_is_compiled_once(folder: Path) -> None:
+    assert use(folder, 2, 2.5) == (0, 2)
+    assert use(folder, 2.5, 2) == (2, 0)
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == 2
+
+
+def flipped(content: bytes) -> bytes:
+    at = len(content) // 2
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+DAMAGES: list[Callable[[bytes], bytes]] = [
+    lambda _: b"",
+    lambda content: bytes(len(content)),
+    lambda content: content[: len(content) // 2],
+    lambda content: content[:-1],
+    lambda content: content[:4096] + bytes(len(content) - 4096),
+    lambda _: pickle.dumps("something else"),
+    lambda content: content + b"\0",
+    flipped,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_code_is_compiled_anew_and_said_once(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    use(folder, 2, 2.5)
+    for path in folder.rglob("*.nbc"):
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(RemarkWarning) as told:
+        assert use(folder, 2, 2.5) == (0, 2)
+    assert len(told) == 1
+    assert str(folder) in str(told[0].message) and "is damaged): they are compiled anew" in str(
+        told[0].message
+    )
+    assert use(folder, 2, 2.5) == (2, 0)
+
+
+def test_what_cannot_be_unpickled_is_compiled_anew(folder: Path) -> None:
+    """Its checksum is right: it was written so."""
+    use(folder, 2)
+    (path,) = folder.rglob("*.nbc")
+    path.write_bytes(sha256(b"no pickle").digest() + b"no pickle")
+    with pytest.warns(RemarkWarning, match="cannot be used"):
+        assert use(folder, 2) == (0, 1)
+
+
+def test_a_file_that_cannot_be_read_or_replaced(folder: Path) -> None:
+    use(folder, 2)
+    (path,) = folder.rglob("*.nbc")
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(RemarkWarning, match="cannot be used"):
+        assert use(folder, 2) == (0, 1)
+    assert not list(folder.rglob("*.tmp.*"))
+
+
+def test_a_disk_that_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.warns(RemarkWarning, match=r"cannot be written \(No space left"):
+            assert use(folder, 2) == (0, 1)
+    assert use(folder, 2) == (0, 1)
+
+
+def test_a_folder_that_becomes_a_file(folder: Path) -> None:
+    kernel = process(folder)
+    (inner,) = folder.iterdir()
+    inner.rmdir()
+    inner.touch()
+    with pytest.warns(RemarkWarning, match="compiled anew"):
+        assert kernel(2) == 6
+    assert use(folder, 2)[1] == 1  # numba finds another folder, or none
+    inner.unlink()
+
+
+def test_code_of_other_sources_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(folder, 2)
+    monkeypatch.setattr(jit, "_stamp_of_sources", lambda: "others")
+    assert use(folder, 2) == (0, 1)
+    assert use(folder, 2) == (1, 0)
+    monkeypatch.setattr(numba, "__version__", "0.0")
+    assert use(folder, 2) == (0, 1)
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == 1  # old code gives way
+
+
+def test_code_for_another_signature_under_the_name_is_not_used(folder: Path) -> None:
+    use(folder, 2)
+    (path,) = folder.rglob("*.nbc")
+    ours = path.read_bytes()
+    path.unlink()
+    use(folder, 2.5)
+    (other,) = folder.rglob("*.nbc")
+    other.write_bytes(ours)
+    assert use(folder, 2.5) == (0, 1)
+
+
+def test_processes_that_write_at_once_see_no_damage(folder: Path) -> None:
+    """Each file is replaced as a whole: a reader sees one or the other."""
+    use(folder, 2)
+    files = process(folder)._cache._cache_file
+    done = threading.Event()
+
+    def write(n: int) -> None:
+        for i in range(60):
+            files.save("key", bytes([n]) * (10_000 + i))
+
+    def read() -> None:
+        while not done.is_set():
+            found = files.load("key")
+            assert found is None or len(set(found)) == 1
+            n_read.append(1)
+
+    n_read: list[int] = []
+    with warnings.catch_warnings():
+        writers = [threading.Thread(target=write, args=(n,)) for n in range(3)]
+        reader = threading.Thread(target=read)
+        for thread in (reader, *writers):
+            thread.start()
+        for thread in writers:
+            thread.join()
+        done.set()
+        reader.join()
+    assert len(set(files.load("key"))) == 1
+
+
+def test_numba_without_these_attributes_keeps_its_own_files(folder: Path) -> None:
+    class Other:
+        def __init__(self) -> None:
+            self._cache = object()
+
+    other = Other()
+    before = other._cache
+    kernel_cache.check_cache(other, "stamp")
+    assert other._cache is before
+
+
+def test_forgetting(folder: Path) -> None:
+    use(folder, 2, 2.5)
+    process(folder)._cache.flush()
+    assert not list(folder.rglob("*.nbc"))
