@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 from command_line import check_one_line, forward_words, invoke
 from logits import write_logits
-from other_bytes import renamed_over, written_over
+from other_bytes import renamed_over, settled, written_over
 from pico import pico_mixtral
 
 from calibration.forward.forward_pass import ForwardPass
@@ -45,7 +45,10 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "models"))
+    made = Path(shutil.copytree(pristine, tmp_path / "models"))
+    for path in [*made.rglob("*.safetensors"), *made.rglob("*.json"), *made.glob("*.gguf")]:
+        settled(path)
+    return made
 
 
 @pytest.fixture
