@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from gguf import TokenType
 
@@ -33,8 +34,9 @@ class WholeTokens:
         With `parse_special` the texts of control and unknown tokens become those tokens, too.
         """
         pieces: list[str | int] = [text] if text else []
+        pairs = set(pairwise(text))  # most tokens hold one that does not occur, and need not be searched for
         for token_text in self._all_kinds if parse_special else self._user_defined:
-            if token_text not in text:
+            if not pairs.issuperset(pairwise(token_text)) or token_text not in text:
                 continue
             cut: list[str | int] = []
             for piece in pieces:

@@ -13,6 +13,7 @@ from gguf_export.files.disk import write_error
 from gguf_export.files.opening import open_to_append, refuse_strange, status_of
 from quantize.containers.untrusted import read_bytes, regular_size
 from quantize.exceptions import GGUFError, OutputError
+from quantize.sources.fingerprint import SeenFiles
 from quantize.telling import OnProgress, Progress, silent
 
 __all__ = ["SUMS", "check_sum", "sha256"]
@@ -27,6 +28,7 @@ def check_sum(path: Path, progress: OnProgress = silent) -> Finding:
 
     Raises:
         GGUFError: the file, or SHA256SUMS, cannot be read.
+        ModelChangedError: the file changed meanwhile; it is not added.
         OutputError: SHA256SUMS cannot be written.
     """
     sums = path.with_name(SUMS)
@@ -52,8 +54,10 @@ def sha256(path: Path, progress: OnProgress = silent) -> str:
 
     Raises:
         GGUFError: the file cannot be read.
+        ModelChangedError: it changed meanwhile.
     """
     total, done = regular_size(path, GGUFError), 0
+    seen = SeenFiles([path], GGUFError)
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -61,6 +65,7 @@ def sha256(path: Path, progress: OnProgress = silent) -> str:
                 digest.update(data)
                 done += len(data)
                 progress(Progress("hashing", done, total))
+            seen.confirm(path, file.fileno())
     except OSError as fault:
         raise GGUFError(str(path), f"cannot be read: {fault.strerror}") from None
     return digest.hexdigest()

@@ -11,12 +11,11 @@ from gguf_export.checking.shard_checks import check_shards, check_types
 from gguf_export.checking.tokenizer_checks import check_tokenizer
 from gguf_export.checking.weight_checks import check_weights
 from gguf_export.metadata.model_keys import model_keys
-from quantize.containers.shard_index import ShardTensor, index_shards
 from quantize.containers.untrusted import quoted, read_json, refuse_foreign_links
 from quantize.exceptions import CheckpointError
 from quantize.families import family_of
 from quantize.families.binding import bind
-from quantize.families.config import shape_dims
+from quantize.families.config import shape_dims, text_config
 from quantize.families.roles import is_router
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.telling import OnProgress, Remark, silent
@@ -56,7 +55,7 @@ def _check(path: Path, full: bool, pre: str | None, progress: OnProgress) -> lis
     except CheckpointError as fault:
         return [Finding.of(fault, remedy="give the folder of a Hugging Face checkpoint", place=place)]
     try:
-        raw = read_json(path / "config.json")
+        raw = text_config(read_json(path / "config.json"))
     except CheckpointError as fault:
         return [Finding.of(fault, remedy="copy the config.json of the model there", place=place)]
     findings = [*_config(raw), *check_shards(path)]
@@ -64,11 +63,12 @@ def _check(path: Path, full: bool, pre: str | None, progress: OnProgress) -> lis
         return findings
     try:
         checkpoint = open_checkpoint(path)
-        stored, _ = index_shards(path)
     except CheckpointError as fault:
         return [*findings, Finding.of(fault, place=place)]
-    findings += [Finding.of_remark(remark, "info", place=place) for remark in checkpoint.remarks]
-    findings += check_types(stored, _routers(checkpoint, stored))
+    said = {finding.message for finding in findings}
+    remarks = [remark for remark in checkpoint.remarks if remark.message not in said]
+    findings += [Finding.of_remark(remark, "info", place=place) for remark in remarks]
+    findings += check_types(checkpoint.stored, _routers(checkpoint))
     findings += _model_keys(checkpoint)
     findings += check_tokenizer(checkpoint, raw, pre)
     try:
@@ -110,10 +110,10 @@ def _config(raw: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _routers(checkpoint: Checkpoint, stored: Mapping[str, ShardTensor]) -> set[str]:
+def _routers(checkpoint: Checkpoint) -> set[str]:
     """The stored names of the tensors that choose the experts."""
     dims = shape_dims(checkpoint.family, checkpoint.config, checkpoint.hparams)
-    bindings, _ = bind(checkpoint.family, dims, stored)
+    bindings, _ = bind(checkpoint.family, dims, checkpoint.stored)
     return {tensor.name for binding in bindings if is_router(binding.spec) for tensor in binding.stored}
 
 

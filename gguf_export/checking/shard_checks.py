@@ -22,7 +22,7 @@ LFS = b"version https://git-lfs"
 def check_shards(path: Path) -> Iterator[Finding]:
     """Whether every shard of the checkpoint in folder `path` is there and whole."""
     try:
-        stored, _ = index_shards(path)
+        stored, remarks = index_shards(path)
     except CheckpointError as fault:
         faults = [*_pointers(path), *_missing_shards(path)]
         yield from faults
@@ -33,6 +33,11 @@ def check_shards(path: Path) -> Iterator[Finding]:
     except OSError as fault:
         yield error(str(path), f"cannot be read: {fault.strerror}", "")
         return
+    for remark in remarks:
+        if remark.place == str(path / INDEX):
+            yield Finding.of_remark(
+                remark, "warning", remedy="download the index again: what the shards say counts"
+            )
     if (path / INDEX).exists():
         metadata = read_json(path / INDEX).get("metadata")
         declared = metadata.get("total_size") if isinstance(metadata, dict) else None
@@ -82,7 +87,7 @@ def check_types(stored: Mapping[str, ShardTensor], routers: Container[str]) -> I
         stored: the tensors of the shards.
         routers: names of those that choose the experts; some models keep them alone in float32.
     """
-    matrices = {name: tensor for name, tensor in stored.items() if len(tensor.shape) > 1}
+    matrices = {tensor.name: tensor for tensor in stored.values() if len(tensor.shape) > 1}
     counts = Counter(tensor.dtype for tensor in matrices.values())
     if len(counts) < 2:
         return

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import signal
 import threading
 import time
@@ -39,8 +37,6 @@ def orderly_stops() -> Iterator[None]:
 
     def stop(number: int, _frame: FrameType | None) -> None:
         nonlocal last
-        if number != signal.SIGINT:
-            _leave_closed_terminal()
         now = time.monotonic()
         if now - last < PATIENCE:
             return
@@ -58,15 +54,3 @@ def orderly_stops() -> Iterator[None]:
     finally:
         for number, how in ours.items():
             signal.signal(number, how)
-
-
-def _leave_closed_terminal() -> None:
-    """Write to nowhere where the terminal is gone: a remark that cannot be shown must not break what it tells of."""
-    for handle in (1, 2):
-        try:
-            os.write(handle, b"")
-        except OSError as error:
-            if error.errno == errno.EIO:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, handle)
-                os.close(nowhere)

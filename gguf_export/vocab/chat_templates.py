@@ -11,10 +11,12 @@ from calibration.text.json_values import objects
 from calibration.text.tokenizer_files import TokenizerFiles
 from quantize.containers.keys import KeyValue
 from quantize.containers.text_files import optional_object, optional_text
+from quantize.exceptions import TokenizerError
 from quantize.telling import Note, Remark
 
 __all__ = ["template_keys"]
 
+MAX_CHARS = 2**24  # of all templates in files of their own
 _NAME_CHARS = frozenset(string.ascii_letters + string.digits)
 
 
@@ -59,6 +61,13 @@ def _from_files(files: TokenizerFiles) -> Any:
     default = optional_text(files.folder / "chat_template.jinja")
     if default is None:
         return (optional_object(files.folder / "chat_template.json") or {}).get("chat_template")
-    paths = sorted((files.folder / "additional_chat_templates").glob("*.jinja"))
-    texts = [{"name": path.stem, "template": optional_text(path)} for path in paths]
-    return [{"name": "default", "template": default}, *texts]
+    folder = files.folder / "additional_chat_templates"
+    named = []
+    n_chars = len(default)
+    for path in sorted(folder.glob("*.jinja")):
+        text = optional_text(path) or ""
+        n_chars += len(text)
+        if n_chars > MAX_CHARS:  # links make many of one
+            raise TokenizerError(str(folder), f"its templates have more than {MAX_CHARS} characters together")
+        named.append({"name": path.stem, "template": text})
+    return [{"name": "default", "template": default}, *named]

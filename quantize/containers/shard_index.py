@@ -8,8 +8,10 @@ the tensors cover without gap or overlap. The rules are those of the reference i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from quantize.containers.untrusted import MAX_JSON_BYTES, parse_json, quoted, re
 from quantize.exceptions import CheckpointError
 from quantize.telling import Remark
 
-__all__ = ["ShardTensor", "index_shards", "read_header"]
+__all__ = ["INDEX", "ShardTensor", "index_shards", "read_header"]
 
 DTYPE_BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -32,6 +34,7 @@ MAX_SIZE = 2**63 - 1
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"model-([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
 AGAIN = "download it again"
 
 
@@ -48,20 +51,19 @@ class ShardTensor:
 
 
 def index_shards(folder: Path) -> tuple[dict[str, ShardTensor], list[Remark]]:
-    """All tensors of the checkpoint in a folder by Hugging Face name, and remarks on files that were left aside.
+    """All tensors of the checkpoint in a folder by Hugging Face name, and remarks on what is there besides.
+
+    The shards are those that the index names and the others of their set; without an index, a single file, or a whole
+    set: the names say how many there are. Where a tensor lies the headers of the shards say; an index that says
+    otherwise is remarked, at its path.
 
     Raises:
-        CheckpointError: shards are missing, damaged, or disagree with the index; there are only pickled weights.
+        CheckpointError: shards are missing, damaged, or hold a tensor twice; there are only pickled weights.
     """
     index = folder / INDEX
-    single = folder / SINGLE
-    if not index.exists():
-        if not single.exists():
-            raise _nothing_to_read(folder)
-        return read_header(single), []
-    weight_map = _weight_map(index)
+    weight_map = _weight_map(index) if index.exists() else None
+    shards = _shards(folder) if weight_map is None else _with_their_sets(folder, set(weight_map.values()))
     stored: dict[str, ShardTensor] = {}
-    shards = sorted(set(weight_map.values()))
     for shard in shards:
         path = folder / shard
         if not path.exists():
@@ -71,16 +73,82 @@ def index_shards(folder: Path) -> tuple[dict[str, ShardTensor], list[Remark]]:
                 other = stored[name].path.name
                 message = f"tensor {quoted(name)} is in shard {other} too"
                 raise CheckpointError(str(path), message, "remove one of them")
-            if weight_map.get(name) != shard:
-                raise CheckpointError(str(path), f"holds tensor {quoted(name)} but {INDEX} does not say so")
             stored[name] = tensor
-    for name, shard in weight_map.items():
-        if name not in stored:
-            message = f"tensor {quoted(name)} is missing although {INDEX} names it"
-            raise CheckpointError(str(folder / shard), message)
-    beside = single.exists() and SINGLE not in shards
-    left_aside = Remark(str(folder), f"{SINGLE} is not read because there is a {INDEX}")
-    return stored, [left_aside] if beside else []
+    remarks = [] if weight_map is None else _disagreements(index, weight_map, stored)
+    unread = [name for name in _files(folder) if name not in shards]
+    if unread:
+        more = f" and {len(unread) - 1} more are" if len(unread) > 1 else " is"
+        reason = f"there is a {SINGLE if weight_map is None else INDEX}"
+        remarks.append(Remark(str(folder), f"{unread[0]}{more} not read because {reason}"))
+    return stored, remarks
+
+
+def _files(folder: Path) -> list[str]:
+    """The files that look like shards of the checkpoint; of Mistral's own layout (consolidated...) none does."""
+    names = (path.name for path in folder.iterdir())
+    return sorted(name for name in names if name == SINGLE or SHARD.fullmatch(name))
+
+
+def _with_their_sets(folder: Path, named: set[str]) -> list[str]:
+    """The files that an index names, and those beside them that are of the same number of shards."""
+    totals = {match[2] for name in named if (match := SHARD.fullmatch(name))}
+    others = {name for name in _files(folder) if (match := SHARD.fullmatch(name)) and match[2] in totals}
+    return sorted(named | others)
+
+
+def _shards(folder: Path) -> list[str]:
+    """The files that make up a checkpoint without an index."""
+    names = _files(folder)
+    if not names:
+        raise _nothing_to_read(folder)
+    if SINGLE in names:
+        return [SINGLE]
+    numbers: dict[int, str] = {}
+    totals = set()
+    for name in names:
+        number, total = map(int, SHARD.fullmatch(name).groups())  # type: ignore[union-attr]
+        if number in numbers:
+            raise CheckpointError(
+                str(folder), f"{numbers[number]} and {name} are the same shard", "remove one"
+            )
+        numbers[number] = name
+        totals.add(total)
+    if len(totals) > 1:
+        message = f"shards of several sets, {names[0]} and {names[-1]}, and no {INDEX}"
+        raise CheckpointError(str(folder), message, "remove those that do not belong to the model")
+    total = totals.pop()
+    missing = next(number for number in count(1) if number not in numbers)
+    if missing <= total:
+        n_more = total - len(numbers) - 1
+        more = f" and {n_more} more" if n_more > 0 else ""
+        raise CheckpointError(str(folder), f"shard {missing} of {total}{more} is missing", AGAIN)
+    if len(numbers) > total:
+        raise CheckpointError(str(folder), f"{len(numbers)} shards of a set of {total}", "remove the others")
+    return names
+
+
+def _disagreements(
+    index: Path, weight_map: Mapping[str, str], stored: Mapping[str, ShardTensor]
+) -> list[Remark]:
+    """What the index says of the places of tensors that the headers do not."""
+    faults = (
+        ("names {} that no shard holds", [name for name in weight_map if name not in stored]),
+        ("does not name {} that the shards hold", [name for name in stored if name not in weight_map]),
+        (
+            "says another shard for {} than the one that holds it",
+            [
+                name
+                for name, shard in weight_map.items()
+                if name in stored and stored[name].path.name != shard
+            ],
+        ),
+    )
+    remarks = []
+    for text, names in faults:
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            remarks.append(Remark(str(index), text.format(f"tensor {quoted(names[0])}{more}")))
+    return remarks
 
 
 def read_header(path: Path) -> dict[str, ShardTensor]:
@@ -173,8 +241,6 @@ def _is_plain_name(shard: Any) -> bool:
 
 def _nothing_to_read(folder: Path) -> CheckpointError:
     names = sorted(path.name for path in folder.iterdir())
-    if any(name.startswith("model-") and name.endswith(".safetensors") for name in names):
-        return CheckpointError(str(folder), f"there are shards but no {INDEX}", "download it too")
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
         message = "only pickled weights, which could run code"
         return CheckpointError(str(folder), message, "convert them to safetensors first")

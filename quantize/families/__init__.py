@@ -35,6 +35,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
     for family in _families():
         if named[0] in family.architectures:
             return family
+    whole = str(named[0]).removesuffix("Model") + "ForCausalLM"
+    if str(named[0]).endswith("Model") and whole in supported_architectures():
+        message = f"architecture {quoted(named[0])} is the base class, saved without its head"
+        raise CheckpointError("config.json", message, f"save the whole model, {whole}")
     raise CheckpointError("config.json", f"architecture {quoted(named[0])} is not supported", supported)
 
 

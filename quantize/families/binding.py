@@ -62,13 +62,14 @@ def bind(
             if bound is not None:
                 bindings.append(bound)
     read = {tensor.name for binding in bindings for tensor in binding.stored}
-    left = [name for name in stored if name not in read]
+    names = {tensor.name: tensor for tensor in stored.values()}
+    left = [name for name in names if name not in read]
     ignored = [name for name in left if name.endswith(family.ignored)]
     unread = [name for name in left if not name.endswith(family.ignored)]
     if unread:
         more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
         raise CheckpointError(
-            f"{stored[unread[0]].path}",
+            f"{names[unread[0]].path}",
             f"tensor {quoted(unread[0])}{more} would not be read: "
             f"{family.architectures[0]} with this config.json has no such tensor",
         )

@@ -16,7 +16,22 @@ from quantize.families.rope import normalise_rope, rope_scaling
 from quantize.hparams import Hparams
 from quantize.telling import Remark
 
-__all__ = ["ConfigFacts", "complete_config", "read_config", "shape_dims"]
+__all__ = ["ConfigFacts", "complete_config", "read_config", "shape_dims", "text_config"]
+
+TEXT_PARTS = ("text_config", "llm_config", "lm_config", "language_config")
+"""Settings that hold the config of the text model, in models that see or hear; the last one counts."""
+
+
+def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with the settings of its text model in the place of those of the whole, where it has parts.
+
+    conversion/base.py: ModelBase.load_hparams, TextModel.__init__, get_model_architecture.
+    """
+    part: Mapping[str, Any] = next(
+        (raw[name] for name in reversed(TEXT_PARTS) if isinstance(raw.get(name), dict)), {}
+    )
+    named = {name: value for name, value in part.items() if name != "architectures" or value is not None}
+    return {**raw, **named}
 
 
 def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:

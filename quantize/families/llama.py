@@ -5,6 +5,7 @@ from __future__ import annotations
 from quantize.families.key_table import BASE, HEADS, ROUTER, SIZES
 from quantize.families.language import Computed, Family, each_layer, permuted, tensor
 from quantize.families.rope import rope_freqs
+from quantize.families.stored_names import BASE_CLASSES
 
 LAYER = "model.layers.{bid}."
 
@@ -53,7 +54,7 @@ FEED_FORWARD_BIASES = each_layer(
 COMPUTED = (Computed("rope_freqs.weight", rope_freqs),)
 
 FAMILY = Family(
-    architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
+    architectures=("LlamaForCausalLM", "LLaMAForCausalLM", *BASE_CLASSES),
     arch="llama",
     keys=KEYS,
     tensors=MODEL + ATTENTION + ATTENTION_BIASES + FEED_FORWARD + FEED_FORWARD_BIASES,

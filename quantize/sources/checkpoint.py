@@ -17,7 +17,8 @@ from quantize.decoding import to_f32
 from quantize.exceptions import CheckpointError, ModelChangedError
 from quantize.families import Family, family_of
 from quantize.families.binding import QTYPES, Binding, bind, embedding_rows
-from quantize.families.config import complete_config, read_config, shape_dims
+from quantize.families.config import complete_config, read_config, shape_dims, text_config
+from quantize.families.stored_names import text_tensors
 from quantize.hparams import Hparams
 from quantize.sources.fingerprint import SeenFiles, hashed
 from quantize.telling import Remark
@@ -73,24 +74,27 @@ class Checkpoint:
         refuse_foreign_links(self.path)
         self._beside = SeenFiles((self.path / name for name in BESIDE_WEIGHTS), CheckpointError)
         self._shards = SeenFiles(self.path.glob("*.safetensors"), CheckpointError)
-        raw = read_json(self.path / "config.json")
+        raw = text_config(read_json(self.path / "config.json"))
         self.family = family or family_of(raw)
         self.config: dict[str, Any] = complete_config(self.family, raw)
         """config.json with transformers' defaults for missing keys and `rope_parameters` in its new form."""
 
         stored, remarks = index_shards(self.path)
-        self._shards.keep(tensor.path for tensor in stored.values())
-        self._layout = _layout_of(stored)
-        rows = embedding_rows(self.family, stored)
+        self.stored, others = text_tensors(stored, self.config)
+        """The tensors of the shards by the names that the family has for them."""
+
+        self._shards.keep(tensor.path for tensor in self.stored.values())
+        self._layout = _layout_of(self.stored)
+        rows = embedding_rows(self.family, self.stored)
         self._facts = read_config(self.family, self.config, rows or 1)
         dims = shape_dims(self.family, self.config, self.hparams)
-        bindings, ignored = bind(self.family, dims, stored)
+        bindings, ignored = bind(self.family, dims, self.stored)
         self._bindings = {binding.spec.name: binding for binding in bindings}
         self._computed = self._compute()
         self._specs = [binding.spec for binding in bindings] + [
             TensorSpec(name, values.shape, QType.F32) for name, values in self._computed.items()
         ]
-        remarks += [*self._facts.remarks, *self._remarks(ignored)]
+        remarks += [*self._facts.remarks, *self._remarks(others + ignored)]
         vocab_size = self.config.get("vocab_size")
         if vocab_size != rows:
             message = f"the embedding has {rows} rows, config.json says vocab_size {quoted(vocab_size)}"

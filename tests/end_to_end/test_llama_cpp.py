@@ -65,6 +65,7 @@ def test_any_number_of_experts_loads(tmp_path: Path, n_expert: int) -> None:
         {"n_vocab": 333},
         {"dtype": "F16"},
         {"layout": "fused"},
+        {"n_expert": 1, "n_expert_used": 1},
         {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
         {
             # An explicit head_dim, for transformers 5.23 stumbles over Mixtral's null when it computes yarn.

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from fuzzing_tokenizers import mutated_tokenizer, mutated_yaml
 from gguf import GGUFValueType as Type
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -494,6 +495,10 @@ def fuzz(
     ways: list[Callable[[st.DrawFn], bytes]] = [lambda draw: mutated(draw, valid)]
     if target.file.endswith((".json", ".safetensors")):
         ways.append(lambda draw: mutated_json(draw, valid))
+    if Path(target.file).name == "tokenizer.json":
+        ways.append(lambda draw: mutated_tokenizer(draw, valid))
+    if target.file.endswith((".md", ".yml")):
+        ways.append(lambda draw: mutated_yaml(draw, valid))
     if target.file.endswith(".gguf"):
         healthy = folder / "healthy" / path.name
         healthy.parent.mkdir(exist_ok=True)

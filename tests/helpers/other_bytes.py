@@ -8,6 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def settled(path: Path) -> None:
+    """Return when a change would get another time than that of the file: the clock of a file system has ticks."""
+    probe = path.with_name("probe")
+    probe.touch()
+    while probe.stat().st_ctime_ns <= path.stat().st_ctime_ns:
+        probe.touch()
+    probe.unlink()
+
+
 def renamed_over(path: Path) -> None:
     """Another file takes the name, as a download does that is done."""
     other = path.with_name("download.tmp")

@@ -69,6 +69,10 @@ def config(edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return lambda model: edit_json(model / "config.json", edit)
 
 
+def index(edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    return lambda model: edit_json(model / INDEX, edit)
+
+
 def settings(edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return lambda model: edit_json(model / "tokenizer_config.json", edit)
 
@@ -165,7 +169,11 @@ FILES = [
         "error: .*config.json: has a quantization_config",
     ),
     (config(lambda c: c.update(eos_token_id=7)), "warning: config.json: eos_token_id is 7"),
-    (remove(INDEX), f"error: .*there are shards but no {INDEX}"),
+    (remove(INDEX, FIRST), "error: .*Pico-4x1M-bf16: shard 1 of 2 is missing"),
+    (
+        index(lambda c: c["weight_map"].update({"model.norm.weight": SECOND})),
+        f"warning: .*{INDEX}: says another shard for tensor 'model.norm.weight'",
+    ),
     (remove(FIRST), f"error: .*{FIRST}: shard is missing"),
     (cut, f"error: .*{SECOND}: truncated"),
     (longer, f"error: .*{FIRST}: 64 bytes more than"),

@@ -27,7 +27,7 @@ from tokenizer_cases import (
     write_json,
 )
 
-from gguf_export.vocab import pretokenizers
+from gguf_export.vocab import chat_templates, pretokenizers
 from gguf_export.vocab.vocab_keys import vocab_keys
 from quantize.containers.keys import KeyValue
 from quantize.exceptions import TokenizerError
@@ -345,6 +345,17 @@ def test_template_files(pieces: Path) -> None:
     (pieces / "additional_chat_templates" / "bad.jinja").write_bytes(b"\xff")
     write_json(pieces, "tokenizer_config.json", NAMES)
     assert "bad.jinja: is not UTF-8 text" in refused(pieces)
+
+
+def test_templates_have_an_end(pieces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of links made any number of one file."""
+    monkeypatch.setattr(chat_templates, "MAX_CHARS", 1000)
+    (pieces / "chat_template.jinja").write_text("x" * 400, encoding="utf-8")
+    (pieces / "additional_chat_templates").mkdir()
+    (pieces / "additional_chat_templates" / "a.jinja").symlink_to(pieces / "chat_template.jinja")
+    assert read(pieces)["chat_templates"] == ["a"]
+    (pieces / "additional_chat_templates" / "b.jinja").symlink_to(pieces / "chat_template.jinja")
+    assert "additional_chat_templates: its templates have more than 1000 characters" in refused(pieces)
 
 
 def test_token_objects_count_as_their_text(pieces: Path) -> None:

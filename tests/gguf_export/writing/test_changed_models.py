@@ -14,14 +14,16 @@ import pytest
 from click.testing import Result
 from command_line import check_one_line, forward_words, invoke
 from logits import write_logits
-from other_bytes import renamed_over, written_over
+from other_bytes import renamed_over, settled, written_over
 from pico import pico_mixtral
 
 from calibration.forward.forward_pass import ForwardPass
 from calibration.judging.logits_file import LogitsFile
+from gguf_export.checking.checksums import check_sum
 from gguf_export.files import durable
 from gguf_export.writing import state_file
 from gguf_export.writing.sink import Sink
+from quantize.exceptions import ModelChangedError
 from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
 
@@ -45,7 +47,10 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "models"))
+    made = Path(shutil.copytree(pristine, tmp_path / "models"))
+    for path in [*made.rglob("*.safetensors"), *made.rglob("*.json"), *made.glob("*.gguf")]:
+        settled(path)
+    return made
 
 
 @pytest.fixture
@@ -215,3 +220,10 @@ def test_weights_beside_a_config_that_changed_are_not_read_again(
     done = invoke(*words)
     assert done.exit_code == 0 and "continued" in done.stderr
     assert (out / next(out.iterdir()).name).read_bytes() == (folder / "pico.gguf").read_bytes()
+
+
+def test_no_hash_is_added_of_a_file_that_changes_meanwhile(folder: Path) -> None:
+    path = folder / "pico.gguf"
+    with pytest.raises(ModelChangedError, match="changed while it was read"):
+        check_sum(path, lambda _: written_over(path))
+    assert not (folder / "SHA256SUMS").exists()

@@ -358,11 +358,6 @@ def test_only_pickles(broken: Path) -> None:
     assert "pickled" in message and "convert them to safetensors" in message
 
 
-def test_shards_without_an_index(broken: Path) -> None:
-    (broken / INDEX).unlink()
-    assert f"no {INDEX}" in refusal(broken)
-
-
 # --- refusing: the index ---------------------------------------------------------------------------------------------
 
 
@@ -412,18 +407,6 @@ def test_a_missing_shard(broken: Path) -> None:
     (broken / "model-00002-of-00002.safetensors").unlink()
     message = refusal(broken)
     assert "model-00002-of-00002.safetensors: shard is missing" in message
-
-
-def test_an_index_that_names_a_tensor_that_is_not_there(broken: Path) -> None:
-    shard = "model-00001-of-00002.safetensors"
-    edit_json(broken / INDEX, lambda index: index["weight_map"].update({"ghost.weight": shard}))
-    message = refusal(broken)
-    assert "'ghost.weight' is missing although" in message
-
-
-def test_an_index_that_lacks_a_stored_tensor(broken: Path) -> None:
-    edit_json(broken / INDEX, lambda index: index["weight_map"].pop("model.norm.weight"))
-    assert "'model.norm.weight' but model.safetensors.index.json does not say so" in refusal(broken)
 
 
 def test_a_tensor_in_two_shards(broken: Path) -> None:
