@@ -1,4 +1,4 @@
-"""`moe-gguf export`: a checkpoint becomes GGUF files."""
+"""`moe-gguf export`: a checkpoint or a GGUF file becomes GGUF files."""
 
 from __future__ import annotations
 
@@ -103,6 +103,11 @@ run_options = group("running", RunOptions, jobs(), force(), RESTART)
 @prior(("imatrix", *TEXT))
 @forward_options(TEXT)
 @recipe_options()
+@option(
+    "--allow-requantize",
+    is_flag=True,
+    help="Quantize again what a GGUF file holds quantized: it loses twice.",
+)
 @naming_options
 @run_options
 @option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -117,15 +122,18 @@ def export(
     prior: float,
     forward: ForwardOptions,
     recipe: RecipeOptions,
+    allow_requantize: bool,
     naming: NamingOptions,
     running: RunOptions,
     dry_run: bool,
     quiet: bool,
 ) -> None:
-    """Quantize the checkpoint in folder MODEL to one GGUF file for each TYPE.
+    """Quantize MODEL, the folder of a checkpoint or a GGUF file, to one GGUF file for each TYPE.
+
+    A GGUF may be of any architecture: its files are those of llama-quantize.
 
     With --text the model reads the text first, layer by layer, and each expert is weighed with what it saw, all from
-    one read of the shards. A run that was stopped goes on when the same command is given again.
+    one read of the weights. A run that was stopped goes on when the same command is given again.
     """
     from gguf_export.commands.console import ProgressView
     from gguf_export.commands.messages import say
@@ -135,6 +143,7 @@ def export(
     if text.is_given and imatrix:
         raise click.UsageError("give --imatrix or text to calibrate with, not both")
     settings: dict[str, Any] = {"imatrix": imatrix, "prior": prior, **vars(naming)}
+    settings["allow_requantize"] = allow_requantize
     if text.is_given:
         settings |= {"text": text.settings(), "forward": forward.settings(), "save_imatrix": save_imatrix}
     recipes = recipe.recipes(types)

@@ -156,6 +156,7 @@ class RecipeOptions:
     output_tensor_type: str | None
     token_embedding_type: str | None
     pure: bool
+    leave_output_tensor: bool
 
     def recipes(self, types: Sequence[str]) -> list[Recipe]:
         """One recipe for each file type.
@@ -178,6 +179,7 @@ class RecipeOptions:
                 output_tensor_type=parse_qtype(output) if output else None,
                 token_embedding_type=parse_qtype(embedding) if embedding else None,
                 pure=self.pure,
+                leave_output_tensor=self.leave_output_tensor,
             )
             for name in types
         ]
@@ -206,6 +208,9 @@ def recipe_options(needs: Sequence[str] = ()) -> Decorator:
         option("--output-tensor-type", metavar="TYPE", needs=needs, help="Type of output.weight."),
         option("--token-embedding-type", metavar="TYPE", needs=needs, help="Type of token_embd.weight."),
         option("--pure", is_flag=True, needs=needs, help="One type for all quantized tensors, no mixture."),
+        option(
+            "--leave-output-tensor", is_flag=True, needs=needs, help="Keep output.weight as it is stored."
+        ),
     )
 
 

@@ -7,10 +7,13 @@ nothing of them reaches a path unfiltered.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from gguf import LlamaFileType
 
 from gguf_export.metadata.model_id import is_type
 from quantize.containers.keys import KeyValue
@@ -23,6 +26,7 @@ __all__ = [
     "lmstudio_root",
     "model_folder",
     "output_name",
+    "retyped",
     "safe_name",
 ]
 
@@ -30,12 +34,25 @@ _FORBIDDEN = frozenset('/\\:*?"<>|')
 _DEVICES = frozenset(
     ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"))
 )
+_PART = re.compile(r"-\d{5}-of-\d{5}$")
+_FTYPES = frozenset(known.name.removeprefix("MOSTLY_").removeprefix("ALL_") for known in LlamaFileType)
 _MAX_BYTES = 180  # leaves room for type, shard number and extension in the 255 bytes of a file name
 
 
 def output_name(keys: Iterable[KeyValue], ftype: str) -> str:
     """File name of the model that `keys` describe, in the file type `ftype`: `Harmony-4x7B-Q4_K_M.gguf`."""
     return f"{_stem(keys)}-{ftype.upper()}.gguf"
+
+
+def retyped(stem: str, ftype: str) -> str:
+    """File name of a model in the file type `ftype` by the name of another file of it, without suffix.
+
+    `Qwen3-30B-BF16` or `Qwen3-30B.f16` becomes `Qwen3-30B-Q4_K_M.gguf`.
+    """
+    stem = _PART.sub("", stem)
+    base, separator, word = re.fullmatch(r"(.*?)([-._]?)([^-.]*)", stem, re.DOTALL).groups()  # type: ignore[union-attr]
+    is_typed = separator and base and (is_type(word) or word.upper() in _FTYPES)
+    return f"{base if is_typed else stem}-{ftype.upper()}.gguf"
 
 
 def model_folder(keys: Iterable[KeyValue]) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "ParameterCount",
     "assemble",
     "count_params",
+    "exact_name",
     "model_keys",
     "parse_override",
     "size_label",
@@ -91,7 +92,7 @@ def model_keys(checkpoint: Checkpoint, *, name: str | None = None, note: Note = 
         RecipeError: `name` is not spelled in UTF-8.
     """
     n_params = count_params(checkpoint.specs())
-    name = None if name is None else _exact_name(name)
+    name = None if name is None else exact_name(name)
     card = read_card(checkpoint.path, checkpoint.config, n_params.total, name, note)
     card.texts.setdefault("name", label(checkpoint.path.name) or "model")
     if n_params.total > 0:
@@ -104,7 +105,12 @@ def model_keys(checkpoint: Checkpoint, *, name: str | None = None, note: Note = 
     ]
 
 
-def _exact_name(name: str) -> str:
+def exact_name(name: str) -> str:
+    """A model's name that is given by hand, as a GGUF file can hold it.
+
+    Raises:
+        RecipeError: it is not spelled in UTF-8.
+    """
     try:
         return exact_text(name)
     except UnicodeError:
@@ -145,7 +151,8 @@ def parse_override(text: str) -> KeyValue:
 
     Integers are written as u32 and floats as f32, which is all that llama-quantize writes (string_parse_kv_override of
     common/common.cpp, src/llama-quant.cpp). Values that it would silently change are refused: text that is no
-    number (to it 0), negative integers (their absolute value), integers beyond 32 bits (the lower ones).
+    number (to it 0), negative integers (their absolute value), integers beyond 32 bits (the lower ones). A text may be
+    longer than the 127 bytes that it takes: a chat template is.
 
     Raises:
         RecipeError: the setting is malformed, or its key may not be set by hand.
@@ -162,7 +169,7 @@ def parse_override(text: str) -> KeyValue:
         raise RecipeError(place, f"{key} follows from the layout of the file and cannot be set")
     if kind == "str":
         if not _fits(value):
-            raise RecipeError(place, "a text has at most 127 bytes of UTF-8")
+            raise RecipeError(place, "a text is UTF-8 without NUL")
         return KeyValue.text(key, exact_text(value))
     if kind == "bool":
         if value not in ("true", "false"):
@@ -187,8 +194,9 @@ def _pair(key: str, value: str | int | float) -> KeyValue:
 
 
 def _fits(text: str) -> bool:
+    """Whether llama.cpp reads a text as it is written."""
     try:
-        return len(exact_text(text).encode("utf-8")) <= 127 and "\0" not in text
+        return "\0" not in exact_text(text)
     except UnicodeError:
         return False
 

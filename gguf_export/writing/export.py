@@ -1,34 +1,25 @@
-"""One read of a checkpoint becomes one or several GGUF files: `export`, and `plan`, which says what it would do."""
+"""One read of a model becomes one or several GGUF files: `export`, and `plan`, which says what it would do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calibration.importance.imatrix import Imatrix
-from calibration.importance.imatrix_files import load_imatrix
-from gguf_export.files.outputs import refuse_outputs
-from gguf_export.metadata.file_names import find_publisher, lmstudio_root
 from gguf_export.writing.job import ExportJob, prepare
-from gguf_export.writing.journal import journal_path
 from gguf_export.writing.remarks import export_remarks
+from gguf_export.writing.request import Request
 from gguf_export.writing.results import ExportPlan, ExportResult, FileFigures, file_figures
 from gguf_export.writing.run import run
-from quantize.containers.untrusted import label
 from quantize.engine import Engine
-from quantize.exceptions import ImatrixError, OutputError, RecipeError
-from quantize.recipes.ftypes import ftype
+from quantize.exceptions import RecipeError
 from quantize.recipes.recipe import Recipe
-from quantize.sources.checkpoint import Checkpoint, open_checkpoint
-from quantize.sources.checkpoint_files import files_of_model
 from quantize.telling import Note, OnProgress, discard, silent
 
 if TYPE_CHECKING:  # these import torch, and an export without text needs no torch
     from calibration.forward.settings import ForwardSettings
     from calibration.text.text_settings import TextSettings
-    from gguf_export.writing.calibrated import Calibration
 
 __all__ = ["ExportJob", "ExportPlan", "ExportResult", "FileFigures", "export", "plan", "prepare", "run"]
 
@@ -48,6 +39,7 @@ def export(
     pre: str | None = None,
     lmstudio: bool = False,
     publisher: str | None = None,
+    allow_requantize: bool = False,
     jobs: int | None = None,
     engine: Engine | None = None,
     force: bool = False,
@@ -55,10 +47,11 @@ def export(
     progress: OnProgress = silent,
     note: Note = discard,
 ) -> ExportResult:
-    """Quantize the checkpoint in folder `model` to one GGUF file for each file type, from one read of its shards.
+    """Quantize a model to one GGUF file for each file type, from one read of its weights.
 
     Args:
-        model: the folder of a Hugging Face checkpoint.
+        model: the folder of a Hugging Face checkpoint, or a GGUF file of any architecture, whose files become
+            llama-quantize's.
         types: the name of a file type such as "Q4_K_M", or several names; recipes where names do not suffice.
         folder: where the files go; by default the current folder, or LM Studio's with `lmstudio`.
         imatrix: importances, or the file that holds them.
@@ -66,16 +59,18 @@ def export(
         text: calibrate with this text on the way, from the same read; a file, or `TextSettings`.
         forward: how the text passes through the model.
         save_imatrix: keep the importances that the text gave in this file.
-        name: `general.name`, and the base of the file names; by default found as llama.cpp's converter finds it.
+        name: `general.name`, and the base of the file names; by default found as llama.cpp's converter finds it, and
+            of a GGUF file that which it has.
         override_kv: metadata to set, spelled KEY=TYPE:VALUE as llama-quantize takes it.
         pre: name of the pre-tokenizer, where it is not recognised.
         lmstudio: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
         publisher: by default from config.json.
+        allow_requantize: quantize again what a GGUF file holds quantized, which adds one loss to the other.
         jobs: threads that read, encode and write; by default one for each processor.
         engine: reads and encodes in the place of threads, where there is no text.
         force: replace files that exist.
         restart: use nothing of an earlier run that was stopped.
-        progress: called with the progress in bytes of the checkpoint, or in tokens of the text.
+        progress: called with the progress in bytes of the model, or in tokens of the text.
         note: given remarks on fallbacks, and on what is continued or kept.
 
     Raises:
@@ -86,7 +81,7 @@ def export(
     >>> made.files[0].path.name, made.files[0].ftype
     ('Demo-4x2.0M-Q4_K_M.gguf', 'Q4_K_M')
     """
-    request = _Request(
+    request = Request(
         model,
         types,
         folder,
@@ -100,6 +95,7 @@ def export(
         pre,
         lmstudio,
         publisher,
+        allow_requantize,
     )
     if engine is not None and text is not None:
         raise RecipeError(
@@ -141,6 +137,7 @@ def plan(
     pre: str | None = None,
     lmstudio: bool = False,
     publisher: str | None = None,
+    allow_requantize: bool = False,
 ) -> ExportPlan:
     """Say what `export` would write: names, types, sizes and offsets; no weight is read and nothing is written.
 
@@ -153,7 +150,7 @@ def plan(
     >>> [(file.ftype, round(file.bpw, 1)) for file in planned.files]
     [('Q8_0', 8.5), ('Q4_K_M', 4.9)]
     """
-    request = _Request(
+    request = Request(
         model,
         types,
         folder,
@@ -167,125 +164,8 @@ def plan(
         pre,
         lmstudio,
         publisher,
+        allow_requantize,
     )
     job, calibration = request.prepared()
     remarks = export_remarks(job, is_counted=calibration is None)
     return ExportPlan(tuple(map(file_figures, job.files)), tuple(remarks))
-
-
-@dataclass(frozen=True)
-class _Request:
-    """The arguments of `export` that decide what is written."""
-
-    model: Path | str
-    types: str | Sequence[str | Recipe]
-    folder: Path | str | None
-    imatrix: Imatrix | Path | str | None
-    prior: float
-    text: TextSettings | Path | str | None
-    forward: ForwardSettings | None
-    save_imatrix: Path | None
-    name: str | None
-    override_kv: Sequence[str]
-    pre: str | None
-    lmstudio: bool
-    publisher: str | None
-
-    def prepared(self) -> tuple[ExportJob, Calibration | None]:
-        """The job and, where there is a text, the pass that gives its importances."""
-        self._refuse_idle()
-        checkpoint = open_checkpoint(self.model)
-        types = [self.types] if isinstance(self.types, str) else self.types
-        recipes = [recipe if isinstance(recipe, Recipe) else Recipe(ftype(recipe)) for recipe in types]
-        calibration = self._calibration(checkpoint)
-        job = prepare(
-            checkpoint,
-            recipes,
-            Path(self.folder or (lmstudio_root() if self.lmstudio else ".")),
-            imatrix=self._importances(checkpoint, calibration),
-            name=self.name,
-            override_kv=self.override_kv,
-            pre=self.pre,
-            publisher=self._publisher(checkpoint),
-        )
-        return job, calibration
-
-    def refuse_outputs(self, paths: Sequence[Path]) -> None:
-        """Refuse files that could not be written, or would replace something that is read.
-
-        Args:
-            paths: the GGUF files, as far as they are known.
-
-        Raises:
-            OutputError: see `files.outputs.refuse_outputs`. Whether files exist is asked when an earlier run's work is
-                known.
-        """
-        own = [journal_path(path) for path in paths]
-        inputs = files_of_model(Path(self.model))
-        if isinstance(self.imatrix, (str, Path)):
-            inputs.append(Path(self.imatrix))
-        if self.text is not None:
-            from calibration.text.text_settings import TextSettings
-            from gguf_export.writing.state_file import state_path, working_files
-
-            own += [file for path in paths[:1] for file in working_files(state_path(path))]
-            inputs += TextSettings.of(self.text).files
-        named = [] if self.save_imatrix is None else [self.save_imatrix]
-        refuse_outputs(named, force=True, made=paths, own=own, inputs=inputs)
-
-    def _refuse_idle(self) -> None:
-        """Refuse settings that mean nothing beside the others."""
-        if self.text is None:
-            for setting, value in (("save_imatrix", self.save_imatrix), ("forward", self.forward)):
-                if value is not None:
-                    raise RecipeError(
-                        setting, "means nothing without a text", "give {setting}", setting="text"
-                    )
-        if self.publisher is not None and not self.lmstudio:
-            raise RecipeError(
-                "publisher", "means nothing without lmstudio", "give {setting}", setting="lmstudio"
-            )
-        if self.prior and self.text is None and not isinstance(self.imatrix, (str, Path)):
-            raise RecipeError(
-                "prior",
-                "means nothing without a text or a file of importances",
-                "give {setting}",
-                setting="imatrix",
-            )
-
-    def _publisher(self, checkpoint: Checkpoint) -> str | None:
-        if not self.lmstudio:
-            return None
-        publisher = self.publisher or find_publisher(checkpoint.config)
-        if publisher is None:
-            raise OutputError(
-                f"{checkpoint.label}: config.json",
-                "does not say who made the model",
-                "name {setting}",
-                setting="publisher",
-            )
-        return publisher
-
-    def _calibration(self, checkpoint: Checkpoint) -> Calibration | None:
-        if self.text is None:
-            return None
-        if self.imatrix is not None:
-            raise ImatrixError(
-                "", "a text gives importances of its own", "leave {setting} out", setting="imatrix"
-            )
-        from calibration.forward.settings import ForwardSettings, best_dtype
-        from calibration.text.text_settings import TextSettings, cut_text
-        from gguf_export.writing.calibrated import Calibration
-
-        chunks = cut_text(checkpoint, TextSettings.of(self.text))
-        return Calibration(chunks, self.prior, self.forward or ForwardSettings(dtype=best_dtype()))
-
-    def _importances(self, checkpoint: Checkpoint, calibration: Calibration | None) -> Imatrix | None:
-        if calibration is not None:
-            from gguf_export.writing.calibrated import expected_imatrix
-
-            file = label(self.save_imatrix or "calibrated while exporting")
-            return expected_imatrix(checkpoint.specs(), calibration, file)
-        if isinstance(self.imatrix, (str, Path)):
-            return load_imatrix(self.imatrix, prior=self.prior)
-        return self.imatrix

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,11 +81,12 @@ def prepare(
     """Plan the files; nothing is written and no weight is read.
 
     Args:
-        source: the model; of a GGUF file the keys are copied, so that `name` and `pre` mean nothing.
+        source: the model; of a GGUF file the keys are copied, so that `pre` means nothing.
         recipes: one for each file.
         folder: where the files go; with `publisher`, the root of LM Studio's models.
         imatrix: importances of the inputs, per tensor and expert.
-        name: `general.name`, and the base of the file names; by default found as llama.cpp's converter finds it.
+        name: `general.name`, and the base of the file names; by default found as llama.cpp's converter finds it, or
+            those that a GGUF file has.
         override_kv: metadata to set, spelled KEY=TYPE:VALUE as llama-quantize takes it.
         pre: name of the pre-tokenizer, where it is not recognised.
         publisher: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
@@ -101,6 +100,8 @@ def prepare(
     if imatrix is not None:
         remarks += imatrix.check(specs)
     overrides = [metadata.parse_override(text) for text in override_kv]
+    if source.kind == "gguf" and name is not None:
+        overrides.insert(0, KeyValue.text("general.name", metadata.exact_name(name)))
     keys = keys_of(source, name=name, pre=pre, note=remarks.append)
     facts = RecipeFacts.of_keys(source.arch, source.arch_keys())
     files = []
@@ -116,7 +117,7 @@ def prepare(
             _refuse_change(source, planned, allow_requantize)
         require_importances(plan, lambda name: imatrix is not None and name in imatrix.entries)
         file_keys = metadata.assemble(keys, recipe.ftype.id, imatrix, overrides)
-        path = _path_of(folder, keys, recipe.ftype.name, publisher)
+        path = _path_of(folder, _file_name(source, keys, recipe.ftype.name, name), keys, publisher)
         files.append(OutputFile(path, plan, tuple(file_keys)))
     if len({file.path for file in files}) < len(files):
         raise OutputError(
@@ -163,20 +164,14 @@ def _refuse_change(source: ModelFile, planned: PlannedTensor, allow_requantize: 
         )
 
 
-def _path_of(folder: Path, keys: Sequence[KeyValue], ftype: str, publisher: str | None) -> Path:
-    file_name = names.output_name(keys, ftype)
+def _file_name(source: ModelFile, keys: Sequence[KeyValue], ftype: str, name: str | None) -> str:
+    """The name of a file that is made: a GGUF file's own with another type, or what its keys say."""
+    if source.kind == "gguf":
+        return names.retyped(source.path.stem if name is None else names.safe_name(name), ftype)
+    return names.output_name(keys, ftype)
+
+
+def _path_of(folder: Path, file_name: str, keys: Sequence[KeyValue], publisher: str | None) -> Path:
     if publisher is None:
-        path = folder / file_name
-    else:
-        path = names.lmstudio_path(folder, publisher, names.model_folder(keys), file_name)
-    try:
-        os.fsencode(path)
-    except UnicodeError:
-        encoding = sys.getfilesystemencoding()
-        raise OutputError(
-            str(path),
-            f"the encoding of file names here, {encoding}, lacks a character of it",
-            "give another {setting}, or set LC_ALL to a locale of UTF-8",
-            setting="name",
-        ) from None
-    return path
+        return folder / file_name
+    return names.lmstudio_path(folder, publisher, names.model_folder(keys), file_name)

@@ -1,0 +1,162 @@
+"""What is asked of an export: its arguments are checked against each other, and become a job that can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calibration.importance.imatrix import Imatrix
+from calibration.importance.imatrix_files import load_imatrix
+from gguf_export.files.outputs import refuse_outputs
+from gguf_export.metadata.file_names import find_publisher, lmstudio_root
+from gguf_export.writing.job import ExportJob, prepare
+from gguf_export.writing.journal import journal_path
+from quantize.containers.untrusted import label, quoted
+from quantize.exceptions import ImatrixError, OutputError, RecipeError
+from quantize.recipes.ftypes import ftype
+from quantize.recipes.recipe import Recipe
+from quantize.sources.checkpoint import open_checkpoint
+from quantize.sources.checkpoint_files import files_of_model
+from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.model_source import ModelFile, open_gguf
+
+if TYPE_CHECKING:  # these import torch, and an export without text needs no torch
+    from calibration.forward.settings import ForwardSettings
+    from calibration.text.text_settings import TextSettings
+    from gguf_export.writing.calibrated import Calibration
+
+__all__ = ["Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `export` that decide what is written, with their meanings there."""
+
+    model: Path | str
+    types: str | Sequence[str | Recipe]
+    folder: Path | str | None
+    imatrix: Imatrix | Path | str | None
+    prior: float
+    text: TextSettings | Path | str | None
+    forward: ForwardSettings | None
+    save_imatrix: Path | None
+    name: str | None
+    override_kv: Sequence[str]
+    pre: str | None
+    lmstudio: bool
+    publisher: str | None
+    allow_requantize: bool
+
+    def prepared(self) -> tuple[ExportJob, Calibration | None]:
+        """The job and, where there is a text, the pass that gives its importances."""
+        self._refuse_idle()
+        source = self._source()
+        types = [self.types] if isinstance(self.types, str) else self.types
+        recipes = [recipe if isinstance(recipe, Recipe) else Recipe(ftype(recipe)) for recipe in types]
+        calibration = self._calibration(source)
+        job = prepare(
+            source,
+            recipes,
+            Path(self.folder or (lmstudio_root() if self.lmstudio else ".")),
+            imatrix=self._importances(source, calibration),
+            name=self.name,
+            override_kv=self.override_kv,
+            pre=self.pre,
+            publisher=self._publisher(source),
+            allow_requantize=self.allow_requantize,
+        )
+        return job, calibration
+
+    def refuse_outputs(self, paths: Sequence[Path]) -> None:
+        """Refuse files that could not be written, or would replace something that is read.
+
+        Args:
+            paths: the GGUF files, as far as they are known.
+
+        Raises:
+            OutputError: see `files.outputs.refuse_outputs`. Whether files exist is asked when an earlier run's work is
+                known.
+        """
+        own = [journal_path(path) for path in paths]
+        inputs = files_of_model(Path(self.model))
+        if isinstance(self.imatrix, (str, Path)):
+            inputs.append(Path(self.imatrix))
+        if self.text is not None:
+            from calibration.text.text_settings import TextSettings
+            from gguf_export.writing.state_file import state_path, working_files
+
+            own += [file for path in paths[:1] for file in working_files(state_path(path))]
+            inputs += TextSettings.of(self.text).files
+        named = [] if self.save_imatrix is None else [self.save_imatrix]
+        refuse_outputs(named, force=True, made=paths, own=own, inputs=inputs)
+
+    def _source(self) -> ModelFile:
+        """The model, opened."""
+        if not Path(self.model).is_file():
+            return open_checkpoint(self.model)
+        if self.pre is not None:
+            message = "means nothing for a GGUF file, which has a tokenizer"
+            raise RecipeError(
+                f"pre-tokenizer {quoted(self.pre)}", message, "leave {setting} out", setting="pre"
+            )
+        if self.text is not None:
+            return open_gguf(self.model)
+        file = GGUFFile(self.model)
+        file.refuse_part()
+        return file
+
+    def _refuse_idle(self) -> None:
+        """Refuse settings that mean nothing beside the others."""
+        if self.text is None:
+            for setting, value in (("save_imatrix", self.save_imatrix), ("forward", self.forward)):
+                if value is not None:
+                    raise RecipeError(
+                        setting, "means nothing without a text", "give {setting}", setting="text"
+                    )
+        if self.publisher is not None and not self.lmstudio:
+            raise RecipeError(
+                "publisher", "means nothing without lmstudio", "give {setting}", setting="lmstudio"
+            )
+        if self.prior and self.text is None and not isinstance(self.imatrix, (str, Path)):
+            raise RecipeError(
+                "prior",
+                "means nothing without a text or a file of importances",
+                "give {setting}",
+                setting="imatrix",
+            )
+
+    def _publisher(self, source: ModelFile) -> str | None:
+        if not self.lmstudio:
+            return None
+        stated = find_publisher(source.config) if source.kind == "checkpoint" else None
+        publisher = self.publisher or stated
+        if publisher is None:
+            place = f"{source.label}: config.json" if source.kind == "checkpoint" else source.label
+            raise OutputError(place, "does not say who made the model", "name {setting}", setting="publisher")
+        return publisher
+
+    def _calibration(self, source: ModelFile) -> Calibration | None:
+        if self.text is None:
+            return None
+        if self.imatrix is not None:
+            raise ImatrixError(
+                "", "a text gives importances of its own", "leave {setting} out", setting="imatrix"
+            )
+        from calibration.forward.settings import ForwardSettings, best_dtype
+        from calibration.text.text_settings import TextSettings, cut_text
+        from gguf_export.writing.calibrated import Calibration
+
+        chunks = cut_text(source, TextSettings.of(self.text))
+        return Calibration(chunks, self.prior, self.forward or ForwardSettings(dtype=best_dtype()))
+
+    def _importances(self, source: ModelFile, calibration: Calibration | None) -> Imatrix | None:
+        if calibration is not None:
+            from gguf_export.writing.calibrated import expected_imatrix
+
+            file = label(self.save_imatrix or "calibrated while exporting")
+            return expected_imatrix(source.specs(), calibration, file)
+        if isinstance(self.imatrix, (str, Path)):
+            return load_imatrix(self.imatrix, prior=self.prior)
+        return self.imatrix
