@@ -277,7 +277,7 @@ class _Request:
         from calibration.text.text_settings import TextSettings, cut_text
         from gguf_export.writing.calibrated import Calibration
 
-        chunks = cut_text(checkpoint, TextSettings.of(self.text))
+        chunks = cut_text(checkpoint, TextSettings.of(self.text), self.pre)
         return Calibration(chunks, self.prior, self.forward or ForwardSettings(dtype=best_dtype()))
 
     def _importances(self, checkpoint: Checkpoint, calibration: Calibration | None) -> Imatrix | None:
