@@ -179,7 +179,7 @@ def pass_over(folder: Path) -> object:
     """A pass of some tokens through a stranger's file."""
     source = open_gguf(folder / "passed.gguf")
     tokens = np.array([[1, 5, 6, 7]], np.int32)
-    return forward([Stream(source, None, "passed")], tokens, settings=ForwardSettings())
+    return forward([Stream(source, name="passed")], tokens, settings=ForwardSettings())
 
 
 # --- folders ---
