@@ -172,7 +172,7 @@ class ForwardPass:
             self.audience.show(state, [matrix.spec for matrix in inputs], 0, tokens, x)
             weights = layers.AttentionWeights(q, k, v, self.audience.shown(o, state, last, tokens))
             with self.timings.measure(Stage.ATTENTION):
-                y = layers.attention(x, weights, state.rope)
+                y = layers.attention(x, weights, state.rope, state.stream.round_cache)
             state.refuse_infinite(y, f"the attention of layer {bid}", f"blk.{bid}.attn_", "rope_f")
             state.add(tokens, y)
         self.audience.hand_out(state, *matrices)

@@ -4,11 +4,14 @@ A product of activations with quantized weights is done in integers: the activat
 blocks of 256 (`Q8_K`, for the K types and the IQ types with super-blocks) or of 32 (`Q8_0`, `Q8_1`, for the others).
 With float weights of 16 bits they are rounded to the type of the weights. ggml/src/ggml-cpu/ggml-cpu.c lists the type
 for each weight type (`vec_dot_type`); the roundings are quantize_row_q8_K_ref (ggml-quants.c) and quantize_row_q8_0 of
-x86 (ggml-cpu/arch/x86/quants.c), whose repacked variants give the same values.
+x86 (ggml-cpu/arch/x86/quants.c), whose repacked variants give the same values. Keys and values lie in a cache of
+float16 (common.h: cache_type_k, cache_type_v), from which flash attention takes them back to float32; queries stay
+float32 there (ggml-cpu/ops.cpp: ggml_compute_forward_flash_attn_ext_tiled).
 
-Not imitated, because both models of a comparison suffer it alike: the float16 of keys, values and queries, and the
-order of additions. Nor the float16 in which Q8_1 keeps the sum of a block (Q4_1 and Q5_1): its error is a thousandth
-of the rounding itself.
+Not imitated: the order of additions, and the float16 in which Q8_1 keeps the sum of a block (Q4_1 and Q5_1), whose
+error is a thousandth of the rounding itself. The order decides more than its own error: a value that is next to the
+middle between two codes falls to the other side, and the error of a whole code goes on from there. So no two builds of
+llama.cpp find the same figures (docs/measured.md), and these are as far from one of them as it is from another.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["InputRounding", "round_q8_0", "round_q8_k"]
+__all__ = ["InputRounding", "round_f16", "round_q8_0", "round_q8_k"]
 
 LARGE, SMALL = 256, 32  # activations per block
 TINY = 1e-36  # below it 127 / x overflows; such blocks are zeros here

@@ -80,11 +80,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
 
 
-def attention(x: Tensor, weights: AttentionWeights, rope: Rope) -> Tensor:
-    """Causal attention over whole chunks of `rope.n_ctx` tokens: normed hidden states x [C P, D] -> [C P, D]."""
+def attention(
+    x: Tensor, weights: AttentionWeights, rope: Rope, cached: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Causal attention over whole chunks of `rope.n_ctx` tokens: normed hidden states x [C P, D] -> [C P, D].
+
+    `cached` may change rotated keys and values [C, P, G, d], as a cache does that rounds what it holds.
+    """
     shape = (len(x) // rope.n_ctx, rope.n_ctx, -1, rope.head_dim)  # [C, P, H or G, d]
     q, k, v = (product(x).view(shape) for product in (weights.q, weights.k, weights.v))
-    mixed = attend(rotate(q, rope), rotate(k, rope), v)  # [C, P, H, d]
+    q, k = rotate(q, rope), rotate(k, rope)
+    if cached is not None:
+        k, v = cached(k), cached(v)
+    mixed = attend(q, k, v)  # [C, P, H, d]
     return weights.o(mixed.reshape(len(x), -1))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quantize.containers.untrusted import printable
 from quantize.exceptions import CheckpointError, GGUFError
 from quantize.families.fit import dimension_misfits, tensor_misfits
 
@@ -113,7 +114,9 @@ def refuse_unknown(streams: Sequence[Stream]) -> None:
         known = set().union(*(part.known(hparams.n_layer) for part in PARTS[hparams.arch]))
         for spec in stream.source.specs():
             if spec.name not in known:
-                raise CheckpointError(stream.name, f"the forward pass does not know tensor {spec.name}")
+                raise CheckpointError(
+                    stream.name, f"the forward pass does not know tensor {printable(spec.name)}"
+                )
             if first.get(spec.name) != spec.shape:
                 raise CheckpointError(
                     f"{stream.name}: {spec.name}" if stream.name else spec.name,

@@ -66,12 +66,14 @@ OnLogits = Callable[[int, Sequence[Tensor]], None]
 class Stream:
     """One model on its way through the text.
 
-    `round_inputs(spec, x)` may change the input of each matrix product, as kernels do that work on 8-bit activations.
+    `round_inputs(spec, x)` may change the input of each matrix product, as kernels do that work on 8-bit activations;
+    `round_cache(x)` the keys and values of attention, as a cache does that holds them in float16.
     `name` is what messages call the model: its path, where it has one.
     """
 
     source: ModelSource
     round_inputs: Callable[[TensorSpec, Tensor], Tensor] | None = None
+    round_cache: Callable[[Tensor], Tensor] | None = None
     name: str = ""
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from quantize.containers.untrusted import F32_MAX, label, quoted
+from quantize.containers.untrusted import F32_MAX, label, printable, quoted
 from quantize.exceptions import ImatrixError
 from quantize.guide import Guide
 from quantize.telling import Remark
@@ -154,13 +154,13 @@ class Imatrix:
         """
         remarks = []
         for spec in specs:
-            entry = self.entries.get(spec.name)
+            entry, name = self.entries.get(spec.name), printable(spec.name)
             if entry is None:
                 continue
             n_value = spec.n_per_row * spec.n_matrix
             n_mat = len(entry.counts)
             if entry.sums.size != n_value:
-                fault = f"{spec.name} has {entry.sums.size} values there and needs {n_value} in this model"
+                fault = f"{name} has {entry.sums.size} values there and needs {n_value} in this model"
                 if "token_embd" not in spec.name:
                     raise ImatrixError(
                         self._label, f"{fault}: it was made for another model", OF_ANOTHER_MODEL
@@ -172,7 +172,7 @@ class Imatrix:
                 if n_mat != 1:
                     raise ImatrixError(
                         self._label,
-                        f"{spec.name} has counts of {n_mat} experts and the model has {spec.n_matrix}: "
+                        f"{name} has counts of {n_mat} experts and the model has {spec.n_matrix}: "
                         "it was made for another model",
                         OF_ANOTHER_MODEL,
                     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from calibration.importance.imatrix import Imatrix
+from quantize.containers.untrusted import printable, quoted
 from quantize.exceptions import GGUFError
 from quantize.sources.model_source import ModelSource
 
@@ -53,16 +54,15 @@ def refuse_other_model(base: Model, model: Model) -> None:
     for field in SAME_HPARAMS:
         there, here = getattr(base.source.hparams, field), getattr(model.source.hparams, field)
         if there != here:
-            raise GGUFError(model.name, f"{message}: {field} is {here} here, {there} there")
+            raise GGUFError(model.name, f"{message}: {field} is {quoted(here)} here, {quoted(there)} there")
     base_shapes = {spec.name: spec.shape for spec in base.source.specs()}
     shapes = {spec.name: spec.shape for spec in model.source.specs()}
     for name in sorted(base_shapes.keys() ^ shapes.keys()):
         if name.startswith("rope_f"):
             continue  # a table that a file may carry or leave out
         place = "only there" if name in base_shapes else "only here"
-        raise GGUFError(model.name, f"{message}: tensor {name} is {place}")
+        raise GGUFError(model.name, f"{message}: tensor {printable(name)} is {place}")
     for name, shape in shapes.items():
         if base_shapes.get(name, shape) != shape:
-            raise GGUFError(
-                model.name, f"{message}: {name} has shape {shape} here, {base_shapes[name]} there"
-            )
+            shapes_differ = f"has shape {shape} here, {base_shapes[name]} there"
+            raise GGUFError(model.name, f"{message}: {printable(name)} {shapes_differ}")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.forward.int8 import InputRounding
+from calibration.forward.int8 import InputRounding, round_f16
 from calibration.forward.run import forward
 from calibration.forward.saved_state import Keeper
 from calibration.forward.settings import ForwardSettings
@@ -100,9 +100,11 @@ def compare(
     routers = None
     if base.kind == "model" and hparams.n_expert:
         routers = RouterComparer(len(in_pass), hparams.n_layer, starts * all_chunks.n_ctx)
-    rounding = InputRounding(converted_type) if activations == "int8" else None
+    rounding, round_cache = (
+        (InputRounding(converted_type), round_f16) if activations == "int8" else (None, None)
+    )
     timings = forward(
-        [Stream(model.source, rounding, model.name) for model in in_pass],
+        [Stream(model.source, rounding, round_cache, model.name) for model in in_pass],
         np.concatenate([text.inputs for text in texts]),
         settings=settings,
         observers=[routers] if routers is not None else [],

@@ -60,6 +60,11 @@ def _steps(value: object, inner: str) -> list[dict[str, Any]]:
     return found
 
 
+def _shown(value: Any) -> Any:
+    """The text of a pattern, which the file writes as an object."""
+    return next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else value
+
+
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -186,7 +191,7 @@ def _copied(
             if not is_known(step[name]):
                 raise UnknownStepError(
                     f"has a {part} {kind} with a {name} that llama.cpp's byte-level tokenizers do not have: "
-                    f"{quoted(step[name])}"
+                    f"{quoted(_shown(step[name]))}"
                 )
             copy[name] = step[name]
         if kind == "Replace" and len(copy.get("content", "")) > len(

@@ -46,8 +46,8 @@ class TextSettings:
         return (*self.paths, *self.prompts)
 
 
-def cut_text(model: ModelFile, settings: TextSettings) -> Chunks:
-    """The chunks of a text, in the tokens of a model.
+def cut_text(model: ModelFile, settings: TextSettings, pre: str | None = None) -> Chunks:
+    """The chunks of a text, in the tokens of a model; `pre` is for `tokenizer_of`.
 
     Raises:
         TextError: there is no text, or it cannot be read or is too short.
@@ -57,7 +57,7 @@ def cut_text(model: ModelFile, settings: TextSettings) -> Chunks:
         raise TextError("", "there is no text", "give {setting}", setting="text")
     return make_chunks(
         [read_text(path) for path in settings.paths] + [read_prompts(path) for path in settings.prompts],
-        tokenizer_of(model),
+        tokenizer_of(model, pre),
         n_ctx=settings.n_ctx,
         n_chunk=settings.n_chunk,
         parse_special=settings.parse_special,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeGuard
 
@@ -70,15 +71,17 @@ def vocabulary_of(source: Checkpoint | GGUFFile) -> Vocabulary:
     return vocabulary_of_keys(str(source.path), source.keys, source.types, n_vocab)
 
 
-def tokenizer_of(source: Checkpoint | GGUFFile) -> Tokenizer:
+def tokenizer_of(source: Checkpoint | GGUFFile, pre: str | None = None) -> Tokenizer:
     """The tokenizer of a model.
+
+    `pre` names the pre-tokenizer by which llama.cpp will cut its text, where the model's own is unknown.
 
     Raises:
         TokenizerError: there is none, it is damaged, or it is that of a GGUF file and of another kind than SPM and
             byte-level BPE.
     """
     if not _is_gguf(source):
-        return _tokenizer_of_files(TokenizerFiles(source.path), source.hparams.n_vocab)
+        return _tokenizer_of_files(TokenizerFiles(source.path), source.hparams.n_vocab, pre)
     vocabulary = vocabulary_of(source)
     if vocabulary.kind == SPM:
         return SpmTokenizer(vocabulary)
@@ -91,9 +94,13 @@ def tokenizer_of(source: Checkpoint | GGUFFile) -> Tokenizer:
     )
 
 
-def _tokenizer_of_files(files: TokenizerFiles, n_vocab: int | None) -> Tokenizer:
+def _tokenizer_of_files(files: TokenizerFiles, n_vocab: int | None, pre: str | None = None) -> Tokenizer:
     vocabulary = read_vocabulary(files, n_vocab)
-    return SpmTokenizer(vocabulary) if vocabulary.kind == SPM else JsonTokenizer(files, vocabulary)
+    if vocabulary.kind == SPM:
+        return SpmTokenizer(vocabulary)
+    if files.loaded.unknown is not None and pre is not None:
+        return ByteLevelTokenizer(replace(vocabulary, pre=pre))
+    return JsonTokenizer(files, vocabulary)
 
 
 def _is_gguf(source: Checkpoint | GGUFFile) -> TypeGuard[GGUFFile]:

@@ -155,7 +155,8 @@ output_options = group(
     "texts",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="Text to judge by; may be repeated, each text gets its own figures.",
+    help="Text to judge by; may be repeated, each text gets its own figures. NAME may hold =; where that leaves a "
+    "doubt, begin FILE with ./",
 )
 @option(
     "--base",

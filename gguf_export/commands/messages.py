@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from gguf_export.commands.streams import show, show_json, tell
@@ -51,11 +52,11 @@ def error_line(error: MoeGgufError) -> str:
 
     line = error.line(switch)
     if isinstance(error, ActivationError) and error.model:
-        path = Path(error.model)
+        path, word = Path(error.model), quote(error.model)  # somebody will paste it into a shell
         if path.is_dir():
-            line += f"; moe-gguf doctor {path} --full lists what is damaged"
+            line += f"; moe-gguf doctor {word} --full lists what is damaged"
         elif path.is_file():
-            line += f"; moe-gguf verify {path} lists what is damaged"
+            line += f"; moe-gguf verify {word} lists what is damaged"
     return f"moe-gguf: error: {line}"
 
 

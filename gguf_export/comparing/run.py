@@ -204,7 +204,7 @@ def fingerprint_of(job: CompareJob, settings: PassSettings) -> dict[str, str]:
         (model.name, [(spec.name, spec.qtype.name) for spec in model.source.specs()]) for model in in_pass
     ]
     prints = fingerprint.of_pass(job.texts, settings.forward) | {
-        "activations": settings.activations,
+        "activations": "int8, cache of f16" if settings.activations == "int8" else "exact",
         "importance matrix": fingerprint.of_imatrix(job.imatrix),
         "choice of models": fingerprint.hashed([json.dumps(types).encode()]),
     }

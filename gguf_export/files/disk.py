@@ -87,14 +87,18 @@ def check_space(outputs: Iterable[tuple[Path, int]]) -> None:
         outputs: folders that exist, each with the bytes that will be written there.
 
     Raises:
+        OutputError: a folder is not there any more.
         NoSpaceError: a disk has less free space than all outputs on it need together.
     """
     needed: Counter[int] = Counter()
     free: dict[int, tuple[Path, int]] = {}
     for folder, n_bytes in outputs:
-        device = folder.stat().st_dev
+        try:
+            device = folder.stat().st_dev
+            free[device] = (folder, shutil.disk_usage(folder).free)
+        except OSError as error:  # somebody has just removed it
+            raise write_error(folder, error) from error
         needed[device] += n_bytes
-        free[device] = (folder, shutil.disk_usage(folder).free)
     for device, n_bytes in needed.items():
         folder, available = free[device]
         if n_bytes > available:

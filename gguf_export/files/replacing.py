@@ -41,13 +41,14 @@ def target_of(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[BufferedRandom]:
     """A new file, open to be written, that shall appear as `path`; it gets its name, durably, when the block ends well.
 
+    A link under that name is replaced, not followed: whoever wants its target replaced asks `target_of` first.
+
     Raises:
         OSError: the disk is full or broken; what stood under `path` stands there still.
         OutputError: the file was removed or replaced meanwhile, or something strange lies under its working name.
     """
     if is_device(path):
         raise FileExistsError(errno.EEXIST, "something is there that is no file", str(path))
-    path = target_of(path)
     partial = partial_path(path)
     raw = open_new(partial)
     identity = file_id(os.fstat(raw.fileno()))
@@ -93,7 +94,7 @@ def write_files(contents: Sequence[tuple[Path, bytes]]) -> None:
         for path, content in contents:
             if not _is_stream(path):
                 stack.enter_context(_errors(path))
-                file = stack.enter_context(replacing(path))
+                file = stack.enter_context(replacing(target_of(path)))
                 with _errors(path):
                     file.write(content)
                     file.flush()

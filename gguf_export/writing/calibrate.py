@@ -119,7 +119,7 @@ def write_imatrix(path: Path, imatrix: Imatrix, *, is_again: bool = False) -> No
         OutputError: the disk is full or broken; or `OutputExistsError`, another file is there.
     """
     try:
-        with replacing(path) as file:
+        with replacing(target_of(path)) as file:
             save_imatrix(file, imatrix, legacy=path.suffix == LEGACY_SUFFIX)
             if is_again and status_of(path) is not None and not _holds(path, file):
                 refuse_existing([path])

@@ -148,7 +148,7 @@ class Request:
         from calibration.text.text_settings import TextSettings, cut_text
         from gguf_export.writing.calibrated import Calibration
 
-        chunks = cut_text(source, TextSettings.of(self.text))
+        chunks = cut_text(source, TextSettings.of(self.text), self.pre)
         return Calibration(chunks, self.prior, self.forward or ForwardSettings(dtype=best_dtype()))
 
     def _importances(self, source: ModelFile, calibration: Calibration | None) -> Imatrix | None:

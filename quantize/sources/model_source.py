@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from quantize.blocks import can_encode
 from quantize.containers.keys import KeyValue
+from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode
 from quantize.exceptions import DecodeError
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
@@ -99,7 +100,9 @@ def open_gguf(path: Path | str, note: Note = discard) -> GGUFFile:
     slow = set()
     for spec in file.specs():
         if not can_decode(spec.qtype):
-            raise DecodeError(f"{path}: {spec.name}", f"tensor type {spec.qtype.name} cannot be decoded here")
+            raise DecodeError(
+                f"{path}: {quoted(spec.name)}", f"tensor type {spec.qtype.name} cannot be decoded here"
+            )
         if not can_encode(spec.qtype):
             slow.add(spec.qtype.name)
     if slow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ import llama
 import numpy as np
 import pytest
 from agreement import check_agreement, export, reference_probs
-from pico import pico_dense, pico_mixtral
+from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
+
+from calibration.forward.run import forward
+from calibration.forward.streams import Stream
+from quantize.sources.checkpoint import open_checkpoint
 
 N_TOKENS = 200
 TEXT_BYTES = 2000  # enough for so many tokens
@@ -96,3 +101,22 @@ def test_llama3_rope_agrees_with_transformers(tmp_path: Path) -> None:
     }
     model = pico_dense(tmp_path / "Pico", architecture="LlamaForCausalLM", rope_scaling=scaling)
     check_agreement(model, tmp_path)
+
+
+@pytest.mark.parametrize("n_expert", [5, 16])
+def test_equal_experts_are_chosen_as_llama_cpp_does(tmp_path: Path, n_expert: int) -> None:
+    """Every row of the router is there more than once, as mergekit makes them of equal prompts."""
+    model = pico_mixtral(tmp_path / "Pico", n_expert=n_expert, n_expert_used=1, n_vocab=300, n_ff=256)
+    stored = read_checkpoint(model)
+    for name in stored:
+        if name.endswith("block_sparse_moe.gate.weight"):
+            stored[name] = stored[name][np.arange(n_expert) % 3]
+    for shard in model.glob("model*"):
+        shard.unlink()
+    write_checkpoint(model, stored, json.loads((model / "config.json").read_text(encoding="utf-8")))
+    tokens = np.array([[1, *np.random.default_rng(3).integers(3, 300, 39)]], np.int32)
+    found: list[Any] = []
+    forward([Stream(open_checkpoint(model))], tokens, on_logits=lambda _, logits: found.append(logits[0]))
+    with llama.serve(export(model, tmp_path, "F32")["F32"]) as server:
+        probs = server.next_token_probs(tokens[0].tolist())
+    assert np.abs(found[0][-1].softmax(-1).numpy() - probs).max() < 0.01

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from fuzzing_gguf import hostile_gguf, open_for_compare, open_layout, pass_over
 from fuzzing_tokenizers import mutated_tokenizer, mutated_yaml
 from gguf import GGUFValueType as Type
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -227,6 +228,9 @@ TARGETS = {
         Target("text", "text.txt", lambda folder: read_text(folder / "text.txt")),
         Target("tensor_types", "types.txt", lambda folder: read_tensor_types(folder / "types.txt")),
         Target("sums", "SHA256SUMS", _sums),
+        Target("compared", "compared.gguf", open_for_compare),
+        Target("passed", "passed.gguf", pass_over),
+        Target("layout", "layout", open_layout),
     )
 }
 
@@ -253,6 +257,9 @@ def prepare_seeds(folder: Path) -> Path:
     checkpoint = open_checkpoint(model)
     exported = run(prepare(checkpoint, [Recipe(ftype("Q8_0"))], folder / "out"))
     shutil.move(exported.files[0].path, model / "model.gguf")
+    for name in ("compared.gguf", "passed.gguf"):
+        shutil.copy(model / "model.gguf", model / name)
+    (model / "layout").write_bytes(b"")
     entries = {
         spec.name: Entry(
             np.ones((spec.n_matrix, spec.n_per_row), np.float32), np.full(spec.n_matrix, 9, np.int64)
@@ -504,6 +511,7 @@ def fuzz(
         healthy.parent.mkdir(exist_ok=True)
         healthy.write_bytes(valid)
         ways.append(lambda draw: mutated_gguf(draw, healthy))
+        ways.append(lambda draw: hostile_gguf(draw, healthy))
 
     @st.composite
     def inputs(draw: st.DrawFn) -> bytes:  # without arguments, which hypothesis would print

@@ -14,9 +14,10 @@ from torch import Tensor
 from calibration.forward import layers
 from calibration.forward.forward_pass import ForwardPass
 from calibration.forward.hidden import Storage
+from calibration.forward.int8 import round_f16
 from calibration.forward.layers import AttentionWeights, Linear
 from calibration.forward.parts import ATTENTION, EXPERTS, ROUTER
-from calibration.forward.rope import make_rope
+from calibration.forward.rope import make_rope, rotate
 from calibration.forward.run import forward
 from calibration.forward.saved_state import PassState
 from calibration.forward.settings import ForwardSettings
@@ -145,6 +146,57 @@ def test_a_layer_can_be_computed_again_from_its_input(
         y.square().sum().backward()  # type: ignore[no-untyped-call]
         assert h.grad is not None
         assert torch.isfinite(h.grad).all()
+
+
+@pytest.mark.parametrize("n_token", [1, 3, 700])
+@pytest.mark.parametrize("n_expert", [2, 3, 4, 5, 8, 9, 16, 33])
+def test_equal_rows_of_a_router_tie(n_expert: int, n_token: int) -> None:
+    """Whatever the order in which the columns of the product are added up: of equal experts the first are chosen."""
+    generator = torch.Generator().manual_seed(n_expert)
+    x, router = (torch.randn(n, 256, generator=generator) for n in (n_token, n_expert))
+    router[n_expert // 2] = router[-1] = router[0]
+    routing = layers.route(x, router, 2)
+    equal = routing.probs[:, [0, n_expert // 2, -1]]
+    assert (equal == equal[:, :1]).all()
+    best = (router[:, None].double() * x.double()).sum(-1)  # [E, T], each row added up alone
+    for token, ids in enumerate(routing.ids.tolist()):
+        wanted = sorted(range(n_expert), key=lambda xid: -float(best[xid, token]))[:2]  # sorted is stable
+        assert ids == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gates_of_zeros_choose_the_first_experts(dtype: torch.dtype) -> None:
+    router = torch.zeros(4, 64, dtype=dtype)
+    router[2] = -0.0
+    routing = layers.route(torch.randn(50, 64), router, 3)
+    assert (routing.ids == torch.tensor([0, 1, 2])).all()
+    torch.testing.assert_close(routing.weights, torch.full((50, 3), 1 / 3))
+
+
+def test_the_first_of_equal_rows() -> None:
+    rows = torch.tensor([[1.0, 2.0], [0.0, 0.0], [1.0, 2.0], [3.0, 0.0], [-0.0, 0.0], [1.0, 2.0]])
+    assert layers.first_equal(rows).tolist() == [0, 1, 0, 3, 1, 0]
+
+
+def test_keys_and_values_may_be_rounded_as_a_cache_does(folder: Path) -> None:
+    generator = torch.Generator().manual_seed(4)
+    x, q, k, v, o = (torch.randn(shape, 64, generator=generator) for shape in (24, 64, 32, 32, 64))
+    rope = make_rope(open_checkpoint(folder).hparams, 12)
+    weights = AttentionWeights(Linear(q), Linear(k), Linear(v), Linear(o))
+    seen: list[Tensor] = []
+
+    def cached(values: Tensor) -> Tensor:
+        seen.append(values)
+        return round_f16(values)
+
+    found = layers.attention(x, weights, rope, cached)
+    keys = rotate((x @ k.T).view(2, 12, 2, 16), rope)
+    values = (x @ v.T).view(2, 12, 2, 16)
+    for one, wanted in zip(seen, (keys, values), strict=True):
+        torch.testing.assert_close(one, wanted)
+    mixed = layers.attend(rotate((x @ q.T).view(2, 12, 4, 16), rope), round_f16(keys), round_f16(values))
+    torch.testing.assert_close(found, mixed.reshape(24, -1) @ o.T)
+    assert (found != layers.attention(x, weights, rope)).any()
 
 
 class Silent:

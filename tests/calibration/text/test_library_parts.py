@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pico import TEXT
+from pico import TEXT, pico_mixtral
 from split_cases import awkward_texts
 from tokenizer_cases import FAST, PRE, byte_level, spm_like, template, token, write_json
 from tokenizers import Tokenizer
@@ -16,10 +16,11 @@ from calibration.text import tokenizer_json
 from calibration.text.expressions import MAX_EXPRESSION, is_tame
 from calibration.text.special_tokens import ids_around
 from calibration.text.splits import SPLITS
-from calibration.text.tokenizer import open_tokenizer
+from calibration.text.tokenizer import open_tokenizer, tokenizer_of
 from gguf_export.vocab.pretokenizers import CHECK_TEXT
 from gguf_export.vocab.vocab_keys import vocab_keys
 from quantize.exceptions import TokenizerError
+from quantize.sources.checkpoint import open_checkpoint
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -203,6 +204,14 @@ def test_a_pre_tokenizer_named_by_hand_stands_for_an_unknown_expression(folder: 
     unknown = sequence("pretokenizers", split("(a+)+$"), BYTES)
     write_json(folder, "tokenizer.json", byte_level() | {"pre_tokenizer": unknown})
     assert {kv.key: kv.value for kv in vocab_keys(folder, {}, 330, "qwen2")}["tokenizer.ggml.pre"] == "qwen2"
+    pico_mixtral(folder, n_vocab=320, n_layer=1, n_embd=32, n_ff=32, n_shards=1, tokenizer=False)
+    checkpoint = open_checkpoint(folder)
+    library = Tokenizer.from_str(json.dumps(byte_level()))  # which cuts text as gpt-2
+    assert tokenizer_of(checkpoint, "gpt-2").encode(TEXT).tolist() == library.encode(TEXT).ids
+    with pytest.raises(
+        TokenizerError, match=r"with a pattern that .* do not have: '\(a\+\)\+\$'; if you know"
+    ):
+        tokenizer_of(checkpoint)
     write_json(folder, "tokenizer.json", byte_level() | {"pre_tokenizer": split("(a+)+$")})
     with pytest.raises(TokenizerError, match="is no byte-level BPE"):
         vocab_keys(folder, {}, 330, "qwen2")

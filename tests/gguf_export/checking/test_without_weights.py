@@ -199,3 +199,16 @@ def test_tables_of_positions_may_be_there(model: Path, tmp_path: Path) -> None:
     file = GGUFFile(model)
     table = TensorSpec("rope_factors_long.weight", (file.hparams.head_dim // 2,), QType.F32)
     assert list(tensor_misfits(file.hparams, [*file.specs(), table])) == []
+
+
+def test_names_of_strangers_are_escaped(folder: Path, model: Path, tmp_path: Path) -> None:
+    """The name of a tensor went into the message as it was."""
+    path = tmp_path / "evil.gguf"
+    path.write_bytes(model.read_bytes().replace(b"blk.0.attn_norm.weight", b"blk.0.\x1b[31mnorm.weight"))
+    for choice in (ModelChoice.of(folder, path), ModelChoice.of(path, base=model)):
+        with pytest.raises(GGUFError, match="another model") as caught:
+            open_models(choice)
+        assert str(caught.value).isprintable()
+    for verb in ("imatrix", "errors"):
+        done = invoke(*words(verb, path, tmp_path))
+        assert done.exit_code == 1 and "\x1b" not in done.output

@@ -13,11 +13,11 @@ from tokenizer_cases import CASES
 
 from calibration.importance.imatrix_files import load_imatrix
 from calibration.text.tokenizer import open_tokenizer
-from gguf_export.commands.messages import switch
+from gguf_export.commands.messages import error_line, switch
 from gguf_export.metadata.file_names import lmstudio_path
 from gguf_export.metadata.model_keys import model_keys, parse_override
 from quantize.containers.untrusted import exact_text, label, printable
-from quantize.exceptions import OutputError, RecipeError
+from quantize.exceptions import ActivationError, OutputError, RecipeError
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 
@@ -156,3 +156,10 @@ def test_errors_of_the_library() -> None:
     with pytest.raises(RecipeError):
         parse_override(f"general.author=str:{ODD}")
     assert "--publisher" in publisher.value.line(switch)
+
+
+def test_a_command_that_is_advised_can_be_pasted(tmp_path: Path) -> None:
+    model = tmp_path / "model; echo $HOME"
+    model.mkdir()
+    line = error_line(ActivationError("layer 1", "is not finite", model=str(model)))
+    assert line.endswith(f"; moe-gguf doctor '{model}' --full lists what is damaged")

@@ -494,6 +494,23 @@ def test_a_partial_file_without_its_journal_is_not_kept(model: Path, out: Path) 
     assert not list(out.iterdir())
 
 
+def test_a_state_follows_no_link_that_is_put_there_meanwhile(
+    model: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, original = tmp_path / "victim", StateFile.keep
+    victim.write_text("precious")
+
+    def keep(self: StateFile, state: Any) -> None:
+        self.path.symlink_to(victim)
+        original(self, state)
+
+    monkeypatch.setattr(StateFile, "keep", keep)
+    monkeypatch.setattr("gguf_export.writing.state_file.KEEP_SECONDS", 0.0)
+    assert invoke(*words_of("imatrix", model, out)).exit_code == 0
+    assert victim.read_text() == "precious"
+    assert {path.name for path in out.iterdir()} == {"m.gguf"}
+
+
 @pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("victim"), Path.mkdir])
 def test_what_is_put_in_the_way_of_a_state_costs_the_state_and_not_the_pass(
     plant: Callable[[Path], Any], model: Path, out: Path, monkeypatch: pytest.MonkeyPatch

@@ -210,6 +210,18 @@ def test_a_file_that_goes_while_it_is_written_leaves_what_is_there(tmp_path: Pat
     assert (path.read_text(), partial.read_text()) == ("old", "precious")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+def test_a_link_is_followed_only_where_a_user_named_it(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_bytes(link, b"new")
+    assert (link.is_symlink(), target.read_text()) == (True, "new")
+    with replacing(link) as file:
+        file.write(b"own")
+    assert (link.is_symlink(), link.read_text(), target.read_text()) == (False, "own", "new")
+
+
 def test_the_first_error_is_the_one_that_is_told(tmp_path: Path) -> None:
     """Closing a file whose buffer cannot be written fails, too."""
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "x") as file:

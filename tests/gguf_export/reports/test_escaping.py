@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
@@ -15,6 +16,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from measured import EVIL, make_comparison, make_report
 
 from calibration.importance.imatrix import Imatrix
@@ -25,10 +29,11 @@ from gguf_export.reports.compare_data import compare_csv, compare_json
 from gguf_export.reports.compare_page import compare_page
 from gguf_export.reports.compare_plots import plot_png, plot_svg
 from gguf_export.reports.compare_tables import compare_markdown
-from gguf_export.reports.data_texts import csv_text, json_text
+from gguf_export.reports.data_texts import FORMULA, csv_text, json_text
 from gguf_export.reports.error_page import error_page
 from gguf_export.reports.error_report import errors_csv, errors_json
 from gguf_export.reports.markdown import markdown_text
+from quantize.containers.untrusted import printable
 
 NASTY = {
     "html": EVIL,
@@ -151,6 +156,28 @@ def test_markdown(name: str) -> None:
     assert {line.count("|") for line in lines if "|" in line} == {10}
     assert all(line[:2] in ("", "| ", "- ", "**") for line in lines)
     assert all(line.count("*") == (4 if line.startswith("**") else 0) for line in lines)
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_markdown_as_it_is_rendered(name: str) -> None:
+    """With all that model cards allow: HTML, tables, strikes."""
+    renderer = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    page = renderer.render(compare_markdown(evil_comparison(NASTY[name])))
+    tame = renderer.render(compare_markdown(evil_comparison("tame")))
+    assert Tags(page).found == Tags(tame).found
+    assert {tag for tag, *_ in Tags(page).found}.isdisjoint({"a", "img", "script", "code", "em"})
+    shown = printable(" ".join(NASTY[name].split()))
+    assert html.escape(shown, quote=False).replace('"', "&quot;") in page
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_any_name(name: str) -> None:
+    for written in (markdown_text(name), csv_text([name], []), json_text({name: name})):
+        refuse_what_does_not_print(written)
+    assert not re.search(r"[<>|`\\*\[\]]", markdown_text(name))
+    ((cell,),) = csv.reader(io.StringIO(csv_text([name], []), newline="")) if name else [("",)]
+    assert not cell.lstrip().startswith(FORMULA)
 
 
 @pytest.mark.parametrize(
