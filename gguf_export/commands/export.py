@@ -16,7 +16,6 @@ from gguf_export.commands.options import (
     RESTART,
     TEXT,
     ForwardOptions,
-    RecipeOptions,
     TextOptions,
     Verb,
     force,
@@ -27,8 +26,13 @@ from gguf_export.commands.options import (
     jobs,
     option,
     prior,
-    recipe_options,
     text_options,
+)
+from gguf_export.commands.recipe_options import (
+    RecipeOptions,
+    SourceOptions,
+    recipe_options,
+    source_options,
 )
 from gguf_export.commands.streams import show, summary
 
@@ -103,11 +107,7 @@ run_options = group("running", RunOptions, jobs(), force(), RESTART)
 @prior(("imatrix", *TEXT))
 @forward_options(TEXT)
 @recipe_options()
-@option(
-    "--allow-requantize",
-    is_flag=True,
-    help="Quantize again what a GGUF file holds quantized: it loses twice.",
-)
+@source_options(("imatrix", *TEXT))
 @naming_options
 @run_options
 @option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -116,13 +116,13 @@ def export(
     model: Path,
     types: tuple[str, ...],
     folder: Path | None,
-    imatrix: Path | None,
+    imatrix: str | None,
     text: TextOptions,
     save_imatrix: Path | None,
     prior: float,
     forward: ForwardOptions,
     recipe: RecipeOptions,
-    allow_requantize: bool,
+    taken: SourceOptions,
     naming: NamingOptions,
     running: RunOptions,
     dry_run: bool,
@@ -142,8 +142,7 @@ def export(
 
     if text.is_given and imatrix:
         raise click.UsageError("give --imatrix or text to calibrate with, not both")
-    settings: dict[str, Any] = {"imatrix": imatrix, "prior": prior, **vars(naming)}
-    settings["allow_requantize"] = allow_requantize
+    settings: dict[str, Any] = {"imatrix": imatrix, "prior": prior, **taken.settings(), **vars(naming)}
     if text.is_given:
         settings |= {"text": text.settings(), "forward": forward.settings(), "save_imatrix": save_imatrix}
     recipes = recipe.recipes(types)
@@ -153,7 +152,7 @@ def export(
         planned = exporting.plan(model, recipes, folder, **settings)
         for remark in planned.remarks:
             say(remark)
-        _print_plan(planned)
+        print_plan(planned)
         return
     with ProgressView(quiet=quiet) as view:
         result = exporting.export(
@@ -161,10 +160,11 @@ def export(
         )
     if not quiet:
         with summary():
-            _print_result(result)
+            print_result(result)
 
 
-def _print_plan(planned: ExportPlan) -> None:
+def print_plan(planned: ExportPlan) -> None:
+    """Print each file, tensor by tensor."""
     from gguf_export.commands.console import print_table
     from gguf_export.files.sizes import size_in_words
 
@@ -184,7 +184,8 @@ def _print_plan(planned: ExportPlan) -> None:
         show()
 
 
-def _print_result(result: ExportResult) -> None:
+def print_result(result: ExportResult) -> None:
+    """Print what was written, and how fast."""
     from gguf_export.commands.console import print_table
     from gguf_export.commands.load import print_load
     from gguf_export.files.sizes import size_in_words

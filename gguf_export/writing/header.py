@@ -33,7 +33,7 @@ def header(keys: Sequence[KeyValue], plan: Plan) -> bytes:
         while len(ne) > 1 and ne[-1] == 1:
             ne.pop()
         parts += [
-            _string(tensor.spec.name),
+            _string(tensor.name),
             struct.pack(f"<I{len(ne)}QiQ", len(ne), *ne, tensor.qtype, tensor.offset),
         ]
     written = b"".join(parts)

@@ -36,7 +36,7 @@ def plan_remarks(plans: Mapping[str, Plan]) -> list[Remark]:
     """Fallbacks of tensor types and patterns that match nothing, by label; what several plans share is one remark."""
     labels_of: dict[tuple[str, str], list[str]] = {}
     for label, plan in plans.items():
-        names = [planned.spec.name for planned in plan.fallbacks]
+        names = [planned.name for planned in plan.fallbacks]
         if names:
             message = (
                 f"{len(names)} tensors have rows that their type does not divide and fall back to another one "

@@ -50,7 +50,11 @@ def remade(
     infos, data = [], b""
     for stored in container.tensors.values():
         if keep(stored.spec.name):
-            infos.append(SimpleNamespace(spec=stored.spec, qtype=stored.spec.qtype, offset=len(data)))
+            infos.append(
+                SimpleNamespace(
+                    name=stored.spec.name, spec=stored.spec, qtype=stored.spec.qtype, offset=len(data)
+                )
+            )
             data += content[stored.offset : stored.offset + stored.n_bytes] + bytes(-stored.n_bytes % 32)
     target.write_bytes(header(list(keys.values()), SimpleNamespace(tensors=infos)) + data)  # type: ignore[arg-type]
     return target
