@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+
+from gguf import GGUFValueType
 
 from calibration.importance.imatrix import Imatrix
 from gguf_export.metadata import file_names as names
@@ -154,9 +156,18 @@ def keys_of(source: ModelFile, *, name: str | None, pre: str | None, note: Note)
         TokenizerError: the checkpoint's tokenizer cannot become keys.
     """
     if source.kind == "gguf":
-        return source.key_values()
+        return [_as_copied(kv) for kv in source.key_values()]
     keys = metadata.model_keys(source, name=name, note=note)
     return keys + vocab.vocab_keys(source.path, source.config, source.hparams.n_vocab, pre, note=note)
+
+
+def _as_copied(kv: KeyValue) -> KeyValue:
+    """A key as llama.cpp copies it: of a text that which stands before a NUL (ggml/src/gguf.cpp: gguf_set_kv)."""
+    if kv.type == GGUFValueType.STRING:
+        return replace(kv, value=kv.value.partition("\0")[0])
+    if kv.sub_type == GGUFValueType.STRING:
+        return replace(kv, value=[text.partition("\0")[0] for text in kv.value])
+    return kv
 
 
 def _as_stored(spec: TensorSpec) -> QType:

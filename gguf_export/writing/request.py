@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from calibration.importance.imatrix import Imatrix
 from calibration.importance.imatrix_files import load_imatrix
 from gguf_export.files.outputs import refuse_outputs
-from gguf_export.files.replacing import target_of
 from gguf_export.metadata.file_names import find_publisher, lmstudio_root
 from gguf_export.writing.job import ExportJob, prepare
 from gguf_export.writing.journal import journal_path
@@ -98,11 +97,11 @@ class Request:
 
             own += [file for path in paths[:1] for file in working_files(state_path(path))]
             inputs += TextSettings.of(self.text).files
-        if self.file is not None and Path(self.file).is_symlink():
-            refuse_outputs(
-                [], made=[target_of(Path(self.file))], inputs=inputs
-            )  # it would be replaced all the same
         named = [] if self.save_imatrix is None else [self.save_imatrix]
+        if self.file is not None and not paths:
+            named.append(
+                Path(self.file)
+            )  # its folder is not made, and a link to the model is not replaced either
         refuse_outputs(named, force=True, made=paths, own=own, inputs=inputs)
 
     def _source(self) -> ModelFile:
