@@ -130,7 +130,7 @@ def export(
 ) -> None:
     """Quantize MODEL, the folder of a checkpoint or a GGUF file, to one GGUF file for each TYPE.
 
-    A GGUF may be of any architecture: its files are those of llama-quantize.
+    A GGUF may be of any architecture: its files are those of llama-quantize. TYPE COPY changes no tensor.
 
     With --text the model reads the text first, layer by layer, and each expert is weighed with what it saw, all from
     one read of the weights. A run that was stopped goes on when the same command is given again.
