@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from calibration.importance.imatrix import Imatrix
 from gguf_export.writing.job import ExportJob
 from quantize.blocks import block_format
+from quantize.containers.untrusted import printable
 from quantize.recipes.layout import Plan
 from quantize.telling import Remark
 
@@ -88,4 +89,4 @@ def thin_remarks(imatrix: Imatrix | None) -> list[Remark]:
 
 
 def _first(names: Sequence[str], n: int) -> str:
-    return ", ".join(names[:n]) + ", ..." * (len(names) > n)
+    return ", ".join(map(printable, names[:n])) + ", ..." * (len(names) > n)

@@ -20,6 +20,7 @@ from functools import cached_property
 
 from gguf import GGML_QUANT_SIZES
 
+from quantize.containers.untrusted import printable
 from quantize.exceptions import NeedsImatrixError, RecipeError
 from quantize.recipes.facts import RecipeFacts
 from quantize.recipes.ftypes import COPY, FALLBACKS, Category, Ftype, TensorContext, category, is_70b
@@ -143,7 +144,7 @@ def require_importances(plan: Plan, has_importance: Callable[[str], bool]) -> No
     for planned in plan.tensors:
         if planned.requires_imatrix and not has_importance(planned.spec.name):
             raise NeedsImatrixError(
-                planned.name,
+                printable(planned.name),
                 f"{plan.ftype.name} makes it {planned.qtype.name}, which needs importances, and there are none for it",
                 "give an importance matrix that covers it, another file type or another {setting}",
                 setting="tensor_type",
@@ -229,7 +230,7 @@ class _Chooser:
         if kind in _FFN and facts.n_expert > 1:
             if spec.bid is None or spec.bid >= facts.n_layer:
                 message = f"names no layer of a model with {facts.n_layer} layers"
-                raise RecipeError(spec.name, message)
+                raise RecipeError(printable(spec.name), message)
             i = spec.bid
         return TensorContext(
             category=kind,
@@ -262,5 +263,5 @@ def _demanded(spec: TensorSpec, qtype: QType, what: str) -> tuple[QType, QType]:
     if not _fits(spec, qtype):
         blocks = f"the {GGML_QUANT_SIZES[qtype][0]}-weight blocks of {qtype.name}"
         message = f"rows of {spec.n_per_row} weights do not divide into {blocks}"
-        raise RecipeError(spec.name, message, f"choose another {what}")
+        raise RecipeError(printable(spec.name), message, f"choose another {what}")
     return qtype, qtype
