@@ -213,9 +213,14 @@ def _file_type(source: ModelFile, keys: Sequence[KeyValue], plan: Plan) -> int:
 def _file_name(source: ModelFile, keys: Sequence[KeyValue], ftype: Ftype, name: str | None) -> str:
     """The name of a file that is made: a GGUF file's own with another type, or what its keys say."""
     if source.kind == "checkpoint":
+        stem = names.stem_of(keys)
+    else:
+        stem = source.path.stem if name is None else names.safe_name(name)
+    if ftype is COPY:
+        return f"{stem}-copy.gguf"
+    if source.kind == "checkpoint":
         return names.output_name(keys, ftype.name)
-    stem = source.path.stem if name is None else names.safe_name(name)
-    return f"{stem}-copy.gguf" if ftype is COPY else names.retyped(stem, ftype.name)
+    return names.retyped(stem, ftype.name)
 
 
 def _path_of(folder: Path, file_name: str, keys: Sequence[KeyValue], publisher: str | None) -> Path:
