@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -225,5 +227,17 @@ def _file_name(source: ModelFile, keys: Sequence[KeyValue], ftype: Ftype, name: 
 
 def _path_of(folder: Path, file_name: str, keys: Sequence[KeyValue], publisher: str | None) -> Path:
     if publisher is None:
-        return folder / file_name
-    return names.lmstudio_path(folder, publisher, names.model_folder(keys), file_name)
+        path = folder / file_name
+    else:
+        path = names.lmstudio_path(folder, publisher, names.model_folder(keys), file_name)
+    try:
+        os.fsencode(path)
+    except UnicodeError:
+        encoding = sys.getfilesystemencoding()
+        raise OutputError(
+            str(path),
+            f"the encoding of file names here, {encoding}, lacks a character of it",
+            "give another {setting}, or set LC_ALL to a locale of UTF-8",
+            setting="name",
+        ) from None
+    return path
