@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gguf_export.files import opening
+from gguf_export.files import durable, opening
 from gguf_export.files.disk import write_error
 from gguf_export.files.durable import DurableFile, Piece, confirmed
 from gguf_export.files.locks import LockedFile
@@ -229,6 +229,28 @@ def test_the_first_error_is_the_one_that_is_told(tmp_path: Path) -> None:
         os.close(file.fileno())
         raise ZeroDivisionError
     assert not (tmp_path / "x").exists()
+
+
+def test_a_disk_that_was_full_behind_the_writers_is_called_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sync at the end fails, too, and must not put another reason in the place of the first."""
+    calls: list[int] = []
+
+    def full_once(_: object) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable, "durable", full_once)
+    monkeypatch.setattr(durable, "SYNC_SECONDS", 0.0)
+    file = DurableFile(tmp_path / "x", 100, goes_on=False, on_durable=lambda _: None)
+    file.write(0, memoryview(b"x"))
+    with pytest.raises(NoSpaceError, match="no space left"):
+        file.sync()
+    file.close()
+    file.sync()  # of a closed file there is nothing to be said
+    assert len(calls) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="/dev/fd")
