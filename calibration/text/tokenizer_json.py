@@ -66,6 +66,7 @@ def load_tokenizer(
     from tokenizers import AddedToken, Tokenizer  # noqa: PLC0415 - only models with such a tokenizer need it
 
     _refuse_other_kinds(path, section(content, "model"))
+    _refuse_double_ids(path, section(section(content, "model"), "vocab"))
     by_kind, others = named_tokens(settings)
     entries = _added_entries(path, content, added_ids) if decoder is None else list(decoder.values())
     _refuse_excess(path, [*objects(content.get("added_tokens")), *entries, *by_kind, *others])
@@ -171,6 +172,18 @@ def _copied_tokens(content: Mapping[str, Any]) -> Any:
 def _copied_model(content: Mapping[str, Any]) -> dict[str, Any]:
     model = section(content, "model")
     return {"type": "BPE", **{name: model[name] for name in _MODEL if name in model}}
+
+
+def _refuse_double_ids(path: Path, vocab: Mapping[str, Any]) -> None:
+    """Refuse two tokens of one id: the library keeps either, another one in each run."""
+    texts: dict[int, str] = {}
+    for text, token_id in vocab.items():
+        if type(token_id) is int and texts.setdefault(token_id, text) != text:
+            raise TokenizerError(
+                str(path),
+                f"tokens {quoted(texts[token_id])} and {quoted(text)} are both number {token_id}",
+                "fetch the file again",
+            )
 
 
 def _refuse_excess(path: Path, tokens: Iterable[object]) -> None:

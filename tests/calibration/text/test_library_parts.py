@@ -289,6 +289,17 @@ def test_a_normalizer_that_makes_two_tokens_alike(folder: Path) -> None:
     assert open_tokenizer(folder).encode("zQ ZQ").tolist()[0] == 321
 
 
+@pytest.mark.parametrize("content", [byte_level(), spm_like()], ids=["byte-level", "spm-like"])
+def test_two_tokens_of_one_id(folder: Path, content: dict[str, Any]) -> None:
+    """Each run kept another one."""
+    content["model"]["vocab"] |= {"qqq": 7}
+    write_json(folder, "tokenizer.json", content)
+    with pytest.raises(
+        TokenizerError, match=r"tokens .* and 'qqq' are both number 7; fetch the file again"
+    ):
+        open_tokenizer(folder)
+
+
 def test_sequences_in_sequences(folder: Path) -> None:
     """They were walked by recursion, as deep as the reader of JSON goes."""
     nested: dict[str, Any] = {"type": "Lowercase"}
