@@ -27,6 +27,8 @@ from calibration.forward.timings import Stage, Timings
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.tensors import Array, TensorSpec
 
+pytestmark = pytest.mark.numeric
+
 N_CHUNK, N_CTX, N_VOCAB = 3, 48, 320
 
 
