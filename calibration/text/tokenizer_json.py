@@ -66,7 +66,6 @@ def load_tokenizer(
     from tokenizers import AddedToken, Tokenizer  # noqa: PLC0415 - only models with such a tokenizer need it
 
     _refuse_other_kinds(path, section(content, "model"))
-    _refuse_double_ids(path, section(section(content, "model"), "vocab"))
     by_kind, others = named_tokens(settings)
     entries = _added_entries(path, content, added_ids) if decoder is None else list(decoder.values())
     _refuse_excess(path, [*objects(content.get("added_tokens")), *entries, *by_kind, *others])
@@ -87,6 +86,7 @@ def load_tokenizer(
     )
     known = {token.content for token in loaded.get_added_tokens_decoder().values()}
     loaded.add_special_tokens([AddedToken(text) for text in (*by_kind, *others) if text not in known])
+    _refuse_double_ids(path, loaded.get_vocab(with_added_tokens=True))
     return LoadedTokenizer(loaded, unknown)
 
 
@@ -104,7 +104,7 @@ def _normalized_texts(
     return sorted(texts - as_they_are)
 
 
-def _refuse_lost_tokens(normalizer: dict[str, Any] | None, texts: Iterable[str]) -> None:
+def _refuse_lost_tokens(path: Path, normalizer: dict[str, Any] | None, texts: Iterable[str]) -> None:
     """Refuse a normalizer that takes an added token away.
 
     Where it leaves nothing of one, the library finds it everywhere and panics; where it makes two alike, the library
@@ -115,7 +115,10 @@ def _refuse_lost_tokens(normalizer: dict[str, Any] | None, texts: Iterable[str])
     from tokenizers import Tokenizer  # noqa: PLC0415 - only models with such a tokenizer need it
 
     nothing = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
-    probe = Tokenizer.from_str(json.dumps(_LIKE_NONE | nothing | {"normalizer": normalizer})).normalizer
+    own = json.dumps(_LIKE_NONE | nothing | {"normalizer": normalizer})
+    probe = guarded(
+        path, lambda: Tokenizer.from_str(own).normalizer, "is no tokenizer that can be read", TokenizerError
+    )
     known: dict[str, str] = {}
     for text in texts:
         normalized = probe.normalize_str(text)
@@ -144,7 +147,7 @@ def _copied_steps(
         try:
             step = copied(content.get(part))
             if part == "normalizer":
-                _refuse_lost_tokens(step, texts)
+                _refuse_lost_tokens(path, step, texts)
             steps[part] = step
         except library_parts.UnknownStepError as reason:
             unknown = unknown or TokenizerError(
@@ -174,11 +177,17 @@ def _copied_model(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "BPE", **{name: model[name] for name in _MODEL if name in model}}
 
 
-def _refuse_double_ids(path: Path, vocab: Mapping[str, Any]) -> None:
-    """Refuse two tokens of one id: the library keeps either, another one in each run."""
+def _refuse_double_ids(path: Path, vocab: Mapping[str, int]) -> None:
+    """Refuse two tokens of one id, of which either would be kept, another one in each run.
+
+    The library gives tokens that are added the numbers from the size of the vocabulary on, whether these are taken
+    or not.
+    """
+    if len(set(vocab.values())) == len(vocab):
+        return
     texts: dict[int, str] = {}
-    for text, token_id in vocab.items():
-        if type(token_id) is int and texts.setdefault(token_id, text) != text:
+    for text, token_id in sorted(vocab.items()):
+        if texts.setdefault(token_id, text) != text:
             raise TokenizerError(
                 str(path),
                 f"tokens {quoted(texts[token_id])} and {quoted(text)} are both number {token_id}",

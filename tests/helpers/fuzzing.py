@@ -115,14 +115,24 @@ def _each(*reads: Callable[[], object]) -> list[object]:
     return found
 
 
+def _alike(read: Callable[[], object]) -> object:
+    """What a reader finds, which is no matter of chance."""
+    found = read()
+    assert repr(found) == repr(read()), "it was read twice, and is not the same"  # NaN equals itself here
+    return found
+
+
 def _tokenizer(n_vocab: int, pre: str | None) -> Callable[[Path], object]:
     """Both that read tokenizers: what is written into models, and what cuts text."""
 
+    def keys(folder: Path) -> object:
+        return [(kv.key, kv.value) for kv in vocab.vocab_keys(folder, {"vocab_size": n_vocab}, n_vocab, pre)]
+
+    def ids(folder: Path) -> object:
+        return open_tokenizer(folder).encode("the <s> caf\u00e9 \U0001f600\n", parse_special=True).tolist()
+
     def read(folder: Path) -> object:
-        return _each(
-            lambda: vocab.vocab_keys(folder, {"vocab_size": n_vocab}, n_vocab, pre),
-            lambda: open_tokenizer(folder).encode("the <s> caf\u00e9 \U0001f600\n", parse_special=True),
-        )
+        return _each(lambda: _alike(lambda: keys(folder)), lambda: _alike(lambda: ids(folder)))
 
     return read
 

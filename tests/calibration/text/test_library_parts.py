@@ -278,6 +278,12 @@ def test_a_normalizer_that_leaves_nothing_of_a_token(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_step_that_lacks_a_parameter(folder: Path) -> None:
+    write_json(folder, "tokenizer.json", byte_level() | {"normalizer": {"type": "Strip"}})
+    with pytest.raises(TokenizerError, match="is no tokenizer that can be read: missing field"):
+        open_tokenizer(folder)
+
+
 def test_a_normalizer_that_makes_two_tokens_alike(folder: Path) -> None:
     """Each run took another one."""
     added = [token(text, normalized=True, id=320 + i) for i, text in enumerate(("Zq", "zQ"))]
@@ -294,9 +300,18 @@ def test_two_tokens_of_one_id(folder: Path, content: dict[str, Any]) -> None:
     """Each run kept another one."""
     content["model"]["vocab"] |= {"qqq": 7}
     write_json(folder, "tokenizer.json", content)
-    with pytest.raises(
-        TokenizerError, match=r"tokens .* and 'qqq' are both number 7; fetch the file again"
-    ):
+    with pytest.raises(TokenizerError, match=r"tokens .* and 'qqq' are both number 7; fetch the file again"):
+        open_tokenizer(folder)
+
+
+def test_an_added_token_where_another_one_is(folder: Path) -> None:
+    """With a gap in the vocabulary the library's next number is one that is taken."""
+    content = byte_level()
+    del content["model"]["vocab"]["q"], content["model"]["merges"]
+    content["model"] |= {"merges": []}
+    write_json(folder, "tokenizer.json", content)
+    write_json(folder, "tokenizer_config.json", FAST | {"additional_special_tokens": ["<x>"]})
+    with pytest.raises(TokenizerError, match=r"tokens .* and .* are both number 319; fetch the file again"):
         open_tokenizer(folder)
 
 
