@@ -114,8 +114,25 @@ def _is_stream(path: Path) -> bool:
 def _write_stream(path: Path, content: bytes) -> None:
     """Write at the place where a stream of this process is; opened by its name, a file behind it would be emptied."""
     number = stream_number(path)
-    with path.open("wb") if number is None else os.fdopen(os.dup(number), "wb") as file:
+    handle = _opened_stream(path) if number is None else os.dup(number)
+    with os.fdopen(handle, "wb") as file:
         file.write(content)
+
+
+def _opened_stream(path: Path) -> int:
+    """Open a device or a pipe for writing; for a reader of a pipe, who may never come, nobody waits.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(error.errno, "nobody reads this pipe", str(path)) from None
+        raise
+    os.set_blocking(handle, True)
+    return handle
 
 
 def is_device(path: Path) -> bool:

@@ -19,7 +19,7 @@ from gguf_export.files.durable import DurableFile, Piece, confirmed
 from gguf_export.files.locks import LockedFile
 from gguf_export.files.opening import open_again, open_new, open_to_append, stream_number
 from gguf_export.files.outputs import refuse_outputs
-from gguf_export.files.replacing import replacing, write_bytes
+from gguf_export.files.replacing import replacing, write_bytes, write_files
 from gguf_export.files.sizes import size_in_words
 from quantize.exceptions import NoSpaceError, OutputBusyError, OutputError, OutputExistsError
 
@@ -213,11 +213,23 @@ def test_a_file_that_goes_while_it_is_written_leaves_what_is_there(tmp_path: Pat
 def test_a_link_is_replaced_and_never_followed(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("old")
-    for write in (lambda: write_bytes(link, b"new"), lambda: write_text(link, "new")):
+    for contents in ([(link, b"new")], [(link, b"new"), (tmp_path / "x", b"")]):
         link.symlink_to(target)
-        write()
+        write_files(contents)
         assert (link.is_symlink(), link.read_text(), target.read_text()) == (False, "new", "old")
         link.unlink()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
+def test_a_pipe_that_nobody_reads_makes_nobody_wait(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="pipe: cannot be written: nobody reads this pipe"):
+        write_bytes(pipe, b"new")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_bytes(pipe, b"new")
+    assert os.read(reader, 9) == b"new"
+    os.close(reader)
 
 
 def test_the_first_error_is_the_one_that_is_told(tmp_path: Path) -> None:
