@@ -14,7 +14,7 @@ from calibration.text.text_settings import TextSettings, cut_text
 from gguf_export.files.disk import write_error
 from gguf_export.files.opening import status_of
 from gguf_export.files.outputs import refuse_existing, refuse_outputs
-from gguf_export.files.replacing import replacing, target_of
+from gguf_export.files.replacing import replacing
 from gguf_export.writing import fingerprint
 from gguf_export.writing.state_file import StateFile, discard_older, state_path, working_files
 from quantize.exceptions import OutputExistsError
@@ -74,11 +74,11 @@ def calibrate(
             refuse_outputs(
                 [path],
                 force=force,
-                own=working_files(state_path(target_of(path))),
+                own=working_files(state_path(path)),
                 inputs=[*files_of_model(Path(model)), *text.files],
             )
         except OutputExistsError:
-            discard_older(target_of(path))
+            discard_older(path)
             raise
     source = open_source(model, note)
     chunks = cut_text(source, text)
@@ -91,7 +91,7 @@ def calibrate(
                 "choice of tensors": "with output.weight" if process_output else "",
             }
             keeper = stack.enter_context(
-                StateFile(state_path(target_of(path)), path.name, prints, restart=restart, note=note)
+                StateFile(state_path(path), path.name, prints, restart=restart, note=note)
             )
         collected = collect_imatrix(
             source,
@@ -119,7 +119,7 @@ def write_imatrix(path: Path, imatrix: Imatrix, *, is_again: bool = False) -> No
         OutputError: the disk is full or broken; or `OutputExistsError`, another file is there.
     """
     try:
-        with replacing(target_of(path)) as file:
+        with replacing(path) as file:
             save_imatrix(file, imatrix, legacy=path.suffix == LEGACY_SUFFIX)
             if is_again and status_of(path) is not None and not _holds(path, file):
                 refuse_existing([path])
