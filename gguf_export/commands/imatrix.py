@@ -14,13 +14,12 @@ from gguf_export.commands.options import (
     RESTART,
     ForwardOptions,
     TextOptions,
-    Verb,
     force,
     forward_options,
-    option,
     text_options,
 )
 from gguf_export.commands.streams import show, summary
+from gguf_export.commands.verb import Verb, option
 
 if TYPE_CHECKING:
     from calibration.importance.observers import Collected

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from gguf_export.commands.options import FILE, Verb, option
+from gguf_export.commands.options import FILE
 from gguf_export.commands.streams import show_json
+from gguf_export.commands.verb import Verb, option
 
 
 @click.command(cls=Verb)
