@@ -146,20 +146,23 @@ def _importances_in_words(facts: ImatrixFacts) -> str:
     return ", ".join(parts) or "no tensor holds only zeros"
 
 
-def _starved_experts(facts: ImatrixFacts) -> dict[tuple[str, int], int]:
-    """Tokens by place and expert: the tensors of a layer have the same experts."""
-    found: dict[tuple[str, int], int] = {}
+def _starved_experts(facts: ImatrixFacts) -> dict[tuple[int, str, int], int]:
+    """Tokens by layer, or -1 and a name, and expert: the tensors of a layer have the same experts."""
+    found: dict[tuple[int, str, int], int] = {}
     for one in facts.starved:
         bid = layer_of(one.name)
-        place = one.name if bid is None else f"layer {bid}"
-        found[place, one.xid] = min(one.n_tokens, found.get((place, one.xid), one.n_tokens))
+        place = (-1, one.name, one.xid) if bid is None else (bid, "", one.xid)
+        found[place] = min(one.n_tokens, found.get(place, one.n_tokens))
     return found
 
 
 def starved_rows(facts: ImatrixFacts) -> Rows:
     """Layer, expert and tokens of the starved experts, the most starved ones first."""
-    listed = sorted(_starved_experts(facts).items(), key=lambda item: item[1])
-    return [(place, str(xid), f"{n_tokens:,}") for (place, xid), n_tokens in listed]
+    listed = sorted(_starved_experts(facts).items(), key=lambda item: (item[1], item[0]))
+    return [
+        (f"layer {bid}" if bid >= 0 else name, str(xid), f"{n_tokens:,}")
+        for (bid, name, xid), n_tokens in listed
+    ]
 
 
 def layer_rows(facts: ImatrixFacts) -> Rows:

@@ -18,6 +18,7 @@ from calibration.importance.imatrix import Entry, Imatrix
 from calibration.importance.imatrix_files import load_imatrix, save_imatrix
 from calibration.importance.merging import merged
 from gguf_export import merge_imatrices
+from gguf_export.checking.imatrix_facts import imatrix_facts, starved_rows
 from gguf_export.writing.export import prepare, run
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
@@ -93,6 +94,20 @@ def test_inspect_says_what_a_legacy_file_does_not_hold(inputs: Path, name: str) 
         "legacy form" in done.stdout and done.stdout.count("not known: the legacy form holds no counts") == 2
     )
     assert json.loads(invoke("inspect", inputs / name, "--json").stdout)["starved"] == []
+
+
+def test_inspect_lists_the_starved_experts_in_order(tmp_path: Path) -> None:
+    names = [f"blk.{bid}.ffn_{word}_exps.weight" for bid in (10, 2) for word in ("up", "down")]
+    names.append("strange_exps.weight")
+    entry = Entry(np.ones((3, 4), np.float32), np.array([7, 0, 100]))
+    save_imatrix(tmp_path / "m.gguf", Imatrix(dict.fromkeys(names, entry)))
+    facts = imatrix_facts(tmp_path / "m.gguf")
+    places = ("strange_exps.weight", "layer 2", "layer 10")
+    assert starved_rows(facts) == [(place, *what) for what in (("1", "0"), ("0", "7")) for place in places]
+    assert (
+        "6 that fewer than 100 tokens reached, 3 of them none"
+        in invoke("inspect", tmp_path / "m.gguf").stdout
+    )
 
 
 def test_inspect_says_that_all_is_zero(model: Path, tmp_path: Path) -> None:
