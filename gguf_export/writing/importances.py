@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,7 @@ from gguf_export.files.disk import write_error
 from gguf_export.files.opening import status_of
 from gguf_export.files.outputs import refuse_existing, refuse_outputs
 from gguf_export.files.replacing import replacing, target_of
+from quantize.containers.untrusted import label
 from quantize.telling import Note, Remark, discard
 
 __all__ = ["merge_imatrices", "write_imatrix"]
@@ -36,7 +38,7 @@ def merge_imatrices(
         output: the file that is written, in the legacy form where its name ends in .dat. None writes nothing.
         n_ctx: tokens of a chunk, in which the result is counted; a call that a legacy file tells is one chunk.
         force: replace a file that exists; none of `files` is ever replaced.
-        note: given remarks on files that were counted in other chunks, and on tensors that some files lack.
+        note: given remarks on files of other chunks, files that are given twice, and tensors that some files lack.
 
     Returns:
         The importances; see `calibration.importance.merging.merged` for what depends on the order.
@@ -58,13 +60,15 @@ def merge_imatrices(
     path = None if output is None else Path(output)
     if path is not None:
         refuse_outputs([path], force=force, inputs=paths)
-    n_of: dict[str, int] = {}
+    for file, n_given in Counter(map(target_of, paths)).items():
+        if n_given > 1:
+            note(Remark(label(file), f"is given {n_given} times, and counts as often"))
+    n_of: Counter[str] = Counter()
 
     def loaded() -> Iterator[Imatrix]:
         for file in paths:
             imatrix = load_imatrix(file)
-            for name in imatrix.entries:
-                n_of[name] = n_of.get(name, 0) + 1
+            n_of.update(imatrix.entries.keys())
             if not imatrix.legacy and imatrix.chunk_size != n_ctx:
                 message = f"was counted in chunks of {imatrix.chunk_size} tokens, the result is in chunks of {n_ctx}"
                 remedy = f"{{setting}} {imatrix.chunk_size} keeps them"

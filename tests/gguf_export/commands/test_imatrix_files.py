@@ -172,6 +172,15 @@ def test_merge_remarks_on_other_chunks_and_lacking_tensors(inputs: Path, tmp_pat
     assert load_imatrix(tmp_path / "m.gguf").chunk_size == 128
 
 
+def test_merge_remarks_on_a_file_that_counts_twice(inputs: Path, tmp_path: Path) -> None:
+    """As in llama-imatrix, it does."""
+    (tmp_path / "link.gguf").symlink_to(inputs / "a.gguf")
+    files = [inputs / "a.gguf", tmp_path / "link.gguf", inputs / "c.gguf"]
+    done = invoke("imatrix", "--merge", *files, "-o", tmp_path / "m.gguf")
+    assert done.exit_code == 0 and done.stderr.count("a.gguf: is given 2 times, and counts as often") == 1
+    assert load_imatrix(tmp_path / "m.gguf").datasets == ["a.txt", "a.txt", "c.txt"]
+
+
 def test_merge_replaces_nothing(inputs: Path, tmp_path: Path) -> None:
     files = [inputs / "a.gguf", inputs / "b.gguf"]
     before = [file.read_bytes() for file in files]
