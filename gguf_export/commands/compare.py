@@ -15,19 +15,17 @@ from gguf_export.commands.options import (
     QUIET,
     ForwardOptions,
     RecipeOptions,
-    Verb,
     chunks,
     ctx,
     force,
     forward_options,
     ftypes,
-    group,
     imatrix,
-    option,
     prior,
     recipe_options,
 )
 from gguf_export.commands.streams import show, summary
+from gguf_export.commands.verb import Verb, group, option
 
 if TYPE_CHECKING:
     from calibration.judging.side_by_side import Comparison

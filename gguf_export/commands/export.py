@@ -18,19 +18,17 @@ from gguf_export.commands.options import (
     ForwardOptions,
     RecipeOptions,
     TextOptions,
-    Verb,
     force,
     forward_options,
     ftypes,
-    group,
     imatrix,
     jobs,
-    option,
     prior,
     recipe_options,
     text_options,
 )
 from gguf_export.commands.streams import show, summary
+from gguf_export.commands.verb import Verb, group, option
 
 if TYPE_CHECKING:
     from gguf_export.writing.export import ExportPlan, ExportResult

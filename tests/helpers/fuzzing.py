@@ -38,12 +38,21 @@ from calibration.text.chunks import read_prompts, read_text
 from calibration.text.tokenizer import open_tokenizer, tokenizer_of, vocabulary_of
 from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.doctor import doctor
+from gguf_export.checking.imatrix_facts import (
+    ImatrixFacts,
+    expert_rows,
+    imatrix_in_words,
+    layer_rows,
+    starved_rows,
+    tensor_rows,
+)
 from gguf_export.checking.inspect import inspect
 from gguf_export.checking.verify import verify
 from gguf_export.metadata.model_keys import assemble, model_keys
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.export import prepare, run
 from gguf_export.writing.header import header
+from gguf_export.writing.importances import merge_imatrices
 from quantize.containers.gguf import SCALARS, read_container
 from quantize.containers.keys import KeyValue, elements
 from quantize.decoding import can_decode
@@ -187,8 +196,21 @@ def _byte_level_gguf(path: Path) -> object:
     return tokenizer_of(file).encode("the <s> caf\u00e9 12\n", parse_special=True)
 
 
+def _shown_and_merged(path: Path) -> None:
+    """What `inspect` shows of an importance matrix, and what becomes of it in a merge."""
+    facts = inspect(path)
+    json.dumps(facts.as_dict(), allow_nan=False)
+    if isinstance(facts, ImatrixFacts):
+        rows = [*imatrix_in_words(facts), *layer_rows(facts), *tensor_rows(facts), *expert_rows(facts)]
+        assert all(isinstance(cell, str) for row in (*rows, *starved_rows(facts)) for cell in row)
+    merge_imatrices([path, path], path.with_name("merged.dat"), force=True)
+
+
 def _imatrix(name: str) -> Callable[[Path], object]:
     def read(folder: Path) -> object:
+        return _each(lambda: _shown_and_merged(folder / name), lambda: used(folder))
+
+    def used(folder: Path) -> object:
         checkpoint = open_checkpoint(folder)
         specs = checkpoint.specs()
         imatrix = load_imatrix(folder / name)

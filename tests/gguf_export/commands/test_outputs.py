@@ -20,7 +20,7 @@ from calibration.importance.imatrix import Imatrix
 from gguf_export.files import durable
 from gguf_export.files.locks import LockedFile
 from gguf_export.reports import compare_data
-from gguf_export.writing import calibrate
+from gguf_export.writing import importances
 from gguf_export.writing.sink import Sink
 from gguf_export.writing.state_file import StateFile
 
@@ -553,7 +553,7 @@ def test_an_importance_matrix_that_cannot_be_written_costs_nothing(
 ) -> None:
     words = words_of("export", model, out)
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate, "save_imatrix", failing)
+        patch.setattr(importances, "save_imatrix", failing)
         check_one_line(invoke(*words), "saved.gguf: cannot be written: No space left on device")
     assert {path.name for path in out.iterdir()} == {f"{GGUF}.partial", f"{GGUF}.journal"}
     done = invoke(*words)
@@ -620,12 +620,12 @@ def test_reports_appear_together_or_not_at_all(
 def test_a_folder_that_is_gone_at_the_end_of_a_pass_is_told(
     model: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = calibrate.write_imatrix
+    original = importances.write_imatrix
 
     def write(path: Path, imatrix: Imatrix, **more: Any) -> None:
         shutil.rmtree(out)
         original(path, imatrix, **more)
 
-    monkeypatch.setattr(calibrate, "write_imatrix", write)
+    monkeypatch.setattr("gguf_export.writing.calibrate.write_imatrix", write)
     check_one_line(invoke(*words_of("imatrix", model, out)), "m.gguf: cannot be written: No such file")
     assert not out.exists()

@@ -165,5 +165,6 @@ def test_inspect_shows_arrays(tmp_path: Path) -> None:
 
     model = export(pico_dense(tmp_path / "Pico", n_layer=1), "F32", tmp_path).files[0].path
     change = [KeyValue.array("llama.x", list(range(100)), Type.UINT32)]
-    facts: ModelFacts = inspect(remade(model, tmp_path / "x.gguf", change))
+    facts = inspect(remade(model, tmp_path / "x.gguf", change))
+    assert isinstance(facts, ModelFacts)
     assert facts.as_dict()["keys"]["llama.x"] == [*range(64), "... 100 in all"]
