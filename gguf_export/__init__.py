@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gguf_export.comparing.texts import TextChoice
     from gguf_export.writing.calibrate import calibrate
     from gguf_export.writing.export import export, plan
+    from gguf_export.writing.importances import merge_imatrices
 
 __all__ = [
     "ErrorSettings",
@@ -37,6 +38,7 @@ __all__ = [
     "errors",
     "export",
     "inspect",
+    "merge_imatrices",
     "plan",
     "verify",
 ]
@@ -54,6 +56,7 @@ _MODULES = {
     "errors": "gguf_export.comparing.errors",
     "export": "gguf_export.writing.export",
     "inspect": "gguf_export.checking.inspect",
+    "merge_imatrices": "gguf_export.writing.importances",
     "plan": "gguf_export.writing.export",
     "verify": "gguf_export.checking.verify",
 }

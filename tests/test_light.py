@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from imatrix_inputs import write_inputs
 from places import DEMO_MODEL
 
 HEAVY = (
@@ -56,6 +57,7 @@ def test_questions_are_answered_without_heavy_imports(words: list[str]) -> None:
 
 def test_files_are_made_and_checked_without_torch(tmp_path: Path) -> None:
     model, folder = str(DEMO_MODEL), str(tmp_path)
+    importances = str(write_inputs(tmp_path) / "a.gguf")
     file = str(tmp_path / "Demo-4x2.0M-Q4_K_M.gguf")
     words = [
         ["export", model, "-t", "Q4_K_M", "-o", folder, "--quiet"],
@@ -63,5 +65,7 @@ def test_files_are_made_and_checked_without_torch(tmp_path: Path) -> None:
         ["verify", file, "--against", model, "--quiet"],
         ["inspect", file],
         ["inspect", model],
+        ["inspect", importances],
+        ["imatrix", "--merge", importances, importances, "-o", str(tmp_path / "twice.gguf")],
     ]
     run(WITHOUT_TORCH.replace("{words}", ", ".join(map(repr, words))))

@@ -21,6 +21,7 @@ OFFERED = {
         "errors",
         "export",
         "inspect",
+        "merge_imatrices",
         "plan",
         "verify",
     ],

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from calibration.forward.rope import Rope, rotate
+from calibration.forward.ties import best, first_equal
 
 __all__ = [
     "AttentionWeights",
@@ -108,22 +109,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def route(x: Tensor, router: Tensor, n_used: int) -> Routing:
     """Mixtral's router: softmax over all experts, the best `n_used`, their probabilities scaled to a sum of 1.
 
-    x [T, D] and router [E, D] are taken in float32. Of experts with the same probability the lower index is better, as
-    in llama.cpp (ggml_compute_forward_argsort_f32: std::sort, which keeps the order of up to 16 equal elements).
+    x [T, D] and router [E, D] are taken in float32. Ties go to the experts to which llama.cpp's go
+    (see `ties`); where the sums of two experts are next to equal, the order of additions decides here and there.
     """
     # A kernel may add up the columns of a product in different orders, so equal rows of the router get the
     # probabilities of the first of them: a tie stays a tie.
     probs = functional.linear(x.float(), router.float()).softmax(-1)[:, first_equal(router)]  # [T, E]
-    ids = probs.sort(dim=-1, descending=True, stable=True).indices[:, :n_used]
+    ids = best(probs, n_used)
     chosen = probs.gather(-1, ids)  # [T, K]
     return Routing(ids, chosen / chosen.sum(-1, keepdim=True).clamp(min=MIN_WEIGHT_SUM), probs)
-
-
-def first_equal(rows: Tensor) -> Tensor:
-    """The index of the first row of [n, D] that is equal to each row: int64 [n]."""
-    groups = torch.unique(rows.detach(), dim=0, return_inverse=True)[1]
-    places = torch.arange(len(groups), device=groups.device)
-    return torch.full_like(places, len(places)).scatter_reduce(0, groups, places, "amin")[groups]
 
 
 def expert(x: Tensor, gate: Product, up: Product, down: Product) -> Tensor:

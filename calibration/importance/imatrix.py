@@ -8,7 +8,7 @@ rounding error of each column with the result. `calibration.importance.observers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -123,6 +123,20 @@ class Imatrix:
         # for a legacy file quantize.cpp takes the values as they are where ncall is not positive
         return sums.copy() if self.legacy else np.ones_like(sums)
 
+    def flat(self) -> tuple[list[str], list[str]]:
+        """Names of the entries whose sums are all zero though tokens were counted, and of those without a difference.
+
+        The latter are those in which all columns of each matrix are equal, zero or not; matrices without tokens are.
+        """
+        zero, flat = [], []
+        for name, entry in self.entries.items():
+            seen = entry.sums if self.legacy else entry.sums[entry.counts > 0]
+            if len(seen) and not seen.any():
+                zero.append(name)
+            if (seen == seen[:, :1]).all():
+                flat.append(name)
+        return zero, flat
+
     def _shrunk(self, entry: Entry, xid: int) -> Vector:
         total = int(entry.counts.sum())
         if total == 0:
@@ -149,12 +163,15 @@ class Imatrix:
     def check(self, specs: Iterable[TensorSpec]) -> list[Remark]:
         """Hold the entries against a model's tensors, and give legacy entries their expert count.
 
-        Returns remarks: a `token_embd` entry that does not fit is dropped, as in llama-quantize.
+        Returns remarks: on entries that name no tensor of the model, and on a `token_embd` entry that does not fit,
+        which is dropped; llama-quantize goes on likewise.
 
         Raises:
-            ImatrixError: an entry does not have n_per_row x n_expert values, or not one count per expert.
+            ImatrixError: not one entry names a tensor of the model, which llama-quantize does not mind; an entry does
+                not have n_per_row x n_expert values, or not one count per expert.
         """
-        remarks = []
+        specs = list(specs)
+        remarks = self._strangers({spec.name for spec in specs})
         for spec in specs:
             entry, name = self.entries.get(spec.name), printable(spec.name)
             if entry is None:
@@ -218,6 +235,18 @@ class Imatrix:
         if self.prior > 0:
             keys["quantize.imatrix.prior"] = float(self.prior)
         return keys
+
+    def _strangers(self, names: Container[str]) -> list[Remark]:
+        """A remark on entries that name no tensor of a model, which weigh nothing."""
+        strange = [name for name in self.entries if name not in names]
+        if not strange:
+            return []
+        first = printable(", ".join(strange[:4]) + ", ..." * (len(strange) > 4))
+        if len(strange) == len(self.entries):
+            message = f"none of its {len(strange)} entries is of a tensor of this model: {first}"
+            raise ImatrixError(self._label, message, OF_ANOTHER_MODEL)
+        of_all = f"{len(strange)} of its {len(self.entries)} entries"
+        return [Remark(self._label, f"{of_all} are of tensors that the model has not, and ignored: {first}")]
 
     @property
     def _label(self) -> str:

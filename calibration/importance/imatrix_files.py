@@ -17,7 +17,7 @@ from gguf import GGUFWriter
 from gguf.gguf_writer import WriterState
 
 from calibration.importance.imatrix import Entry, Imatrix, Vector
-from quantize.containers.gguf import GGUFTensor, read_container
+from quantize.containers.gguf import MAX_NAME, GGUFTensor, read_container
 from quantize.containers.untrusted import label, quoted, regular_size
 from quantize.exceptions import ImatrixError, NoSpaceError, OutputError
 from quantize.tensors import QType
@@ -34,7 +34,7 @@ def load_imatrix(path: str | Path, *, prior: float = 0.0) -> Imatrix:
     `file` becomes the path as given (see `label`), which is what llama-quantize writes into the model's metadata.
 
     Raises:
-        ImatrixError: the file cannot be read, is damaged, or holds values that are not finite.
+        ImatrixError: the file cannot be read, is damaged, or holds values that are negative or not finite.
     """
     regular_size(Path(path), ImatrixError)
     try:
@@ -49,9 +49,12 @@ def load_imatrix(path: str | Path, *, prior: float = 0.0) -> Imatrix:
     imatrix = replace(imatrix, file=label(path), prior=prior)
     for name, entry in imatrix.entries.items():
         if not np.isfinite(entry.sums).all():
-            raise ImatrixError(
-                str(path), f"{quoted(name)} holds a value that is not finite", "make the imatrix anew"
-            )
+            fault = "is not finite"
+        elif (entry.sums < 0).any():
+            fault = "is negative, which no sum of squares is"
+        else:
+            continue
+        raise ImatrixError(str(path), f"{quoted(name)} holds a value that {fault}", "make the imatrix anew")
     return imatrix
 
 
@@ -157,10 +160,14 @@ def save_imatrix(file: str | Path | IO[bytes], imatrix: Imatrix, *, legacy: bool
 
     Raises:
         OutputError: the folder or disk refuses.
-        ImatrixError: a legacy imatrix was to be written as GGUF; it holds no token counts.
+        ImatrixError: a legacy imatrix was to be written as GGUF; it holds no token counts. Or it has a name that is too
+            long for a GGUF file.
     """
     if imatrix.legacy and not legacy:
         raise ImatrixError(imatrix.file, "a legacy imatrix holds no token counts, the GGUF form needs them")
+    for name in imatrix.entries if not legacy else ():
+        if len((name + SUMS).encode()) > MAX_NAME:
+            raise ImatrixError(imatrix.file, f"the name {quoted(name)} is too long for a GGUF file")
     label = str(file) if isinstance(file, (str, Path)) else str(file.name)
     try:
         if isinstance(file, (str, Path)):

@@ -69,7 +69,7 @@ def load_tokenizer(
     by_kind, others = named_tokens(settings)
     entries = _added_entries(path, content, added_ids) if decoder is None else list(decoder.values())
     _refuse_excess(path, [*objects(content.get("added_tokens")), *entries, *by_kind, *others])
-    steps, unknown = _copied_steps(path, content)
+    steps, unknown = _copied_steps(path, content, _normalized_texts(content, entries, (*by_kind, *others)))
     # a string of our own: what else the file says (post-processor, truncation, padding) the library never sees
     own = json.dumps(
         _LIKE_NONE | {"added_tokens": _copied_tokens(content), "model": _copied_model(content)} | steps
@@ -86,6 +86,7 @@ def load_tokenizer(
     )
     known = {token.content for token in loaded.get_added_tokens_decoder().values()}
     loaded.add_special_tokens([AddedToken(text) for text in (*by_kind, *others) if text not in known])
+    _refuse_double_ids(path, loaded.get_vocab(with_added_tokens=True))
     return LoadedTokenizer(loaded, unknown)
 
 
@@ -93,7 +94,48 @@ _PARTS = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processo
 _LIKE_NONE: dict[str, Any] = {"version": "1.0", **dict.fromkeys(_PARTS)}
 
 
-def _copied_steps(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], TokenizerError | None]:
+def _normalized_texts(
+    content: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], names: Iterable[str]
+) -> list[str]:
+    """The texts of added tokens that the library looks for in normalized text."""
+    every = [*objects(content.get("added_tokens")), *entries]
+    as_they_are = {token_text(entry) for entry in every if entry.get("normalized") is False}
+    texts = {text for entry in (*every, *names) if (text := token_text(entry))}
+    return sorted(texts - as_they_are)
+
+
+def _refuse_lost_tokens(path: Path, normalizer: dict[str, Any] | None, texts: Iterable[str]) -> None:
+    """Refuse a normalizer that takes an added token away.
+
+    Where it leaves nothing of one, the library finds it everywhere and panics; where it makes two alike, the library
+    takes either, another one in each run.
+    """
+    if normalizer is None:
+        return
+    from tokenizers import Tokenizer  # noqa: PLC0415 - only models with such a tokenizer need it
+
+    nothing = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}
+    own = json.dumps(_LIKE_NONE | nothing | {"normalizer": normalizer})
+    probe = guarded(
+        path, lambda: Tokenizer.from_str(own).normalizer, "is no tokenizer that can be read", TokenizerError
+    )
+    known: dict[str, str] = {}
+    for text in texts:
+        normalized = probe.normalize_str(text)
+        if not normalized:
+            raise library_parts.UnknownStepError(
+                f"has a normalizer that leaves nothing of added token {quoted(text)}"
+            )
+        other = known.setdefault(normalized, text)
+        if other != text:
+            raise library_parts.UnknownStepError(
+                f"has a normalizer that makes added tokens {quoted(other)} and {quoted(text)} alike"
+            )
+
+
+def _copied_steps(
+    path: Path, content: Mapping[str, Any], texts: Iterable[str]
+) -> tuple[dict[str, Any], TokenizerError | None]:
     """The steps that the library may take, and why one of them is left out."""
     steps: dict[str, Any] = {}
     unknown = None
@@ -103,7 +145,10 @@ def _copied_steps(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any
         ("decoder", library_parts.decoder),
     ):
         try:
-            steps[part] = copied(content.get(part))
+            step = copied(content.get(part))
+            if part == "normalizer":
+                _refuse_lost_tokens(path, step, texts)
+            steps[part] = step
         except library_parts.UnknownStepError as reason:
             unknown = unknown or TokenizerError(
                 str(path),
@@ -130,6 +175,24 @@ def _copied_tokens(content: Mapping[str, Any]) -> Any:
 def _copied_model(content: Mapping[str, Any]) -> dict[str, Any]:
     model = section(content, "model")
     return {"type": "BPE", **{name: model[name] for name in _MODEL if name in model}}
+
+
+def _refuse_double_ids(path: Path, vocab: Mapping[str, int]) -> None:
+    """Refuse two tokens of one id, of which either would be kept, another one in each run.
+
+    The library gives tokens that are added the numbers from the size of the vocabulary on, whether these are taken
+    or not.
+    """
+    if len(set(vocab.values())) == len(vocab):
+        return
+    texts: dict[int, str] = {}
+    for text, token_id in sorted(vocab.items()):
+        if texts.setdefault(token_id, text) != text:
+            raise TokenizerError(
+                str(path),
+                f"tokens {quoted(texts[token_id])} and {quoted(text)} are both number {token_id}",
+                "fetch the file again",
+            )
 
 
 def _refuse_excess(path: Path, tokens: Iterable[object]) -> None:

@@ -64,7 +64,7 @@ def check_against(
     """
     specs = {spec.name: spec for spec in checkpoint.specs()}
     if imatrix is not None:
-        imatrix.check(list(specs.values()))
+        yield from (info(remark.place, remark.message) for remark in imatrix.check(specs.values()))
     check = FileCheck(file, checkpoint, level, imatrix)
     yield from _same_tensors(file, specs)
     yield from _foreign_types(check)

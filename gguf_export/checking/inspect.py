@@ -1,4 +1,4 @@
-"""The contents of a checkpoint or a GGUF file, from headers alone."""
+"""The contents of a checkpoint or a GGUF file, from headers alone; or of an importance matrix."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from gguf import LlamaFileType
 
+from gguf_export.checking.imatrix_facts import ImatrixFacts, imatrix_facts
 from gguf_export.files.sizes import size_in_words
+from quantize.containers.gguf import MAGIC
 from quantize.containers.keys import elements
-from quantize.containers.untrusted import label
-from quantize.exceptions import ChoiceError
+from quantize.containers.untrusted import label, regular_size
+from quantize.exceptions import ChoiceError, GGUFError
 from quantize.hparams import Hparams
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
@@ -71,12 +73,12 @@ class ModelFacts:
         return {**asdict(self), "bpw": self.bpw}
 
 
-def inspect(path: str | Path) -> ModelFacts:
-    """Look at a checkpoint folder or a GGUF file; no weight is read.
+def inspect(path: str | Path) -> ModelFacts | ImatrixFacts:
+    """Look at a checkpoint folder or a GGUF file, of which no weight is read; or at an importance matrix.
 
     Raises:
-        CheckpointError, GGUFError: it is damaged.
-        ChoiceError: there is neither.
+        CheckpointError, GGUFError, ImatrixError: it is damaged.
+        ChoiceError: there is nothing.
 
     >>> facts = inspect(demo_model)
     >>> facts.hparams.n_expert, facts.hparams.n_expert_used, len(facts.tensors)
@@ -98,8 +100,12 @@ def _checkpoint_facts(path: Path) -> ModelFacts:
     return _facts(path, "checkpoint", architecture, ftype, checkpoint.hparams, specs, {})
 
 
-def _file_facts(path: Path) -> ModelFacts:
+def _file_facts(path: Path) -> ModelFacts | ImatrixFacts:
+    if not _is_gguf(path):
+        return imatrix_facts(path)  # the legacy form bears no mark: whoever reads it says what it is not
     file = GGUFFile(path)
+    if file.keys.get("general.type") == "imatrix":
+        return imatrix_facts(path)
     try:
         ftype = LlamaFileType(file.keys.get("general.file_type", -1)).name
     except ValueError:
@@ -109,6 +115,15 @@ def _file_facts(path: Path) -> ModelFacts:
     keys = {key: _shortened(value) for key, value in file.keys.items()}
     facts = _facts(path, "gguf", name, ftype, file.hparams, file.specs(), keys)
     return replace(facts, is_vocabulary=file.is_vocabulary)
+
+
+def _is_gguf(path: Path) -> bool:
+    regular_size(path, GGUFError)
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as failure:
+        raise GGUFError(str(path), f"cannot be read: {failure.strerror}") from None
 
 
 def _facts(

@@ -14,19 +14,17 @@ from gguf_export.commands.options import (
     FILE,
     QUIET,
     ForwardOptions,
-    Verb,
     chunks,
     ctx,
     force,
     forward_options,
     ftypes,
-    group,
     imatrix,
-    option,
     prior,
 )
 from gguf_export.commands.recipe_options import RecipeOptions, recipe_options
 from gguf_export.commands.streams import show, summary
+from gguf_export.commands.verb import Verb, group, option
 
 if TYPE_CHECKING:
     from calibration.judging.side_by_side import Comparison
@@ -63,7 +61,7 @@ class OutputOptions:
             OutputError: see `refuse_outputs`.
         """
         from gguf_export.files.outputs import refuse_outputs
-        from gguf_export.files.replacing import is_device, target_of
+        from gguf_export.files.replacing import is_device
         from gguf_export.writing.state_file import discard_older, refuse_foreign, working_files
         from quantize.exceptions import OutputExistsError
 
@@ -75,7 +73,7 @@ class OutputOptions:
             refuse_outputs(self.paths, force=self.force, devices=True, own=own, inputs=inputs)
         except OutputExistsError:
             if self.state is None and all(path.exists() for path in self.paths):  # stopped with its work done
-                discard_older(target_of(next(path for path in self.paths if not is_device(path))))
+                discard_older(next(path for path in self.paths if not is_device(path)))
             raise
         if self.state is not None:
             refuse_foreign(self.state)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from gguf_export.commands.options import JSON, MODEL, PRE, QUIET, Verb, option
+from gguf_export.commands.options import JSON, MODEL, PRE, QUIET
+from gguf_export.commands.verb import Verb, option
 
 
 @click.command(cls=Verb)

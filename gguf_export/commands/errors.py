@@ -15,16 +15,15 @@ from gguf_export.commands.options import (
     TEXT,
     ForwardOptions,
     TextOptions,
-    Verb,
     force,
     forward_options,
     ftypes,
     jobs,
-    option,
     prior,
     text_options,
 )
 from gguf_export.commands.streams import show, summary
+from gguf_export.commands.verb import Verb, option
 
 if TYPE_CHECKING:
     from calibration.judging.matrix_errors import ErrorReport

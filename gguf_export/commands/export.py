@@ -17,14 +17,11 @@ from gguf_export.commands.options import (
     TEXT,
     ForwardOptions,
     TextOptions,
-    Verb,
     force,
     forward_options,
     ftypes,
-    group,
     imatrix,
     jobs,
-    option,
     prior,
     text_options,
 )
@@ -35,6 +32,7 @@ from gguf_export.commands.recipe_options import (
     source_options,
 )
 from gguf_export.commands.streams import show, summary
+from gguf_export.commands.verb import Verb, group, option
 
 if TYPE_CHECKING:
     from gguf_export.writing.export import ExportPlan, ExportResult

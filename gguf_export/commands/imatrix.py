@@ -1,4 +1,4 @@
-"""`moe-gguf imatrix`: calibration text runs through the model, and what each expert saw is kept."""
+"""`moe-gguf imatrix`: text runs through the model, and what each expert saw is kept; or matrices are merged."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import click
 
 from gguf_export.commands.options import (
     FILE,
-    MODEL,
     QUIET,
     RESTART,
     ForwardOptions,
     TextOptions,
-    Verb,
     force,
     forward_options,
-    option,
     text_options,
 )
 from gguf_export.commands.streams import show, summary
+from gguf_export.commands.verb import Verb, option
 
 if TYPE_CHECKING:
+    from calibration.importance.imatrix import Imatrix
     from calibration.importance.observers import Collected
 
 
-@click.command(cls=Verb)
-@MODEL
+@click.command(cls=Verb, modes={"merge": ("output", "n_ctx", "force", "quiet")})
+@click.argument("paths", nargs=-1, required=True, type=FILE, metavar="MODEL | FILE...")
 @option(
     "-o", "--output", type=FILE, required=True, metavar="FILE", help="The file; .dat for the legacy form."
 )
+@option("--merge", is_flag=True, help="Add up the importance matrices FILE...; no model, no text.")
 @text_options
 @option("--process-output", is_flag=True, help="Collect output.weight, too.")
 @force()
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 @forward_options()
 @QUIET
 def imatrix(
-    model: Path,
+    paths: tuple[Path, ...],
     output: Path,
+    merge: bool,
     text: TextOptions,
     process_output: bool,
     force: bool,
@@ -50,14 +51,23 @@ def imatrix(
     """Run text through MODEL, the folder of a checkpoint or a GGUF file, and write llama.cpp's importance matrix.
 
     A run that was stopped goes on behind the last layer that it kept when the same command is given again.
+
+    With --merge the sums and tokens of the importance matrices FILE... are added, as llama-imatrix does with --in-file.
     """
+    if merge:
+        _merge(paths, output, text.n_ctx, force, quiet)
+        return
+    if len(paths) > 1:
+        raise click.UsageError(
+            f"one MODEL is enough, {paths[1]} is too much; --merge takes importance matrices"
+        )
     from gguf_export.commands.console import ProgressView
     from gguf_export.commands.messages import say
     from gguf_export.writing.calibrate import calibrate
 
     with ProgressView(quiet=quiet) as view:
         collected = calibrate(
-            model,
+            paths[0],
             text.settings(),
             output,
             process_output=process_output,
@@ -70,6 +80,23 @@ def imatrix(
     if not quiet:
         with summary():
             _print_result(output, collected)
+
+
+def _merge(files: tuple[Path, ...], output: Path, n_ctx: int, force: bool, quiet: bool) -> None:
+    from gguf_export.commands.messages import say
+    from gguf_export.writing.importances import merge_imatrices
+
+    result = merge_imatrices(files, output, n_ctx=n_ctx, force=force, note=say)
+    if not quiet:
+        with summary():
+            _print_merged(output, result, len(files))
+
+
+def _print_merged(output: Path, result: Imatrix, n_file: int) -> None:
+    show(
+        f"{output}: {len(result.entries)} tensors from {n_file} files, {result.chunk_count:,} chunks of "
+        f"{result.chunk_size:,} tokens"
+    )
 
 
 def _print_result(output: Path, collected: Collected) -> None:

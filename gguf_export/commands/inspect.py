@@ -1,30 +1,51 @@
-"""`moe-gguf inspect`: what is in a checkpoint or a GGUF file."""
+"""`moe-gguf inspect`: what is in a checkpoint, a GGUF file or an importance matrix."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from gguf_export.commands.options import FILE, Verb, option
+from gguf_export.commands.options import FILE
 from gguf_export.commands.streams import show_json
+from gguf_export.commands.verb import Verb, option
+
+if TYPE_CHECKING:
+    from gguf_export.checking.imatrix_facts import ImatrixFacts
+
+FIGURES = (">Σ(Act²)", ">min", ">max", ">μ", ">σ", ">% active", ">N", ">entropy", ">E (norm)", ">ZD")  # noqa: RUF001
+"""The figures of llama-imatrix, under its names."""
+MOST_STARVED = 24
+"""Experts that are listed without being asked for."""
 
 
 @click.command(cls=Verb)
 @click.argument("path", type=FILE)
 @option("--json", "as_json", is_flag=True, help="Everything, as JSON for programs.")
-@option("--tensors", is_flag=True, help="One line for each tensor, too.")
+@option(
+    "--tensors",
+    is_flag=True,
+    help="One line for each tensor, too; of an importance matrix also for each expert.",
+)
 def inspect(path: Path, as_json: bool, tensors: bool) -> None:
-    """Say what PATH is: a checkpoint folder or a GGUF file; its architecture, experts, types, sizes."""
+    """Say what PATH is: a checkpoint folder or a GGUF file; its architecture, experts, types, sizes.
+
+    Of an importance matrix: the figures of llama-imatrix --show-statistics, and the experts that few tokens reached.
+    """
     from gguf_export.checking import inspect as checking
 
     facts = checking.inspect(path)
     if as_json:
         show_json(facts.as_dict())
         return
+    from gguf_export.checking.imatrix_facts import ImatrixFacts
     from gguf_export.commands.console import print_table
     from gguf_export.files.sizes import size_in_words
 
+    if isinstance(facts, ImatrixFacts):
+        _print_imatrix(facts, tensors)
+        return
     print_table(str(path), ("", ""), checking.in_words(facts))
     print_table(
         "",
@@ -43,3 +64,24 @@ def inspect(path: Path, as_json: bool, tensors: bool) -> None:
                 for tensor in facts.tensors
             ],
         )
+
+
+def _print_imatrix(facts: ImatrixFacts, tensors: bool) -> None:
+    from gguf_export.checking import imatrix_facts as words
+    from gguf_export.commands.console import print_table
+
+    print_table(facts.path, ("", ""), words.imatrix_in_words(facts))
+    starved = words.starved_rows(facts)
+    if starved:
+        more = "" if len(starved) <= MOST_STARVED else f", the first {MOST_STARVED} of {len(starved):,}"
+        print_table(f"starved experts{more}", ("", ">expert", ">tokens"), starved[:MOST_STARVED])
+    print_table(
+        "means over the tensors of a layer",
+        (">layer", ">Σ(Act²)", ">ZD", ">CosSim"),
+        words.layer_rows(facts),
+    )
+    if tensors:
+        print_table("", (">layer", "tensor", *FIGURES, ">CosSim"), words.tensor_rows(facts))
+        experts = words.expert_rows(facts)
+        if experts:
+            print_table("", (">layer", "tensor", ">expert", ">tokens", *FIGURES), experts)

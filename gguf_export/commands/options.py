@@ -1,79 +1,23 @@
-"""The options of the verbs: each is declared once, and a group of them reaches its verb as one frozen object.
-
-An option may need another one to mean anything (`needs`); `Verb` refuses it where that one is missing.
-"""
+"""The options of the verbs: each is declared once, and a group of them reaches its verb as one frozen object."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
+
+from gguf_export.commands.verb import Decorator, group, option
 
 if TYPE_CHECKING:
     from calibration.forward.settings import ForwardSettings
     from calibration.text.text_settings import TextSettings
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
 FILE = click.Path(path_type=Path)
 TEXT = ("texts", "prompts")
 """The parameters that bring a text."""
-
-
-class Option(click.Option):
-    """An option that means something only beside one of the parameters in `needs`."""
-
-    def __init__(self, *args: Any, needs: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.needs = tuple(needs)
-
-
-class Verb(click.Command):
-    """A command that refuses options which were given and mean nothing."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb, if all that was given is of use."""
-        switches = {param.name: param.opts[-1] for param in self.params}
-        for param in self.params:
-            needs = param.needs if isinstance(param, Option) else ()
-            if needs and _is_given(ctx, param.name) and not any(_is_given(ctx, need) for need in needs):
-                needed = " or ".join(switches[need] for need in needs)
-                raise click.UsageError(f"{param.opts[-1]} means nothing without {needed}", ctx)
-        return super().invoke(ctx)
-
-
-def _is_given(ctx: click.Context, name: str | None) -> bool:
-    """Whether a parameter was set by hand, and to something: `--prior 0` is as good as none."""
-    is_default = ctx.get_parameter_source(str(name)) in (ParameterSource.DEFAULT, None)
-    return not is_default and bool(ctx.params.get(str(name)))
-
-
-def option(*names: str, **settings: Any) -> Decorator:
-    """Declare one option, as click does; `needs` names the parameters without which it means nothing."""
-    return click.option(*names, cls=Option, **settings)
-
-
-def group(name: str, kind: Callable[..., Any], *options: Decorator) -> Decorator:
-    """Declare options, shown in this order, that reach the verb as one object `kind(**values)` called `name`."""
-
-    def decorate(verb: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(verb)
-        def bundled(**values: Any) -> Any:
-            own = {key: values.pop(key) for key in names}
-            return verb(**{name: kind(**own)}, **values)
-
-        n_before = len(getattr(bundled, "__click_params__", ()))
-        for declare in reversed(options):
-            declare(bundled)
-        names = [param.name for param in vars(bundled)["__click_params__"][n_before:]]
-        return bundled
-
-    return decorate
 
 
 # ---- single options ------------------------------------------------------------------------------------------------

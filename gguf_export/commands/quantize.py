@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from gguf_export.commands.options import QUIET, Verb, imatrix, option
+from gguf_export.commands.options import QUIET, imatrix
 from gguf_export.commands.recipe_options import (
     RecipeOptions,
     SourceOptions,
@@ -12,6 +12,7 @@ from gguf_export.commands.recipe_options import (
     source_options,
 )
 from gguf_export.commands.streams import summary
+from gguf_export.commands.verb import Verb, option
 
 
 @click.command(cls=Verb)

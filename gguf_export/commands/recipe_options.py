@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguf_export.commands.options import FILE, Decorator, group, option
+from gguf_export.commands.options import FILE
+from gguf_export.commands.verb import Decorator, group, option
 
 if TYPE_CHECKING:
     from quantize.recipes.recipe import Recipe

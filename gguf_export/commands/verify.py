@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from gguf_export.commands.options import FILE, JSON, QUIET, Verb, jobs, option, prior
+from gguf_export.commands.options import FILE, JSON, QUIET, jobs, prior
+from gguf_export.commands.verb import Verb, option
 
 
 @click.command(cls=Verb)

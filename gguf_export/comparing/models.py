@@ -13,7 +13,7 @@ from calibration.judging.round_trip import RoundTrip, SharedSource
 from calibration.judging.side_by_side import Base
 from calibration.text.tokenizer import vocabulary_of
 from calibration.text.vocabulary import refuse_other_vocabulary
-from gguf_export.writing.remarks import missing_remarks, plan_remarks, thin_remarks
+from gguf_export.writing.remarks import imatrix_remarks, plan_remarks
 from quantize.exceptions import ChoiceError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
@@ -163,8 +163,7 @@ def _round_trips(
         for recipe in choice.recipes
     }
     remarks += plan_remarks(plans)
-    remarks += missing_remarks(list(plans.values()), imatrix)
-    remarks += thin_remarks(imatrix)
+    remarks += imatrix_remarks(list(plans.values()), imatrix)
     for remark in remarks:
         note(remark)
     return [

@@ -17,7 +17,6 @@ from calibration.judging.side_by_side import Activations, Base, Comparison
 from calibration.text.chunks import Chunks
 from gguf_export.comparing.models import ModelChoice, open_models
 from gguf_export.comparing.texts import TextChoice, cut_choice, own_text
-from gguf_export.files.replacing import target_of
 from gguf_export.writing import fingerprint
 from gguf_export.writing.state_file import StateFile, state_path
 from quantize.sources.model_source import ModelSource
@@ -83,7 +82,7 @@ class StateSettings:
     @classmethod
     def beside(cls, output: Path, *, restart: bool = False) -> StateSettings:
         """The state beside the file that will hold the figures."""
-        return cls(state_path(target_of(output)), output.name, restart)
+        return cls(state_path(output), output.name, restart)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 import time
@@ -65,7 +64,9 @@ class DurableFile:
         self._lock, self._sync_lock = threading.Lock(), threading.Lock()
         self._syncer = ThreadPoolExecutor(1)  # starts its thread when it has something to do
         self._syncing: Future[None] | None = None
-        self._is_broken = False  # it is unknown what the disk holds of what was written since the last sync
+        self._broken: OSError | None = (
+            None  # since this error it is unknown what the disk holds of what was written
+        )
         self._unsynced: list[Piece] = []
         self._unsynced_bytes = 0
         self._synced_at = time.monotonic()
@@ -160,14 +161,16 @@ class DurableFile:
                 pieces, self._unsynced, self._unsynced_bytes = self._unsynced, [], 0
                 self._synced_at = time.monotonic()
             try:
-                if self._is_broken:  # a second fsync would return well: a disk tells of an error once
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                if (
+                    self._broken is not None
+                ):  # a second fsync would return well: a disk tells of an error once
+                    raise OSError(*self._broken.args)
                 durable(self._file)
                 forget_pages(self._file)
                 refuse_gone(self.identity, self.path)  # told now, and not when all is done
                 self._on_durable(pieces)
-            except OSError:
-                self._is_broken = True
+            except OSError as error:
+                self._broken = self._broken or error
                 raise
 
     @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gguf_export.files.disk import is_full
 from gguf_export.files.opening import file_id, refuse_strange, status_of, stream_number
-from gguf_export.files.replacing import is_device, partial_path, target_of
+from gguf_export.files.replacing import is_device, partial_path
 from quantize.exceptions import NoSpaceError, OutputError, OutputExistsError
 
 __all__ = ["refuse_existing", "refuse_outputs"]
@@ -28,10 +28,10 @@ def refuse_outputs(
     """Refuse, before hours of work, outputs that could not be written at its end, or would destroy something.
 
     Args:
-        outputs: files that the user named. A link stays a link: its target is replaced.
-        force: replace those of `outputs` that exist.
+        outputs: files that the user named.
+        force: replace those of `outputs` that exist; of a link the link and not its target.
         devices: take a device such as /dev/stdout, too; several outputs may go to one.
-        made: files whose names the work derives, in folders that it makes. They may exist, and a link is replaced.
+        made: files whose names the work derives, in folders that it makes. They may exist.
         own: files that the work keeps for itself, such as a state. They may exist, and no link is followed.
         inputs: files that are read, whether they exist or not.
 
@@ -49,14 +49,13 @@ def refuse_outputs(
         status = status_of(path)
         if status is not None and not path.is_symlink():
             refuse_strange(path)
-    targets = [target_of(path) for path in files]
-    working = [*own, *map(partial_path, targets), *map(partial_path, made)]
+    working = [*own, *map(partial_path, (*files, *made))]
     for path in working:
         refuse_strange(path)
-    places = [*zip(targets, files, strict=True), *((path, path) for path in (*made, *working))]
+    places = [*files, *made, *working]
     _refuse_twins(places, set(working))
     _refuse_inputs(places, inputs)
-    for folder in dict.fromkeys(target.absolute().parent for target, _ in places):
+    for folder in dict.fromkeys(path.absolute().parent for path in places):
         _refuse_folder(folder)
     if not force:
         refuse_existing(files)
@@ -84,8 +83,6 @@ def _refuse_kind(path: Path) -> None:
         raise OutputError(str(path), "is a folder", "name a file in it")
     if is_device(path):
         raise OutputError(str(path), "is no file, so it cannot be replaced", "choose another name")
-    if not _is_folder(target_of(path).parent):
-        raise OutputError(str(path), "is a link that leads nowhere", "remove it")
 
 
 def _refuse_closed(path: Path) -> None:
@@ -98,11 +95,11 @@ def _refuse_closed(path: Path) -> None:
             raise OutputError(str(path), "is closed", "choose another name") from error
 
 
-def _refuse_twins(places: Sequence[tuple[Path, Path]], working: Container[Path]) -> None:
-    """Refuse two outputs, or an output and a working file, that are one file; `places` are (target, name as given)."""
+def _refuse_twins(places: Sequence[Path], working: Container[Path]) -> None:
+    """Refuse two outputs, or an output and a working file, that are one file."""
     seen: dict[object, Path] = {}
-    for target, name in places:
-        keys = _keys(target)
+    for name in places:
+        keys = _keys(name)
         for other in (seen[key] for key in keys if key in seen):
             if name in working:
                 raise OutputError(
@@ -112,13 +109,13 @@ def _refuse_twins(places: Sequence[tuple[Path, Path]], working: Container[Path])
         seen |= dict.fromkeys(keys, name)
 
 
-def _refuse_inputs(places: Sequence[tuple[Path, Path]], inputs: Iterable[Path]) -> None:
+def _refuse_inputs(places: Sequence[Path], inputs: Iterable[Path]) -> None:
     """Refuse an output or a working file that is read, too."""
     read: dict[object, Path] = {}
     for path in inputs:
-        read |= dict.fromkeys(_keys(path) | _keys(target_of(path)), path)
-    for target, name in places:
-        for key in _keys(target) & read.keys():
+        read |= dict.fromkeys(_keys(path) | _keys(Path(os.path.realpath(path))), path)
+    for name in places:
+        for key in _keys(name) & read.keys():
             other = read[key]
             message = "is read, too" if other == name else f"would replace {other}, which is read"
             raise OutputError(str(name), message, "choose another name for what is written")
@@ -126,7 +123,7 @@ def _refuse_inputs(places: Sequence[tuple[Path, Path]], inputs: Iterable[Path]) 
 
 def _keys(path: Path) -> set[object]:
     """What tells a file from others: its place, and its identity where it exists; the last name is not followed."""
-    keys: set[object] = {target_of(path.absolute().parent) / path.name}
+    keys: set[object] = {Path(os.path.realpath(path.absolute().parent)) / path.name}
     with contextlib.suppress(OSError):
         keys.add(file_id(path.lstat()))
     return keys

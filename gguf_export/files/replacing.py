@@ -18,7 +18,6 @@ __all__ = [
     "is_device",
     "partial_path",
     "replacing",
-    "target_of",
     "write_bytes",
     "write_files",
     "write_text",
@@ -32,16 +31,11 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL_SUFFIX)
 
 
-def target_of(path: Path) -> Path:
-    """The file that a name stands for: a link that the user names stays a link, and its target is replaced."""
-    return Path(os.path.realpath(path))
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[BufferedRandom]:
     """A new file, open to be written, that shall appear as `path`; it gets its name, durably, when the block ends well.
 
-    A link under that name is replaced, not followed: whoever wants its target replaced asks `target_of` first.
+    A link under that name is replaced, not followed: its target belongs to whoever put it there.
 
     Raises:
         OSError: the disk is full or broken; what stood under `path` stands there still.
@@ -94,7 +88,7 @@ def write_files(contents: Sequence[tuple[Path, bytes]]) -> None:
         for path, content in contents:
             if not _is_stream(path):
                 stack.enter_context(_errors(path))
-                file = stack.enter_context(replacing(target_of(path)))
+                file = stack.enter_context(replacing(path))
                 with _errors(path):
                     file.write(content)
                     file.flush()
@@ -120,8 +114,25 @@ def _is_stream(path: Path) -> bool:
 def _write_stream(path: Path, content: bytes) -> None:
     """Write at the place where a stream of this process is; opened by its name, a file behind it would be emptied."""
     number = stream_number(path)
-    with path.open("wb") if number is None else os.fdopen(os.dup(number), "wb") as file:
+    handle = _opened_stream(path) if number is None else os.dup(number)
+    with os.fdopen(handle, "wb") as file:
         file.write(content)
+
+
+def _opened_stream(path: Path) -> int:
+    """Open a device or a pipe for writing; for a reader of a pipe, who may never come, nobody waits.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(error.errno, "nobody reads this pipe", str(path)) from None
+        raise
+    os.set_blocking(handle, True)
+    return handle
 
 
 def is_device(path: Path) -> bool:

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
 
 from calibration.forward.settings import ForwardSettings, best_dtype
-from calibration.importance.imatrix import Imatrix
-from calibration.importance.imatrix_files import save_imatrix
 from calibration.importance.observers import Collected, collect_imatrix
 from calibration.text.text_settings import TextSettings, cut_text
-from gguf_export.files.disk import write_error
-from gguf_export.files.opening import status_of
-from gguf_export.files.outputs import refuse_existing, refuse_outputs
-from gguf_export.files.replacing import replacing, target_of
+from gguf_export.files.outputs import refuse_outputs
 from gguf_export.writing import fingerprint
+from gguf_export.writing.importances import write_imatrix
 from gguf_export.writing.state_file import StateFile, discard_older, state_path, working_files
 from quantize.exceptions import OutputExistsError
 from quantize.sources.checkpoint_files import files_of_model
 from quantize.sources.model_source import open_source
 from quantize.telling import Note, OnProgress, discard, silent
 
-__all__ = ["calibrate", "write_imatrix"]
-
-LEGACY_SUFFIX = ".dat"
-READ_BYTES = 2**20  # compared at a time
+__all__ = ["calibrate"]
 
 
 def calibrate(
@@ -74,11 +66,11 @@ def calibrate(
             refuse_outputs(
                 [path],
                 force=force,
-                own=working_files(state_path(target_of(path))),
+                own=working_files(state_path(path)),
                 inputs=[*files_of_model(Path(model)), *text.files],
             )
         except OutputExistsError:
-            discard_older(target_of(path))
+            discard_older(path)
             raise
     source = open_source(model, note)
     chunks = cut_text(source, text)
@@ -91,7 +83,7 @@ def calibrate(
                 "choice of tensors": "with output.weight" if process_output else "",
             }
             keeper = stack.enter_context(
-                StateFile(state_path(target_of(path)), path.name, prints, restart=restart, note=note)
+                StateFile(state_path(path), path.name, prints, restart=restart, note=note)
             )
         collected = collect_imatrix(
             source,
@@ -105,33 +97,3 @@ def calibrate(
         if path is not None:
             write_imatrix(path, collected.imatrix)
     return collected
-
-
-def write_imatrix(path: Path, imatrix: Imatrix, *, is_again: bool = False) -> None:
-    """Write an importance matrix; the file appears when it is whole and on the disk.
-
-    Args:
-        path: of the file, in the legacy form where its name ends in .dat.
-        imatrix: the matrix.
-        is_again: a file that exists is not replaced, but must hold what would be written.
-
-    Raises:
-        OutputError: the disk is full or broken; or `OutputExistsError`, another file is there.
-    """
-    try:
-        with replacing(target_of(path)) as file:
-            save_imatrix(file, imatrix, legacy=path.suffix == LEGACY_SUFFIX)
-            if is_again and status_of(path) is not None and not _holds(path, file):
-                refuse_existing([path])
-    except OSError as error:
-        raise write_error(path, error) from error
-
-
-def _holds(path: Path, file: BinaryIO) -> bool:
-    """Whether a file has the same bytes as an open one."""
-    file.seek(0)
-    with path.open("rb") as other:
-        while (piece := file.read(READ_BYTES)) == other.read(READ_BYTES):
-            if not piece:
-                return True
-    return False

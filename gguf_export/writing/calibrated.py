@@ -21,8 +21,8 @@ from calibration.importance.imatrix import Entry, Imatrix
 from calibration.importance.observers import collect_imatrix
 from calibration.text.chunks import Chunks
 from gguf_export.writing import fingerprint
-from gguf_export.writing.calibrate import write_imatrix
 from gguf_export.writing.feed import Feed
+from gguf_export.writing.importances import write_imatrix
 from gguf_export.writing.job import ExportJob
 from gguf_export.writing.journal import journal_path
 from gguf_export.writing.open_files import opened

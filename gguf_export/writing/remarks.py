@@ -11,7 +11,7 @@ from quantize.containers.untrusted import printable
 from quantize.recipes.layout import Plan
 from quantize.telling import Remark
 
-__all__ = ["FEW_TOKENS", "export_remarks", "missing_remarks", "plan_remarks", "thin_remarks"]
+__all__ = ["FEW_TOKENS", "export_remarks", "imatrix_remarks", "plan_remarks"]
 
 FEW_TOKENS = 100
 """Experts that saw fewer tokens gain from a prior (scripts/measure_prior.py)."""
@@ -28,9 +28,18 @@ def export_remarks(job: ExportJob, *, is_counted: bool = True) -> list[Remark]:
     return [
         *job.remarks,
         *plan_remarks(plans),
-        *missing_remarks(job.plans, job.imatrix),
-        *thin_remarks(job.imatrix if is_counted else None),
+        *imatrix_remarks(job.plans, job.imatrix, is_counted=is_counted),
     ]
+
+
+def imatrix_remarks(
+    plans: Sequence[Plan], imatrix: Imatrix | None, *, is_counted: bool = True
+) -> list[Remark]:
+    """Remarks on what importances leave out, rest on few tokens or do not weigh; see `export_remarks`."""
+    if imatrix is None:
+        return []
+    counted = [*_thin_remarks(imatrix), *_flat_remarks(imatrix)] if is_counted else []
+    return [*_missing_remarks(plans, imatrix), *counted]
 
 
 def plan_remarks(plans: Mapping[str, Plan]) -> list[Remark]:
@@ -53,9 +62,9 @@ def plan_remarks(plans: Mapping[str, Plan]) -> list[Remark]:
     ]
 
 
-def missing_remarks(plans: Sequence[Plan], imatrix: Imatrix | None) -> list[Remark]:
-    """A remark where importances are given and do not cover all that they could weigh."""
-    missing = _without_importance(plans, imatrix) if imatrix else []
+def _missing_remarks(plans: Sequence[Plan], imatrix: Imatrix) -> list[Remark]:
+    """A remark where importances do not cover all that they could weigh."""
+    missing = _without_importance(plans, imatrix)
     if not missing:
         return []
     message = f"the importance matrix has nothing for {len(missing)} tensors, quantized without: {_first(missing, 4)}"
@@ -73,9 +82,26 @@ def _without_importance(plans: Sequence[Plan], imatrix: Imatrix) -> list[str]:
     return imatrix.missing(list(specs.values()))
 
 
-def thin_remarks(imatrix: Imatrix | None) -> list[Remark]:
+def _flat_remarks(imatrix: Imatrix) -> list[Remark]:
+    """A remark where importances are zero, or make no difference between columns."""
+    zero, flat = imatrix.flat()
+    n_entry, anew = len(imatrix.entries), "make it anew from a text"
+    if zero and len(zero) == n_entry:
+        return [Remark("", "the importance matrix holds nothing but zeros: it weighs nothing", anew)]
+    if flat and len(flat) == n_entry:
+        return [
+            Remark("", "all importances of a row are equal in the importance matrix: it weighs nothing", anew)
+        ]
+    if zero:
+        return [
+            Remark("", f"the importance matrix holds only zeros for {len(zero)} tensors: {_first(zero, 4)}")
+        ]
+    return []
+
+
+def _thin_remarks(imatrix: Imatrix) -> list[Remark]:
     """A remark where importances rest on few tokens; with a prior, which is the remedy, there is nothing to say."""
-    thin = imatrix.thin(fewer_than=FEW_TOKENS) if imatrix and not imatrix.prior else []
+    thin = [] if imatrix.prior else imatrix.thin(fewer_than=FEW_TOKENS)
     if not thin:
         return []
     n_none = sum(expert.n_tokens == 0 for expert in thin)

@@ -99,9 +99,7 @@ class Request:
             inputs += TextSettings.of(self.text).files
         named = [] if self.save_imatrix is None else [self.save_imatrix]
         if self.file is not None and not paths:
-            named.append(
-                Path(self.file)
-            )  # its folder is not made, and a link to the model is not replaced either
+            named.append(Path(self.file))  # a folder that the user names is not made
         refuse_outputs(named, force=True, made=paths, own=own, inputs=inputs)
 
     def _source(self) -> ModelFile:

@@ -119,7 +119,7 @@ class GGUFFile:
         """
         n_parts = self.keys.get("split.count", 0)
         if isinstance(n_parts, int) and n_parts > 1:
-            raise self._fault(f"one of {n_parts} parts", "join them with llama-gguf-split --merge")
+            raise self._fault(f"one of {n_parts} parts", "join them with llama-gguf-split")
 
     @property
     def is_vocabulary(self) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from demo_files import demo_sums
 from places import GOLDEN
+
+pytestmark = pytest.mark.numeric
 
 
 def test_every_file_of_the_demo_model_is_the_same(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from calibration.judging.logits_file import LogitsFile
 from calibration.text.chunks import read_prompts
 from calibration.text.tokenizer import open_tokenizer, tokenizer_of
 from gguf_export.checking.checksums import check_sum
-from gguf_export.checking.inspect import inspect
+from gguf_export.checking.inspect import ModelFacts, inspect
 from gguf_export.cli import main
 from gguf_export.vocab.vocab_keys import vocab_keys
 from gguf_export.writing.header import header
@@ -99,7 +99,8 @@ def test_more_than_one_architecture(hostile: Path) -> None:
     """Only the first was looked at before all were joined."""
     config = json.loads((hostile / "config.json").read_text())
     written(hostile / "config.json", json.dumps(config | {"architectures": [*config["architectures"], 7]}))
-    assert inspect(hostile).name == "MixtralForCausalLM, 7"
+    facts = inspect(hostile)
+    assert isinstance(facts, ModelFacts) and facts.name == "MixtralForCausalLM, 7"
 
 
 HOSTILE_TOKENIZERS = [

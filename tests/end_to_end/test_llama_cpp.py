@@ -103,7 +103,7 @@ def test_llama3_rope_agrees_with_transformers(tmp_path: Path) -> None:
     check_agreement(model, tmp_path)
 
 
-@pytest.mark.parametrize("n_expert", [5, 16])
+@pytest.mark.parametrize("n_expert", [5, 16, 32])
 def test_equal_experts_are_chosen_as_llama_cpp_does(tmp_path: Path, n_expert: int) -> None:
     """Every row of the router is there more than once, as mergekit makes them of equal prompts."""
     model = pico_mixtral(tmp_path / "Pico", n_expert=n_expert, n_expert_used=1, n_vocab=300, n_ff=256)

@@ -5,12 +5,15 @@ The rule for each reader: it succeeds or raises one of our own errors, in bounde
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import hashlib
 import json
+import os
 import shutil
 import struct
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -36,12 +39,21 @@ from calibration.text.chunks import read_prompts, read_text
 from calibration.text.tokenizer import open_tokenizer, tokenizer_of, vocabulary_of
 from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.doctor import doctor
+from gguf_export.checking.imatrix_facts import (
+    ImatrixFacts,
+    expert_rows,
+    imatrix_in_words,
+    layer_rows,
+    starved_rows,
+    tensor_rows,
+)
 from gguf_export.checking.inspect import inspect
 from gguf_export.checking.verify import verify
 from gguf_export.metadata.model_keys import assemble, model_keys
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.export import prepare, run
 from gguf_export.writing.header import header
+from gguf_export.writing.importances import merge_imatrices
 from quantize.containers.gguf import SCALARS, read_container
 from quantize.containers.keys import KeyValue, elements
 from quantize.decoding import can_decode
@@ -113,14 +125,24 @@ def _each(*reads: Callable[[], object]) -> list[object]:
     return found
 
 
+def _alike(read: Callable[[], object]) -> object:
+    """What a reader finds, which is no matter of chance."""
+    found = read()
+    assert repr(found) == repr(read()), "it was read twice, and is not the same"  # NaN equals itself here
+    return found
+
+
 def _tokenizer(n_vocab: int, pre: str | None) -> Callable[[Path], object]:
     """Both that read tokenizers: what is written into models, and what cuts text."""
 
+    def keys(folder: Path) -> object:
+        return [(kv.key, kv.value) for kv in vocab.vocab_keys(folder, {"vocab_size": n_vocab}, n_vocab, pre)]
+
+    def ids(folder: Path) -> object:
+        return open_tokenizer(folder).encode("the <s> caf\u00e9 \U0001f600\n", parse_special=True).tolist()
+
     def read(folder: Path) -> object:
-        return _each(
-            lambda: vocab.vocab_keys(folder, {"vocab_size": n_vocab}, n_vocab, pre),
-            lambda: open_tokenizer(folder).encode("the <s> caf\u00e9 \U0001f600\n", parse_special=True),
-        )
+        return _each(lambda: _alike(lambda: keys(folder)), lambda: _alike(lambda: ids(folder)))
 
     return read
 
@@ -175,8 +197,21 @@ def _byte_level_gguf(path: Path) -> object:
     return tokenizer_of(file).encode("the <s> caf\u00e9 12\n", parse_special=True)
 
 
+def _shown_and_merged(path: Path) -> None:
+    """What `inspect` shows of an importance matrix, and what becomes of it in a merge."""
+    facts = inspect(path)
+    json.dumps(facts.as_dict(), allow_nan=False)
+    if isinstance(facts, ImatrixFacts):
+        rows = [*imatrix_in_words(facts), *layer_rows(facts), *tensor_rows(facts), *expert_rows(facts)]
+        assert all(isinstance(cell, str) for row in (*rows, *starved_rows(facts)) for cell in row)
+    merge_imatrices([path, path], path.with_name("merged.dat"), force=True)
+
+
 def _imatrix(name: str) -> Callable[[Path], object]:
     def read(folder: Path) -> object:
+        return _each(lambda: _shown_and_merged(folder / name), lambda: used(folder))
+
+    def used(folder: Path) -> object:
         checkpoint = open_checkpoint(folder)
         specs = checkpoint.specs()
         imatrix = load_imatrix(folder / name)
@@ -466,6 +501,22 @@ def mutated(draw: st.DrawFn, valid: bytes) -> bytes:
     return bytes(content)
 
 
+@contextlib.contextmanager
+def silence() -> Iterator[list[bytes]]:
+    """Nothing reaches standard error, where native libraries print their panics; the list holds what would have."""
+    said: list[bytes] = []
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+            caught.seek(0)
+            said += caught.readlines()
+
+
 def fuzz(
     target: Target, folder: Path, n: int, seed_: int | None = None, watch_memory: bool = True
 ) -> tuple[int, int]:
@@ -488,13 +539,15 @@ def fuzz(
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
         started = time.thread_time()
-        try:
-            target.read(folder)
-            outcomes[0] += 1
-        except MoeGgufError as error:
-            outcomes[1] += 1
-            assert str(error), "an error says something"
-            assert str(error).isprintable(), "an error has one line, and nothing that a terminal obeys"
+        with silence() as said:
+            try:
+                target.read(folder)
+                outcomes[0] += 1
+            except MoeGgufError as error:
+                outcomes[1] += 1
+                assert str(error), "an error says something"
+                assert str(error).isprintable(), "an error has one line, and nothing that a terminal obeys"
+        assert not said, f"a library printed {said[0][:200]!r}"
         seconds = time.thread_time() - started
         assert seconds < SECONDS, f"{seconds:.1f} seconds for {len(content)} bytes"
         if watch_memory:

@@ -31,6 +31,8 @@ from quantize.sources.model_source import ModelSource
 from quantize.telling import Progress
 from quantize.tensors import Array, QType, Rows, TensorSpec
 
+pytestmark = pytest.mark.numeric
+
 N_CHUNK, N_CTX, N_VOCAB = 3, 48, 320
 
 

@@ -13,6 +13,8 @@ from calibration.forward.int8 import InputRounding, round_q8_0, round_q8_k, roun
 from quantize.blocks import WRITABLE
 from quantize.tensors import Array, QType, TensorSpec
 
+pytestmark = pytest.mark.numeric
+
 
 def _activations(n_per_row: int, seed: int = 0) -> Array:
     """Rows with all that comes: heavy tails, zeros, one outlier, ties, small and large."""

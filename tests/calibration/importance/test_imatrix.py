@@ -145,10 +145,36 @@ def test_an_imatrix_of_another_model_is_refused(shape: tuple[int, ...], told: st
         sample().check([TensorSpec(EXPERTS, shape, QType.BF16)])
 
 
+def test_entries_that_name_no_tensor_of_the_model() -> None:
+    """llama-quantize goes on in silence, without importances where not one fits."""
+    remarks = sample().check(SPECS[:1])
+    assert [remark.message for remark in remarks] == [
+        f"1 of its 2 entries are of tensors that the model has not, and ignored: {EXPERTS}"
+    ]
+    imatrix = sample()
+    imatrix.file = "m.gguf"
+    with pytest.raises(
+        ImatrixError, match=r"m\.gguf: none of its 2 entries is of a tensor of this model: blk"
+    ):
+        imatrix.check([TensorSpec("blk.0.ffn_up.weight", (8, N_PER_ROW), QType.BF16)])
+    assert Imatrix({}).check(SPECS) == []
+
+
+def test_says_what_is_zero_and_what_makes_no_difference() -> None:
+    imatrix = sample()
+    assert imatrix.flat() == ([], [])  # an expert without tokens is neither
+    imatrix.entries[DENSE].sums[:] = 3
+    assert imatrix.flat() == ([], [DENSE])
+    imatrix.entries[EXPERTS].sums[:] = 0
+    assert imatrix.flat() == ([EXPERTS], [EXPERTS, DENSE])
+    imatrix.entries[EXPERTS].counts[:] = 0
+    assert imatrix.flat() == ([], [EXPERTS, DENSE])  # ones
+
+
 def test_token_embd_is_only_warned_about() -> None:
     imatrix = sample()
     imatrix.entries["token_embd.weight"] = Entry(np.ones((1, 3), np.float32), np.array([1]))
-    warnings = imatrix.check([TensorSpec("token_embd.weight", (9, 4), QType.BF16)])
+    warnings = imatrix.check([*SPECS, TensorSpec("token_embd.weight", (9, 4), QType.BF16)])
     assert len(warnings) == 1
     assert "token_embd.weight has 3 values" in warnings[0].message
     assert imatrix.importance("token_embd.weight") is None
@@ -265,6 +291,8 @@ def f32(*values: float) -> np.ndarray:
         ({"a.in_sum2": f32(1, 2), "a.counts": f32(1, 2).astype(np.float16)}, "must be F32"),
         ({"a.in_sum2": f32(1, 2, 3), "a.counts": f32(1, 2)}, "3 sums for 2 counts"),
         ({"a.in_sum2": f32(1, np.inf), "a.counts": f32(1)}, "'a' holds a value that is not finite"),
+        ({"a.in_sum2": f32(1, np.nan), "a.counts": f32(1)}, "'a' holds a value that is not finite"),
+        ({"a.in_sum2": f32(1, -1e-9), "a.counts": f32(1)}, "'a' holds a value that is negative"),
         ({"a.in_sum2": f32(1, 2), "a.counts": f32(np.nan)}, "no number of tokens"),
         ({"a.in_sum2": f32(1, 2), "a.counts": f32(-1)}, "no number of tokens"),
         ({"a": f32(1, 2)}, "no importances"),
@@ -300,6 +328,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         struct.pack("<ii", 1, 1) + b"a" + struct.pack("<ii", 1, 0),
         struct.pack("<ii", 1, 1) + b"\xff" + struct.pack("<iif", 1, 1, 1.0),
         legacy_bytes({"a": (1, [float("nan")])}),
+        legacy_bytes({"a": (1, [-1.0])}),
         legacy_bytes({"a": (1, [1.0])}, trailer=struct.pack("<ii", 1, 99)),
     ],
 )

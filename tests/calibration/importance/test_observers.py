@@ -22,6 +22,8 @@ from calibration.text.tokenizer import open_tokenizer
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.tensors import Array, TensorSpec
 
+pytestmark = pytest.mark.numeric
+
 EXACT = ForwardSettings()
 
 

@@ -39,6 +39,8 @@ from quantize.guide import Guide
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.tensors import Array, QType, TensorSpec
 
+pytestmark = pytest.mark.numeric
+
 EXACT = ForwardSettings()
 
 

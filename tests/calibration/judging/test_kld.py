@@ -16,6 +16,8 @@ from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.text.chunks import Chunks
 from quantize.exceptions import LogitsError, ModelChangedError
 
+pytestmark = pytest.mark.numeric
+
 
 def _logits(seed: int, n: int = 40, n_vocab: int = 301, spread: float = 3.0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(0, spread, (n, n_vocab)).astype(np.float32))

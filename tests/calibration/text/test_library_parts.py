@@ -263,6 +263,58 @@ def test_added_tokens_have_an_end(folder: Path, monkeypatch: pytest.MonkeyPatch)
         open_tokenizer(folder)
 
 
+@pytest.mark.parametrize("flags", [{}, {"single_word": True}, {"lstrip": True}], ids=str)
+def test_a_normalizer_that_leaves_nothing_of_a_token(
+    folder: Path, capfd: pytest.CaptureFixture[str], flags: dict[str, bool]
+) -> None:
+    """The library found it everywhere, and panicked."""
+    strip = {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}}
+    write_json(folder, "tokenizer.json", byte_level(token("  ", normalized=True, id=320) | flags) | strip)
+    with pytest.raises(TokenizerError, match="has a normalizer that leaves nothing of added token '  '"):
+        open_tokenizer(folder).encode(TEXT + "\u0301")
+    assert {kv.key: kv.value for kv in vocab_keys(folder, {}, 330, PRE)}["tokenizer.ggml.tokens"][320] == "  "
+    write_json(folder, "tokenizer.json", byte_level(token("  ", id=320) | flags) | strip)
+    assert open_tokenizer(folder).encode(TEXT + "\u0301").tolist()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_step_that_lacks_a_parameter(folder: Path) -> None:
+    write_json(folder, "tokenizer.json", byte_level() | {"normalizer": {"type": "Strip"}})
+    with pytest.raises(TokenizerError, match="is no tokenizer that can be read: missing field"):
+        open_tokenizer(folder)
+
+
+def test_a_normalizer_that_makes_two_tokens_alike(folder: Path) -> None:
+    """Each run took another one."""
+    added = [token(text, normalized=True, id=320 + i) for i, text in enumerate(("Zq", "zQ"))]
+    lower = {"normalizer": {"type": "Lowercase"}}
+    write_json(folder, "tokenizer.json", byte_level(*added) | lower)
+    with pytest.raises(TokenizerError, match="has a normalizer that makes added tokens 'Zq' and 'zQ' alike"):
+        open_tokenizer(folder)
+    write_json(folder, "tokenizer.json", byte_level(added[0], token("zQ", id=321)) | lower)
+    assert open_tokenizer(folder).encode("zQ ZQ").tolist()[0] == 321
+
+
+@pytest.mark.parametrize("content", [byte_level(), spm_like()], ids=["byte-level", "spm-like"])
+def test_two_tokens_of_one_id(folder: Path, content: dict[str, Any]) -> None:
+    """Each run kept another one."""
+    content["model"]["vocab"] |= {"qqq": 7}
+    write_json(folder, "tokenizer.json", content)
+    with pytest.raises(TokenizerError, match=r"tokens .* and 'qqq' are both number 7; fetch the file again"):
+        open_tokenizer(folder)
+
+
+def test_an_added_token_where_another_one_is(folder: Path) -> None:
+    """With a gap in the vocabulary the library's next number is one that is taken."""
+    content = byte_level()
+    del content["model"]["vocab"]["q"], content["model"]["merges"]
+    content["model"] |= {"merges": []}
+    write_json(folder, "tokenizer.json", content)
+    write_json(folder, "tokenizer_config.json", FAST | {"additional_special_tokens": ["<x>"]})
+    with pytest.raises(TokenizerError, match=r"tokens .* and .* are both number 319; fetch the file again"):
+        open_tokenizer(folder)
+
+
 def test_sequences_in_sequences(folder: Path) -> None:
     """They were walked by recursion, as deep as the reader of JSON goes."""
     nested: dict[str, Any] = {"type": "Lowercase"}

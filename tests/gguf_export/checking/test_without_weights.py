@@ -13,7 +13,7 @@ from gguf_files import remade, without_tensors
 from pico import pico_mixtral
 
 from gguf_export import export
-from gguf_export.checking.inspect import inspect
+from gguf_export.checking.inspect import ModelFacts, inspect
 from gguf_export.checking.verify import verify
 from gguf_export.comparing.models import ModelChoice, open_models
 from quantize.containers.keys import KeyValue
@@ -93,10 +93,11 @@ def test_no_source_is_empty(vocabulary: Path, model: Path, tmp_path: Path) -> No
 
 
 def test_inspect_says_that_it_is_a_vocabulary(vocabulary: Path, model: Path) -> None:
-    facts = inspect(vocabulary)
-    assert facts.is_vocabulary and not inspect(model).is_vocabulary
+    facts, whole = inspect(vocabulary), inspect(model)
+    assert isinstance(facts, ModelFacts) and isinstance(whole, ModelFacts)
+    assert facts.is_vocabulary and not whole.is_vocabulary
     assert (facts.n_elements, facts.n_bytes, facts.bpw) == (0, 0, 0.0)
-    assert facts.hparams == inspect(model).hparams
+    assert facts.hparams == whole.hparams
     done = invoke("inspect", vocabulary)
     assert done.exit_code == 0 and "gguf, a vocabulary only" in done.output
     said = json.loads(invoke("inspect", vocabulary, "--json").output)

@@ -20,7 +20,7 @@ from calibration.importance.imatrix import Imatrix
 from gguf_export.files import durable
 from gguf_export.files.locks import LockedFile
 from gguf_export.reports import compare_data
-from gguf_export.writing import calibrate
+from gguf_export.writing import importances
 from gguf_export.writing.sink import Sink
 from gguf_export.writing.state_file import StateFile
 
@@ -181,30 +181,32 @@ def test_a_link_is_not_the_file_of_the_run_before(model: Path, out: Path, tmp_pa
     assert (out / GGUF).read_bytes() == whole
 
 
-def test_a_link_that_the_user_names_stays_a_link(model: Path, out: Path, tmp_path: Path) -> None:
-    words = words_of("imatrix", model, out)
-    (tmp_path / "elsewhere").mkdir()
-    target = tmp_path / "elsewhere" / "m.gguf"
-    (out / "m.gguf").symlink_to(target)
-    check_one_line(invoke(*words), "m.gguf: exists already; pass --force")  # a link that dangles, too
-    assert invoke(*words, "--force").exit_code == 0
-    assert (out / "m.gguf").is_symlink()
-    assert target.read_bytes()[:4] == b"GGUF"
-    (out / "m.gguf").unlink()
-    (out / "m.gguf").symlink_to(tmp_path / "absent" / "m.gguf")
-    check_one_line(invoke(*words, "--force"), "m.gguf: is a link that leads nowhere")
+@pytest.mark.parametrize("is_dangling", [False, True])
+@pytest.mark.parametrize(("verb", "name"), [("imatrix", "m.gguf"), ("compare", "compare.json")])
+def test_a_link_under_a_name_that_the_user_gives_is_replaced(
+    verb: str, name: str, is_dangling: bool, model: Path, out: Path, tmp_path: Path
+) -> None:
+    """A stranger's archive may have brought it: what it leads to is nobody's output."""
+    words, target = words_of(verb, model, out), tmp_path / "target"
+    if not is_dangling:
+        target.write_text("precious")
+    (out / name).symlink_to(target)
+    check_one_line(invoke(*words), f"{name}: exists already; pass --force")
+    done = invoke(*words, "--force")
+    assert done.exit_code == 0, done.output
+    assert (out / name).is_file() and not (out / name).is_symlink()
+    assert target.read_text() == "precious" if not is_dangling else not target.exists()
 
 
 @pytest.mark.parametrize(("verb", "name"), [("imatrix", "m.gguf"), ("compare", "compare.json")])
-def test_the_lock_is_that_of_the_file_behind_a_link(
+def test_the_lock_is_that_of_the_folder_behind_a_link(
     verb: str, name: str, model: Path, out: Path, tmp_path: Path
 ) -> None:
-    words, target = words_of(verb, model, out), tmp_path / "target"
-    target.write_text("old")
-    (out / name).symlink_to(target)
-    with LockedFile(tmp_path / "target.state.lock", "target"):
-        check_one_line(invoke(*words, "--force"), "another run is writing this file")
-    assert target.read_text() == "old"
+    (tmp_path / "link").symlink_to(out, target_is_directory=True)
+    with LockedFile(out / f"{name}.state.lock", name):
+        done = invoke(*words_of(verb, model, tmp_path / "link"), "--force")
+        check_one_line(done, "another run is writing this file")
+    assert not (out / name).exists()
 
 
 # ---- outputs against each other, and against what is read ----------------------------------------------------------
@@ -220,11 +222,12 @@ def test_the_lock_is_that_of_the_file_behind_a_link(
         ),
         ("export", ["--save-imatrix", "out"], "out: is a folder; name a file in it"),
         ("export", ["--save-imatrix", "absent/x"], "absent/x: there is no such folder; make it first"),
-        ("export", ["--save-imatrix", "/dev/stdout"], "/dev/stdout: is no file"),
+        # Not /dev/stdout: should one of these be taken some day, root would remove it; nobody can remove /dev/fd/1.
+        ("export", ["--save-imatrix", "/dev/fd/1"], "/dev/fd/1: is no file"),
         ("export", ["--save-imatrix", "x" * 255], "cannot be written: File name too long"),
         ("imatrix", ["-o", "absent/x"], "there is no such folder"),
-        ("imatrix", ["-o", "/dev/stdout"], "/dev/stdout: is no file"),
-        ("imatrix", ["-o", "/dev/stderr"], "/dev/stderr: is no file"),
+        ("imatrix", ["-o", "/dev/fd/1"], "/dev/fd/1: is no file"),
+        ("imatrix", ["-o", "/dev/fd/2"], "/dev/fd/2: is no file"),
         ("imatrix", ["-o", "x" * 300], "cannot be written: File name too long"),
         ("imatrix", ["-o", "x" * 245], "cannot be written: File name too long"),  # of its state
         ("compare", ["--csv", "out/compare.json"], "named twice"),
@@ -234,7 +237,7 @@ def test_the_lock_is_that_of_the_file_behind_a_link(
         ("compare", ["--csv", "out/compare.json.partial"], "is the name of a file that the work keeps"),
         ("compare", ["--state", "out/compare.json"], "is the name of a file that the work keeps"),
         ("compare", ["--state", "s", "--csv", "s.lock"], "is the name of a file that the work keeps"),
-        ("compare", ["--state", "/dev/stdout"], "is a symbolic link, which is not followed"),
+        ("compare", ["--state", "/dev/fd/1"], "is a symbolic link, which is not followed"),
         ("compare", ["--html", "x" * 300], "cannot be written: File name too long"),
         ("compare", ["--plot", "absent/x.svg"], "there is no such folder"),
         ("errors", ["-o", "out/errors.json"], "named twice"),
@@ -298,37 +301,33 @@ def test_what_is_read_is_not_replaced(
         path = tmp_path / name
         if not path.exists() and "tokenizer_config" not in name:
             path.write_text("")
-        link, second = tmp_path / "link", tmp_path / "second"
-        link.symlink_to(path)
-        names = [path, Path(name), link]
+        second = tmp_path / "second"
+        names = [path, Path(name)]
         if path.exists():
             second.hardlink_to(path)
             names.append(second)
         before = tree(tmp_path)
         for output in names:
             for given in outputs_of(verb, output):
-                if given[0] == "--state" and output == link:
-                    continue  # refused for being a link
                 done = invoke(*words, *more, *given, "--force")
-                check_one_line(done, "which is read" if output in (link, second) else "read")
+                check_one_line(done, "which is read" if output == second else "read")
                 assert str(output) in done.stderr
                 assert tree(tmp_path) == before
-        link.unlink()
         second.unlink(missing_ok=True)
 
 
 def test_what_errors_reads_is_not_replaced(
     model: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its outputs are known by their suffix."""
+    """Its outputs are known by their suffix, so a hard link bears one."""
     monkeypatch.chdir(tmp_path)
     words = words_of("errors", model, out)
     for name, more in inputs_of("errors").items():
         if not name.endswith(".json"):
-            link = tmp_path / "x.json"
+            second = tmp_path / "x.json"
             (tmp_path / name).touch()
-            link.symlink_to(tmp_path / name)
-        output = Path(name) if name.endswith(".json") else link
+            second.hardlink_to(tmp_path / name)
+        output = Path(name) if name.endswith(".json") else second
         before = tree(tmp_path)
         check_one_line(invoke(*words, *more, "-o", output, "--force"), "read")
         assert tree(tmp_path) == before
@@ -554,7 +553,7 @@ def test_an_importance_matrix_that_cannot_be_written_costs_nothing(
 ) -> None:
     words = words_of("export", model, out)
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate, "save_imatrix", failing)
+        patch.setattr(importances, "save_imatrix", failing)
         check_one_line(invoke(*words), "saved.gguf: cannot be written: No space left on device")
     assert {path.name for path in out.iterdir()} == {f"{GGUF}.partial", f"{GGUF}.journal"}
     done = invoke(*words)
@@ -621,12 +620,12 @@ def test_reports_appear_together_or_not_at_all(
 def test_a_folder_that_is_gone_at_the_end_of_a_pass_is_told(
     model: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = calibrate.write_imatrix
+    original = importances.write_imatrix
 
     def write(path: Path, imatrix: Imatrix, **more: Any) -> None:
         shutil.rmtree(out)
         original(path, imatrix, **more)
 
-    monkeypatch.setattr(calibrate, "write_imatrix", write)
+    monkeypatch.setattr("gguf_export.writing.calibrate.write_imatrix", write)
     check_one_line(invoke(*words_of("imatrix", model, out)), "m.gguf: cannot be written: No such file")
     assert not out.exists()

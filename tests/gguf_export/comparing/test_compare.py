@@ -50,6 +50,8 @@ from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.tensors import QType
 
+pytestmark = pytest.mark.numeric
+
 N_CTX = 32
 TEXT = "a river runs through the small town and the small town knows the river well. "
 

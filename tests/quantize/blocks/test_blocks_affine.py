@@ -9,6 +9,8 @@ import pytest
 
 from quantize.tensors import QType
 
+pytestmark = pytest.mark.numeric
+
 QTYPES = (QType.Q4_K, QType.Q5_K, QType.Q2_K, QType.Q4_1, QType.Q5_1)
 
 

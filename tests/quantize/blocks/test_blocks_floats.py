@@ -11,6 +11,8 @@ import pytest
 from quantize.codec import encode
 from quantize.tensors import QType
 
+pytestmark = pytest.mark.numeric
+
 QTYPES = [QType.F32, QType.F16, QType.BF16, QType.Q8_0]
 
 

@@ -13,6 +13,8 @@ from numba import njit
 from quantize.blocks.half import bf16_bits_to_f32, f16_bits_to_f32, f32_to_bf16_bits, f32_to_f16_bits
 from quantize.tensors import Array
 
+pytestmark = pytest.mark.numeric
+
 ALL_16 = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from quantize.tensors import QType
 
+pytestmark = pytest.mark.numeric
+
 QTYPES = [QType.Q3_K, QType.Q4_0, QType.Q5_0, QType.Q6_K]
 
 

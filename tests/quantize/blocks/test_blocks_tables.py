@@ -14,6 +14,8 @@ from quantize.blocks.iq4 import INTEGERS, nearest_index, nearest_value
 from quantize.codec import encode
 from quantize.tensors import Array, QType
 
+pytestmark = pytest.mark.numeric
+
 QTYPES = [QType.IQ4_NL, QType.IQ4_XS, QType.MXFP4]
 
 

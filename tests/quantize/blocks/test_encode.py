@@ -24,6 +24,8 @@ from quantize.guide import Guide
 from quantize.telling import Progress
 from quantize.tensors import Array, QType
 
+pytestmark = pytest.mark.numeric
+
 
 def test_row_bytes_is_ggml_row_size() -> None:
     ggml.require()

@@ -15,6 +15,8 @@ from quantize.codec import decode, encode
 from quantize.guide import Guide
 from quantize.tensors import Array, QType
 
+pytestmark = pytest.mark.numeric
+
 FORMATS = [form for form in map(block_format, WRITABLE) if isinstance(form, BlockFormat)]
 N_PER_ROW = 768
 

@@ -76,9 +76,8 @@ def test_what_is_no_bit_is_true_as_for_ggml(tmp_path: Path) -> None:
 def test_keys_are_written_as_they_were_read(tmp_path: Path) -> None:
     """Of numbers every bit, those of a NaN, too."""
     pairs = [
-        (f"k{kind.name}".encode(), array(kind, n, bytes(range(1, 1 + n * struct.calcsize(SCALARS[kind])))))
+        (kind.name.encode(), array(kind, 3, bytes(range(1, 1 + 3 * struct.calcsize(SCALARS[kind])))))
         for kind in SCALARS
-        for n in (3,)
         if kind != Type.BOOL
     ]
     pairs += [
@@ -166,5 +165,6 @@ def test_inspect_shows_arrays(tmp_path: Path) -> None:
 
     model = export(pico_dense(tmp_path / "Pico", n_layer=1), "F32", tmp_path).files[0].path
     change = [KeyValue.array("llama.x", list(range(100)), Type.UINT32)]
-    facts: ModelFacts = inspect(remade(model, tmp_path / "x.gguf", change))
+    facts = inspect(remade(model, tmp_path / "x.gguf", change))
+    assert isinstance(facts, ModelFacts)
     assert facts.as_dict()["keys"]["llama.x"] == [*range(64), "... 100 in all"]
