@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quantize.codec import first_non_finite
+from quantize.containers.untrusted import printable
 from quantize.exceptions import NotFiniteError
 from quantize.tensors import Array, Rows, TensorSpec
 
@@ -25,7 +26,7 @@ def refuse_non_finite(spec: TensorSpec, xid: int, rows: Rows, weights: Array) ->
     if index is not None:
         row, column = divmod(index, spec.n_per_row)
         raise NotFiniteError(
-            spec.label(xid),
+            printable(spec.label(xid)),
             f"row {rows[0] + row}, column {column} is not a finite number",
             "the checkpoint is damaged or the merge failed: fetch it or make it again",
         )

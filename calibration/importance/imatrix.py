@@ -8,8 +8,8 @@ rounding error of each column with the result. `calibration.importance.observers
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,8 @@ class Imatrix:
     file: str = ""
     legacy: bool = False
     prior: float = 0.0
+    n_ignored: int = 0
+    """Entries that `check` dropped; llama-quantize counts them among those that it has."""
 
     def __post_init__(self) -> None:
         """Refuse a prior that weighs nothing or everything, or that a file cannot hold as a 32-bit float.
@@ -184,6 +186,7 @@ class Imatrix:
                     )
                 remarks.append(Remark(self._label, f"{fault}; ignored"))
                 del self.entries[spec.name]
+                self.n_ignored += 1
             elif n_mat != spec.n_matrix:
                 # one count for all experts: .dat files, and GGUF files made from them
                 if n_mat != 1:
@@ -196,6 +199,21 @@ class Imatrix:
                 entry.sums = entry.sums.reshape(spec.n_matrix, spec.n_per_row)
                 entry.counts = np.repeat(entry.counts, spec.n_matrix)
         return remarks
+
+    def selected(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Imatrix:
+        """The matrix with some of its entries, as llama-quantize takes it by `--include-weights`, `--exclude-weights`.
+
+        Args:
+            include: parts of names; where there are any, only entries stay whose name contains one of them.
+            exclude: parts of names; entries whose name contains one of them go.
+        """
+        entries = {
+            name: entry
+            for name, entry in self.entries.items()
+            if not any(part in name for part in exclude)
+            and (not include or any(part in name for part in include))
+        }
+        return replace(self, entries=entries)
 
     def missing(self, specs: Iterable[TensorSpec]) -> list[str]:
         """Names of the given tensors for which there is no entry."""
@@ -211,7 +229,7 @@ class Imatrix:
         keys: dict[str, str | int | float] = {"quantize.imatrix.file": _cut(self.file)}
         if self.datasets:
             keys["quantize.imatrix.dataset"] = _cut(self.datasets[0])
-        keys["quantize.imatrix.entries_count"] = len(self.entries)
+        keys["quantize.imatrix.entries_count"] = len(self.entries) + self.n_ignored
         if self.chunk_count > 0:
             keys["quantize.imatrix.chunks_count"] = self.chunk_count
         if self.prior > 0:

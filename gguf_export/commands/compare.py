@@ -14,7 +14,6 @@ from gguf_export.commands.options import (
     FILE,
     QUIET,
     ForwardOptions,
-    RecipeOptions,
     chunks,
     ctx,
     force,
@@ -22,8 +21,8 @@ from gguf_export.commands.options import (
     ftypes,
     imatrix,
     prior,
-    recipe_options,
 )
+from gguf_export.commands.recipe_options import RecipeOptions, recipe_options
 from gguf_export.commands.streams import show, summary
 from gguf_export.commands.verb import Verb, group, option
 
@@ -184,7 +183,7 @@ def compare(
     texts: tuple[str, ...],
     base: Path | None,
     types: tuple[str, ...],
-    imatrix: Path | None,
+    imatrix: str | None,
     prior: float,
     recipe: RecipeOptions,
     n_chunk: int | None,
@@ -212,7 +211,7 @@ def compare(
     choice = TextChoice.of(*texts, n_ctx=n_ctx, n_chunk=n_chunk)
     inputs = [file for path in paths for file in files_of_model(path)]
     inputs += [text.path for text in choice.texts]
-    inputs += [path for path in (base, imatrix, recipe.tensor_type_file) if path is not None]
+    inputs += [Path(path) for path in (base, imatrix, recipe.tensor_type_file) if path is not None]
     output.check(inputs)
     settings = PassSettings(activations, forward.settings(exact=True))
     importances = load_imatrix(imatrix, prior=prior) if imatrix else None

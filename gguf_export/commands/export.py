@@ -16,7 +16,6 @@ from gguf_export.commands.options import (
     RESTART,
     TEXT,
     ForwardOptions,
-    RecipeOptions,
     TextOptions,
     force,
     forward_options,
@@ -24,8 +23,13 @@ from gguf_export.commands.options import (
     imatrix,
     jobs,
     prior,
-    recipe_options,
     text_options,
+)
+from gguf_export.commands.recipe_options import (
+    RecipeOptions,
+    SourceOptions,
+    recipe_options,
+    source_options,
 )
 from gguf_export.commands.streams import show, summary
 from gguf_export.commands.verb import Verb, group, option
@@ -101,11 +105,7 @@ run_options = group("running", RunOptions, jobs(), force(), RESTART)
 @prior(("imatrix", *TEXT))
 @forward_options(TEXT)
 @recipe_options()
-@option(
-    "--allow-requantize",
-    is_flag=True,
-    help="Quantize again what a GGUF file holds quantized: it loses twice.",
-)
+@source_options(("imatrix", *TEXT))
 @naming_options
 @run_options
 @option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
@@ -114,13 +114,13 @@ def export(
     model: Path,
     types: tuple[str, ...],
     folder: Path | None,
-    imatrix: Path | None,
+    imatrix: str | None,
     text: TextOptions,
     save_imatrix: Path | None,
     prior: float,
     forward: ForwardOptions,
     recipe: RecipeOptions,
-    allow_requantize: bool,
+    taken: SourceOptions,
     naming: NamingOptions,
     running: RunOptions,
     dry_run: bool,
@@ -128,7 +128,7 @@ def export(
 ) -> None:
     """Quantize MODEL, the folder of a checkpoint or a GGUF file, to one GGUF file for each TYPE.
 
-    A GGUF may be of any architecture: its files are those of llama-quantize.
+    A GGUF may be of any architecture: its files are those of llama-quantize. TYPE COPY changes no tensor.
 
     With --text the model reads the text first, layer by layer, and each expert is weighed with what it saw, all from
     one read of the weights. A run that was stopped goes on when the same command is given again.
@@ -140,8 +140,7 @@ def export(
 
     if text.is_given and imatrix:
         raise click.UsageError("give --imatrix or text to calibrate with, not both")
-    settings: dict[str, Any] = {"imatrix": imatrix, "prior": prior, **vars(naming)}
-    settings["allow_requantize"] = allow_requantize
+    settings: dict[str, Any] = {"imatrix": imatrix, "prior": prior, **taken.settings(), **vars(naming)}
     if text.is_given:
         settings |= {"text": text.settings(), "forward": forward.settings(), "save_imatrix": save_imatrix}
     recipes = recipe.recipes(types)
@@ -151,7 +150,7 @@ def export(
         planned = exporting.plan(model, recipes, folder, **settings)
         for remark in planned.remarks:
             say(remark)
-        _print_plan(planned)
+        print_plan(planned)
         return
     with ProgressView(quiet=quiet) as view:
         result = exporting.export(
@@ -159,10 +158,11 @@ def export(
         )
     if not quiet:
         with summary():
-            _print_result(result)
+            print_result(result)
 
 
-def _print_plan(planned: ExportPlan) -> None:
+def print_plan(planned: ExportPlan) -> None:
+    """Print each file, tensor by tensor."""
     from gguf_export.commands.console import print_table
     from gguf_export.files.sizes import size_in_words
 
@@ -182,7 +182,8 @@ def _print_plan(planned: ExportPlan) -> None:
         show()
 
 
-def _print_result(result: ExportResult) -> None:
+def print_result(result: ExportResult) -> None:
+    """Print what was written, and how fast."""
     from gguf_export.commands.console import print_table
     from gguf_export.commands.load import print_load
     from gguf_export.files.sizes import size_in_words

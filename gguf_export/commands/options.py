@@ -14,7 +14,6 @@ from gguf_export.commands.verb import Decorator, group, option
 if TYPE_CHECKING:
     from calibration.forward.settings import ForwardSettings
     from calibration.text.text_settings import TextSettings
-    from quantize.recipes.recipe import Recipe
 
 FILE = click.Path(path_type=Path)
 TEXT = ("texts", "prompts")
@@ -66,8 +65,8 @@ def prior(needs: Sequence[str]) -> Decorator:
 
 
 def imatrix(text: str, needs: Sequence[str] = ()) -> Decorator:
-    """A file of importances."""
-    return option("--imatrix", type=FILE, metavar="FILE", needs=needs, help=text)
+    """A file of importances; its name is stored in models as it is spelled, which a `Path` would not keep."""
+    return option("--imatrix", type=click.Path(path_type=str), metavar="FILE", needs=needs, help=text)
 
 
 def chunks(text: str, needs: Sequence[str] = ()) -> Decorator:
@@ -89,73 +88,6 @@ def ctx(least: int, needs: Sequence[str] = ()) -> Decorator:
 
 
 # ---- groups --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RecipeOptions:
-    """The switches of llama-quantize that change tensor types, in its spelling."""
-
-    tensor_types: tuple[str, ...]
-    tensor_type_file: Path | None
-    output_tensor_type: str | None
-    token_embedding_type: str | None
-    pure: bool
-    leave_output_tensor: bool
-
-    def recipes(self, types: Sequence[str]) -> list[Recipe]:
-        """One recipe for each file type.
-
-        Raises:
-            RecipeError: a type or an expression that cannot be applied, a file that cannot be read.
-        """
-        from quantize.recipes.ftypes import ftype
-        from quantize.recipes.recipe import Recipe
-        from quantize.recipes.tensor_types import parse_qtype, parse_tensor_type, read_tensor_types
-
-        tensor_types = [parse_tensor_type(text) for text in self.tensor_types]
-        if self.tensor_type_file:
-            tensor_types += read_tensor_types(self.tensor_type_file)
-        output, embedding = self.output_tensor_type, self.token_embedding_type
-        return [
-            Recipe(
-                ftype(name),
-                tensor_types=tuple(tensor_types),
-                output_tensor_type=parse_qtype(output) if output else None,
-                token_embedding_type=parse_qtype(embedding) if embedding else None,
-                pure=self.pure,
-                leave_output_tensor=self.leave_output_tensor,
-            )
-            for name in types
-        ]
-
-
-def recipe_options(needs: Sequence[str] = ()) -> Decorator:
-    """`recipe: RecipeOptions`."""
-    return group(
-        "recipe",
-        RecipeOptions,
-        option(
-            "--tensor-type",
-            "tensor_types",
-            multiple=True,
-            metavar="PATTERN=TYPE",
-            needs=needs,
-            help="Type of the tensors whose name the regular expression finds; the first that matches counts.",
-        ),
-        option(
-            "--tensor-type-file",
-            type=FILE,
-            metavar="FILE",
-            needs=needs,
-            help="A file of PATTERN=TYPE entries, as llama-quantize reads it.",
-        ),
-        option("--output-tensor-type", metavar="TYPE", needs=needs, help="Type of output.weight."),
-        option("--token-embedding-type", metavar="TYPE", needs=needs, help="Type of token_embd.weight."),
-        option("--pure", is_flag=True, needs=needs, help="One type for all quantized tensors, no mixture."),
-        option(
-            "--leave-output-tensor", is_flag=True, needs=needs, help="Keep output.weight as it is stored."
-        ),
-    )
 
 
 @dataclass(frozen=True)

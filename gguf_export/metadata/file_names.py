@@ -28,6 +28,7 @@ __all__ = [
     "output_name",
     "retyped",
     "safe_name",
+    "stem_of",
 ]
 
 _FORBIDDEN = frozenset('/\\:*?"<>|')
@@ -41,7 +42,7 @@ _MAX_BYTES = 180  # leaves room for type, shard number and extension in the 255 
 
 def output_name(keys: Iterable[KeyValue], ftype: str) -> str:
     """File name of the model that `keys` describe, in the file type `ftype`: `Harmony-4x7B-Q4_K_M.gguf`."""
-    return f"{_stem(keys)}-{ftype.upper()}.gguf"
+    return f"{stem_of(keys)}-{ftype.upper()}.gguf"
 
 
 def retyped(stem: str, ftype: str) -> str:
@@ -57,11 +58,13 @@ def retyped(stem: str, ftype: str) -> str:
 
 def model_folder(keys: Iterable[KeyValue]) -> str:
     """Name of the folder that holds all types of the model, as they are published: `Harmony-4x7B-GGUF`."""
-    return f"{_stem(keys)}-GGUF"
+    return f"{stem_of(keys)}-GGUF"
 
 
-def _stem(keys: Iterable[KeyValue]) -> str:
-    """Unlike the converter, drop the type (`bf16`) of a name that could not be taken to pieces, too.
+def stem_of(keys: Iterable[KeyValue]) -> str:
+    """Base of the names of all files of the model that `keys` describe: `Harmony-4x7B`.
+
+    Unlike the converter, drop the type (`bf16`) of a name that could not be taken to pieces, too.
 
     The type of the checkpoint is not that of the file.
     """

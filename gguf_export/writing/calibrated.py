@@ -118,7 +118,9 @@ def run_calibrated(
     read_before = job.source.bytes_read
     seconds = Seconds()
     chunks, settings = calibration.chunks, calibration.settings
-    imatrix_hash = fingerprint.of_calibration(chunks, calibration.prior, settings)
+    weighted = job.weighted  # not all that the text reaches, where some weights are excluded
+    calibrated = fingerprint.of_calibration(chunks, calibration.prior, settings)
+    imatrix_hash = fingerprint.hashed(text.encode() for text in (calibrated, *sorted(weighted)))
     with (
         _state_of(job, calibration, restart, note) as keeper,
         opened(
@@ -141,7 +143,7 @@ def run_calibrated(
         with Threads(jobs) as engine, Feed(engine, work, seconds.add) as feed:
 
             def encode(spec: TensorSpec, xid: int, weights: Array, imatrix: Imatrix, _given: Given) -> None:
-                guide = imatrix.guide(spec.name, xid)
+                guide = imatrix.guide(spec.name, xid) if spec.name in weighted else None
                 for slab in slabs_of_matrix(job.source, spec, xid):
                     if files.lacking(slab):
                         feed.put(_Unit(slab, weights[slice(*slab.rows)], guide))

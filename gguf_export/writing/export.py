@@ -40,6 +40,10 @@ def export(
     lmstudio: bool = False,
     publisher: str | None = None,
     allow_requantize: bool = False,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
+    prune_layers: Sequence[int] = (),
+    file: Path | str | None = None,
     jobs: int | None = None,
     engine: Engine | None = None,
     force: bool = False,
@@ -66,6 +70,10 @@ def export(
         lmstudio: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
         publisher: by default from config.json.
         allow_requantize: quantize again what a GGUF file holds quantized, which adds one loss to the other.
+        include_weights: use importances only of tensors whose name contains one of these texts.
+        exclude_weights: use no importances of tensors whose name contains one of these texts.
+        prune_layers: leave these layers out; those behind them get new numbers.
+        file: the path of the one file, in the place of a name in `folder`.
         jobs: threads that read, encode and write; by default one for each processor.
         engine: reads and encodes in the place of threads, where there is no text.
         force: replace files that exist.
@@ -96,6 +104,10 @@ def export(
         lmstudio,
         publisher,
         allow_requantize,
+        include_weights,
+        exclude_weights,
+        prune_layers,
+        file,
     )
     if engine is not None and text is not None:
         raise RecipeError(
@@ -138,6 +150,10 @@ def plan(
     lmstudio: bool = False,
     publisher: str | None = None,
     allow_requantize: bool = False,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
+    prune_layers: Sequence[int] = (),
+    file: Path | str | None = None,
 ) -> ExportPlan:
     """Say what `export` would write: names, types, sizes and offsets; no weight is read and nothing is written.
 
@@ -165,6 +181,10 @@ def plan(
         lmstudio,
         publisher,
         allow_requantize,
+        include_weights,
+        exclude_weights,
+        prune_layers,
+        file,
     )
     job, calibration = request.prepared()
     remarks = export_remarks(job, is_counted=calibration is None)

@@ -12,7 +12,7 @@ from typing import Any
 from gguf import GGUFValueType
 
 from quantize.containers.gguf import MAGIC, SCALARS
-from quantize.containers.keys import KeyValue, Numbers
+from quantize.containers.keys import KeyValue, Numbers, exact_bytes
 from quantize.recipes.layout import ALIGNMENT, Plan
 
 __all__ = ["VERSION", "header"]
@@ -33,7 +33,7 @@ def header(keys: Sequence[KeyValue], plan: Plan) -> bytes:
         while len(ne) > 1 and ne[-1] == 1:
             ne.pop()
         parts += [
-            _string(tensor.spec.name),
+            _string(tensor.name),
             struct.pack(f"<I{len(ne)}QiQ", len(ne), *ne, tensor.qtype, tensor.offset),
         ]
     written = b"".join(parts)
@@ -41,7 +41,7 @@ def header(keys: Sequence[KeyValue], plan: Plan) -> bytes:
 
 
 def _string(text: str) -> bytes:
-    data = text.encode("utf-8")
+    data = exact_bytes(text)
     return struct.pack("<Q", len(data)) + data
 
 

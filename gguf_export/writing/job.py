@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+
+from gguf import GGUFValueType
 
 from calibration.importance.imatrix import Imatrix
 from gguf_export.metadata import file_names as names
 from gguf_export.metadata import model_keys as metadata
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.header import header
+from gguf_export.writing.pruning import pruning_remarks
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode
-from quantize.exceptions import DecodeError, OutputError, RecipeError
+from quantize.exceptions import DecodeError, GGUFError, OutputError, RecipeError
+from quantize.recipes.copying import converted_file_type, guessed_file_type
+from quantize.recipes.ftypes import COPY, Ftype
 from quantize.recipes.layout import Plan, PlannedTensor
 from quantize.recipes.left_alone import FLOATS, converted_type
-from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan, require_importances
+from quantize.recipes.recipe import (
+    Recipe,
+    RecipeFacts,
+    file_order,
+    make_plan,
+    require_importances,
+)
 from quantize.sources.model_source import ModelFile
 from quantize.telling import Note, Remark
 from quantize.tensors import QType, TensorSpec
@@ -77,6 +90,8 @@ def prepare(
     pre: str | None = None,
     publisher: str | None = None,
     allow_requantize: bool = False,
+    prune_layers: Sequence[int] = (),
+    file: Path | None = None,
 ) -> ExportJob:
     """Plan the files; nothing is written and no weight is read.
 
@@ -91,10 +106,14 @@ def prepare(
         pre: name of the pre-tokenizer, where it is not recognised.
         publisher: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
         allow_requantize: quantize again what a GGUF file holds quantized, which adds one loss to the other.
+        prune_layers: layers that are left out; those behind them get new numbers.
+        file: the path of the one file, in the place of a name in `folder`.
 
     Raises:
         MoeGgufError: a recipe, tokenizer, imatrix or setting that does not fit the model.
     """
+    if file is not None and len(recipes) != 1:
+        raise OutputError(str(file), "is one file, and several types are asked for", "name a folder")
     specs = source.specs()
     remarks: list[Remark] = list(source.remarks) if source.kind == "checkpoint" else []
     if imatrix is not None:
@@ -103,7 +122,9 @@ def prepare(
     if source.kind == "gguf" and name is not None:
         overrides.insert(0, KeyValue.text("general.name", metadata.exact_name(name)))
     keys = keys_of(source, name=name, pre=pre, note=remarks.append)
-    facts = RecipeFacts.of_keys(source.arch, source.arch_keys())
+    # llama-quantize's rules see what is set by hand: whoever sets expert_count to 8 gets the types of a Mixtral.
+    arch = next((kv.value for kv in reversed(overrides) if kv.key == "general.architecture"), source.arch)
+    facts = RecipeFacts.of_keys(arch, [*keys, *overrides])
     files = []
     for recipe in recipes:
         plan = make_plan(
@@ -112,13 +133,17 @@ def prepare(
             recipe,
             has_imatrix=imatrix is not None,
             left_as=converted_type if source.kind == "checkpoint" else _as_stored,
+            prune_layers=prune_layers,
         )
         for planned in plan.tensors:
             _refuse_change(source, planned, allow_requantize)
         require_importances(plan, lambda name: imatrix is not None and name in imatrix.entries)
-        file_keys = metadata.assemble(keys, recipe.ftype.id, imatrix, overrides)
-        path = _path_of(folder, _file_name(source, keys, recipe.ftype.name, name), keys, publisher)
+        n_layer = [] if plan.n_layer is None else [KeyValue.u32(f"{arch}.block_count", plan.n_layer)]
+        file_keys = metadata.assemble(keys, _file_type(source, keys, plan), imatrix, overrides, n_layer)
+        path = file or _path_of(folder, _file_name(source, keys, recipe.ftype, name), keys, publisher)
         files.append(OutputFile(path, plan, tuple(file_keys)))
+    if prune_layers:
+        remarks += pruning_remarks(facts, keys, files[0].plan, prune_layers)
     if len({file.path for file in files}) < len(files):
         raise OutputError(
             str(files[0].path), "two of the files would have the same name", "give each type once"
@@ -133,9 +158,18 @@ def keys_of(source: ModelFile, *, name: str | None, pre: str | None, note: Note)
         TokenizerError: the checkpoint's tokenizer cannot become keys.
     """
     if source.kind == "gguf":
-        return source.key_values()
+        return [_as_copied(kv) for kv in source.key_values()]
     keys = metadata.model_keys(source, name=name, note=note)
     return keys + vocab.vocab_keys(source.path, source.config, source.hparams.n_vocab, pre, note=note)
+
+
+def _as_copied(kv: KeyValue) -> KeyValue:
+    """A key as llama.cpp copies it: of a text that which stands before a NUL (ggml/src/gguf.cpp: gguf_set_kv)."""
+    if kv.type == GGUFValueType.STRING:
+        return replace(kv, value=kv.value.partition("\0")[0])
+    if kv.sub_type == GGUFValueType.STRING:
+        return replace(kv, value=[text.partition("\0")[0] for text in kv.value])
+    return kv
 
 
 def _as_stored(spec: TensorSpec) -> QType:
@@ -164,14 +198,46 @@ def _refuse_change(source: ModelFile, planned: PlannedTensor, allow_requantize: 
         )
 
 
-def _file_name(source: ModelFile, keys: Sequence[KeyValue], ftype: str, name: str | None) -> str:
+def _file_type(source: ModelFile, keys: Sequence[KeyValue], plan: Plan) -> int:
+    """The number of the file type; of a copy that which the source states, or the one by its tensors."""
+    if plan.ftype is not COPY:
+        return plan.ftype.id
+    if source.kind == "checkpoint":
+        return converted_file_type((planned.qtype, planned.spec.n_elements) for planned in plan.tensors)
+    stated = next((kv.value for kv in keys if kv.key == "general.file_type"), None)
+    if stated is None:
+        return guessed_file_type(spec.qtype for spec in file_order(source.specs()))
+    if type(stated) is not int or not 0 <= stated < 2**32:
+        raise GGUFError(source.label, f"general.file_type is {quoted(stated)}, a number is expected")
+    return stated
+
+
+def _file_name(source: ModelFile, keys: Sequence[KeyValue], ftype: Ftype, name: str | None) -> str:
     """The name of a file that is made: a GGUF file's own with another type, or what its keys say."""
-    if source.kind == "gguf":
-        return names.retyped(source.path.stem if name is None else names.safe_name(name), ftype)
-    return names.output_name(keys, ftype)
+    if source.kind == "checkpoint":
+        stem = names.stem_of(keys)
+    else:
+        stem = source.path.stem if name is None else names.safe_name(name)
+    if ftype is COPY:
+        return f"{stem}-copy.gguf"
+    if source.kind == "checkpoint":
+        return names.output_name(keys, ftype.name)
+    return names.retyped(stem, ftype.name)
 
 
 def _path_of(folder: Path, file_name: str, keys: Sequence[KeyValue], publisher: str | None) -> Path:
     if publisher is None:
-        return folder / file_name
-    return names.lmstudio_path(folder, publisher, names.model_folder(keys), file_name)
+        path = folder / file_name
+    else:
+        path = names.lmstudio_path(folder, publisher, names.model_folder(keys), file_name)
+    try:
+        os.fsencode(path)
+    except UnicodeError:
+        encoding = sys.getfilesystemencoding()
+        raise OutputError(
+            str(path),
+            f"the encoding of file names here, {encoding}, lacks a character of it",
+            "give another {setting}, or set LC_ALL to a locale of UTF-8",
+            setting="name",
+        ) from None
+    return path

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from calibration.importance.imatrix import Imatrix
 from gguf_export.writing.job import ExportJob
 from quantize.blocks import block_format
+from quantize.containers.untrusted import printable
 from quantize.recipes.layout import Plan
 from quantize.telling import Remark
 
@@ -45,7 +46,7 @@ def plan_remarks(plans: Mapping[str, Plan]) -> list[Remark]:
     """Fallbacks of tensor types and patterns that match nothing, by label; what several plans share is one remark."""
     labels_of: dict[tuple[str, str], list[str]] = {}
     for label, plan in plans.items():
-        names = [planned.spec.name for planned in plan.fallbacks]
+        names = [planned.name for planned in plan.fallbacks]
         if names:
             message = (
                 f"{len(names)} tensors have rows that their type does not divide and fall back to another one "
@@ -114,4 +115,4 @@ def _thin_remarks(imatrix: Imatrix) -> list[Remark]:
 
 
 def _first(names: Sequence[str], n: int) -> str:
-    return ", ".join(names[:n]) + ", ..." * (len(names) > n)
+    return ", ".join(map(printable, names[:n])) + ", ..." * (len(names) > n)

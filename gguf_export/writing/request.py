@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.checkpoint_files import files_of_model
 from quantize.sources.gguf_file import GGUFFile
 from quantize.sources.model_source import ModelFile, open_gguf
+from quantize.telling import Remark
 
 if TYPE_CHECKING:  # these import torch, and an export without text needs no torch
     from calibration.forward.settings import ForwardSettings
@@ -48,6 +49,10 @@ class Request:
     lmstudio: bool
     publisher: str | None
     allow_requantize: bool
+    include_weights: Sequence[str]
+    exclude_weights: Sequence[str]
+    prune_layers: Sequence[int]
+    file: Path | str | None
 
     def prepared(self) -> tuple[ExportJob, Calibration | None]:
         """The job and, where there is a text, the pass that gives its importances."""
@@ -56,18 +61,21 @@ class Request:
         types = [self.types] if isinstance(self.types, str) else self.types
         recipes = [recipe if isinstance(recipe, Recipe) else Recipe(ftype(recipe)) for recipe in types]
         calibration = self._calibration(source)
+        imatrix, left_out = self._selected(self._importances(source, calibration))
         job = prepare(
             source,
             recipes,
             Path(self.folder or (lmstudio_root() if self.lmstudio else ".")),
-            imatrix=self._importances(source, calibration),
+            imatrix=imatrix,
             name=self.name,
             override_kv=self.override_kv,
             pre=self.pre,
             publisher=self._publisher(source),
             allow_requantize=self.allow_requantize,
+            prune_layers=self.prune_layers,
+            file=None if self.file is None else Path(self.file),
         )
-        return job, calibration
+        return replace(job, remarks=(*left_out, *job.remarks)), calibration
 
     def refuse_outputs(self, paths: Sequence[Path]) -> None:
         """Refuse files that could not be written, or would replace something that is read.
@@ -90,6 +98,10 @@ class Request:
             own += [file for path in paths[:1] for file in working_files(state_path(path))]
             inputs += TextSettings.of(self.text).files
         named = [] if self.save_imatrix is None else [self.save_imatrix]
+        if self.file is not None and not paths:
+            named.append(
+                Path(self.file)
+            )  # its folder is not made, and a link to the model is not replaced either
         refuse_outputs(named, force=True, made=paths, own=own, inputs=inputs)
 
     def _source(self) -> ModelFile:
@@ -115,6 +127,17 @@ class Request:
                     raise RecipeError(
                         setting, "means nothing without a text", "give {setting}", setting="text"
                     )
+        if self.include_weights and self.exclude_weights:
+            message = "means nothing where the weights to include are named"
+            raise RecipeError("exclude_weights", message, "leave {setting} out", setting="exclude_weights")
+        for setting, parts in (
+            ("include_weights", self.include_weights),
+            ("exclude_weights", self.exclude_weights),
+        ):
+            if parts and self.imatrix is None and self.text is None:
+                raise RecipeError(
+                    setting, "means nothing without importances", "give {setting}", setting="imatrix"
+                )
         if self.publisher is not None and not self.lmstudio:
             raise RecipeError(
                 "publisher", "means nothing without lmstudio", "give {setting}", setting="lmstudio"
@@ -150,6 +173,24 @@ class Request:
 
         chunks = cut_text(source, TextSettings.of(self.text), self.pre)
         return Calibration(chunks, self.prior, self.forward or ForwardSettings(dtype=best_dtype()))
+
+    def _selected(self, imatrix: Imatrix | None) -> tuple[Imatrix | None, list[Remark]]:
+        """Of the importances those that shall be used; none at all, with a remark, where nothing is left of them.
+
+        Raises:
+            ImatrixError: nothing is left of what a text would give.
+        """
+        if imatrix is None or not (self.include_weights or self.exclude_weights):
+            return imatrix, []
+        chosen = imatrix.selected(self.include_weights, self.exclude_weights)
+        if chosen.entries:
+            return chosen, []
+        what = "exclude_weights" if self.exclude_weights else "include_weights"
+        message = "nothing is left of the importances"
+        if self.text is not None:
+            remedy = "choose other parts of names for {setting}"
+            raise ImatrixError(imatrix.file, message, remedy, setting=what)
+        return None, [Remark(imatrix.file, f"{message}: the files are made without", setting=what)]
 
     def _importances(self, source: ModelFile, calibration: Calibration | None) -> Imatrix | None:
         if calibration is not None:

@@ -77,9 +77,7 @@ class ExportResult:
 def file_figures(file: OutputFile) -> FileFigures:
     """The figures of a file that is planned or written."""
     tensors = tuple(
-        TensorFigures(
-            planned.spec.name, planned.spec.shape, planned.qtype.name, planned.n_bytes, planned.offset
-        )
+        TensorFigures(planned.name, planned.spec.shape, planned.qtype.name, planned.n_bytes, planned.offset)
         for planned in file.plan.tensors
     )
     return FileFigures(file.path, file.plan.ftype.name, file.n_bytes, file.plan.bpw, tensors)

@@ -137,9 +137,7 @@ class Sink:
             ValueError: the slab does not lie within the tensor.
         """
         if offset < 0 or offset + slab.nbytes > tensor.n_bytes:
-            raise ValueError(
-                f"{tensor.spec.name}: slab of {slab.nbytes} bytes at {offset} of {tensor.n_bytes}"
-            )
+            raise ValueError(f"{tensor.name}: slab of {slab.nbytes} bytes at {offset} of {tensor.n_bytes}")
         place = self._place(tensor, offset)
         self._opened.write(place, slab.data.cast("B"))
         self._done[place] = slab.nbytes

@@ -11,14 +11,14 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gguf import GGUFValueType
 from gguf.constants import GGML_QUANT_SIZES
 
-from quantize.containers.keys import Numbers
+from quantize.containers.keys import KeyValue, Numbers, readable
 from quantize.containers.untrusted import quoted, regular_size
 from quantize.exceptions import GGUFError, MoeGgufError
 from quantize.tensors import QType, TensorSpec
@@ -76,6 +76,8 @@ class Container:
     tensors: Mapping[str, GGUFTensor]  # in file order
     n_bytes: int  # of the file
     alignment: int
+    exact: Mapping[str, KeyValue] = field(default_factory=dict)
+    """Keys whose name or texts are not UTF-8, as their bytes are: with halves of surrogate pairs (`exact_bytes`)."""
 
 
 def read_container(path: Path, error: type[MoeGgufError] = GGUFError) -> Container:
@@ -98,6 +100,7 @@ class _Cursor:
     def __init__(self, path: Path, file: BinaryIO, n_bytes: int, error: type[MoeGgufError]) -> None:
         self.path, self._file, self._left, self._error = path, file, min(n_bytes, MAX_HEADER), error
         self._texts_left = MAX_TEXTS
+        self.is_readable = True  # whether all texts so far are UTF-8
 
     def fault(self, message: str, remedy: str = "") -> MoeGgufError:
         return self._error(str(self.path), message, remedy)
@@ -128,8 +131,13 @@ class _Cursor:
         return number
 
     def string(self) -> str:
-        # Token texts of byte-level vocabularies are valid UTF-8; other bytes are kept readable, never refused.
-        return self.take(self.count(1)).decode("utf-8", "replace")
+        """A text; bytes that are no UTF-8, which llama.cpp takes as they are, become halves of surrogate pairs."""
+        data = self.take(self.count(1))
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            self.is_readable = False
+            return data.decode("utf-8", "surrogateescape")
 
     def position(self) -> int:
         return self._file.tell()
@@ -171,12 +179,20 @@ def _read(cursor: _Cursor, n_bytes: int) -> Container:
     n_tensors, n_keys = cursor.count(24, MAX_TENSORS, "tensors"), cursor.count(13, MAX_KEYS, "keys")
     keys: dict[str, Any] = {}
     types: dict[str, KeyType] = {}
+    exact: dict[str, KeyValue] = {}
     for _ in range(n_keys):
-        key = cursor.string()
+        cursor.is_readable = True
+        name = cursor.string()
+        value, kind = cursor.value(cursor.number("<i"))
+        key = name
+        if not cursor.is_readable:
+            key = readable(name)
+            exact[key] = KeyValue(name, value, *kind)
+            value = readable(value)
         if not key or key in keys:
             fault = "stands twice" if key else "is empty"
             raise cursor.damage(f"key {quoted(key)} {fault}")
-        keys[key], types[key] = cursor.value(cursor.number("<i"))
+        keys[key], types[key] = value, kind
     infos = [_read_info(cursor) for _ in range(n_tensors)]
     alignment = _alignment(cursor, keys, types)
     start = cursor.position() + -cursor.position() % alignment
@@ -192,7 +208,7 @@ def _read(cursor: _Cursor, n_bytes: int) -> Container:
             raise cursor.truncation(f": the file ends before {quoted(spec.name)} does")
         tensors[spec.name] = GGUFTensor(spec, start + offset, size)
         expected = offset + size + -size % alignment
-    return Container(keys, types, tensors, n_bytes, alignment)
+    return Container(keys, types, tensors, n_bytes, alignment, exact)
 
 
 def _alignment(cursor: _Cursor, keys: Mapping[str, Any], types: Mapping[str, KeyType]) -> int:
@@ -205,7 +221,7 @@ def _alignment(cursor: _Cursor, keys: Mapping[str, Any], types: Mapping[str, Key
 
 def _read_info(cursor: _Cursor) -> tuple[TensorSpec, int]:
     """A tensor and its offset in bytes from the start of the data."""
-    name = cursor.string()
+    name = readable(cursor.string())
     if not name or len(name.encode()) > MAX_NAME:
         raise cursor.damage(f"a tensor is called {quoted(name)}, names have 1 to {MAX_NAME} bytes")
     n_dims = cursor.number("<I")

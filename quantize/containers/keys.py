@@ -8,7 +8,7 @@ from typing import Any
 
 from gguf import GGUFValueType
 
-__all__ = ["KeyValue", "Numbers", "elements"]
+__all__ = ["KeyValue", "Numbers", "elements", "exact_bytes", "readable"]
 
 Numbers = memoryview
 """An array of numbers as a file holds it: it takes the bytes that it has there, and its elements are Python's."""
@@ -17,6 +17,18 @@ Numbers = memoryview
 def elements(value: Any) -> Sequence[Any] | None:
     """The elements of an array, None where the value of a key is no array."""
     return value if isinstance(value, (list, Numbers)) else None
+
+
+def exact_bytes(text: str) -> bytes:
+    """The bytes of a text as they lie in a file, whether they are UTF-8 or not."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def readable(value: Any) -> Any:
+    """A text, or those of an array, with a replacement character for what is not UTF-8; other values as they are."""
+    if isinstance(value, list):
+        return [readable(element) for element in value]
+    return exact_bytes(value).decode("utf-8", "replace") if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,10 @@ class RecipeFacts:
         """The facts of any model, from its `{arch}.*` keys (src/llama-model.cpp: load_hparams).
 
         A key that is missing counts as 0, n_head_kv as n_head; of numbers that differ by layer the first one counts,
-        as in llama-quantize.
+        as in llama-quantize. Of a key that stands twice the later one counts: settings made by hand come last.
         """
-        values = {kv.key.removeprefix(f"{arch}."): kv.value for kv in keys}
+        prefix = f"{arch}."
+        values = {kv.key.removeprefix(prefix): kv.value for kv in keys if kv.key.startswith(prefix)}
 
         def size(name: str, default: int = 0) -> int:
             value = values.get(name, default)

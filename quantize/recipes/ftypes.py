@@ -10,11 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from quantize.containers.untrusted import quoted
 from quantize.exceptions import RecipeError
 from quantize.recipes.facts import RecipeFacts
 from quantize.tensors import QType
 
-__all__ = ["FALLBACKS", "FTYPES", "Category", "Ftype", "Rule", "TensorContext", "category", "ftype", "is_70b"]
+__all__ = [
+    "COPY",
+    "FALLBACKS",
+    "FTYPES",
+    "Category",
+    "Ftype",
+    "Rule",
+    "TensorContext",
+    "category",
+    "ftype",
+    "is_70b",
+]
 
 
 class Category(Enum):
@@ -232,6 +244,9 @@ FTYPES = (
 )
 """All file types that can be made, from large to small."""
 
+COPY = Ftype("COPY", 0, QType.F32)
+"""No tensor changes its type; its number is that of the source (`recipes.copying`)."""
+
 FALLBACKS = {
     QType.IQ4_XS: QType.IQ4_NL,
     QType.Q2_K: QType.Q4_0,
@@ -253,7 +268,7 @@ def is_70b(facts: RecipeFacts) -> bool:
 
 
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
-_BY_NAME = {known.name: known for known in FTYPES} | {str(known.id): known for known in FTYPES}
+_BY_NAME = {known.name: known for known in (*FTYPES, COPY)} | {str(known.id): known for known in FTYPES}
 
 
 def ftype(name: str) -> Ftype:
@@ -265,6 +280,6 @@ def ftype(name: str) -> Ftype:
     upper = name.upper()
     chosen = _BY_NAME.get(_ALIASES.get(upper, upper))
     if chosen is None:
-        known = ", ".join(each.name for each in FTYPES)
-        raise RecipeError("", f"unknown file type {name!r}", f"known: {known}")
+        known = ", ".join(each.name for each in (*FTYPES, COPY))
+        raise RecipeError("", f"unknown file type {quoted(name)}", f"known: {known}")
     return chosen

@@ -26,11 +26,17 @@ class PlannedTensor:
     offset: int  # bytes from the start of the data section, a multiple of ALIGNMENT
     requires_imatrix: bool = False  # must not be encoded without importances
     fallback_from: QType | None = None  # the intended type, where the rows do not divide into its blocks
+    new_name: str | None = None  # in the file, where layers before it are left out
+
+    @property
+    def name(self) -> str:
+        """Its name in the file; the source knows it by `spec.name`."""
+        return self.spec.name if self.new_name is None else self.new_name
 
     @cached_property
     def target(self) -> TensorSpec:
         """The tensor as the file will hold it."""
-        return replace(self.spec, qtype=self.qtype)
+        return replace(self.spec, name=self.name, qtype=self.qtype)
 
     @property
     def n_bytes(self) -> int:
@@ -50,6 +56,7 @@ class Plan:
     ftype: Ftype
     tensors: tuple[PlannedTensor, ...]
     unmatched: tuple[str, ...] = ()  # patterns of the recipe that decided no tensor's type
+    n_layer: int | None = None  # layers that the file has, where some are left out
 
     @property
     def n_bytes(self) -> int:

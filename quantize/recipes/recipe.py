@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from gguf import GGML_QUANT_SIZES
 
+from quantize.containers.untrusted import printable
 from quantize.exceptions import NeedsImatrixError, RecipeError
 from quantize.recipes.facts import RecipeFacts
-from quantize.recipes.ftypes import FALLBACKS, Category, Ftype, TensorContext, category, is_70b
+from quantize.recipes.ftypes import COPY, FALLBACKS, Category, Ftype, TensorContext, category, is_70b
 from quantize.recipes.layout import Plan, PlannedTensor, padded
 from quantize.recipes.left_alone import FLOATS, allows_quantization, converted_type
+from quantize.recipes.pruning import renumbered
 from quantize.recipes.tensor_types import compiled, parse_qtype
 from quantize.tensors import QType, TensorSpec
 
@@ -33,6 +35,7 @@ __all__ = [
     "PlannedTensor",
     "Recipe",
     "RecipeFacts",
+    "file_order",
     "make_plan",
     "require_importances",
 ]
@@ -85,6 +88,7 @@ def make_plan(
     has_imatrix: bool,
     *,
     left_as: Callable[[TensorSpec], QType] = converted_type,
+    prune_layers: Collection[int] = (),
 ) -> Plan:
     """Decide every tensor of a file: `llama_tensor_get_type` for each, in the order of llama-quantize.
 
@@ -94,16 +98,20 @@ def make_plan(
         recipe: the rules.
         has_imatrix: an importance matrix will be used; some rules depend on it. See `require_importances`.
         left_as: the type of a tensor that is not quantized; by default as from a checkpoint.
+        prune_layers: layers that are left out; those behind them get new numbers, by which the rules go.
 
     Raises:
         RecipeError: a type that was demanded for the output or the token embedding does not fit its rows; a
-            feed-forward tensor of a model with experts names no layer.
+            feed-forward tensor of a model with experts names no layer; two tensors would get the same name.
     """
-    ordered = sorted(specs, key=lambda spec: (-1 if spec.bid is None else spec.bid, spec.name.encode()))
-    chooser = _Chooser(ordered, facts, recipe, has_imatrix, left_as)
+    ordered = file_order(specs)
+    names, n_layer = renumbered([spec.name for spec in ordered], prune_layers)
+    kept = [spec for spec in ordered if spec.name in names]
+    told = [replace(spec, name=names[spec.name]) for spec in kept]
+    chooser = _Chooser(told, facts, recipe, has_imatrix, left_as)
     tensors: list[PlannedTensor] = []
     offset = 0
-    for spec in ordered:
+    for source, spec in zip(kept, told, strict=True):
         qtype, intended = chooser.choose(spec)
         needs = (
             qtype in recipe.ftype.needs_imatrix
@@ -111,10 +119,16 @@ def make_plan(
             and category(spec.name) not in (Category.OUTPUT, Category.TOKEN_EMBD)
         )
         fallback_from = intended if intended != qtype else None
-        planned = PlannedTensor(spec, qtype, offset, needs, fallback_from)
+        new_name = None if spec.name == source.name else spec.name
+        planned = PlannedTensor(source, qtype, offset, needs, fallback_from, new_name)
         tensors.append(planned)
         offset += padded(planned.n_bytes)
-    return Plan(recipe.ftype, tuple(tensors), chooser.unmatched())
+    return Plan(recipe.ftype, tuple(tensors), chooser.unmatched(), n_layer)
+
+
+def file_order(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """The tensors in the order of a file: by layer, then bytewise by name."""
+    return sorted(specs, key=lambda spec: (-1 if spec.bid is None else spec.bid, spec.name.encode()))
 
 
 def require_importances(plan: Plan, has_importance: Callable[[str], bool]) -> None:
@@ -130,7 +144,7 @@ def require_importances(plan: Plan, has_importance: Callable[[str], bool]) -> No
     for planned in plan.tensors:
         if planned.requires_imatrix and not has_importance(planned.spec.name):
             raise NeedsImatrixError(
-                planned.spec.name,
+                printable(planned.name),
                 f"{plan.ftype.name} makes it {planned.qtype.name}, which needs importances, and there are none for it",
                 "give an importance matrix that covers it, another file type or another {setting}",
                 setting="tensor_type",
@@ -160,7 +174,8 @@ class _Chooser:
     def may_change(self, spec: TensorSpec) -> bool:
         """Whether the recipe decides the type of a tensor."""
         is_left_output = self.recipe.leave_output_tensor and spec.name == "output.weight"
-        return allows_quantization(spec, self.facts.arch) and not is_left_output
+        is_left = self.recipe.ftype is COPY or is_left_output
+        return not is_left and allows_quantization(spec, self.facts.arch)
 
     def choose(self, spec: TensorSpec) -> tuple[QType, QType]:
         """The type of the next tensor, and the type that was intended whatever the width of its rows."""
@@ -215,7 +230,7 @@ class _Chooser:
         if kind in _FFN and facts.n_expert > 1:
             if spec.bid is None or spec.bid >= facts.n_layer:
                 message = f"names no layer of a model with {facts.n_layer} layers"
-                raise RecipeError(spec.name, message)
+                raise RecipeError(printable(spec.name), message)
             i = spec.bid
         return TensorContext(
             category=kind,
@@ -248,5 +263,5 @@ def _demanded(spec: TensorSpec, qtype: QType, what: str) -> tuple[QType, QType]:
     if not _fits(spec, qtype):
         blocks = f"the {GGML_QUANT_SIZES[qtype][0]}-weight blocks of {qtype.name}"
         message = f"rows of {spec.n_per_row} weights do not divide into {blocks}"
-        raise RecipeError(spec.name, message, f"choose another {what}")
+        raise RecipeError(printable(spec.name), message, f"choose another {what}")
     return qtype, qtype

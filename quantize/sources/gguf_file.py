@@ -49,6 +49,7 @@ class GGUFFile:
         container = read_container(self.path)
         self.n_bytes, self.alignment = container.n_bytes, container.alignment
         self.keys, self.types = dict(container.keys), dict(container.types)
+        self._exact = container.exact
         self.tensors = {name: _with_all_axes(stored) for name, stored in container.tensors.items()}
         self._bytes_read = 0
         self._lock = threading.Lock()
@@ -90,8 +91,11 @@ class GGUFFile:
         return [kv for kv in self.key_values() if kv.key.startswith(prefix)]
 
     def key_values(self) -> list[KeyValue]:
-        """All keys in file order, with their types."""
-        return [KeyValue(name, value, *self.types[name]) for name, value in self.keys.items()]
+        """All keys in file order, with their types; texts are those of the file to the byte (`exact_bytes`)."""
+        return [
+            self._exact.get(name) or KeyValue(name, value, *self.types[name])
+            for name, value in self.keys.items()
+        ]
 
     def fingerprint(self) -> str:
         """A hash of what lies where in the file, and of the file (`SeenFiles.fingerprint`).

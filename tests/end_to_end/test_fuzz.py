@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from fuzzing import TARGETS, fuzz, prepare_seeds
 from gguf import GGUFValueType as Type
+from gguf_files import Info
 
 from calibration.importance.imatrix_files import load_imatrix
 from calibration.judging.logits_file import LogitsFile
@@ -179,7 +180,7 @@ def test_the_tokenizer_of_a_file_of_other_types(
     keys[key] = KeyValue(key, value, kind, element)
     start = next(iter(container.tensors.values())).offset
     infos = [
-        SimpleNamespace(spec=one.spec, qtype=one.spec.qtype, offset=one.offset - start)
+        Info(spec=one.spec, qtype=one.spec.qtype, offset=one.offset - start)
         for one in container.tensors.values()
     ]
     head = header(list(keys.values()), SimpleNamespace(tensors=infos))  # type: ignore[arg-type]

@@ -23,9 +23,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fuzzing_gguf import hostile_gguf, open_for_compare, open_layout, pass_over
+from fuzzing_gguf import hostile_gguf, open_for_compare, open_layout, pass_over, plan_of_source
 from fuzzing_tokenizers import mutated_tokenizer, mutated_yaml
 from gguf import GGUFValueType as Type
+from gguf_files import Info
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from pico import pico_mixtral
@@ -265,6 +266,7 @@ TARGETS = {
         Target("sums", "SHA256SUMS", _sums),
         Target("compared", "compared.gguf", open_for_compare),
         Target("passed", "passed.gguf", pass_over),
+        Target("gguf_source", "source.gguf", plan_of_source),
         Target("layout", "layout", open_layout),
     )
 }
@@ -292,7 +294,7 @@ def prepare_seeds(folder: Path) -> Path:
     checkpoint = open_checkpoint(model)
     exported = run(prepare(checkpoint, [Recipe(ftype("Q8_0"))], folder / "out"))
     shutil.move(exported.files[0].path, model / "model.gguf")
-    for name in ("compared.gguf", "passed.gguf"):
+    for name in ("compared.gguf", "passed.gguf", "source.gguf"):
         shutil.copy(model / "model.gguf", model / name)
     (model / "layout").write_bytes(b"")
     entries = {
@@ -318,7 +320,7 @@ def prepare_seeds(folder: Path) -> Path:
     (model / "bpe" / "tokenizer_config.json").write_text(json.dumps(settings))
     keys = vocab.vocab_keys(model / "bpe", {}, 260, "gpt-2")
     spec = TensorSpec("token_embd.weight", (260, 1), QType.F32)
-    infos = SimpleNamespace(tensors=[SimpleNamespace(spec=spec, qtype=QType.F32, offset=0)])
+    infos = SimpleNamespace(tensors=[Info(spec=spec, qtype=QType.F32, offset=0)])
     (model / "bpe" / "model.gguf").write_bytes(header(keys, infos) + bytes(4 * 260))  # type: ignore[arg-type]
     pieces = [
         "<unk>",
@@ -414,7 +416,7 @@ def mutated_gguf(draw: st.DrawFn, path: Path) -> bytes:
     keys = {key: KeyValue(key, value, *container.types[key]) for key, value in container.keys.items()}
     start = next(iter(container.tensors.values())).offset
     infos = [
-        SimpleNamespace(spec=one.spec, qtype=int(one.spec.qtype), offset=one.offset - start)
+        Info(spec=one.spec, qtype=int(one.spec.qtype), offset=one.offset - start)
         for one in container.tensors.values()
     ]
     for _ in range(draw(st.integers(1, 3))):

@@ -26,15 +26,20 @@ from calibration.forward.settings import ForwardSettings
 from calibration.forward.streams import Stream
 from gguf_export.checking.doctor import doctor
 from gguf_export.comparing.models import ModelChoice, open_models
+from gguf_export.writing.export import prepare
+from gguf_export.writing.remarks import export_remarks
 from quantize.containers.gguf import SCALARS, read_container
 from quantize.containers.keys import elements
 from quantize.containers.shard_index import index_shards
 from quantize.containers.untrusted import read_bytes
 from quantize.exceptions import MoeGgufError
+from quantize.recipes.ftypes import ftype
+from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint import open_checkpoint
+from quantize.sources.gguf_file import GGUFFile
 from quantize.sources.model_source import open_gguf
 
-__all__ = ["hostile_gguf", "open_for_compare", "open_layout", "pass_over"]
+__all__ = ["hostile_gguf", "open_for_compare", "open_layout", "pass_over", "plan_of_source"]
 
 ABSURD = [0, 1, 2, 3, 255, 2**16, 2**18 + 1, 2**21 + 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, 2**64 - 1]
 DIMS = [0, 1, 2, 31, 32, 64, 320, 2**31, 2**62, 2**63]
@@ -180,6 +185,18 @@ def pass_over(folder: Path) -> object:
     source = open_gguf(folder / "passed.gguf")
     tokens = np.array([[1, 5, 6, 7]], np.int32)
     return forward([Stream(source, name="passed")], tokens, settings=ForwardSettings())
+
+
+def plan_of_source(folder: Path) -> object:
+    """The headers of what an export would make of a stranger's file, with all its layers and without the first."""
+    source = GGUFFile(folder / "source.gguf")
+    recipes = [Recipe(ftype("Q4_K_M")), Recipe(ftype("COPY"))]
+    headers = []
+    for layers in ((), (0,)):
+        job = prepare(source, recipes, folder, allow_requantize=True, prune_layers=layers)
+        assert all(str(remark).isprintable() for remark in export_remarks(job))
+        headers += [file.header for file in job.files]
+    return headers
 
 
 # --- folders ---

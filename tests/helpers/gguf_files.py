@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from gguf import GGUFValueType as Type
 
@@ -13,7 +14,15 @@ from gguf_export.writing.header import header
 from quantize.containers.gguf import read_container
 from quantize.containers.keys import KeyValue
 
-__all__ = ["array", "raw_file", "remade", "text", "without_tensors"]
+__all__ = ["Info", "array", "raw_file", "remade", "text", "without_tensors"]
+
+
+class Info(SimpleNamespace):
+    """What `header` asks of a planned tensor, to be made of anything: `spec`, `qtype` and `offset`."""
+
+    @property
+    def name(self) -> Any:
+        return self.spec.name
 
 
 def text(content: bytes) -> bytes:
@@ -50,7 +59,7 @@ def remade(
     infos, data = [], b""
     for stored in container.tensors.values():
         if keep(stored.spec.name):
-            infos.append(SimpleNamespace(spec=stored.spec, qtype=stored.spec.qtype, offset=len(data)))
+            infos.append(Info(spec=stored.spec, qtype=stored.spec.qtype, offset=len(data)))
             data += content[stored.offset : stored.offset + stored.n_bytes] + bytes(-stored.n_bytes % 32)
     target.write_bytes(header(list(keys.values()), SimpleNamespace(tensors=infos)) + data)  # type: ignore[arg-type]
     return target

@@ -361,3 +361,24 @@ def test_damage_anywhere_is_told_in_one_line(tmp_path: Path, legacy: bool) -> No
             refused += 1
             assert "\n" not in str(error)
     assert refused > len(whole) / 4  # nearly every cut, and some of the changes
+
+
+def test_entries_are_chosen_by_parts_of_their_names() -> None:
+    """Any of several parts suffices; the entries that are left are those that are counted."""
+    imatrix = sample()
+    assert set(imatrix.selected(include=["attn", "nothing"]).entries) == {DENSE}
+    assert set(imatrix.selected(exclude=["attn", "nothing"]).entries) == {EXPERTS}
+    assert set(imatrix.selected(exclude=["blk", "attn"]).entries) == set()
+    assert imatrix.selected().entries == imatrix.entries
+    chosen = imatrix.selected(exclude=["_exps"])
+    assert chosen.metadata()["quantize.imatrix.entries_count"] == 1 and chosen.datasets == imatrix.datasets
+
+
+def test_an_entry_that_does_not_fit_is_counted_all_the_same() -> None:
+    """llama-quantize passes over a token_embd that does not fit, and counts it among its entries."""
+    imatrix = sample()
+    imatrix.entries["token_embd.weight"] = Entry(np.ones((1, 3), np.float32), np.array([5]))
+    remarks = imatrix.check([*SPECS, TensorSpec("token_embd.weight", (9, N_PER_ROW), QType.BF16)])
+    assert any("ignored" in str(remark) for remark in remarks)
+    assert "token_embd.weight" not in imatrix.entries
+    assert imatrix.metadata()["quantize.imatrix.entries_count"] == 3

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from gguf import GGML_QUANT_SIZES
 from gguf import GGUFValueType as Type
+from gguf_files import Info
 from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
 
 from calibration.importance.imatrix import Entry, Imatrix
@@ -491,7 +492,7 @@ def remade(path: Path, edit: Callable[[dict[str, KeyValue]], Any]) -> None:
 
     first = next(iter(container.tensors.values())).offset
     infos = [
-        SimpleNamespace(spec=stored.spec, qtype=stored.spec.qtype, offset=stored.offset - first)
+        Info(spec=stored.spec, qtype=stored.spec.qtype, offset=stored.offset - first)
         for stored in container.tensors.values()
     ]
     path.write_bytes(header(list(keys.values()), SimpleNamespace(tensors=infos)) + data)  # type: ignore[arg-type]

@@ -78,6 +78,19 @@ def test_experts_with_few_tokens_are_told_with_their_remedy(model: Path, tmp_pat
     assert "fewer than" not in invoke(*words, "--prior", 8).stderr
 
 
+def test_the_name_of_an_imatrix_is_stored_as_it_is_spelled(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama-quantize keeps `./` and doubled slashes; a `Path` would not."""
+    monkeypatch.chdir(tmp_path)
+    entry = Entry(np.ones((4, 64), np.float32), np.full(4, 500))
+    save_imatrix(tmp_path / "m.gguf", Imatrix({"blk.0.ffn_up_exps.weight": entry}, chunk_count=1))
+    done = invoke("export", model, "-t", "Q8_0", "--imatrix", ".//m.gguf", "-o", "out", "-q")
+    assert done.exit_code == 0, done.output
+    (made,) = (tmp_path / "out").iterdir()
+    assert GGUFFile(made).keys["quantize.imatrix.file"] == ".//m.gguf"
+
+
 def test_importances_of_a_finished_file_are_those_of_its_checkpoint(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the quick brown fox and the lazy dog\n" * 40, encoding="utf-8")
     assert invoke("export", model, "-t", "BF16", "-o", tmp_path, "-q").exit_code == 0
@@ -241,6 +254,7 @@ def test_bad_checkpoint_is_one_line(
         (["-t", "Q8_0", "--tensor-type", "(=q8_0"], "("),
         (["-t", "Q8_0", "--override-kv", "a=b"], "a=b"),
         (["-t", "Q8_0", "--output-tensor-type", "q9"], "q9"),
+        (["-t", "Q8_0", "--prune-layers", "1-2"], "1-2"),
     ],
 )
 def test_bad_setting_is_one_line(pico: Path, tmp_path: Path, words: list[str], named: str) -> None:
@@ -304,6 +318,14 @@ def test_inspect_refuses_what_it_cannot_read(tmp_path: Path, content: bytes | No
             "--publisher means nothing without --lmstudio",
         ),
         (["export", "-t", "Q8_0", "--save-imatrix", "x"], "--save-imatrix means nothing without --text"),
+        (
+            ["export", "-t", "Q8_0", "--include-weights", "attn"],
+            "--include-weights means nothing without --imatrix or --text",
+        ),
+        (
+            ["export", "-t", "Q8_0", "--exclude-weights", "attn"],
+            "--exclude-weights means nothing without --imatrix or --text",
+        ),
         (["verify", "--quick"], "--quick means nothing without --against"),
         (["verify", "-j", 2], "--jobs means nothing without --against"),
         (["compare", "--pure"], "--pure means nothing without --type"),

@@ -110,7 +110,7 @@ def test_reports_of_errors(folder: Path) -> None:
     [
         (["--name", f"a{ODD}b"], r"name a\xffb: is not UTF-8, as texts of a GGUF file are; spell --name in"),
         (["--lmstudio", "--publisher", f"a{ODD}b"], r"publisher a\xffb: is not UTF-8; spell --publisher"),
-        (["--override-kv", f"general.author=str:{ODD}"], "at most 127 bytes of UTF-8"),
+        (["--override-kv", f"general.author=str:{ODD}"], "a text is UTF-8 without NUL"),
         (["--tensor-type-file", f"none{ODD}"], r"none\xff"),
         (["--imatrix", f"none{ODD}"], r"none\xff"),
     ],
