@@ -40,6 +40,9 @@ def export(
     lmstudio: bool = False,
     publisher: str | None = None,
     allow_requantize: bool = False,
+    split_max_size: str | None = None,
+    split_max_tensors: int | None = None,
+    keep_split: bool = False,
     jobs: int | None = None,
     engine: Engine | None = None,
     force: bool = False,
@@ -66,6 +69,10 @@ def export(
         lmstudio: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
         publisher: by default from config.json.
         allow_requantize: quantize again what a GGUF file holds quantized, which adds one loss to the other.
+        split_max_size: cut each file into parts whose tensors take no more than so much, such as "500M" or "4G", in
+            units of 1000; the parts are those of llama-gguf-split.
+        split_max_tensors: cut each file into parts of so many tensors.
+        keep_split: cut each file as the GGUF file is cut that it is made of.
         jobs: threads that read, encode and write; by default one for each processor.
         engine: reads and encodes in the place of threads, where there is no text.
         force: replace files that exist.
@@ -96,6 +103,9 @@ def export(
         lmstudio,
         publisher,
         allow_requantize,
+        split_max_size,
+        split_max_tensors,
+        keep_split,
     )
     if engine is not None and text is not None:
         raise RecipeError(
@@ -138,6 +148,9 @@ def plan(
     lmstudio: bool = False,
     publisher: str | None = None,
     allow_requantize: bool = False,
+    split_max_size: str | None = None,
+    split_max_tensors: int | None = None,
+    keep_split: bool = False,
 ) -> ExportPlan:
     """Say what `export` would write: names, types, sizes and offsets; no weight is read and nothing is written.
 
@@ -165,7 +178,10 @@ def plan(
         lmstudio,
         publisher,
         allow_requantize,
+        split_max_size,
+        split_max_tensors,
+        keep_split,
     )
     job, calibration = request.prepared()
     remarks = export_remarks(job, is_counted=calibration is None)
-    return ExportPlan(tuple(map(file_figures, job.files)), tuple(remarks))
+    return ExportPlan(tuple(map(file_figures, job.outputs)), tuple(remarks))

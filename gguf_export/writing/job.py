@@ -12,6 +12,7 @@ from gguf_export.metadata import file_names as names
 from gguf_export.metadata import model_keys as metadata
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.header import header
+from gguf_export.writing.parts import Split, part_keys, part_paths, part_plans
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode
@@ -23,12 +24,12 @@ from quantize.sources.model_source import ModelFile
 from quantize.telling import Note, Remark
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["ExportJob", "OutputFile", "keys_of", "prepare"]
+__all__ = ["ExportJob", "Output", "OutputFile", "keys_of", "prepare"]
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One file to be written, complete but for its weights."""
+    """One file to be written, complete but for its weights: a model, or a part of it."""
 
     path: Path
     plan: Plan
@@ -46,19 +47,33 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
+class Output:
+    """A model in one type: a file, or the parts of one that is split."""
+
+    plan: Plan
+    """Of the model, whatever the parts are."""
+    files: tuple[OutputFile, ...]
+
+
+@dataclass(frozen=True)
 class ExportJob:
     """A prepared export: see `prepare`."""
 
     source: ModelFile
-    files: tuple[OutputFile, ...]
+    outputs: tuple[Output, ...]
     imatrix: Imatrix | None = None
     remarks: tuple[Remark, ...] = ()
     """Remarks on the model and the importances: fallbacks taken, settings that a GGUF cannot say."""
 
     @property
+    def files(self) -> tuple[OutputFile, ...]:
+        """All files that will lie on the disk."""
+        return tuple(file for output in self.outputs for file in output.files)
+
+    @property
     def plans(self) -> tuple[Plan, ...]:
-        """The plan of each file."""
-        return tuple(file.plan for file in self.files)
+        """The plan of each output."""
+        return tuple(output.plan for output in self.outputs)
 
     @property
     def weighted(self) -> frozenset[str]:
@@ -77,6 +92,7 @@ def prepare(
     pre: str | None = None,
     publisher: str | None = None,
     allow_requantize: bool = False,
+    split: Split | None = None,
 ) -> ExportJob:
     """Plan the files; nothing is written and no weight is read.
 
@@ -91,6 +107,7 @@ def prepare(
         pre: name of the pre-tokenizer, where it is not recognised.
         publisher: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
         allow_requantize: quantize again what a GGUF file holds quantized, which adds one loss to the other.
+        split: cut each file into parts.
 
     Raises:
         MoeGgufError: a recipe, tokenizer, imatrix or setting that does not fit the model.
@@ -104,7 +121,7 @@ def prepare(
         overrides.insert(0, KeyValue.text("general.name", metadata.exact_name(name)))
     keys = keys_of(source, name=name, pre=pre, note=remarks.append)
     facts = RecipeFacts.of_keys(source.arch, source.arch_keys())
-    files = []
+    outputs = []
     for recipe in recipes:
         plan = make_plan(
             specs,
@@ -112,18 +129,33 @@ def prepare(
             recipe,
             has_imatrix=imatrix is not None,
             left_as=converted_type if source.kind == "checkpoint" else _as_stored,
+            keeps_order=split is not None and split.keeps_parts,
         )
         for planned in plan.tensors:
             _refuse_change(source, planned, allow_requantize)
         require_importances(plan, lambda name: imatrix is not None and name in imatrix.entries)
         file_keys = metadata.assemble(keys, recipe.ftype.id, imatrix, overrides)
         path = _path_of(folder, _file_name(source, keys, recipe.ftype.name, name), keys, publisher)
-        files.append(OutputFile(path, plan, tuple(file_keys)))
-    if len({file.path for file in files}) < len(files):
+        outputs.append(Output(plan, _files(path, plan, file_keys, split, source)))
+    job = ExportJob(source, tuple(outputs), imatrix, tuple(remarks))
+    if len({file.path for file in job.files}) < len(job.files):
         raise OutputError(
-            str(files[0].path), "two of the files would have the same name", "give each type once"
+            str(job.files[0].path), "two of the files would have the same name", "give each type once"
         )
-    return ExportJob(source, tuple(files), imatrix, tuple(remarks))
+    return job
+
+
+def _files(
+    path: Path, plan: Plan, keys: Sequence[KeyValue], split: Split | None, source: ModelFile
+) -> tuple[OutputFile, ...]:
+    """The file, or its parts."""
+    if split is None:
+        return (OutputFile(path, plan, tuple(keys)),)
+    plans = part_plans(plan, split, source)
+    paths = part_paths(path, len(plans))
+    return tuple(
+        OutputFile(part, plans[no], part_keys(keys, split, no, plans)) for no, part in enumerate(paths)
+    )
 
 
 def keys_of(source: ModelFile, *, name: str | None, pre: str | None, note: Note) -> list[KeyValue]:

@@ -13,6 +13,7 @@ from gguf_export.files.outputs import refuse_outputs
 from gguf_export.metadata.file_names import find_publisher, lmstudio_root
 from gguf_export.writing.job import ExportJob, prepare
 from gguf_export.writing.journal import journal_path
+from gguf_export.writing.parts import Split
 from quantize.containers.untrusted import label, quoted
 from quantize.exceptions import ImatrixError, OutputError, RecipeError
 from quantize.recipes.ftypes import ftype
@@ -48,10 +49,14 @@ class Request:
     lmstudio: bool
     publisher: str | None
     allow_requantize: bool
+    split_max_size: str | None
+    split_max_tensors: int | None
+    keep_split: bool
 
     def prepared(self) -> tuple[ExportJob, Calibration | None]:
         """The job and, where there is a text, the pass that gives its importances."""
         self._refuse_idle()
+        split = Split.of(self.split_max_size, self.split_max_tensors, self.keep_split)
         source = self._source()
         types = [self.types] if isinstance(self.types, str) else self.types
         recipes = [recipe if isinstance(recipe, Recipe) else Recipe(ftype(recipe)) for recipe in types]
@@ -66,6 +71,7 @@ class Request:
             pre=self.pre,
             publisher=self._publisher(source),
             allow_requantize=self.allow_requantize,
+            split=split,
         )
         return job, calibration
 
@@ -103,9 +109,7 @@ class Request:
             )
         if self.text is not None:
             return open_gguf(self.model)
-        file = GGUFFile(self.model)
-        file.refuse_part()
-        return file
+        return GGUFFile(self.model)
 
     def _refuse_idle(self) -> None:
         """Refuse settings that mean nothing beside the others."""

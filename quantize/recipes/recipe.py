@@ -85,6 +85,7 @@ def make_plan(
     has_imatrix: bool,
     *,
     left_as: Callable[[TensorSpec], QType] = converted_type,
+    keeps_order: bool = False,
 ) -> Plan:
     """Decide every tensor of a file: `llama_tensor_get_type` for each, in the order of llama-quantize.
 
@@ -94,12 +95,17 @@ def make_plan(
         recipe: the rules.
         has_imatrix: an importance matrix will be used; some rules depend on it. See `require_importances`.
         left_as: the type of a tensor that is not quantized; by default as from a checkpoint.
+        keeps_order: the tensors stay in the order of `specs`, as llama-quantize --keep-split leaves them.
 
     Raises:
         RecipeError: a type that was demanded for the output or the token embedding does not fit its rows; a
             feed-forward tensor of a model with experts names no layer.
     """
-    ordered = sorted(specs, key=lambda spec: (-1 if spec.bid is None else spec.bid, spec.name.encode()))
+    ordered = (
+        list(specs)
+        if keeps_order
+        else sorted(specs, key=lambda spec: (-1 if spec.bid is None else spec.bid, spec.name.encode()))
+    )
     chooser = _Chooser(ordered, facts, recipe, has_imatrix, left_as)
     tensors: list[PlannedTensor] = []
     offset = 0
