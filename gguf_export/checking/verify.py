@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,25 +11,26 @@ from calibration.importance.imatrix_files import load_imatrix
 from gguf_export.checking.against import check_against
 from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.file_check import IMATRIX_KEY, Level, follows_from_weights
-from gguf_export.checking.findings import Finding, Findings, info
+from gguf_export.checking.findings import Finding, Findings, error, info
 from gguf_export.checking.key_checks import check_keys
 from gguf_export.checking.remedies import FETCH
 from gguf_export.checking.stored_numbers import check_numbers
 from gguf_export.checking.structure import check_structure
+from quantize.containers.gguf_parts import parts_by_name
 from quantize.containers.untrusted import quoted
 from quantize.engine import Engine, Threads
 from quantize.exceptions import GGUFError
-from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.model_source import ModelFile, open_source
 from quantize.telling import OnProgress, silent
 
-__all__ = ["verify"]
+__all__ = ["verified_with", "verify"]
 
 
 def verify(
     path: str | Path,
     *,
-    against: str | Path | Checkpoint | None = None,
+    against: str | Path | ModelFile | None = None,
     level: Level = "auto",
     imatrix: str | Path | Imatrix | None = None,
     prior: float = 0.0,
@@ -41,15 +42,17 @@ def verify(
     """Look for everything that can be wrong with a GGUF file, whoever made it.
 
     Args:
-        path: the file.
-        against: the checkpoint that it was made from, or its folder; every expert of every tensor is compared with it.
-        level: how strictly quantized tensors are compared with the checkpoint. "bytes": they must be what llama.cpp
+        path: the file, of one that is split the first part: all parts are checked, then. A later part is checked for
+            itself.
+        against: the checkpoint or GGUF file that it was made from, or its path; every expert of every tensor is
+            compared with it.
+        level: how strictly quantized tensors are compared with the source. "bytes": they must be what llama.cpp
             makes of it with `imatrix`. "auto": bytes are compared where the importances are known (`imatrix` is given,
             or the file names none), and may be those of another program. "errors": errors and codes are compared, and
             bytes only of types that know no importances.
         imatrix: the importances with which the file was made, or their file; None for none.
         prior: as in export, where `imatrix` is a file.
-        sums: check the file by the SHA256SUMS beside it, too; a file that is not listed there is added.
+        sums: check the file, and all its parts, by the SHA256SUMS beside it, too; what is not listed there is added.
         jobs: threads that compare, by default one for each processor.
         engine: compares in the place of threads.
         progress: called with the progress of each stage.
@@ -58,9 +61,9 @@ def verify(
         The findings; a healthy file has neither errors nor warnings.
 
     Raises:
-        CheckpointError, ImatrixError: `against` or `imatrix` cannot be read, or do not go together.
+        CheckpointError, GGUFError, ImatrixError: `against` or `imatrix` cannot be read, or do not go together.
         GGUFError: the file or its SHA256SUMS cannot be hashed or read.
-        ModelChangedError: the file or the checkpoint changed meanwhile: nothing that was found holds.
+        ModelChangedError: the file or its source changed meanwhile: nothing that was found holds.
         OutputError: SHA256SUMS cannot be written.
 
     >>> from gguf_export import export
@@ -69,44 +72,60 @@ def verify(
     'nothing is wrong'
     """
     path = Path(path)
-    checkpoint = open_checkpoint(against) if isinstance(against, (str, Path)) else against
+    source = open_source(against) if isinstance(against, (str, Path)) else against
     importances = load_imatrix(imatrix, prior=prior) if isinstance(imatrix, (str, Path)) else imatrix
     with nullcontext(engine) if engine is not None else Threads(jobs) as workers:
-        findings = _check(path, checkpoint, level, importances, workers, progress)
+        findings, parts = _check(path, source, level, importances, workers, progress)
     if sums:
-        findings.append(check_sum(path, progress))
+        findings += [check_sum(part, progress) for part in parts]
     return Findings(findings)
 
 
 def _check(
     path: Path,
-    checkpoint: Checkpoint | None,
+    source: ModelFile | None,
     level: Level,
     imatrix: Imatrix | None,
     engine: Engine,
     progress: OnProgress,
-) -> list[Finding]:
+) -> tuple[list[Finding], list[Path]]:
+    """The findings, and the files that were looked at."""
     try:
-        file = GGUFFile(path)
+        file = GGUFFile(path, any_part=True)
     except GGUFError as fault:
-        return [Finding.of(fault, remedy="give a GGUF file", place=str(path))]
+        return [Finding.of(fault, remedy="give a GGUF file", place=str(path))], [path]
+    parts = [part.path for part in file.parts]
     findings: list[Finding] = []
     try:
         findings += check_structure(file)
         findings += check_numbers(file, progress)
-        if checkpoint is not None:
-            findings += check_keys(file, checkpoint)
-            findings += check_against(
-                file, checkpoint, engine, level=level, imatrix=imatrix, progress=progress
-            )
+        if source is not None and file.place is not None:
+            message = f"is {file.place}: the model is compared by its first part"
+            findings.append(error(str(path), message, "give the first part"))
+            source = None
+        if source is not None:
+            findings += check_keys(file, source)
+            findings += check_against(file, source, engine, level=level, imatrix=imatrix, progress=progress)
         file.refuse_changed()
-        if checkpoint is not None:
-            checkpoint.refuse_changed()
+        if source is not None:
+            source.refuse_changed()
     except GGUFError as fault:  # what was found before it stays
-        return [*findings, Finding.of(fault, remedy=FETCH, place=str(path))]
-    if checkpoint is not None and level != "errors" and imatrix is None:
+        return [*findings, Finding.of(fault, remedy=FETCH, place=str(path))], parts
+    if source is not None and level != "errors" and imatrix is None:
         findings += _unused_imatrix(file)
-    return findings
+    return findings, parts
+
+
+def verified_with(path: Path, given: Collection[Path]) -> Findings | None:
+    """What there is to say of a later part where its first part is verified, too, which looks at all; else None."""
+    first = parts_by_name(path)[0]
+    if first == path or first not in given:
+        return None
+    try:
+        parts = [part.path for part in GGUFFile(first).parts]
+    except GGUFError:
+        return None
+    return Findings([info(str(path), f"is verified with {first.name}")]) if path in parts else None
 
 
 def _unused_imatrix(file: GGUFFile) -> Iterator[Finding]:
