@@ -56,14 +56,13 @@ def verify(
     from gguf_export.checking import verify as checking
     from gguf_export.commands.console import ProgressView
     from gguf_export.commands.messages import show_all_findings, show_findings
-    from quantize.sources.model_source import open_source
 
     if quick and imatrix is not None:
         raise click.UsageError("--quick compares no bytes: leave --imatrix out")
     if prior and imatrix == "none":
         raise click.UsageError("--prior goes with --imatrix FILE")
     found = {}
-    source = None if against is None else open_source(against)
+    source = None if against is None else checking.open_original(against)
     with ProgressView(quiet=quiet) as view:
         for file in dict.fromkeys(files):
             found[file] = checking.verified_with(file, files) or checking.verify(
