@@ -16,7 +16,7 @@ from gguf_export.checking.key_checks import check_keys
 from gguf_export.checking.remedies import FETCH
 from gguf_export.checking.stored_numbers import check_numbers
 from gguf_export.checking.structure import check_structure
-from quantize.containers.gguf_parts import parts_by_name
+from quantize.containers.gguf_parts import leading_part
 from quantize.containers.untrusted import quoted
 from quantize.engine import Engine, Threads
 from quantize.exceptions import GGUFError
@@ -129,14 +129,8 @@ def open_original(path: str | Path) -> ModelFile:
 
 def verified_with(path: Path, given: Collection[Path]) -> Findings | None:
     """What there is to say of a later part where its first part is verified, too, which looks at all; else None."""
-    first = parts_by_name(path)[0]
-    if first == path or first not in given:
-        return None
-    try:
-        parts = [part.path for part in GGUFFile(first).parts]
-    except GGUFError:
-        return None
-    return Findings([info(str(path), f"is verified with {first.name}")]) if path in parts else None
+    first = leading_part(path, given)
+    return None if first is None else Findings([info(str(path), f"is verified with {first.name}")])
 
 
 def _unused_imatrix(file: GGUFFile) -> Iterator[Finding]:

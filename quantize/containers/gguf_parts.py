@@ -7,7 +7,7 @@ folder, the keys of the model are those of the first part, and its tensors those
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,17 @@ from quantize.containers.gguf import AGAIN, MAX_TENSORS, Container, read_contain
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import GGUFError
 
-__all__ = ["MAX_PARTS", "Place", "first_part", "part_path", "parts_by_name", "place_of", "read_others"]
+__all__ = [
+    "MAX_PARTS",
+    "Place",
+    "first_part",
+    "leading_part",
+    "model_stem",
+    "part_path",
+    "parts_by_name",
+    "place_of",
+    "read_others",
+]
 
 MAX_PARTS = 2**16 - 1
 """split.count is a u16."""
@@ -58,6 +68,12 @@ def parts_by_name(path: Path) -> list[Path]:
     return [path.with_name(match[1] + Place(no, n_parts).ending) for no in range(n_parts)]
 
 
+def model_stem(path: Path) -> str:
+    """The name of a model by that of its file, or of a part of it, without the suffix."""
+    match = _NAME.fullmatch(path.name)
+    return match[1] if match and match[1] else path.name.removesuffix(".gguf")
+
+
 def place_of(path: Path, keys: Mapping[str, Any]) -> Place | None:
     """The place of a file among several, by its keys; None where it is a model of its own.
 
@@ -78,6 +94,21 @@ def first_part(path: Path, place: Place) -> Path | None:
     """Where the first part lies, by the name of another one; None where that has no name of a part."""
     names = parts_by_name(path)
     return names[0] if len(names) == place.n_parts and names[place.no] == path else None
+
+
+def leading_part(path: Path, given: Collection[Path]) -> Path | None:
+    """The first part, if it is among some files, of a model of which another file among them is a later part.
+
+    Whoever is given all files of a folder has the model with the first part.
+    """
+    first = parts_by_name(path)[0]
+    if first == path or first not in given:
+        return None
+    try:
+        place = place_of(first, read_container(first).keys)
+    except GGUFError:  # which its reader meets, too
+        return None
+    return first if place is not None and place.n_parts == len(parts_by_name(path)) else None
 
 
 def read_others(

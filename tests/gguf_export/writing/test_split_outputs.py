@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import check_one_line, invoke
+from command_line import TEXT, check_one_line, invoke
 from part_cases import CUTS, KEPT, SPLITS, cut, groups_of, hashes, write_source
 from pico import pico_mixtral
 from places import GOLDEN
@@ -265,3 +265,50 @@ def test_two_types_of_one_name_are_refused(source: Path, tmp_path: Path) -> None
         export(source, ["Q8_0", "Q8_0"], tmp_path, split_max_tensors=9)
     with pytest.raises(RecipeError, match="give split_max_tensors 1 or more"):
         export(source, "Q8_0", tmp_path, split_max_tensors=0)
+
+
+# -- parts as a source of every pass
+
+
+@pytest.fixture(scope="module")
+def both(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file, whole and in parts, and a text."""
+    folder = tmp_path_factory.mktemp("both")
+    export(checkpoint, "Q8_0", folder)
+    export(checkpoint, "Q8_0", folder, split_max_tensors=9)
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    return folder
+
+
+def test_parts_are_compared_as_one_file(both: Path, tmp_path: Path) -> None:
+    """Also where all files of a folder are given."""
+    whole, *parts = sorted(both.glob("*.gguf"), key=lambda path: (len(path.name), path.name))
+    words = ["compare", "--base", whole, *parts, "--text", both / "text.txt", "--ctx", 16, "-q"]
+    done = invoke(*words, "--json", tmp_path / "c.json")
+    assert done.exit_code == 0, done.output
+    (model,) = json.loads((tmp_path / "c.json").read_text())["models"]
+    assert model["label"] == "Q8_0"
+    assert model["n_bytes"] == sum(path.stat().st_size for path in parts)
+    assert model["texts"]["text"]["ppl_ratio"] == 1.0
+    replaced = invoke(*words, "--json", parts[1], "--force")
+    check_one_line(replaced, "is read, too")
+
+
+def test_importances_of_parts_are_those_of_the_file(both: Path, tmp_path: Path) -> None:
+    whole, first, *_ = sorted(both.glob("*.gguf"), key=lambda path: (len(path.name), path.name))
+    for name, model in (("whole", whole), ("parts", first)):
+        words = ["--text", both / "text.txt", "--ctx", 16, "-q"]
+        done = invoke("imatrix", model, *words, "-o", tmp_path / f"{name}.gguf")
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "parts.gguf").read_bytes()
+
+
+def test_a_text_weighs_parts_on_the_way(both: Path, tmp_path: Path) -> None:
+    """From a file in parts to files in parts."""
+    whole, first, *_ = sorted(both.glob("*.gguf"), key=lambda path: (len(path.name), path.name))
+    for name, model in (("whole", whole), ("parts", first)):
+        words = ["--text", both / "text.txt", "--ctx", 16, "--allow-requantize", "--name", "x", "-q"]
+        out = tmp_path / name
+        done = invoke("export", model, "-t", "Q4_0", "-o", out, *words, "--split-max-tensors", 9)
+        assert done.exit_code == 0, done.output
+    assert content(tmp_path / "whole") == content(tmp_path / "parts") and len(content(tmp_path / "whole")) > 2

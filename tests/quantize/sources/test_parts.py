@@ -15,7 +15,7 @@ from gguf_files import remade
 from part_cases import cut, groups_of, write_source
 
 from quantize.containers.gguf import read_container
-from quantize.containers.gguf_parts import Place, part_path, parts_by_name
+from quantize.containers.gguf_parts import Place, model_stem, part_path, parts_by_name
 from quantize.containers.keys import KeyValue
 from quantize.exceptions import GGUFError, ModelChangedError
 from quantize.sources.checkpoint_files import files_of_model
@@ -86,6 +86,7 @@ def test_names_are_those_of_llama_cpp() -> None:
     assert parts_by_name(Path("a/b-00002-of-00003.gguf"))[0] == Path("a/b-00001-of-00003.gguf")
     for name in ("b.gguf", "b-00002-of-00003.bin", "b-2-of-3.gguf", "b-00004-of-00003.gguf", "-of-.gguf"):
         assert parts_by_name(Path(name)) == [Path(name)]
+    assert model_stem(Path("a/b.c-00002-of-00003.gguf")) == model_stem(Path("b.c.gguf")) == "b.c"
 
 
 # -- parts that are missing, of another split, damaged
