@@ -55,7 +55,8 @@ def _check_copied(file: GGUFFile, source: GGUFFile) -> Iterator[Finding]:
         if kv.key.startswith(QUANTIZED) or (found is not None and _is_same(found, kv)):
             continue
         message = "is missing, the source has it" if found is None else "is not that of the source"
-        if kv.key in VOCABULARY or kv.key.startswith(f"{source.keys.get('general.architecture')}."):
+        is_vital = kv.key in (*VOCABULARY, "general.architecture")
+        if is_vital or kv.key.startswith(f"{source.keys.get('general.architecture')}."):
             yield error(kv.key, message, AGAIN)
         else:
             yield warning(kv.key, message, f"{AGAIN}, unless it was set")
