@@ -24,7 +24,6 @@ from calibration.importance.imatrix import Imatrix
 from gguf_export.checking.deviations import Deviation, EncoderDifferences
 from gguf_export.checking.file_check import FileCheck, Level, have_same_rows, measure
 from gguf_export.checking.findings import Finding, error, info
-from gguf_export.checking.remedies import AGAIN
 from gguf_export.checking.verdicts import verdicts
 from gguf_export.writing.slabs import slabs_of
 from quantize.blocks import can_encode
@@ -74,12 +73,12 @@ def _same_tensors(check: FileCheck, specs: Mapping[str, TensorSpec]) -> Iterator
     """Whether file and source have the same tensors, in the same shapes."""
     file, word = check.file, check.word
     if not file.tensors:
-        yield error(str(file.path), f"holds none of the {len(specs)} tensors of the {word}", AGAIN)
+        yield error(str(file.path), f"holds none of the {len(specs)} tensors of the {word}", check.again)
         return
     for name, spec in specs.items():
         stored = file.tensors.get(name)
         if stored is None:
-            yield error(name, f"is in the {word} and not in the file", AGAIN)
+            yield error(name, f"is in the {word} and not in the file", check.again)
         elif not have_same_rows(stored.spec, spec):
             yield error(
                 name,
@@ -91,7 +90,7 @@ def _same_tensors(check: FileCheck, specs: Mapping[str, TensorSpec]) -> Iterator
             yield info(name, f"{qtype.name} cannot be decoded here: it is not compared")
     for name in file.tensors:
         if name not in specs:
-            yield error(name, f"is in the file and not in the {word}", AGAIN)
+            yield error(name, f"is in the file and not in the {word}", check.again)
 
 
 def _foreign_types(check: FileCheck) -> Iterator[Finding]:

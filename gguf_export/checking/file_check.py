@@ -11,6 +11,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from calibration.importance.imatrix import Imatrix
 from gguf_export.checking.codes import not_nearest
 from gguf_export.checking.deviations import BadBlocks, Deviation
+from gguf_export.checking.remedies import AGAIN, MAKE
 from gguf_export.checking.tolerances import TINY_ERROR, Tolerance, tolerance
 from gguf_export.writing.slabs import Slab
 from quantize import codec
@@ -51,6 +52,11 @@ class FileCheck:
     def word(self) -> str:
         """What the source is called."""
         return "checkpoint" if self.source.kind == "checkpoint" else "source"
+
+    @property
+    def again(self) -> str:
+        """What to do where the file is not what the source gives."""
+        return AGAIN if self.source.kind == "checkpoint" else MAKE
 
     @property
     def encodes(self) -> bool:

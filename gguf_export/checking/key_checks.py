@@ -10,7 +10,7 @@ import numpy as np
 from gguf import GGUFValueType
 
 from gguf_export.checking.findings import Finding, error, warning
-from gguf_export.checking.remedies import AGAIN
+from gguf_export.checking.remedies import AGAIN, MAKE
 from gguf_export.vocab import vocab_keys as vocab
 from quantize.containers.keys import KeyValue, Numbers, elements
 from quantize.containers.untrusted import quoted
@@ -57,12 +57,12 @@ def _check_copied(file: GGUFFile, source: GGUFFile) -> Iterator[Finding]:
         message = "is missing, the source has it" if found is None else "is not that of the source"
         is_vital = kv.key in (*VOCABULARY, "general.architecture")
         if is_vital or kv.key.startswith(f"{source.keys.get('general.architecture')}."):
-            yield error(kv.key, message, AGAIN)
+            yield error(kv.key, message, MAKE)
         else:
-            yield warning(kv.key, message, f"{AGAIN}, unless it was set")
+            yield warning(kv.key, message, f"{MAKE}, unless it was set")
     for key in there:
         if not key.startswith(QUANTIZED):
-            yield warning(key, "is not in the source", f"{AGAIN}, unless it was set")
+            yield warning(key, "is not in the source", f"{MAKE}, unless it was set")
 
 
 def _is_same(one: KeyValue, other: KeyValue) -> bool:

@@ -9,7 +9,6 @@ from gguf_export.checking import origins
 from gguf_export.checking.deviations import MAX_DAMAGED_SHARE, BadBlocks, Deviation, EncoderDifferences
 from gguf_export.checking.file_check import FileCheck
 from gguf_export.checking.findings import Finding, error, warning
-from gguf_export.checking.remedies import AGAIN, FETCH
 from quantize.tensors import NUMPY_TYPES, TensorSpec
 
 __all__ = ["place_of", "verdicts"]
@@ -38,7 +37,7 @@ def verdicts(
         fault: Finding | None = None
         if nearest[xid] != xid:
             matrix = "expert" if spec.has_experts else "matrix"
-            fault = error(spec.name, f"the weights of {matrix} {nearest[xid]} are in its place", AGAIN)
+            fault = error(spec.name, f"the weights of {matrix} {nearest[xid]} are in its place", check.again)
         elif not deviation.relative_error <= check.tolerance(spec).matrix:  # `not <=` also catches NaN
             fault = _gross_fault(check, spec, xid, deviation)
         elif deviation.other_bytes.n or deviation.beyond_tolerance.n or deviation.not_nearest.n:
@@ -59,7 +58,7 @@ def _gross_fault(check: FileCheck, spec: TensorSpec, xid: int, deviation: Deviat
         return _damage(check, spec, deviation, bad)
     origin = origins.origin(check, spec, xid)
     if origin is not None:
-        return error(spec.name, origin, AGAIN)
+        return error(spec.name, origin, check.again)
     return error(
         spec.name,
         f"differs from the {check.word}: relative error {deviation.relative_error:.2g}, {qtype.name} explains "
@@ -108,7 +107,7 @@ def _damage(check: FileCheck, spec: TensorSpec, deviation: Deviation, bad: BadBl
         spec.name,
         f"{bad.n} of {deviation.n_blocks} {blocks} are not what the {check.word} gives, the first in row "
         f"{bad.first}",
-        f"the file is damaged: {FETCH}",
+        f"the file is damaged: fetch the file again, or {check.again}",
     )
 
 
