@@ -149,6 +149,7 @@ def pass_cases(folder: Path) -> list[PassCase]:
     return [
         PassCase("imatrix", ["imatrix", model, *texts, "-o"], "m.imatrix.gguf"),
         PassCase("export", ["export", model, *types], ""),
+        PassCase("export --split-max-tensors", ["export", model, "--split-max-tensors", "30", *types], ""),
         PassCase("export --text", ["export", model, *texts, *types], ""),
         PassCase("compare", ["compare", model, *files, *texts, "--chunks", "24", "--json"], "c.json"),
     ]

@@ -1,4 +1,4 @@
-"""A GGUF file held against its checkpoint: names each tensor and expert that is not what it should be.
+"""A GGUF file held against its source: names each tensor and expert that is not what it should be.
 
 Every expert of every tensor is decoded and compared with its weights. Four measures tell faults apart:
 
@@ -24,14 +24,13 @@ from calibration.importance.imatrix import Imatrix
 from gguf_export.checking.deviations import Deviation, EncoderDifferences
 from gguf_export.checking.file_check import FileCheck, Level, have_same_rows, measure
 from gguf_export.checking.findings import Finding, error, info
-from gguf_export.checking.remedies import AGAIN
 from gguf_export.checking.verdicts import verdicts
 from gguf_export.writing.slabs import slabs_of
 from quantize.blocks import can_encode
 from quantize.decoding import can_decode
 from quantize.engine import Engine
-from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.model_source import ModelFile
 from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import TensorSpec
 
@@ -40,70 +39,75 @@ __all__ = ["check_against"]
 
 def check_against(
     file: GGUFFile,
-    checkpoint: Checkpoint,
+    source: ModelFile,
     engine: Engine,
     *,
     level: Level = "auto",
     imatrix: Imatrix | None = None,
     progress: OnProgress = silent,
 ) -> Iterator[Finding]:
-    """Hold all tensors of a file against a checkpoint.
+    """Hold all tensors of a file against its source.
 
     Args:
         file: the file.
-        checkpoint: the checkpoint that it was made from.
+        source: the checkpoint, or the GGUF file, that it was made from.
         engine: compares the slabs.
         level: how strictly quantized tensors are compared, see `FileCheck.level`.
         imatrix: the importances with which the file was made.
         progress: called with the progress in tensors.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read any more.
-        GGUFError: neither can the file.
+        CheckpointError, GGUFError: the source or the file cannot be read any more.
         ImatrixError: the importance matrix is one of another model.
     """
-    specs = {spec.name: spec for spec in checkpoint.specs()}
+    specs = {spec.name: spec for spec in source.specs()}
     if imatrix is not None:
         yield from (info(remark.place, remark.message) for remark in imatrix.check(specs.values()))
-    check = FileCheck(file, checkpoint, level, imatrix)
-    yield from _same_tensors(file, specs)
+    check = FileCheck(file, source, level, imatrix)
+    yield from _same_tensors(check, specs)
     yield from _foreign_types(check)
     yield from _same_weights(check, engine, progress)
 
 
-def _same_tensors(file: GGUFFile, specs: Mapping[str, TensorSpec]) -> Iterator[Finding]:
-    """Whether file and checkpoint have the same tensors, in the same shapes."""
+def _same_tensors(check: FileCheck, specs: Mapping[str, TensorSpec]) -> Iterator[Finding]:
+    """Whether file and source have the same tensors, in the same shapes."""
+    file, word = check.file, check.word
     if not file.tensors:
-        yield error(str(file.path), f"holds none of the {len(specs)} tensors of the checkpoint", AGAIN)
+        yield error(str(file.path), f"holds none of the {len(specs)} tensors of the {word}", check.again)
         return
     for name, spec in specs.items():
         stored = file.tensors.get(name)
         if stored is None:
-            yield error(name, "is in the checkpoint and not in the file", AGAIN)
+            yield error(name, f"is in the {word} and not in the file", check.again)
         elif not have_same_rows(stored.spec, spec):
             yield error(
                 name,
-                f"has shape {list(stored.spec.shape)}, in the checkpoint {list(spec.shape)}",
-                "the file was made from another checkpoint",
+                f"has shape {list(stored.spec.shape)}, in the {word} {list(spec.shape)}",
+                f"the file was made from another {word}",
             )
-        elif not can_decode(stored.spec.qtype):
-            yield info(name, f"{stored.spec.qtype.name} cannot be decoded here: it is not compared")
+        elif not check.is_comparable(spec):
+            qtype = spec.qtype if can_decode(stored.spec.qtype) else stored.spec.qtype
+            yield info(name, f"{qtype.name} cannot be decoded here: it is not compared")
     for name in file.tensors:
         if name not in specs:
-            yield error(name, "is in the file and not in the checkpoint", AGAIN)
+            yield error(name, f"is in the file and not in the {word}", check.again)
 
 
 def _foreign_types(check: FileCheck) -> Iterator[Finding]:
     """The types that only other programs encode."""
-    qtypes = {stored.spec.qtype for stored in check.file.tensors.values()}
+    qtypes = {
+        check.qtype(spec)
+        for spec in check.source.specs()
+        if check.is_comparable(spec) and not check.is_copied(spec)
+    }
     foreign = sorted(qtype.name for qtype in qtypes if not can_encode(qtype))
     if check.encodes and foreign:
         yield info(str(check.file.path), f"compared by error only, not to the byte: {', '.join(foreign)}")
 
 
 def _same_weights(check: FileCheck, engine: Engine, progress: OnProgress) -> Iterator[Finding]:
-    """Whether each matrix of the file holds the weights of the checkpoint; slabs are compared in any order."""
-    slabs = [slab for slab in slabs_of(check.checkpoint) if check.is_comparable(slab.spec)]
+    """Whether each matrix of the file holds the weights of the source; slabs are compared in any order."""
+    slabs = [slab for slab in slabs_of(check.source) if check.is_comparable(slab.spec)]
     n_left = Counter(slab.spec.name for slab in slabs)
     n_tensors = len(n_left)
     deviations: dict[str, dict[int, Deviation]] = {}
@@ -118,6 +122,8 @@ def _same_weights(check: FileCheck, engine: Engine, progress: OnProgress) -> Ite
                 yield from verdicts(check, slab.spec, deviations.pop(name), differences)
                 del n_left[name]
                 progress(
-                    Progress("comparing with the checkpoint", n_tensors - len(n_left), n_tensors, "tensors")
+                    Progress(
+                        f"comparing with the {check.word}", n_tensors - len(n_left), n_tensors, "tensors"
+                    )
                 )
     yield from differences.findings(check.file.path)

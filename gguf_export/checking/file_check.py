@@ -1,4 +1,4 @@
-"""One slab of a GGUF file held against the same weights of the checkpoint: the unit of work of `against`."""
+"""One slab of a GGUF file held against the same weights of its source: the unit of work of `against`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from gguf.constants import GGML_QUANT_SIZES
 from calibration.importance.imatrix import Imatrix
 from gguf_export.checking.codes import not_nearest
 from gguf_export.checking.deviations import BadBlocks, Deviation
+from gguf_export.checking.remedies import AGAIN, MAKE
 from gguf_export.checking.tolerances import TINY_ERROR, Tolerance, tolerance
 from gguf_export.writing.slabs import Slab
 from quantize import codec
 from quantize.blocks import can_encode
 from quantize.decoding import can_decode, decode_stored, to_f32
-from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.model_source import ModelFile
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
 
 __all__ = ["IMATRIX_KEY", "FileCheck", "Level", "follows_from_weights", "measure"]
@@ -36,16 +37,26 @@ def follows_from_weights(qtype: QType) -> bool:
 
 @dataclass(frozen=True)
 class FileCheck:
-    """A file, the checkpoint that it was made from, and how they are compared."""
+    """A file, the checkpoint or GGUF file that it was made from, and how they are compared."""
 
     file: GGUFFile
-    checkpoint: Checkpoint
+    source: ModelFile
     level: Level = "auto"
     """bytes: they must be those that llama.cpp and this project make with `imatrix`. errors: only types that know no
     importances are compared to the byte. auto: bytes are compared where the importances are known, and may be those of
     another program."""
     imatrix: Imatrix | None = None
     """The importances with which the file was made, None where they are not known or there were none."""
+
+    @property
+    def word(self) -> str:
+        """What the source is called."""
+        return "checkpoint" if self.source.kind == "checkpoint" else "source"
+
+    @property
+    def again(self) -> str:
+        """What to do where the file is not what the source gives."""
+        return AGAIN if self.source.kind == "checkpoint" else MAKE
 
     @property
     def encodes(self) -> bool:
@@ -66,9 +77,21 @@ class FileCheck:
         return self.level == "auto"
 
     def is_comparable(self, spec: TensorSpec) -> bool:
-        """Whether the file has this tensor of the checkpoint, in a shape that fits and a type that can be decoded."""
+        """Whether the file has this tensor of the source, in a shape that fits, as a copy or in types that can be
+        decoded.
+        """
         stored = self.file.tensors.get(spec.name)
-        return stored is not None and have_same_rows(stored.spec, spec) and can_decode(stored.spec.qtype)
+        if stored is None or not have_same_rows(stored.spec, spec):
+            return False
+        return self.is_copied(spec) or (can_decode(stored.spec.qtype) and can_decode(spec.qtype))
+
+    def is_copied(self, spec: TensorSpec) -> bool:
+        """Whether a tensor keeps the type that a GGUF file has given it: its bytes stay, too."""
+        return self.source.kind == "gguf" and self.qtype(spec) == spec.qtype
+
+    def is_exact(self, spec: TensorSpec) -> bool:
+        """Whether the bytes of a tensor follow from the source alone."""
+        return self.is_copied(spec) or follows_from_weights(self.qtype(spec))
 
     def qtype(self, spec: TensorSpec) -> QType:
         """The type in which the file stores a tensor."""
@@ -79,7 +102,7 @@ class FileCheck:
         return tolerance(self.qtype(spec))
 
     def blocks(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
-        """Bytes of the file, uint8 [rows, row bytes]; `spec` is the checkpoint's."""
+        """Bytes of the file, uint8 [rows, row bytes]; `spec` is the source's."""
         return self.file.read_blocks(replace(spec, qtype=self.qtype(spec)), xid, rows)
 
     def decoded(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
@@ -87,8 +110,8 @@ class FileCheck:
         return to_f32(decode_stored(self.blocks(spec, xid, rows), self.qtype(spec), spec.n_per_row))
 
     def weights(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
-        """Weights of the checkpoint, float32 [rows, n_per_row]."""
-        return to_f32(self.checkpoint.read(spec, xid, rows))
+        """Weights of the source, float32 [rows, n_per_row]."""
+        return to_f32(self.source.read(spec, xid, rows))
 
 
 def have_same_rows(stored: TensorSpec, spec: TensorSpec) -> bool:
@@ -100,22 +123,28 @@ def measure(check: FileCheck, slab: Slab) -> Deviation:
     """Compare one slab.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read any more.
-        GGUFError: neither can the file.
+        CheckpointError, GGUFError: the source or the file cannot be read any more.
         ImatrixError: the importances do not fit the rows.
     """
     spec, qtype = slab.spec, check.qtype(slab.spec)
     blocks = check.blocks(spec, slab.xid, slab.rows)
-    weights = check.checkpoint.read(spec, slab.xid, slab.rows)
     block_size, type_size = GGML_QUANT_SIZES[qtype]
     deviation = Deviation(n_blocks=blocks.size // type_size)
-    if follows_from_weights(qtype) or (check.encodes and can_encode(qtype)):
-        guide = check.imatrix.guide(spec.name, slab.xid) if check.imatrix else None
-        expected = codec.encode(weights, qtype, guide)
+    is_copied = check.is_copied(spec)
+    if is_copied:
+        expected: Array | None = check.source.read_blocks(spec, slab.xid, slab.rows)
+    else:
+        weights = check.source.read(spec, slab.xid, slab.rows)
+        expected = _encoded(check, slab, weights)
+    if expected is not None:
         differ = (blocks != expected).reshape(-1, type_size).any(axis=1)
         if not differ.any():
             return deviation
         deviation = replace(deviation, other_bytes=BadBlocks.of(differ, slab.rows))
+    if is_copied:
+        if not can_decode(qtype):
+            return deviation
+        weights = check.source.read(spec, slab.xid, slab.rows)
     exact = to_f32(weights)
     with np.errstate(all="ignore"):  # damaged numbers may be infinite
         errors = to_f32(decode_stored(blocks, qtype, spec.n_per_row)) - exact
@@ -124,7 +153,7 @@ def measure(check: FileCheck, slab: Slab) -> Deviation:
             squared_error=float(np.square(errors, dtype=np.float64).sum()),
             squared_weights=float(np.square(exact, dtype=np.float64).sum()),
         )
-        if qtype in NUMPY_TYPES:
+        if qtype in NUMPY_TYPES or is_copied:
             return deviation
         largest_weight = np.abs(exact).reshape(-1, block_size).max(axis=1)
         largest_error = np.abs(errors).reshape(-1, block_size).max(axis=1)
@@ -137,3 +166,12 @@ def measure(check: FileCheck, slab: Slab) -> Deviation:
         beyond_tolerance=BadBlocks.of(beyond, slab.rows),
         not_nearest=BadBlocks() if wrong_codes is None else BadBlocks.of(wrong_codes, slab.rows),
     )
+
+
+def _encoded(check: FileCheck, slab: Slab, weights: Array) -> Array | None:
+    """The bytes that the weights give, None where they depend on importances that are not known."""
+    qtype = check.qtype(slab.spec)
+    if not follows_from_weights(qtype) and not (check.encodes and can_encode(qtype)):
+        return None
+    guide = check.imatrix.guide(slab.spec.name, slab.xid) if check.imatrix else None
+    return codec.encode(weights, qtype, guide)

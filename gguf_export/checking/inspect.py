@@ -13,6 +13,7 @@ from gguf import LlamaFileType
 from gguf_export.checking.imatrix_facts import ImatrixFacts, imatrix_facts
 from gguf_export.files.sizes import size_in_words
 from quantize.containers.gguf import MAGIC
+from quantize.containers.gguf_parts import Place, first_part
 from quantize.containers.keys import elements
 from quantize.containers.untrusted import label, regular_size
 from quantize.exceptions import ChoiceError, GGUFError
@@ -62,6 +63,11 @@ class ModelFacts:
     keys: Mapping[str, Any]
     is_vocabulary: bool = False
     """Whether a GGUF file holds a tokenizer and no weights; `hparams` are then those of the model that it is for."""
+    n_parts: int = 1
+    """Files in which a GGUF lies."""
+    part: int | None = None
+    """Which of them this is, counted from 1, where it is a later part: tensors, sizes and keys are its own, all else
+    is the model's."""
 
     @property
     def bpw(self) -> float:
@@ -103,18 +109,36 @@ def _checkpoint_facts(path: Path) -> ModelFacts:
 def _file_facts(path: Path) -> ModelFacts | ImatrixFacts:
     if not _is_gguf(path):
         return imatrix_facts(path)  # the legacy form bears no mark: whoever reads it says what it is not
-    file = GGUFFile(path)
+    file = GGUFFile(path, any_part=True)
     if file.keys.get("general.type") == "imatrix":
         return imatrix_facts(path)
+    model = file if file.place is None else _model_of(file, file.place)
     try:
-        ftype = LlamaFileType(file.keys.get("general.file_type", -1)).name
+        ftype = LlamaFileType(model.keys.get("general.file_type", -1)).name
     except ValueError:
         ftype = "unknown"
     ftype = ftype.removeprefix("MOSTLY_").removeprefix("ALL_")
-    name = str(file.keys.get("general.name", ""))
+    name = str(model.keys.get("general.name", ""))
     keys = {key: _shortened(value) for key, value in file.keys.items()}
-    facts = _facts(path, "gguf", name, ftype, file.hparams, file.specs(), keys)
-    return replace(facts, is_vocabulary=file.is_vocabulary)
+    facts = _facts(path, "gguf", name, ftype, model.hparams, file.specs(), keys)
+    part = None if file.place is None else file.place.no + 1
+    return replace(facts, is_vocabulary=model.is_vocabulary, n_parts=len(model.parts), part=part)
+
+
+def _model_of(file: GGUFFile, place: Place) -> GGUFFile:
+    """The model of which a file is a later part.
+
+    Raises:
+        GGUFError: the first part, which knows what model it is, or another one cannot be opened.
+    """
+    first = first_part(file.path, place)
+    what = f"is {place} of a model, with {len(file.tensors)} tensors"
+    if first is None:
+        raise GGUFError(str(file.path), what, "look at the first part")
+    try:
+        return GGUFFile(first)
+    except GGUFError as fault:
+        raise GGUFError(str(file.path), f"{what}; {fault}") from None
 
 
 def _is_gguf(path: Path) -> bool:
@@ -166,12 +190,20 @@ def _shortened(value: Any) -> Any:
     return value
 
 
+def _kind(facts: ModelFacts) -> str:
+    if facts.part is not None:
+        return f"{facts.kind}, part {facts.part} of {facts.n_parts}"
+    if facts.n_parts > 1:
+        return f"{facts.kind} in {facts.n_parts} parts"
+    return f"{facts.kind}, a vocabulary only" if facts.is_vocabulary else facts.kind
+
+
 def in_words(facts: ModelFacts) -> list[tuple[str, str]]:
     """The facts that a person wants to see first: pairs of a label and a text."""
     hp = facts.hparams
     experts = f"{hp.n_expert}, {hp.n_expert_used} used" if hp.n_expert else "none (dense)"
     return [
-        ("kind", f"{facts.kind}, a vocabulary only" if facts.is_vocabulary else facts.kind),
+        ("kind", _kind(facts)),
         ("name", facts.name),
         ("architecture", hp.arch),
         ("file type", facts.ftype),

@@ -1,4 +1,4 @@
-"""Whether the keys of a GGUF file say of the model what its checkpoint says."""
+"""Whether the keys of a GGUF file say of the model what its source says."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 from gguf import GGUFValueType
 
 from gguf_export.checking.findings import Finding, error, warning
-from gguf_export.checking.remedies import AGAIN
+from gguf_export.checking.remedies import AGAIN, MAKE
 from gguf_export.vocab import vocab_keys as vocab
-from quantize.containers.keys import KeyValue, elements
+from quantize.containers.keys import KeyValue, Numbers, elements
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import TokenizerError
 from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.model_source import ModelFile
 
 __all__ = ["check_keys"]
 
@@ -24,12 +25,56 @@ VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.
 """Keys without which the same text becomes other tokens."""
 
 
-def check_keys(file: GGUFFile, checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Compare the keys of the architecture and of the tokenizer with those that the checkpoint gives.
+QUANTIZED = (
+    "general.quantization_version",
+    "general.file_type",
+    "general.alignment",
+    "quantize.imatrix.",
+    "split.",
+)
+"""Beginnings of the keys that quantizing a GGUF file sets or drops."""
+
+
+def check_keys(file: GGUFFile, source: ModelFile) -> Iterator[Finding]:
+    """Compare the keys with those that the source gives: of a checkpoint the architecture's and the tokenizer's, of a
+    GGUF file all but those that quantizing sets.
 
     Raises:
         CheckpointError: the checkpoint cannot be read any more.
     """
+    if source.kind == "gguf":
+        yield from _check_copied(file, source)
+    else:
+        yield from _check_made(file, source)
+
+
+def _check_copied(file: GGUFFile, source: GGUFFile) -> Iterator[Finding]:
+    there = {kv.key: kv for kv in file.key_values()}
+    for kv in source.key_values():
+        found = there.pop(kv.key, None)
+        if kv.key.startswith(QUANTIZED) or (found is not None and _is_same(found, kv)):
+            continue
+        message = "is missing, the source has it" if found is None else "is not that of the source"
+        is_vital = kv.key in (*VOCABULARY, "general.architecture")
+        if is_vital or kv.key.startswith(f"{source.keys.get('general.architecture')}."):
+            yield error(kv.key, message, MAKE)
+        else:
+            yield warning(kv.key, message, f"{MAKE}, unless it was set")
+    for key in there:
+        if not key.startswith(QUANTIZED):
+            yield warning(key, "is not in the source", f"{MAKE}, unless it was set")
+
+
+def _is_same(one: KeyValue, other: KeyValue) -> bool:
+    """Whether two keys hold the same bytes."""
+    if (one.type, one.sub_type) != (other.type, other.sub_type):
+        return False
+    if isinstance(one.value, Numbers) and isinstance(other.value, Numbers):
+        return one.value.tobytes() == other.value.tobytes()
+    return bool(one.value == other.value) or (one.value != one.value and other.value != other.value)  # NaN
+
+
+def _check_made(file: GGUFFile, checkpoint: Checkpoint) -> Iterator[Finding]:
     for kv in checkpoint.arch_keys():
         if not _holds(file.keys.get(kv.key), kv):
             yield error(

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from gguf_export.checking.file_check import FileCheck
-from quantize.sources.checkpoint import Checkpoint
+from quantize.decoding import can_decode
+from quantize.sources.model_source import ModelFile
 from quantize.tensors import Array, Rows, TensorSpec
 
 __all__ = ["nearest_experts", "origin"]
@@ -20,12 +21,12 @@ distance of the two from each other."""
 
 
 def nearest_experts(check: FileCheck, spec: TensorSpec) -> list[int]:
-    """For each expert of a tensor of the file, the expert of the checkpoint whose weights it holds.
+    """For each expert of a tensor of the file, the expert of the source whose weights it holds.
 
     It is itself unless another one is clearly nearer and explains the weights as well as the type can.
     """
-    if spec.n_matrix == 1:
-        return [0]
+    if spec.n_matrix == 1 or not can_decode(spec.qtype):
+        return list(range(spec.n_matrix))
     rows = _middle(spec)
     here, there = (
         np.stack([np.nan_to_num(side(spec, xid, rows)).reshape(-1) for xid in range(spec.n_matrix)]).astype(
@@ -54,7 +55,7 @@ def origin(check: FileCheck, spec: TensorSpec, xid: int) -> str | None:
 def _origins(check: FileCheck, spec: TensorSpec, xid: int) -> Iterator[str]:
     rows = _middle(spec)
     here = check.decoded(spec, xid, rows)
-    for other in _look_alikes(check.checkpoint, spec):
+    for other in _look_alikes(check.source, spec):
         if _is_near(check, spec, here, check.weights(other, min(xid, other.n_matrix - 1), rows)):
             yield f"the weights of {other.name} are in its place"
     for text, weights in _turned(check, spec):
@@ -66,10 +67,12 @@ def _origins(check: FileCheck, spec: TensorSpec, xid: int) -> Iterator[str]:
             yield "is transposed"
 
 
-def _look_alikes(checkpoint: Checkpoint, spec: TensorSpec) -> list[TensorSpec]:
+def _look_alikes(source: ModelFile, spec: TensorSpec) -> list[TensorSpec]:
     """Tensors of the same shape: those of the same layer first, then those of the same name in other layers."""
     same_shape = [
-        other for other in checkpoint.specs() if other.shape == spec.shape and other.name != spec.name
+        other
+        for other in source.specs()
+        if other.shape == spec.shape and other.name != spec.name and can_decode(other.qtype)
     ]
     if spec.bid is None:
         return same_shape
@@ -90,8 +93,10 @@ def _kind(spec: TensorSpec) -> str:
 
 def _turned(check: FileCheck, spec: TensorSpec) -> Iterator[tuple[str, Array]]:
     """The ways in which rows of q and k for rotary positions are in a wrong order (LlamaModel.permute), in words, each
-    with the weights of the checkpoint in that order."""
-    hparams = check.checkpoint.hparams
+    with the weights of the source in that order."""
+    if check.source.kind == "gguf":  # it has them in llama.cpp's order already
+        return
+    hparams = check.source.hparams
     projection = _kind(spec).partition(".")[0]
     if projection == "attn_q":
         n_heads, n_others = hparams.n_head, hparams.n_head_kv

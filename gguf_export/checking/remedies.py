@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-__all__ = ["AGAIN", "FETCH"]
+__all__ = ["AGAIN", "FETCH", "MAKE"]
 
+MAKE = "make the file again"
 AGAIN = "convert the checkpoint again"
 FETCH = f"fetch the file again, or {AGAIN}"

@@ -49,11 +49,12 @@ TOKENIZER_ARRAYS = {"tokens", "merges", "scores", "token_type"}
 
 def check_structure(file: GGUFFile) -> list[Finding]:
     """Look for everything in an open file that the loader would refuse or warn of; no weight is read."""
+    if file.place is not None:
+        told = f"{file.place} of a model: the first part holds its keys, and is verified together with all others"
+        return [*_split_keys(file), *_tail(file), info(str(file.path), told)]
     findings = [*_architecture(file), *_tokenizer(file), *_tail(file)]
     if file.is_vocabulary:
         return findings
-    if file.keys.get("split.count", 0) not in (0, 1):
-        return [*findings, info("split.count", "one file of several: the list of tensors is not checked")]
     arch = file.keys.get("general.architecture")
     per_layer = [f"{arch}.{row.name}" for row in known_keys(str(arch)).values() if row.per_layer]
     arrays = [key for key in per_layer if elements(file.keys.get(key)) is not None]
@@ -79,10 +80,7 @@ def _architecture(file: GGUFFile) -> Iterator[Finding]:
         yield warning(
             "general.architecture", f"{quoted(arch)} is unknown here, and perhaps to llama.cpp", AGAIN
         )
-    for key, wanted in {**SPLIT_TYPES, "general.name": Type.STRING}.items():
-        there = file.types.get(key, (wanted, None))[0]
-        if there != wanted:
-            yield error(key, f"is of type {there.name}, the loader wants {wanted.name}", AGAIN)
+    yield from _wrong_types(file, {**SPLIT_TYPES, "general.name": Type.STRING})
     scaling = file.keys.get(f"{arch}.rope.scaling.type", "none")
     if isinstance(scaling, str) and scaling not in ROPE_SCALINGS:
         yield error(f"{arch}.rope.scaling.type", f"{quoted(scaling)} is unknown to llama.cpp", AGAIN)
@@ -91,6 +89,20 @@ def _architecture(file: GGUFFile) -> Iterator[Finding]:
     quantized = any(stored.spec.qtype.name not in ("F32", "F16", "BF16") for stored in file.tensors.values())
     if quantized and file.keys.get("general.quantization_version", 2) != 2:
         yield warning("general.quantization_version", "is not 2, ggml's present one", AGAIN)
+
+
+def _split_keys(file: GGUFFile) -> Iterator[Finding]:
+    """Keys of a part that are missing, or of a type that the loader does not take."""
+    for key in SPLIT_TYPES.keys() - file.keys.keys():
+        yield warning(key, "is missing", AGAIN)
+    yield from _wrong_types(file, SPLIT_TYPES)
+
+
+def _wrong_types(file: GGUFFile, types: Mapping[str, Type]) -> Iterator[Finding]:
+    for key, wanted in types.items():
+        there = file.types.get(key, (wanted, None))[0]
+        if there != wanted:
+            yield error(key, f"is of type {there.name}, the loader wants {wanted.name}", AGAIN)
 
 
 def _arch_keys(file: GGUFFile, arch: str) -> Iterator[Finding]:
@@ -174,10 +186,14 @@ def _tail(file: GGUFFile) -> Iterator[Finding]:
     if file.is_vocabulary:
         yield info(str(file.path), "holds no tensors (a vocabulary only): no weights are checked")
         return
-    if not file.tensors:
+    if not file.tensors and file.place is None:
         yield error(str(file.path), "holds no tensors", "is this a model?")
         return
-    last = list(file.tensors.values())[-1]
-    end = last.offset + last.n_bytes
-    if file.n_bytes > max(end, last.offset + padded(last.n_bytes), end + -last.n_bytes % file.alignment):
-        yield warning(str(file.path), f"{file.n_bytes - end} bytes lie behind the last tensor", FETCH)
+    for i, part in enumerate(file.parts):
+        stored = [one for one in file.tensors.values() if one.part == i]
+        if not stored:  # llama-gguf-split --no-tensor-first-split leaves the first part without
+            continue
+        last = stored[-1]
+        end = last.offset + last.n_bytes
+        if part.n_bytes > max(end, last.offset + padded(last.n_bytes), end + -last.n_bytes % part.alignment):
+            yield warning(str(part.path), f"{part.n_bytes - end} bytes lie behind the last tensor", FETCH)

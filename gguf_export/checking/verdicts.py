@@ -7,10 +7,9 @@ from dataclasses import replace
 
 from gguf_export.checking import origins
 from gguf_export.checking.deviations import MAX_DAMAGED_SHARE, BadBlocks, Deviation, EncoderDifferences
-from gguf_export.checking.file_check import FileCheck, follows_from_weights
+from gguf_export.checking.file_check import FileCheck
 from gguf_export.checking.findings import Finding, error, warning
-from gguf_export.checking.remedies import AGAIN, FETCH
-from quantize.tensors import NUMPY_TYPES, QType, TensorSpec
+from quantize.tensors import NUMPY_TYPES, TensorSpec
 
 __all__ = ["place_of", "verdicts"]
 
@@ -24,14 +23,13 @@ def verdicts(
     """The faults of a tensor; experts with the same fault share a finding.
 
     Args:
-        check: the file and its checkpoint.
-        spec: the checkpoint's tensor.
-        deviations: expert -> how its matrix deviates from the checkpoint's.
+        check: the file and its source.
+        spec: the source's tensor.
+        deviations: expert -> how its matrix deviates from the source's.
         differences: takes note of matrices that another encoder may have made.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read any more.
-        GGUFError: neither can the file.
+        CheckpointError, GGUFError: the source or the file cannot be read any more.
     """
     nearest = origins.nearest_experts(check, spec)
     experts_of: dict[Finding, list[int]] = {}
@@ -39,7 +37,7 @@ def verdicts(
         fault: Finding | None = None
         if nearest[xid] != xid:
             matrix = "expert" if spec.has_experts else "matrix"
-            fault = error(spec.name, f"the weights of {matrix} {nearest[xid]} are in its place", AGAIN)
+            fault = error(spec.name, f"the weights of {matrix} {nearest[xid]} are in its place", check.again)
         elif not deviation.relative_error <= check.tolerance(spec).matrix:  # `not <=` also catches NaN
             fault = _gross_fault(check, spec, xid, deviation)
         elif deviation.other_bytes.n or deviation.beyond_tolerance.n or deviation.not_nearest.n:
@@ -52,19 +50,20 @@ def verdicts(
 
 
 def _gross_fault(check: FileCheck, spec: TensorSpec, xid: int, deviation: Deviation) -> Finding:
-    """The fault of a matrix whose weights are not near to those of the checkpoint."""
+    """The fault of a matrix whose weights are not near to those of the source."""
     qtype = check.qtype(spec)
-    bad = deviation.other_bytes if qtype in NUMPY_TYPES else deviation.beyond_tolerance
+    is_exact = qtype in NUMPY_TYPES or check.is_copied(spec)
+    bad = deviation.other_bytes if is_exact else deviation.beyond_tolerance
     if 0 < bad.n <= MAX_DAMAGED_SHARE * deviation.n_blocks:
-        return _damage(spec, qtype, deviation, bad)
+        return _damage(check, spec, deviation, bad)
     origin = origins.origin(check, spec, xid)
     if origin is not None:
-        return error(spec.name, origin, AGAIN)
+        return error(spec.name, origin, check.again)
     return error(
         spec.name,
-        f"differs from the checkpoint: relative error {deviation.relative_error:.2g}, {qtype.name} explains "
+        f"differs from the {check.word}: relative error {deviation.relative_error:.2g}, {qtype.name} explains "
         f"{check.tolerance(spec).matrix:.2g} at most",
-        "the file is damaged, or was made from another checkpoint",
+        f"the file is damaged, or was made from another {check.word}",
     )
 
 
@@ -75,8 +74,8 @@ def _fault_in_few_blocks(
     qtype, n_blocks = check.qtype(spec), deviation.n_blocks
     other_bytes, beyond = deviation.other_bytes, deviation.beyond_tolerance
     bad = other_bytes if other_bytes.n else beyond
-    if follows_from_weights(qtype) or (check.is_strict and bad.are_local(n_blocks)):
-        return _damage(spec, qtype, deviation, bad)
+    if check.is_exact(spec) or (check.is_strict and bad.are_local(n_blocks)):
+        return _damage(check, spec, deviation, bad)
     if check.is_strict and other_bytes.n:
         return error(
             spec.name,
@@ -86,9 +85,9 @@ def _fault_in_few_blocks(
         )
     for proof in (deviation.not_nearest, beyond):
         if proof.n and proof.are_local(n_blocks):
-            return _damage(spec, qtype, deviation, proof)
+            return _damage(check, spec, deviation, proof)
     if other_bytes.n and other_bytes.are_local(n_blocks):
-        damage = _damage(spec, qtype, deviation, other_bytes)
+        damage = _damage(check, spec, deviation, other_bytes)
         differences.local.append(replace(damage, place=spec.label(xid)))
     elif other_bytes.n or deviation.not_nearest.n:
         differences.n_everywhere += 1
@@ -102,12 +101,13 @@ def _fault_in_few_blocks(
     )
 
 
-def _damage(spec: TensorSpec, qtype: QType, deviation: Deviation, bad: BadBlocks) -> Finding:
-    blocks = "weights" if qtype in NUMPY_TYPES else "blocks"
+def _damage(check: FileCheck, spec: TensorSpec, deviation: Deviation, bad: BadBlocks) -> Finding:
+    blocks = "weights" if check.qtype(spec) in NUMPY_TYPES else "blocks"
     return error(
         spec.name,
-        f"{bad.n} of {deviation.n_blocks} {blocks} are not what the checkpoint gives, the first in row {bad.first}",
-        f"the file is damaged: {FETCH}",
+        f"{bad.n} of {deviation.n_blocks} {blocks} are not what the {check.word} gives, the first in row "
+        f"{bad.first}",
+        f"the file is damaged: fetch the file again, or {check.again}",
     )
 
 

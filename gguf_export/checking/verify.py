@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,25 +11,27 @@ from calibration.importance.imatrix_files import load_imatrix
 from gguf_export.checking.against import check_against
 from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.file_check import IMATRIX_KEY, Level, follows_from_weights
-from gguf_export.checking.findings import Finding, Findings, info
+from gguf_export.checking.findings import Finding, Findings, error, info
 from gguf_export.checking.key_checks import check_keys
 from gguf_export.checking.remedies import FETCH
 from gguf_export.checking.stored_numbers import check_numbers
 from gguf_export.checking.structure import check_structure
+from quantize.containers.gguf_parts import leading_part
 from quantize.containers.untrusted import quoted
 from quantize.engine import Engine, Threads
 from quantize.exceptions import GGUFError
-from quantize.sources.checkpoint import Checkpoint, open_checkpoint
+from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.model_source import ModelFile
 from quantize.telling import OnProgress, silent
 
-__all__ = ["verify"]
+__all__ = ["open_original", "verified_with", "verify"]
 
 
 def verify(
     path: str | Path,
     *,
-    against: str | Path | Checkpoint | None = None,
+    against: str | Path | ModelFile | None = None,
     level: Level = "auto",
     imatrix: str | Path | Imatrix | None = None,
     prior: float = 0.0,
@@ -41,15 +43,17 @@ def verify(
     """Look for everything that can be wrong with a GGUF file, whoever made it.
 
     Args:
-        path: the file.
-        against: the checkpoint that it was made from, or its folder; every expert of every tensor is compared with it.
-        level: how strictly quantized tensors are compared with the checkpoint. "bytes": they must be what llama.cpp
+        path: the file, of one that is split the first part: all parts are checked, then. A later part is checked for
+            itself.
+        against: the checkpoint or GGUF file that it was made from, or its path; every expert of every tensor is
+            compared with it.
+        level: how strictly quantized tensors are compared with the source. "bytes": they must be what llama.cpp
             makes of it with `imatrix`. "auto": bytes are compared where the importances are known (`imatrix` is given,
             or the file names none), and may be those of another program. "errors": errors and codes are compared, and
             bytes only of types that know no importances.
         imatrix: the importances with which the file was made, or their file; None for none.
         prior: as in export, where `imatrix` is a file.
-        sums: check the file by the SHA256SUMS beside it, too; a file that is not listed there is added.
+        sums: check the file, and all its parts, by the SHA256SUMS beside it, too; what is not listed there is added.
         jobs: threads that compare, by default one for each processor.
         engine: compares in the place of threads.
         progress: called with the progress of each stage.
@@ -58,9 +62,9 @@ def verify(
         The findings; a healthy file has neither errors nor warnings.
 
     Raises:
-        CheckpointError, ImatrixError: `against` or `imatrix` cannot be read, or do not go together.
+        CheckpointError, GGUFError, ImatrixError: `against` or `imatrix` cannot be read, or do not go together.
         GGUFError: the file or its SHA256SUMS cannot be hashed or read.
-        ModelChangedError: the file or the checkpoint changed meanwhile: nothing that was found holds.
+        ModelChangedError: the file or its source changed meanwhile: nothing that was found holds.
         OutputError: SHA256SUMS cannot be written.
 
     >>> from gguf_export import export
@@ -69,44 +73,64 @@ def verify(
     'nothing is wrong'
     """
     path = Path(path)
-    checkpoint = open_checkpoint(against) if isinstance(against, (str, Path)) else against
+    source = open_original(against) if isinstance(against, (str, Path)) else against
     importances = load_imatrix(imatrix, prior=prior) if isinstance(imatrix, (str, Path)) else imatrix
     with nullcontext(engine) if engine is not None else Threads(jobs) as workers:
-        findings = _check(path, checkpoint, level, importances, workers, progress)
+        findings, parts = _check(path, source, level, importances, workers, progress)
     if sums:
-        findings.append(check_sum(path, progress))
+        findings += [check_sum(part, progress) for part in parts]
     return Findings(findings)
 
 
 def _check(
     path: Path,
-    checkpoint: Checkpoint | None,
+    source: ModelFile | None,
     level: Level,
     imatrix: Imatrix | None,
     engine: Engine,
     progress: OnProgress,
-) -> list[Finding]:
+) -> tuple[list[Finding], list[Path]]:
+    """The findings, and the files that were looked at."""
     try:
-        file = GGUFFile(path)
+        file = GGUFFile(path, any_part=True)
     except GGUFError as fault:
-        return [Finding.of(fault, remedy="give a GGUF file", place=str(path))]
+        return [Finding.of(fault, remedy="give a GGUF file", place=str(path))], [path]
+    parts = [part.path for part in file.parts]
     findings: list[Finding] = []
     try:
         findings += check_structure(file)
         findings += check_numbers(file, progress)
-        if checkpoint is not None:
-            findings += check_keys(file, checkpoint)
-            findings += check_against(
-                file, checkpoint, engine, level=level, imatrix=imatrix, progress=progress
-            )
+        if source is not None and file.place is not None:
+            message = f"is {file.place}: the model is compared by its first part"
+            findings.append(error(str(path), message, "give the first part"))
+            source = None
+        if source is not None:
+            findings += check_keys(file, source)
+            findings += check_against(file, source, engine, level=level, imatrix=imatrix, progress=progress)
         file.refuse_changed()
-        if checkpoint is not None:
-            checkpoint.refuse_changed()
+        if source is not None:
+            source.refuse_changed()
     except GGUFError as fault:  # what was found before it stays
-        return [*findings, Finding.of(fault, remedy=FETCH, place=str(path))]
-    if checkpoint is not None and level != "errors" and imatrix is None:
+        return [*findings, Finding.of(fault, remedy=FETCH, place=str(path))], parts
+    if source is not None and level != "errors" and imatrix is None:
         findings += _unused_imatrix(file)
-    return findings
+    return findings, parts
+
+
+def open_original(path: str | Path) -> ModelFile:
+    """What a file was made from: a checkpoint, or a GGUF file with tensors of any type; those that cannot be decoded
+    were copied.
+
+    Raises:
+        CheckpointError, GGUFError: it cannot be read.
+    """
+    return GGUFFile(path) if Path(path).is_file() else open_checkpoint(path)
+
+
+def verified_with(path: Path, given: Collection[Path]) -> Findings | None:
+    """What there is to say of a later part where its first part is verified, too, which looks at all; else None."""
+    first = leading_part(path, given)
+    return None if first is None else Findings([info(str(path), f"is verified with {first.name}")])
 
 
 def _unused_imatrix(file: GGUFFile) -> Iterator[Finding]:

@@ -209,9 +209,10 @@ def compare(
     from quantize.sources.checkpoint_files import files_of_model
 
     choice = TextChoice.of(*texts, n_ctx=n_ctx, n_chunk=n_chunk)
-    inputs = [file for path in paths for file in files_of_model(path)]
+    models = paths if base is None else (*paths, base)
+    inputs = [file for path in models for file in files_of_model(path)]
     inputs += [text.path for text in choice.texts]
-    inputs += [Path(path) for path in (base, imatrix, recipe.tensor_type_file) if path is not None]
+    inputs += [Path(path) for path in (imatrix, recipe.tensor_type_file) if path is not None]
     output.check(inputs)
     settings = PassSettings(activations, forward.settings(exact=True))
     importances = load_imatrix(imatrix, prior=prior) if imatrix else None

@@ -35,7 +35,7 @@ from gguf_export.commands.streams import show, summary
 from gguf_export.commands.verb import Verb, group, option
 
 if TYPE_CHECKING:
-    from gguf_export.writing.export import ExportPlan, ExportResult
+    from gguf_export.writing.export import ExportPlan, ExportResult, FileFigures
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,33 @@ naming_options = group(
         needs=("lmstudio",),
         help="The publisher for --lmstudio.  [default: from config.json]",
     ),
+)
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Into which parts the files are cut."""
+
+    split_max_size: str | None
+    split_max_tensors: int | None
+    keep_split: bool
+
+
+split_options = group(
+    "splitting",
+    SplitOptions,
+    option(
+        "--split-max-size",
+        metavar="N(M|G)",
+        help="Cut each file into parts of at most so much, as llama-gguf-split does.",
+    ),
+    option(
+        "--split-max-tensors",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Cut each file into parts of N tensors.",
+    ),
+    option("--keep-split", is_flag=True, help="Cut each file as the GGUF file MODEL is cut."),
 )
 
 
@@ -107,6 +134,7 @@ run_options = group("running", RunOptions, jobs(), force(), RESTART)
 @recipe_options()
 @source_options(("imatrix", *TEXT))
 @naming_options
+@split_options
 @run_options
 @option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @QUIET
@@ -122,6 +150,7 @@ def export(
     recipe: RecipeOptions,
     taken: SourceOptions,
     naming: NamingOptions,
+    splitting: SplitOptions,
     running: RunOptions,
     dry_run: bool,
     quiet: bool,
@@ -140,7 +169,8 @@ def export(
 
     if text.is_given and imatrix:
         raise click.UsageError("give --imatrix or text to calibrate with, not both")
-    settings: dict[str, Any] = {"imatrix": imatrix, "prior": prior, **taken.settings(), **vars(naming)}
+    settings: dict[str, Any] = {"imatrix": imatrix, "prior": prior}
+    settings |= {**taken.settings(), **vars(naming), **vars(splitting)}
     if text.is_given:
         settings |= {"text": text.settings(), "forward": forward.settings(), "save_imatrix": save_imatrix}
     recipes = recipe.recipes(types)
@@ -167,18 +197,22 @@ def print_plan(planned: ExportPlan) -> None:
     from gguf_export.files.sizes import size_in_words
 
     for file in planned.files:
-        rows = [
-            (
-                tensor.name,
-                " x ".join(map(str, tensor.shape)),
-                tensor.qtype,
-                size_in_words(tensor.n_bytes),
-                str(tensor.offset),
-            )
-            for tensor in file.tensors
-        ]
-        print_table(str(file.path), ("tensor", ">shape", "type", ">size", ">offset"), rows)
-        show(f"{size_in_words(file.n_bytes)}, {file.bpw:.2f} bits per weight")
+        for part in file.parts:
+            rows = [
+                (
+                    tensor.name,
+                    " x ".join(map(str, tensor.shape)),
+                    tensor.qtype,
+                    size_in_words(tensor.n_bytes),
+                    str(tensor.offset),
+                )
+                for tensor in part.tensors
+            ]
+            print_table(str(part.path), ("tensor", ">shape", "type", ">size", ">offset"), rows)
+            if len(file.parts) > 1:
+                show(size_in_words(part.n_bytes))
+        in_parts = f" in {len(file.parts)} parts" if len(file.parts) > 1 else ""
+        show(f"{size_in_words(file.n_bytes)}{in_parts}, {file.bpw:.2f} bits per weight")
         show()
 
 
@@ -192,8 +226,20 @@ def print_result(result: ExportResult) -> None:
         print_load(result.calibration)
     seconds = result.seconds.wall
     rows = [
-        (str(file.path), file.ftype, size_in_words(file.n_bytes), f"{file.bpw:.2f}") for file in result.files
+        (
+            _with_parts(file),
+            file.ftype,
+            size_in_words(file.n_bytes),
+            f"{file.bpw:.2f}",
+        )
+        for file in result.files
     ]
     print_table("", ("file", "type", ">size", ">bpw"), rows)
     rate = size_in_words(result.bytes_read / seconds) if seconds else "-"
     show(f"{size_in_words(result.bytes_read)} read once, {seconds:.1f} seconds, {rate}/s")
+
+
+def _with_parts(file: FileFigures) -> str:
+    """The name of a file, and how many of its parts follow."""
+    more = len(file.parts) - 1
+    return f"{file.path} and {more} more" if more else str(file.path)

@@ -25,8 +25,10 @@ class Words:
     """None for all processors."""
 
 
-def parse_words(words: tuple[str, ...]) -> Words:
+def parse_words(words: tuple[str, ...], *, keep_split: bool = False) -> Words:
     """IN [OUT] TYPE [NTHREADS]: the second word is OUT where it is no type.
+
+    With `keep_split` OUT is what stands before `-00001-of-00003.gguf`, and may end in `.gguf`.
 
     Raises:
         UsageError: a word is missing or is not what stands there.
@@ -36,7 +38,10 @@ def parse_words(words: tuple[str, ...]) -> Words:
     model, *rest = words
     named = _type_of(rest[0])
     if named is None:
-        out, rest = Path(rest[0]), rest[1:]
+        name, rest = rest[0], rest[1:]
+        if keep_split:
+            name = f"{name[:-5] if '.gguf' in name else name}.gguf"
+        out = Path(name)
         if not rest:
             raise click.UsageError(f"{words[1]!a} is no type, and as OUT.gguf it needs a TYPE behind it")
         named = _type_of(rest[0])

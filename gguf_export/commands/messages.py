@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
@@ -69,4 +69,25 @@ def show_findings(findings: Findings, as_json: bool) -> None:
             show(finding.line(switch))
         show(findings.summary())
     if findings.worst == "error":
+        sys.exit(1)
+
+
+def show_all_findings(found: Mapping[Path, Findings], as_json: bool) -> None:
+    """`show_findings` for several files, each named."""
+    from quantize.containers.untrusted import label, printable
+
+    if as_json:
+        show_json(
+            [
+                {"file": label(path), **finding}
+                for path, findings in found.items()
+                for finding in findings.as_json(switch)
+            ]
+        )
+    else:
+        for path, findings in found.items():
+            for finding in findings:
+                show(finding.line(switch))
+            show(printable(f"{path}: {findings.summary()}"))
+    if any(findings.worst == "error" for findings in found.values()):
         sys.exit(1)

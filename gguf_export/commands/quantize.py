@@ -26,6 +26,11 @@ from gguf_export.commands.verb import Verb, option
     metavar="KEY=TYPE:VALUE",
     help="Metadata to set; TYPE is int, float, bool or str.",
 )
+@option(
+    "--keep-split",
+    is_flag=True,
+    help="Cut the file as IN.gguf is cut: OUT-00001-of-00003.gguf and so on.",
+)
 @option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @option(
     "--max-buffer-size",
@@ -40,6 +45,7 @@ def quantize(
     taken: SourceOptions,
     recipe: RecipeOptions,
     override_kv: tuple[str, ...],
+    keep_split: bool,
     dry_run: bool,
     max_buffer_size: int | None,
     quiet: bool,
@@ -57,9 +63,10 @@ def quantize(
     from gguf_export.writing import export as exporting
     from quantize.telling import Remark
 
-    given = parse_words(words)
+    given = parse_words(words, keep_split=keep_split)
     recipes = recipe.recipes([given.ftype])
-    settings = {**taken.settings(), "imatrix": imatrix, "override_kv": override_kv, "file": given.out}
+    settings = {**taken.settings(), "imatrix": imatrix, "override_kv": override_kv}
+    settings |= {"file": given.out, "keep_split": keep_split}
     if dry_run:
         planned = exporting.plan(given.model, recipes, **settings)
         for remark in planned.remarks:

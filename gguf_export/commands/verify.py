@@ -11,12 +11,12 @@ from gguf_export.commands.verb import Verb, option
 
 
 @click.command(cls=Verb)
-@click.argument("file", type=FILE)
+@click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
 @option(
     "--against",
     type=FILE,
     metavar="MODEL",
-    help="The checkpoint that FILE was made from: every expert of every tensor is compared with it.",
+    help="The checkpoint or GGUF file that FILE was made from: every expert of every tensor is compared with it.",
 )
 @option(
     "--imatrix",
@@ -36,7 +36,7 @@ from gguf_export.commands.verb import Verb, option
 @JSON
 @QUIET
 def verify(
-    file: Path,
+    files: tuple[Path, ...],
     against: Path | None,
     imatrix: str | None,
     quick: bool,
@@ -46,30 +46,37 @@ def verify(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Say whether a GGUF FILE is sound, whoever made it.
+    """Say whether each GGUF FILE is sound, whoever made it. The first part of a file that is split stands for all.
 
-    With --against, each expert is compared with the checkpoint: to the byte where FILE names no importance matrix, or
+    With --against, each expert is compared with MODEL: to the byte where FILE names no importance matrix, or
     where you give it with --imatrix; else by its errors and codes, which find every change but some low bits of scales.
 
-    The exit status is 1 where an error is found; warnings leave it 0.
+    The exit status is 1 where an error is found; warnings leave it 0. With several files, each finding that --json
+    lists names its file.
     """
     from gguf_export.checking import verify as checking
     from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.messages import show_findings
+    from gguf_export.commands.messages import show_all_findings, show_findings
 
     if quick and imatrix is not None:
         raise click.UsageError("--quick compares no bytes: leave --imatrix out")
     if prior and imatrix == "none":
         raise click.UsageError("--prior goes with --imatrix FILE")
+    found = {}
+    source = None if against is None else checking.open_original(against)
     with ProgressView(quiet=quiet) as view:
-        findings = checking.verify(
-            file,
-            against=against,
-            level="bytes" if imatrix is not None else "errors" if quick else "auto",
-            imatrix=None if imatrix == "none" else imatrix,
-            prior=prior,
-            sums=sums,
-            jobs=jobs,
-            progress=view,
-        )
-    show_findings(findings, as_json)
+        for file in dict.fromkeys(files):
+            found[file] = checking.verified_with(file, files) or checking.verify(
+                file,
+                against=source,
+                level="bytes" if imatrix is not None else "errors" if quick else "auto",
+                imatrix=None if imatrix == "none" else imatrix,
+                prior=prior,
+                sums=sums,
+                jobs=jobs,
+                progress=view,
+            )
+    if len(files) == 1:
+        show_findings(found[files[0]], as_json)
+    else:
+        show_all_findings(found, as_json)

@@ -14,6 +14,7 @@ from calibration.judging.side_by_side import Base
 from calibration.text.tokenizer import vocabulary_of
 from calibration.text.vocabulary import refuse_other_vocabulary
 from gguf_export.writing.remarks import imatrix_remarks, plan_remarks
+from quantize.containers.gguf_parts import leading_part
 from quantize.exceptions import ChoiceError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
@@ -33,7 +34,8 @@ ROUND_TRIP = "(round trip)"
 class ModelChoice:
     """The models that are compared.
 
-    paths: GGUF files to be judged, and the folder of their checkpoint, which is the base where no other is given.
+    paths: GGUF files to be judged, and the folder of their checkpoint, which is the base where no other is given. Of a
+        file that is split the first part is enough; later parts beside it are passed over.
     base: a GGUF file, or a file that llama-perplexity --save-all-logits wrote. The checkpoint's folder then only serves
         `recipes` and the tokenizer.
     recipes: file types to be judged without writing them, from the checkpoint.
@@ -96,7 +98,8 @@ def open_models(choice: ModelChoice, note: Note = discard) -> OpenModels:
     """
     choice.refuse_repeated()
     checkpoint = _only_checkpoint(choice.paths)
-    files = [open_gguf(path, note) for path in choice.paths if not path.is_dir()]
+    paths = [path for path in choice.paths if not path.is_dir()]
+    files = [open_gguf(path, note) for path in paths if leading_part(path, paths) is None]
     if choice.recipes and checkpoint is None:
         raise ChoiceError(
             "", "a type without a file is judged from its checkpoint", "give the folder of the checkpoint"

@@ -10,6 +10,7 @@ import torch
 
 from calibration.judging.side_by_side import Comparison, Model
 from gguf_export.writing.fingerprint import version
+from quantize.containers.gguf_parts import model_stem
 from quantize.containers.untrusted import label
 
 __all__ = ["base_name", "labels", "protocol", "versions"]
@@ -60,7 +61,7 @@ def _cut(names: Sequence[list[str]], base: str) -> int:
 
 
 def _stem(model: Model) -> str:
-    return Path(model.name).name.removesuffix(".gguf") if model.is_file else model.name
+    return model_stem(Path(model.name)) if model.is_file else model.name
 
 
 def base_name(comparison: Comparison) -> str:

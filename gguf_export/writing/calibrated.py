@@ -161,7 +161,7 @@ def run_calibrated(
             files.finish()
             write_imatrix(save_imatrix, collected.imatrix, is_again=not force)
     seconds.wall = time.monotonic() - started
-    figures = tuple(map(file_figures, job.files))
+    figures = tuple(map(file_figures, job.outputs))
     collected = replace(collected, imatrix=replace(collected.imatrix, file=job.imatrix.file))
     return ExportResult(figures, job.source.bytes_read - read_before, seconds, collected)
 

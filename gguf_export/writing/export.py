@@ -44,6 +44,9 @@ def export(
     exclude_weights: Sequence[str] = (),
     prune_layers: Sequence[int] = (),
     file: Path | str | None = None,
+    split_max_size: str | None = None,
+    split_max_tensors: int | None = None,
+    keep_split: bool = False,
     jobs: int | None = None,
     engine: Engine | None = None,
     force: bool = False,
@@ -74,6 +77,10 @@ def export(
         exclude_weights: use no importances of tensors whose name contains one of these texts.
         prune_layers: leave these layers out; those behind them get new numbers.
         file: the path of the one file, in the place of a name in `folder`.
+        split_max_size: cut each file into parts whose tensors take no more than so much, such as "500M" or "4G", in
+            units of 1000; the parts are those of llama-gguf-split.
+        split_max_tensors: cut each file into parts of so many tensors.
+        keep_split: cut each file as the GGUF file is cut that it is made of.
         jobs: threads that read, encode and write; by default one for each processor.
         engine: reads and encodes in the place of threads, where there is no text.
         force: replace files that exist.
@@ -108,6 +115,9 @@ def export(
         exclude_weights,
         prune_layers,
         file,
+        split_max_size,
+        split_max_tensors,
+        keep_split,
     )
     if engine is not None and text is not None:
         raise RecipeError(
@@ -154,6 +164,9 @@ def plan(
     exclude_weights: Sequence[str] = (),
     prune_layers: Sequence[int] = (),
     file: Path | str | None = None,
+    split_max_size: str | None = None,
+    split_max_tensors: int | None = None,
+    keep_split: bool = False,
 ) -> ExportPlan:
     """Say what `export` would write: names, types, sizes and offsets; no weight is read and nothing is written.
 
@@ -185,7 +198,10 @@ def plan(
         exclude_weights,
         prune_layers,
         file,
+        split_max_size,
+        split_max_tensors,
+        keep_split,
     )
     job, calibration = request.prepared()
     remarks = export_remarks(job, is_counted=calibration is None)
-    return ExportPlan(tuple(map(file_figures, job.files)), tuple(remarks))
+    return ExportPlan(tuple(map(file_figures, job.outputs)), tuple(remarks))

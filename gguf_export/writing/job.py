@@ -16,6 +16,7 @@ from gguf_export.metadata import file_names as names
 from gguf_export.metadata import model_keys as metadata
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.header import header
+from gguf_export.writing.parts import Split, part_keys, part_paths, part_plans
 from gguf_export.writing.pruning import pruning_remarks
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
@@ -36,12 +37,12 @@ from quantize.sources.model_source import ModelFile
 from quantize.telling import Note, Remark
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["ExportJob", "OutputFile", "keys_of", "prepare"]
+__all__ = ["ExportJob", "Output", "OutputFile", "keys_of", "prepare"]
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One file to be written, complete but for its weights."""
+    """One file to be written, complete but for its weights: a model, or a part of it."""
 
     path: Path
     plan: Plan
@@ -59,19 +60,33 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
+class Output:
+    """A model in one type: a file, or the parts of one that is split."""
+
+    plan: Plan
+    """Of the model, whatever the parts are."""
+    files: tuple[OutputFile, ...]
+
+
+@dataclass(frozen=True)
 class ExportJob:
     """A prepared export: see `prepare`."""
 
     source: ModelFile
-    files: tuple[OutputFile, ...]
+    outputs: tuple[Output, ...]
     imatrix: Imatrix | None = None
     remarks: tuple[Remark, ...] = ()
     """Remarks on the model and the importances: fallbacks taken, settings that a GGUF cannot say."""
 
     @property
+    def files(self) -> tuple[OutputFile, ...]:
+        """All files that will lie on the disk."""
+        return tuple(file for output in self.outputs for file in output.files)
+
+    @property
     def plans(self) -> tuple[Plan, ...]:
-        """The plan of each file."""
-        return tuple(file.plan for file in self.files)
+        """The plan of each output."""
+        return tuple(output.plan for output in self.outputs)
 
     @property
     def weighted(self) -> frozenset[str]:
@@ -92,6 +107,7 @@ def prepare(
     allow_requantize: bool = False,
     prune_layers: Sequence[int] = (),
     file: Path | None = None,
+    split: Split | None = None,
 ) -> ExportJob:
     """Plan the files; nothing is written and no weight is read.
 
@@ -108,6 +124,7 @@ def prepare(
         allow_requantize: quantize again what a GGUF file holds quantized, which adds one loss to the other.
         prune_layers: layers that are left out; those behind them get new numbers.
         file: the path of the one file, in the place of a name in `folder`.
+        split: cut each file into parts.
 
     Raises:
         MoeGgufError: a recipe, tokenizer, imatrix or setting that does not fit the model.
@@ -125,7 +142,7 @@ def prepare(
     # llama-quantize's rules see what is set by hand: whoever sets expert_count to 8 gets the types of a Mixtral.
     arch = next((kv.value for kv in reversed(overrides) if kv.key == "general.architecture"), source.arch)
     facts = RecipeFacts.of_keys(arch, [*keys, *overrides])
-    files = []
+    outputs = []
     for recipe in recipes:
         plan = make_plan(
             specs,
@@ -134,6 +151,7 @@ def prepare(
             has_imatrix=imatrix is not None,
             left_as=converted_type if source.kind == "checkpoint" else _as_stored,
             prune_layers=prune_layers,
+            keeps_order=split is not None and split.keeps_parts,
         )
         for planned in plan.tensors:
             _refuse_change(source, planned, allow_requantize)
@@ -141,14 +159,28 @@ def prepare(
         n_layer = [] if plan.n_layer is None else [KeyValue.u32(f"{arch}.block_count", plan.n_layer)]
         file_keys = metadata.assemble(keys, _file_type(source, keys, plan), imatrix, overrides, n_layer)
         path = file or _path_of(folder, _file_name(source, keys, recipe.ftype, name), keys, publisher)
-        files.append(OutputFile(path, plan, tuple(file_keys)))
+        outputs.append(Output(plan, _files(path, plan, file_keys, split, source)))
     if prune_layers:
-        remarks += pruning_remarks(facts, keys, files[0].plan, prune_layers)
-    if len({file.path for file in files}) < len(files):
+        remarks += pruning_remarks(facts, keys, outputs[0].plan, prune_layers)
+    job = ExportJob(source, tuple(outputs), imatrix, tuple(remarks))
+    if len({made.path for made in job.files}) < len(job.files):
         raise OutputError(
-            str(files[0].path), "two of the files would have the same name", "give each type once"
+            str(job.files[0].path), "two of the files would have the same name", "give each type once"
         )
-    return ExportJob(source, tuple(files), imatrix, tuple(remarks))
+    return job
+
+
+def _files(
+    path: Path, plan: Plan, keys: Sequence[KeyValue], split: Split | None, source: ModelFile
+) -> tuple[OutputFile, ...]:
+    """The file, or its parts."""
+    if split is None:
+        return (OutputFile(path, plan, tuple(keys)),)
+    plans = part_plans(plan, split, source)
+    paths = part_paths(path, len(plans))
+    return tuple(
+        OutputFile(part, plans[no], part_keys(keys, split, no, plans)) for no, part in enumerate(paths)
+    )
 
 
 def keys_of(source: ModelFile, *, name: str | None, pre: str | None, note: Note) -> list[KeyValue]:

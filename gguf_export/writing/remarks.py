@@ -24,7 +24,7 @@ def export_remarks(job: ExportJob, *, is_counted: bool = True) -> list[Remark]:
         job: the export.
         is_counted: whether the tokens of its importances were counted already, or will be while it runs.
     """
-    plans = {file.path.name: file.plan for file in job.files}
+    plans = {output.files[0].path.name: output.plan for output in job.outputs}
     return [
         *job.remarks,
         *plan_remarks(plans),

@@ -13,6 +13,7 @@ from gguf_export.files.outputs import refuse_outputs
 from gguf_export.metadata.file_names import find_publisher, lmstudio_root
 from gguf_export.writing.job import ExportJob, prepare
 from gguf_export.writing.journal import journal_path
+from gguf_export.writing.parts import Split
 from quantize.containers.untrusted import label, quoted
 from quantize.exceptions import ImatrixError, OutputError, RecipeError
 from quantize.recipes.ftypes import ftype
@@ -53,10 +54,14 @@ class Request:
     exclude_weights: Sequence[str]
     prune_layers: Sequence[int]
     file: Path | str | None
+    split_max_size: str | None
+    split_max_tensors: int | None
+    keep_split: bool
 
     def prepared(self) -> tuple[ExportJob, Calibration | None]:
         """The job and, where there is a text, the pass that gives its importances."""
         self._refuse_idle()
+        split = self._split()
         source = self._source()
         types = [self.types] if isinstance(self.types, str) else self.types
         recipes = [recipe if isinstance(recipe, Recipe) else Recipe(ftype(recipe)) for recipe in types]
@@ -74,6 +79,7 @@ class Request:
             allow_requantize=self.allow_requantize,
             prune_layers=self.prune_layers,
             file=None if self.file is None else Path(self.file),
+            split=split,
         )
         return replace(job, remarks=(*left_out, *job.remarks)), calibration
 
@@ -98,9 +104,13 @@ class Request:
             own += [file for path in paths[:1] for file in working_files(state_path(path))]
             inputs += TextSettings.of(self.text).files
         named = [] if self.save_imatrix is None else [self.save_imatrix]
-        if self.file is not None and not paths:
+        if self.file is not None and not paths and not self._split():
             named.append(Path(self.file))  # a folder that the user names is not made
         refuse_outputs(named, force=True, made=paths, own=own, inputs=inputs)
+
+    def _split(self) -> Split | None:
+        """The parts into which each file is cut."""
+        return Split.of(self.split_max_size, self.split_max_tensors, self.keep_split)
 
     def _source(self) -> ModelFile:
         """The model, opened."""
@@ -113,9 +123,7 @@ class Request:
             )
         if self.text is not None:
             return open_gguf(self.model)
-        file = GGUFFile(self.model)
-        file.refuse_part()
-        return file
+        return GGUFFile(self.model)
 
     def _refuse_idle(self) -> None:
         """Refuse settings that mean nothing beside the others."""

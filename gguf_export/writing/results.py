@@ -6,13 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gguf_export.writing.job import OutputFile
+from gguf_export.writing.job import Output
+from quantize.recipes.layout import Plan
 from quantize.telling import Remark
 
 if TYPE_CHECKING:  # it imports torch, and an export without text needs no torch
     from calibration.importance.observers import Collected
 
-__all__ = ["ExportPlan", "ExportResult", "FileFigures", "Seconds", "TensorFigures", "file_figures"]
+__all__ = [
+    "ExportPlan",
+    "ExportResult",
+    "FileFigures",
+    "PartFigures",
+    "Seconds",
+    "TensorFigures",
+    "file_figures",
+]
 
 
 @dataclass
@@ -43,14 +52,35 @@ class TensorFigures:
 
 
 @dataclass(frozen=True)
+class PartFigures:
+    """One file on the disk: its size in bytes and its tensors in their order."""
+
+    path: Path
+    n_bytes: int
+    tensors: tuple[TensorFigures, ...]
+
+
+@dataclass(frozen=True)
 class FileFigures:
-    """One file of an export: its type, its size in bytes, its bits per weight and its tensors in their order."""
+    """One file of an export: its type, its bits per weight, and its parts: itself alone, where it is not split.
+
+    `path` is that of the first part, by which llama.cpp and all verbs here open a file that is split.
+    """
 
     path: Path
     ftype: str
-    n_bytes: int
     bpw: float
-    tensors: tuple[TensorFigures, ...]
+    parts: tuple[PartFigures, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Size in bytes, of all parts."""
+        return sum(part.n_bytes for part in self.parts)
+
+    @property
+    def tensors(self) -> tuple[TensorFigures, ...]:
+        """All tensors in their order."""
+        return tuple(tensor for part in self.parts for tensor in part.tensors)
 
 
 @dataclass(frozen=True)
@@ -74,10 +104,14 @@ class ExportResult:
     calibration: Collected | None = field(default=None, compare=False)
 
 
-def file_figures(file: OutputFile) -> FileFigures:
+def file_figures(output: Output) -> FileFigures:
     """The figures of a file that is planned or written."""
-    tensors = tuple(
+    parts = tuple(PartFigures(file.path, file.n_bytes, _tensors(file.plan)) for file in output.files)
+    return FileFigures(parts[0].path, output.plan.ftype.name, output.plan.bpw, parts)
+
+
+def _tensors(plan: Plan) -> tuple[TensorFigures, ...]:
+    return tuple(
         TensorFigures(planned.name, planned.spec.shape, planned.qtype.name, planned.n_bytes, planned.offset)
-        for planned in file.plan.tensors
+        for planned in plan.tensors
     )
-    return FileFigures(file.path, file.plan.ftype.name, file.n_bytes, file.plan.bpw, tensors)

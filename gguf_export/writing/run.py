@@ -62,7 +62,7 @@ def run(
                 done += slab.n_bytes
                 progress(Progress("encoding", done, total))
     seconds.wall = time.monotonic() - started
-    figures = tuple(map(file_figures, job.files))
+    figures = tuple(map(file_figures, job.outputs))
     return ExportResult(figures, job.source.bytes_read - read_before, seconds)
 
 

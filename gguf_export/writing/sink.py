@@ -110,6 +110,8 @@ class Sink:
         elif pieces:
             self.is_whole = sum(intact.values()) == self.plan.n_bytes and self._has_header(path)
             differs = "" if self.is_whole else f"{self.partial.name} is gone"
+        elif not self.plan.tensors and _plain_size(path) == self.n_bytes:
+            self.is_whole = self._has_header(path)  # a part without tensors has no pieces
         if differs:
             self._say(f"begun afresh, because {differs}")
         elif len(intact) < len(pieces):

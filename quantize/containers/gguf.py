@@ -23,7 +23,17 @@ from quantize.containers.untrusted import quoted, regular_size
 from quantize.exceptions import GGUFError, MoeGgufError
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["MAGIC", "MAX_NAME", "SCALARS", "Container", "GGUFTensor", "KeyType", "read_container"]
+__all__ = [
+    "AGAIN",
+    "MAGIC",
+    "MAX_NAME",
+    "MAX_TENSORS",
+    "SCALARS",
+    "Container",
+    "GGUFTensor",
+    "KeyType",
+    "read_container",
+]
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -65,6 +75,7 @@ class GGUFTensor:
     spec: TensorSpec
     offset: int  # bytes from the start of the file
     n_bytes: int
+    part: int = 0  # which of the files of a model that is split, counted from 0
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def make_plan(
     *,
     left_as: Callable[[TensorSpec], QType] = converted_type,
     prune_layers: Collection[int] = (),
+    keeps_order: bool = False,
 ) -> Plan:
     """Decide every tensor of a file: `llama_tensor_get_type` for each, in the order of llama-quantize.
 
@@ -99,14 +100,14 @@ def make_plan(
         has_imatrix: an importance matrix will be used; some rules depend on it. See `require_importances`.
         left_as: the type of a tensor that is not quantized; by default as from a checkpoint.
         prune_layers: layers that are left out; those behind them get new numbers, by which the rules go.
+        keeps_order: the tensors stay in the order of `specs`, as llama-quantize --keep-split leaves them.
 
     Raises:
         RecipeError: a type that was demanded for the output or the token embedding does not fit its rows; a
             feed-forward tensor of a model with experts names no layer; two tensors would get the same name.
     """
-    ordered = file_order(specs)
-    names, n_layer = renumbered([spec.name for spec in ordered], prune_layers)
-    kept = [spec for spec in ordered if spec.name in names]
+    names, n_layer = renumbered([spec.name for spec in file_order(specs)], prune_layers)
+    kept = [spec for spec in (specs if keeps_order else file_order(specs)) if spec.name in names]
     told = [replace(spec, name=names[spec.name]) for spec in kept]
     chooser = _Chooser(told, facts, recipe, has_imatrix, left_as)
     tensors: list[PlannedTensor] = []

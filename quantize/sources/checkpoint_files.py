@@ -1,8 +1,10 @@
-"""Which files of a folder belong to a checkpoint: what must not be written over."""
+"""Which files belong to a model: what must not be written over."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from quantize.containers.gguf_parts import parts_by_name
 
 __all__ = ["files_of_model"]
 
@@ -28,12 +30,12 @@ SUFFIXES = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".model", ".ji
 
 
 def files_of_model(model: Path) -> list[Path]:
-    """The files of a checkpoint's folder by their names, which need not be there; of a file, the file itself."""
+    """The files of a checkpoint's folder by their names, which need not be there; of a GGUF file, all its parts."""
     found = {model / name for name in NAMES}
     try:
         found |= {path for path in model.iterdir() if path.name.endswith(SUFFIXES)}
     except NotADirectoryError:
-        return [model]
+        return parts_by_name(model)
     except OSError:  # whoever opens the model says why it cannot be read
         return [model, *sorted(found)]
     return sorted(found)

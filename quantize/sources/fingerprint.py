@@ -45,6 +45,10 @@ class SeenFiles:
         self._error = error
         self._stamps = {path: _stamp_at(path) for path in paths}
 
+    def see(self, path: Path) -> None:
+        """Look at one more file, before it is read."""
+        self._stamps[path] = _stamp_at(path)
+
     def keep(self, paths: Iterable[Path]) -> None:
         """Forget all files but these, which were found to be those of the model."""
         self._stamps = {path: self._stamps.get(path) for path in paths}

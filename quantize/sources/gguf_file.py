@@ -6,7 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ import numpy as np
 from gguf import GGUFValueType
 
 from quantize.containers.gguf import GGUFTensor, read_container
+from quantize.containers.gguf_parts import Place, place_of, read_others
 from quantize.containers.keys import KeyValue, elements
 from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode, decode_stored
@@ -25,37 +26,64 @@ from quantize.hparams import Hparams
 from quantize.sources.fingerprint import SeenFiles, hashed
 from quantize.tensors import Array, Rows, TensorSpec, names_experts
 
-__all__ = ["GGUFFile", "GGUFTensor"]
+__all__ = ["GGUFFile", "GGUFPart", "GGUFTensor"]
 
 NO_MODEL = "is this a model?"
 TOKENS = "tokenizer.ggml.tokens"
 
 
+@dataclass(frozen=True)
+class GGUFPart:
+    """One of the files in which a model lies: most models have one."""
+
+    path: Path
+    n_bytes: int
+    alignment: int
+
+
 class GGUFFile:
     """An open GGUF file as a `ModelSource`; quantized tensors are handed out decoded to float32.
 
-    A pickled file is opened again from its path.
+    Of a file that is split, the first part stands for all. A pickled file is opened again from its path.
 
     Raises:
-        GGUFError: not a GGUF file, truncated, or damaged; on construction or on reading.
+        GGUFError: not a GGUF file, truncated, or damaged, as may be each part; on construction or on reading.
     """
 
     kind: Literal["gguf"] = "gguf"
 
-    def __init__(self, path: Path | str) -> None:
-        """Read keys and tensor infos; no weight is touched."""
+    def __init__(self, path: Path | str, any_part: bool = False) -> None:
+        """Read keys and tensor infos; no weight is touched.
+
+        Args:
+            path: the file, or the first part of a file that is split.
+            any_part: take a later part, too, for itself: its own keys, and the tensors that lie in it.
+        """
         self.path = Path(path)
         self._seen = SeenFiles([self.path], GGUFError)
-        container = read_container(self.path)
-        self.n_bytes, self.alignment = container.n_bytes, container.alignment
-        self.keys, self.types = dict(container.keys), dict(container.types)
-        self._exact = container.exact
-        self.tensors = {name: _with_all_axes(stored) for name, stored in container.tensors.items()}
+        first = read_container(self.path)
+        place = place_of(self.path, first.keys)
+        self.place: Place | None = place if any_part and place and place.no else None
+        """What the file is, where it is a later part for itself."""
+        containers = [(self.path, first)]
+        if place is not None and self.place is None:
+            containers += read_others(self.path, first, place, self._seen.see)
+        self.parts = tuple(GGUFPart(path, read.n_bytes, read.alignment) for path, read in containers)
+        """The files in which the tensors lie."""
+        self.n_bytes = sum(part.n_bytes for part in self.parts)
+        self.keys, self.types = dict(first.keys), dict(first.types)
+        self._exact = first.exact
+        self.tensors = {
+            name: _with_all_axes(replace(stored, part=i))
+            for i, (_, read) in enumerate(containers)
+            for name, stored in read.tensors.items()
+        }
         self._bytes_read = 0
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[GGUFFile], tuple[Path], dict[str, SeenFiles]]:
-        return GGUFFile, (self.path,), {"_seen": self._seen}  # the file that was pickled
+    def __reduce__(self) -> tuple[type[GGUFFile], tuple[Path, bool], dict[str, SeenFiles]]:
+        # The files that were pickled.
+        return GGUFFile, (self.path, self.place is not None), {"_seen": self._seen}
 
     @property
     def label(self) -> str:
@@ -64,7 +92,7 @@ class GGUFFile:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of weights read from the file so far, by all threads."""
+        """Bytes of weights read so far, from all parts and by all threads."""
         return self._bytes_read
 
     @property
@@ -98,7 +126,7 @@ class GGUFFile:
         ]
 
     def fingerprint(self) -> str:
-        """A hash of what lies where in the file, and of the file (`SeenFiles.fingerprint`).
+        """A hash of what lies where in the file, and of the file or its parts (`SeenFiles.fingerprint`).
 
         Raises:
             GGUFError: it cannot be read any more.
@@ -110,16 +138,6 @@ class GGUFFile:
     def refuse_changed(self) -> None:
         """See `ModelSource.refuse_changed`."""
         self._seen.refuse_changed()
-
-    def refuse_part(self) -> None:
-        """Refuse one of several files that make a model together.
-
-        Raises:
-            GGUFError: it is one.
-        """
-        n_parts = self.keys.get("split.count", 0)
-        if isinstance(n_parts, int) and n_parts > 1:
-            raise self._fault(f"one of {n_parts} parts", "join them with llama-gguf-split")
 
     @property
     def is_vocabulary(self) -> bool:
@@ -171,13 +189,15 @@ class GGUFFile:
         row_bytes = spec.row_bytes
         blocks = np.empty((last - first, row_bytes), np.uint8)
         left = blocks.data.cast("B")
-        place = f"{self.path}: {quoted(spec.name)}"
+        stored = self.tensors[spec.name]
+        path = self.parts[stored.part].path
+        place = f"{path}: {quoted(spec.name)}"
         try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(self.tensors[spec.name].offset + (xid * spec.n_row + first) * row_bytes)
+            with path.open("rb", buffering=0) as file:
+                file.seek(stored.offset + (xid * spec.n_row + first) * row_bytes)
                 while left and (n_read := file.readinto(left)):
                     left = left[n_read:]
-                self._seen.confirm(self.path, file.fileno())
+                self._seen.confirm(path, file.fileno())
         except OSError as error:
             raise GGUFError(place, f"cannot be read: {error.strerror}") from None
         if left:

@@ -91,11 +91,10 @@ def open_gguf(path: Path | str, note: Note = discard) -> GGUFFile:
     """A GGUF file, whole and of types that can be decoded; remarks name those that are decoded slowly.
 
     Raises:
-        GGUFError: it cannot be read, is damaged, holds no weights, or is one of several parts.
+        GGUFError: it cannot be read, is damaged, holds no weights, or is a later part of several.
         DecodeError: the type of a tensor cannot be decoded here.
     """
     file = GGUFFile(path)
-    file.refuse_part()
     file.refuse_empty()
     slow = set()
     for spec in file.specs():

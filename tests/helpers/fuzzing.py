@@ -54,6 +54,7 @@ from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.export import prepare, run
 from gguf_export.writing.header import header
 from gguf_export.writing.importances import merge_imatrices
+from gguf_export.writing.parts import Split
 from quantize.containers.gguf import SCALARS, read_container
 from quantize.containers.keys import KeyValue, elements
 from quantize.decoding import can_decode
@@ -63,6 +64,7 @@ from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.recipes.tensor_types import read_tensor_types
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.model_source import open_source
 from quantize.tensors import QType, TensorSpec
 
 __all__ = ["SECONDS", "TARGETS", "Target", "fuzz", "prepare_seeds"]
@@ -191,6 +193,34 @@ def _gguf(folder: Path) -> object:
     )
 
 
+PARTS = [f"parts/Pico-0000{no}-of-00003.gguf" for no in (1, 2, 3)]
+
+
+def _parts(folder: Path) -> object:
+    """A file that is split: the whole of it, and one part for itself."""
+    first, second, _ = (folder / name for name in PARTS)
+    for path, against in ((first, None), (first, folder / "model.gguf"), (second, None)):
+        findings = verify(path, against=against)
+        assert all(str(finding).isprintable() for finding in findings)
+        json.dumps(findings.as_json(), allow_nan=False)
+
+    def headers() -> list[bytes]:
+        file, recipes = GGUFFile(first), [Recipe(ftype("Q4_0"))]
+        job = prepare(file, recipes, folder, allow_requantize=True, split=Split(keeps_parts=True))
+        return [output.header for output in job.files]
+
+    def weights() -> list[object]:
+        file = open_source(first)
+        return [Matrix.read(file, spec).whole() for spec in file.specs() if can_decode(spec.qtype)]
+
+    return _each(
+        lambda: json.dumps(inspect(second).as_dict(), allow_nan=False),
+        lambda: json.dumps(inspect(first).as_dict(), allow_nan=False),
+        headers,
+        weights,
+    )
+
+
 def _byte_level_gguf(path: Path) -> object:
     """The tokenizer in a GGUF file."""
     file = GGUFFile(path)
@@ -252,6 +282,8 @@ TARGETS = {
         Target("tokenizer_json", "bpe/tokenizer.json", _in("bpe", _tokenizer(320, "gpt-2"))),
         Target("tokenizer_json_spm", "spm/tokenizer.json", _in("spm", _tokenizer(320, None))),
         Target("gguf", "model.gguf", _gguf),
+        Target("first_part", PARTS[0], _parts),
+        Target("second_part", PARTS[1], _parts),
         Target("gguf_byte_level", "bpe/model.gguf", _in("bpe/model.gguf", _byte_level_gguf)),
         Target("imatrix_gguf", "imatrix.gguf", _imatrix("imatrix.gguf")),
         Target("imatrix_dat", "imatrix.dat", _imatrix("imatrix.dat")),
@@ -294,6 +326,10 @@ def prepare_seeds(folder: Path) -> Path:
     checkpoint = open_checkpoint(model)
     exported = run(prepare(checkpoint, [Recipe(ftype("Q8_0"))], folder / "out"))
     shutil.move(exported.files[0].path, model / "model.gguf")
+    split = prepare(checkpoint, [Recipe(ftype("Q8_0"))], folder / "split", split=Split(max_tensors=5))
+    (model / "parts").mkdir()
+    for part, name in zip(run(split).files[0].parts, PARTS, strict=True):
+        shutil.move(part.path, model / name)
     for name in ("compared.gguf", "passed.gguf", "source.gguf"):
         shutil.copy(model / "model.gguf", model / name)
     (model / "layout").write_bytes(b"")

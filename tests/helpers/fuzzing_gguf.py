@@ -49,6 +49,8 @@ NAMES = [
         "general.architecture",
         "general.alignment",
         "split.count",
+        "split.no",
+        "split.tensors.count",
         "general.file_type",
         "x" * 99,
         "\x1b[31m",

@@ -295,6 +295,27 @@ SOURCES: dict[str, Callable[[Path], None]] = {
 }
 
 
+def write_parts(path: Path) -> None:
+    """A model in three parts, of which `path` is the first: all that is in no layer and layer 0, then a layer each."""
+    tensors = dense(bias=True, n_layer=3)
+    for no in range(3):
+        own = [
+            tensor
+            for tensor in tensors
+            if tensor[0].startswith(f"blk.{no}.") or (no == 0 and not tensor[0].startswith("blk."))
+        ]
+        keys: Keys = {
+            "split.no": (no, V.UINT16),
+            "split.count": (3, V.UINT16),
+            "split.tensors.count": (len(tensors), V.INT32),
+        }
+        part = path.with_name(path.name.replace("00001", f"0000{no + 1}"))
+        write_model(part, "qwen2", own[::-1], keys, n_layer=3)
+
+
+SOURCES["split-00001-of-00003.gguf"] = write_parts
+
+
 def entries(
     tensors: Sequence[Tensor], *, misfit: bool
 ) -> Iterator[tuple[str, npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
@@ -451,6 +472,15 @@ minicpm.gguf out.gguf Q3_K_M
 heads.gguf out.gguf Q4_K_M
 odd.gguf out.gguf Q4_0
 odd.gguf out.gguf COPY
+--keep-split split-00001-of-00003.gguf out.gguf Q4_K_M
+--keep-split split-00001-of-00003.gguf Q8_0
+--keep-split --imatrix dense.imatrix split-00001-of-00003.gguf out.v1 Q4_0
+--keep-split --prune-layers 2 split-00001-of-00003.gguf out.gguf Q4_K_M
+--keep-split --prune-layers 0 --imatrix dense.imatrix split-00001-of-00003.gguf out.gguf.tmp Q4_0
+--keep-split split-00001-of-00003.gguf out.gguf COPY
+--keep-split dense.gguf out.gguf Q4_0
+split-00001-of-00003.gguf out.gguf Q4_K_M
+split-00001-of-00003.gguf out.gguf COPY
 --max-buffer-size 1 dense.gguf out.gguf Q4_1
 dense.gguf out.gguf
 dense.gguf out.gguf Q9
@@ -472,6 +502,7 @@ q8_0.gguf out.gguf Q4_0
 --no-such-option dense.gguf out.gguf Q4_0
 --max-buffer-size 0 dense.gguf out.gguf Q4_0
 nothing.gguf out.gguf Q4_0
+split-00002-of-00003.gguf out.gguf Q4_0
 dense.gguf no-such-folder/out.gguf Q4_0
 """
 """Command lines without the name of the program, most of them of an option; the last ones fail."""
