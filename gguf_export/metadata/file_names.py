@@ -35,7 +35,6 @@ _FORBIDDEN = frozenset('/\\:*?"<>|')
 _DEVICES = frozenset(
     ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"))
 )
-_PART = re.compile(r"-\d{5}-of-\d{5}$")
 _FTYPES = frozenset(known.name.removeprefix("MOSTLY_").removeprefix("ALL_") for known in LlamaFileType)
 _MAX_BYTES = 180  # leaves room for type, shard number and extension in the 255 bytes of a file name
 
@@ -46,11 +45,10 @@ def output_name(keys: Iterable[KeyValue], ftype: str) -> str:
 
 
 def retyped(stem: str, ftype: str) -> str:
-    """File name of a model in the file type `ftype` by the name of another file of it, without suffix.
+    """File name of a model in the file type `ftype` by the name of another file of it, without suffix and part.
 
     `Qwen3-30B-BF16` or `Qwen3-30B.f16` becomes `Qwen3-30B-Q4_K_M.gguf`.
     """
-    stem = _PART.sub("", stem)
     base, separator, word = re.fullmatch(r"(.*?)([-._]?)([^-.]*)", stem, re.DOTALL).groups()  # type: ignore[union-attr]
     is_typed = separator and base and (is_type(word) or word.upper() in _FTYPES)
     return f"{base if is_typed else stem}-{ftype.upper()}.gguf"

@@ -18,6 +18,7 @@ from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.header import header
 from gguf_export.writing.parts import Split, part_keys, part_paths, part_plans
 from gguf_export.writing.pruning import pruning_remarks
+from quantize.containers.gguf_parts import model_stem
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode
@@ -249,7 +250,7 @@ def _file_name(source: ModelFile, keys: Sequence[KeyValue], ftype: Ftype, name: 
     if source.kind == "checkpoint":
         stem = names.stem_of(keys)
     else:
-        stem = source.path.stem if name is None else names.safe_name(name)
+        stem = model_stem(source.path) if name is None else names.safe_name(name)
     if ftype is COPY:
         return f"{stem}-copy.gguf"
     if source.kind == "checkpoint":

@@ -16,6 +16,7 @@ from gguf_export.metadata.file_names import (
     lmstudio_root,
     model_folder,
     output_name,
+    retyped,
     safe_name,
 )
 from gguf_export.metadata.model_id import NameParts, split_model_id, title
@@ -140,3 +141,21 @@ def test_lmstudio_looks_two_folders_deep(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_find_publisher(id_: object, publisher: str | None) -> None:
     assert find_publisher({"_name_or_path": id_}) == publisher
     assert find_publisher({}) is None
+
+
+@pytest.mark.parametrize(
+    ("stem", "expected"),
+    [
+        ("Qwen3-30B-A3B-Instruct-2507-BF16", "Qwen3-30B-A3B-Instruct-2507-Q4_K_M.gguf"),
+        ("Meta-Llama-3.1-8B.f16", "Meta-Llama-3.1-8B-Q4_K_M.gguf"),
+        ("Model-IQ4_XS", "Model-Q4_K_M.gguf"),
+        ("Model.MXFP4_MOE", "Model-Q4_K_M.gguf"),
+        ("llama-3.1", "llama-3.1-Q4_K_M.gguf"),
+        ("bf16", "bf16-Q4_K_M.gguf"),
+        ("-bf16", "-bf16-Q4_K_M.gguf"),
+        ("a b", "a b-Q4_K_M.gguf"),
+        ("", "-Q4_K_M.gguf"),
+    ],
+)
+def test_the_name_of_another_type(stem: str, expected: str) -> None:
+    assert retyped(stem, "q4_k_m") == expected
