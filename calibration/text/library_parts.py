@@ -88,6 +88,11 @@ def _is_plain(value: Any) -> bool:
     )
 
 
+def _is_some_plain(value: Any) -> bool:
+    """The same, and not empty: of an empty one before a text, the library panics."""
+    return _is_plain(value) and value != ""
+
+
 def _is_text_pattern(value: Any) -> bool:
     text = value.get("String") if isinstance(value, dict) and len(value) == 1 else None
     return isinstance(text, str) and 0 < len(text) <= MAX_PATTERN
@@ -117,7 +122,7 @@ _NORMALIZERS: dict[str, dict[str, Check]] = {
     "Lowercase": {},
     "StripAccents": {},
     "Strip": {"strip_left": _is_flag, "strip_right": _is_flag},
-    "Prepend": {"prepend": _is_plain},
+    "Prepend": {"prepend": _is_some_plain},
     "Replace": _REPLACE,
     "ByteLevel": {},
 }

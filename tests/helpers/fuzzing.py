@@ -583,7 +583,7 @@ def fuzz(
                 outcomes[1] += 1
                 assert str(error), "an error says something"
                 assert str(error).isprintable(), "an error has one line, and nothing that a terminal obeys"
-        assert not said, f"a library printed {said[0][:200]!r}"
+        assert not said, f"a library printed {b''.join(said)[:500]!r}"
         seconds = time.thread_time() - started
         assert seconds < SECONDS, f"{seconds:.1f} seconds for {len(content)} bytes"
         if watch_memory:

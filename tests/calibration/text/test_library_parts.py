@@ -135,6 +135,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "an expression replaced": {"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}},
     "thirty prefixes": {"normalizer": sequence("normalizers", *[{"type": "Prepend", "prepend": "x"}] * 30)},
     "two prefixes": {"normalizer": sequence("normalizers", *[{"type": "Prepend", "prepend": "x"}] * 2)},
+    "an empty prefix": {"normalizer": {"type": "Prepend", "prepend": ""}},
     "a long prefix": {"normalizer": {"type": "Prepend", "prepend": "x" * 2**20}},
     "two forms": {"normalizer": sequence("normalizers", {"type": "NFKD"}, {"type": "NFKC"})},
     "bytes of bytes": {"pre_tokenizer": sequence("pretokenizers", *[BYTES] * 3000)},
