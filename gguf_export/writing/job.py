@@ -37,7 +37,7 @@ from quantize.sources.model_source import ModelFile
 from quantize.telling import Note, Remark
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["ExportJob", "Output", "OutputFile", "keys_of", "prepare"]
+__all__ = ["ExportJob", "Output", "OutputFile", "as_copied", "keys_of", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -190,12 +190,12 @@ def keys_of(source: ModelFile, *, name: str | None, pre: str | None, note: Note)
         TokenizerError: the checkpoint's tokenizer cannot become keys.
     """
     if source.kind == "gguf":
-        return [_as_copied(kv) for kv in source.key_values()]
+        return [as_copied(kv) for kv in source.key_values()]
     keys = metadata.model_keys(source, name=name, note=note)
     return keys + vocab.vocab_keys(source.path, source.config, source.hparams.n_vocab, pre, note=note)
 
 
-def _as_copied(kv: KeyValue) -> KeyValue:
+def as_copied(kv: KeyValue) -> KeyValue:
     """A key as llama.cpp copies it: of a text that which stands before a NUL (ggml/src/gguf.cpp: gguf_set_kv)."""
     if kv.type == GGUFValueType.STRING:
         return replace(kv, value=kv.value.partition("\0")[0])
