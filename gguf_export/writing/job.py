@@ -105,6 +105,8 @@ def prepare(
     pre: str | None = None,
     publisher: str | None = None,
     allow_requantize: bool = False,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
     prune_layers: Sequence[int] = (),
     file: Path | None = None,
     split: Split | None = None,
@@ -122,6 +124,8 @@ def prepare(
         pre: name of the pre-tokenizer, where it is not recognised.
         publisher: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
         allow_requantize: quantize again what a GGUF file holds quantized, which adds one loss to the other.
+        include_weights: parts of names; where there are any, other importances are not used.
+        exclude_weights: parts of names; importances of such tensors are not used.
         prune_layers: layers that are left out; those behind them get new numbers.
         file: the path of the one file, in the place of a name in `folder`.
         split: cut each file into parts.
@@ -135,6 +139,8 @@ def prepare(
     remarks: list[Remark] = list(source.remarks) if source.kind == "checkpoint" else []
     if imatrix is not None:
         remarks += imatrix.check(specs)
+        imatrix, told = _chosen(imatrix, include_weights, exclude_weights)
+        remarks += told
     overrides = [metadata.parse_override(text) for text in override_kv]
     if source.kind == "gguf" and name is not None:
         overrides.insert(0, KeyValue.text("general.name", metadata.exact_name(name)))
@@ -168,6 +174,17 @@ def prepare(
             str(job.files[0].path), "two of the files would have the same name", "give each type once"
         )
     return job
+
+
+def _chosen(
+    imatrix: Imatrix, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[Imatrix | None, list[Remark]]:
+    """Of the importances those that shall be used; none at all, with a remark, where nothing is left of them."""
+    chosen = imatrix.selected(include, exclude)
+    if chosen.n_entry:
+        return chosen, []
+    message = "nothing is left of the importances: the files are made without"
+    return None, [Remark(imatrix.file, message, setting="exclude_weights" if exclude else "include_weights")]
 
 
 def _files(
