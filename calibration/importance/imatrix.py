@@ -71,8 +71,8 @@ class Imatrix:
     file: str = ""
     legacy: bool = False
     prior: float = 0.0
-    n_ignored: int = 0
-    """Entries that `check` dropped; llama-quantize counts them among those that it has."""
+    ignored: tuple[str, ...] = ()
+    """Names of entries that `check` dropped; llama-quantize counts them among those that it has."""
 
     def __post_init__(self) -> None:
         """Refuse a prior that weighs nothing or everything, or that a file cannot hold as a 32-bit float.
@@ -186,7 +186,7 @@ class Imatrix:
                     )
                 remarks.append(Remark(self._label, f"{fault}; ignored"))
                 del self.entries[spec.name]
-                self.n_ignored += 1
+                self.ignored += (spec.name,)
             elif n_mat != spec.n_matrix:
                 # one count for all experts: .dat files, and GGUF files made from them
                 if n_mat != 1:
@@ -207,13 +207,18 @@ class Imatrix:
             include: parts of names; where there are any, only entries stay whose name contains one of them.
             exclude: parts of names; entries whose name contains one of them go.
         """
-        entries = {
-            name: entry
-            for name, entry in self.entries.items()
-            if not any(part in name for part in exclude)
-            and (not include or any(part in name for part in include))
-        }
-        return replace(self, entries=entries)
+
+        def is_chosen(name: str) -> bool:
+            is_included = not include or any(part in name for part in include)
+            return is_included and not any(part in name for part in exclude)
+
+        entries = {name: entry for name, entry in self.entries.items() if is_chosen(name)}
+        return replace(self, entries=entries, ignored=tuple(filter(is_chosen, self.ignored)))
+
+    @property
+    def n_entry(self) -> int:
+        """The number of entries as llama-quantize counts them."""
+        return len(self.entries) + len(self.ignored)
 
     def missing(self, specs: Iterable[TensorSpec]) -> list[str]:
         """Names of the given tensors for which there is no entry."""
@@ -229,7 +234,7 @@ class Imatrix:
         keys: dict[str, str | int | float] = {"quantize.imatrix.file": _cut(self.file)}
         if self.datasets:
             keys["quantize.imatrix.dataset"] = _cut(self.datasets[0])
-        keys["quantize.imatrix.entries_count"] = len(self.entries) + self.n_ignored
+        keys["quantize.imatrix.entries_count"] = self.n_entry
         if self.chunk_count > 0:
             keys["quantize.imatrix.chunks_count"] = self.chunk_count
         if self.prior > 0:

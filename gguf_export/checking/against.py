@@ -16,7 +16,7 @@ experts; damage is local.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 
@@ -44,6 +44,7 @@ def check_against(
     *,
     level: Level = "auto",
     imatrix: Imatrix | None = None,
+    left_out: Collection[str] = (),
     progress: OnProgress = silent,
 ) -> Iterator[Finding]:
     """Hold all tensors of a file against its source.
@@ -54,6 +55,7 @@ def check_against(
         engine: compares the slabs.
         level: how strictly quantized tensors are compared, see `FileCheck.level`.
         imatrix: the importances with which the file was made.
+        left_out: names of tensors of the source that the file shall not have.
         progress: called with the progress in tensors.
 
     Raises:
@@ -64,7 +66,7 @@ def check_against(
     if imatrix is not None:
         yield from (info(remark.place, remark.message) for remark in imatrix.check(specs.values()))
     check = FileCheck(file, source, level, imatrix)
-    yield from _same_tensors(check, specs)
+    yield from _same_tensors(check, {name: spec for name, spec in specs.items() if name not in left_out})
     yield from _foreign_types(check)
     yield from _same_weights(check, engine, progress)
 

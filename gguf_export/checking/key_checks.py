@@ -12,6 +12,7 @@ from gguf import GGUFValueType
 from gguf_export.checking.findings import Finding, error, warning
 from gguf_export.checking.remedies import AGAIN, MAKE
 from gguf_export.vocab import vocab_keys as vocab
+from gguf_export.writing.job import as_copied
 from quantize.containers.keys import KeyValue, Numbers, elements
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import TokenizerError
@@ -50,7 +51,7 @@ def check_keys(file: GGUFFile, source: ModelFile) -> Iterator[Finding]:
 
 def _check_copied(file: GGUFFile, source: GGUFFile) -> Iterator[Finding]:
     there = {kv.key: kv for kv in file.key_values()}
-    for kv in source.key_values():
+    for kv in map(as_copied, source.key_values()):
         found = there.pop(kv.key, None)
         if kv.key.startswith(QUANTIZED) or (found is not None and _is_same(found, kv)):
             continue

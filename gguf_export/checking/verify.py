@@ -13,6 +13,7 @@ from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.file_check import IMATRIX_KEY, Level, follows_from_weights
 from gguf_export.checking.findings import Finding, Findings, error, info
 from gguf_export.checking.key_checks import check_keys
+from gguf_export.checking.left_out import in_numbers_of, n_layers
 from gguf_export.checking.remedies import FETCH
 from gguf_export.checking.stored_numbers import check_numbers
 from gguf_export.checking.structure import check_structure
@@ -35,6 +36,7 @@ def verify(
     level: Level = "auto",
     imatrix: str | Path | Imatrix | None = None,
     prior: float = 0.0,
+    prune_layers: Collection[int] = (),
     sums: bool = False,
     jobs: int | None = None,
     engine: Engine | None = None,
@@ -53,6 +55,7 @@ def verify(
             bytes only of types that know no importances.
         imatrix: the importances with which the file was made, or their file; None for none.
         prior: as in export, where `imatrix` is a file.
+        prune_layers: the layers of `against` that were left out of the file.
         sums: check the file, and all its parts, by the SHA256SUMS beside it, too; what is not listed there is added.
         jobs: threads that compare, by default one for each processor.
         engine: compares in the place of threads.
@@ -76,7 +79,7 @@ def verify(
     source = open_original(against) if isinstance(against, (str, Path)) else against
     importances = load_imatrix(imatrix, prior=prior) if isinstance(imatrix, (str, Path)) else imatrix
     with nullcontext(engine) if engine is not None else Threads(jobs) as workers:
-        findings, parts = _check(path, source, level, importances, workers, progress)
+        findings, parts = _check(path, source, level, importances, prune_layers, workers, progress)
     if sums:
         findings += [check_sum(part, progress) for part in parts]
     return Findings(findings)
@@ -87,6 +90,7 @@ def _check(
     source: ModelFile | None,
     level: Level,
     imatrix: Imatrix | None,
+    prune_layers: Collection[int],
     engine: Engine,
     progress: OnProgress,
 ) -> tuple[list[Finding], list[Path]]:
@@ -104,9 +108,17 @@ def _check(
             message = f"is {file.place}: the model is compared by its first part"
             findings.append(error(str(path), message, "give the first part"))
             source = None
+        if source is not None and not prune_layers and (lacking := _lacks_layers(file, source)):
+            findings.append(lacking)
+            source = None
         if source is not None:
-            findings += check_keys(file, source)
-            findings += check_against(file, source, engine, level=level, imatrix=imatrix, progress=progress)
+            shown, left_out = (
+                in_numbers_of(file, source, prune_layers) if prune_layers else (file, frozenset())
+            )
+            findings += check_keys(shown, source)
+            findings += check_against(
+                shown, source, engine, level=level, imatrix=imatrix, left_out=left_out, progress=progress
+            )
         file.refuse_changed()
         if source is not None:
             source.refuse_changed()
@@ -115,6 +127,20 @@ def _check(
     if source is not None and level != "errors" and imatrix is None:
         findings += _unused_imatrix(file)
     return findings, parts
+
+
+def _lacks_layers(file: GGUFFile, source: ModelFile) -> Finding | None:
+    """What there is to say where a file has fewer layers than its source: by number they would be those of others."""
+    key, n_source = n_layers(source)
+    n_layer = file.keys.get(key)
+    if type(n_layer) is not int or n_source is None or n_layer >= n_source:
+        return None
+    return error(
+        str(file.path),
+        f"has {n_layer} layers and its source {n_source}: it is not compared",
+        "name those that were left out with {setting}",
+        setting="prune_layers",
+    )
 
 
 def open_original(path: str | Path) -> ModelFile:

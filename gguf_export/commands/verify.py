@@ -31,6 +31,13 @@ from gguf_export.commands.verb import Verb, option
     help="With --against: compare errors and codes only, do not encode again.",
 )
 @prior(("imatrix",))
+@option(
+    "--prune-layers",
+    multiple=True,
+    metavar="L0,L1,...",
+    needs=("against",),
+    help="With --against: the layers of MODEL that were left out of FILE.",
+)
 @option("--sha256", "sums", is_flag=True, help="Check FILE by SHA256SUMS beside it, or add it there.")
 @jobs(("against",))
 @JSON
@@ -41,6 +48,7 @@ def verify(
     imatrix: str | None,
     quick: bool,
     prior: float,
+    prune_layers: tuple[str, ...],
     sums: bool,
     jobs: int | None,
     as_json: bool,
@@ -57,11 +65,13 @@ def verify(
     from gguf_export.checking import verify as checking
     from gguf_export.commands.console import ProgressView
     from gguf_export.commands.messages import show_all_findings, show_findings
+    from quantize.recipes.pruning import parse_layers
 
     if quick and imatrix is not None:
         raise click.UsageError("--quick compares no bytes: leave --imatrix out")
     if prior and imatrix == "none":
         raise click.UsageError("--prior goes with --imatrix FILE")
+    left_out = {bid for text in prune_layers for bid in parse_layers(text)}
     found = {}
     source = None if against is None else checking.open_original(against)
     with ProgressView(quiet=quiet) as view:
@@ -72,6 +82,7 @@ def verify(
                 level="bytes" if imatrix is not None else "errors" if quick else "auto",
                 imatrix=None if imatrix == "none" else imatrix,
                 prior=prior,
+                prune_layers=left_out,
                 sums=sums,
                 jobs=jobs,
                 progress=view,

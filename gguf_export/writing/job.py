@@ -38,7 +38,7 @@ from quantize.sources.model_source import ModelFile
 from quantize.telling import Note, Remark
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["ExportJob", "Output", "OutputFile", "keys_of", "prepare"]
+__all__ = ["ExportJob", "Output", "OutputFile", "as_copied", "keys_of", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ def prepare(
     pre: str | None = None,
     publisher: str | None = None,
     allow_requantize: bool = False,
+    include_weights: Sequence[str] = (),
+    exclude_weights: Sequence[str] = (),
     prune_layers: Sequence[int] = (),
     file: Path | None = None,
     split: Split | None = None,
@@ -123,6 +125,8 @@ def prepare(
         pre: name of the pre-tokenizer, where it is not recognised.
         publisher: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
         allow_requantize: quantize again what a GGUF file holds quantized, which adds one loss to the other.
+        include_weights: parts of names; where there are any, other importances are not used.
+        exclude_weights: parts of names; importances of such tensors are not used.
         prune_layers: layers that are left out; those behind them get new numbers.
         file: the path of the one file, in the place of a name in `folder`.
         split: cut each file into parts.
@@ -136,6 +140,8 @@ def prepare(
     remarks: list[Remark] = list(source.remarks) if source.kind == "checkpoint" else []
     if imatrix is not None:
         remarks += imatrix.check(specs)
+        imatrix, told = _chosen(imatrix, include_weights, exclude_weights)
+        remarks += told
     overrides = [metadata.parse_override(text) for text in override_kv]
     if source.kind == "gguf" and name is not None:
         overrides.insert(0, KeyValue.text("general.name", metadata.exact_name(name)))
@@ -171,6 +177,17 @@ def prepare(
     return job
 
 
+def _chosen(
+    imatrix: Imatrix, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[Imatrix | None, list[Remark]]:
+    """Of the importances those that shall be used; none at all, with a remark, where nothing is left of them."""
+    chosen = imatrix.selected(include, exclude)
+    if chosen.n_entry:
+        return chosen, []
+    message = "nothing is left of the importances: the files are made without"
+    return None, [Remark(imatrix.file, message, setting="exclude_weights" if exclude else "include_weights")]
+
+
 def _files(
     path: Path, plan: Plan, keys: Sequence[KeyValue], split: Split | None, source: ModelFile
 ) -> tuple[OutputFile, ...]:
@@ -191,12 +208,12 @@ def keys_of(source: ModelFile, *, name: str | None, pre: str | None, note: Note)
         TokenizerError: the checkpoint's tokenizer cannot become keys.
     """
     if source.kind == "gguf":
-        return [_as_copied(kv) for kv in source.key_values()]
+        return [as_copied(kv) for kv in source.key_values()]
     keys = metadata.model_keys(source, name=name, note=note)
     return keys + vocab.vocab_keys(source.path, source.config, source.hparams.n_vocab, pre, note=note)
 
 
-def _as_copied(kv: KeyValue) -> KeyValue:
+def as_copied(kv: KeyValue) -> KeyValue:
     """A key as llama.cpp copies it: of a text that which stands before a NUL (ggml/src/gguf.cpp: gguf_set_kv)."""
     if kv.type == GGUFValueType.STRING:
         return replace(kv, value=kv.value.partition("\0")[0])

@@ -77,7 +77,7 @@ def _without_importance(plans: Sequence[Plan], imatrix: Imatrix) -> list[str]:
         planned.spec.name: planned.spec
         for plan in plans
         for planned in plan.tensors
-        if block_format(planned.qtype).uses_importance
+        if planned.qtype != planned.spec.qtype and block_format(planned.qtype).uses_importance
     }
     return imatrix.missing(list(specs.values()))
 

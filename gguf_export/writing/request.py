@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,6 @@ from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.checkpoint_files import files_of_model
 from quantize.sources.gguf_file import GGUFFile
 from quantize.sources.model_source import ModelFile, open_gguf
-from quantize.telling import Remark
 
 if TYPE_CHECKING:  # these import torch, and an export without text needs no torch
     from calibration.forward.settings import ForwardSettings
@@ -66,22 +65,27 @@ class Request:
         types = [self.types] if isinstance(self.types, str) else self.types
         recipes = [recipe if isinstance(recipe, Recipe) else Recipe(ftype(recipe)) for recipe in types]
         calibration = self._calibration(source)
-        imatrix, left_out = self._selected(self._importances(source, calibration))
         job = prepare(
             source,
             recipes,
             Path(self.folder or (lmstudio_root() if self.lmstudio else ".")),
-            imatrix=imatrix,
+            imatrix=self._importances(source, calibration),
             name=self.name,
             override_kv=self.override_kv,
             pre=self.pre,
             publisher=self._publisher(source),
             allow_requantize=self.allow_requantize,
+            include_weights=self.include_weights,
+            exclude_weights=self.exclude_weights,
             prune_layers=self.prune_layers,
             file=None if self.file is None else Path(self.file),
             split=split,
         )
-        return replace(job, remarks=(*left_out, *job.remarks)), calibration
+        if calibration is not None and job.imatrix is None:
+            what = "exclude_weights" if self.exclude_weights else "include_weights"
+            message = "nothing is left of the importances that the text would give"
+            raise ImatrixError("", message, "choose other parts of names for {setting}", setting=what)
+        return job, calibration
 
     def refuse_outputs(self, paths: Sequence[Path]) -> None:
         """Refuse files that could not be written, or would replace something that is read.
@@ -179,24 +183,6 @@ class Request:
 
         chunks = cut_text(source, TextSettings.of(self.text), self.pre)
         return Calibration(chunks, self.prior, self.forward or ForwardSettings(dtype=best_dtype()))
-
-    def _selected(self, imatrix: Imatrix | None) -> tuple[Imatrix | None, list[Remark]]:
-        """Of the importances those that shall be used; none at all, with a remark, where nothing is left of them.
-
-        Raises:
-            ImatrixError: nothing is left of what a text would give.
-        """
-        if imatrix is None or not (self.include_weights or self.exclude_weights):
-            return imatrix, []
-        chosen = imatrix.selected(self.include_weights, self.exclude_weights)
-        if chosen.entries:
-            return chosen, []
-        what = "exclude_weights" if self.exclude_weights else "include_weights"
-        message = "nothing is left of the importances"
-        if self.text is not None:
-            remedy = "choose other parts of names for {setting}"
-            raise ImatrixError(imatrix.file, message, remedy, setting=what)
-        return None, [Remark(imatrix.file, f"{message}: the files are made without", setting=what)]
 
     def _importances(self, source: ModelFile, calibration: Calibration | None) -> Imatrix | None:
         if calibration is not None:

@@ -407,6 +407,9 @@ dense.gguf 12 0
 --imatrix dense.imatrix --exclude-weights token_embd dense.gguf out.gguf Q3_K_S
 --imatrix dense.imatrix --exclude-weights . dense.gguf out.gguf Q4_0
 --imatrix dense.imatrix --include-weights nothing dense.gguf out.gguf Q5_0
+--imatrix dense.imatrix --include-weights token_embd dense.gguf out.gguf Q4_0
+--imatrix dense.imatrix --include-weights blk.1 odd.gguf out.gguf Q4_K_M
+--imatrix dense.imatrix --allow-requantize q4_0.gguf out.gguf Q3_K_M
 --imatrix ./dense.imatrix --pure dense.gguf out.gguf Q2_K_S
 --imatrix moe.dat moe.gguf out.gguf Q4_K_M
 --imatrix moe.dat --include-weights exps moe.gguf out.gguf Q3_K_L

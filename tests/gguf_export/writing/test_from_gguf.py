@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from pico import TEXT, pico_mixtral
 
 from calibration.importance.imatrix import Entry, Imatrix
 from calibration.importance.imatrix_files import save_imatrix
-from gguf_export import export, plan
+from gguf_export import export, plan, verify
+from gguf_export.checking.left_out import in_numbers_of
 from gguf_export.files import durable as durable_file
 from gguf_export.writing.sink import Sink
 from quantize.containers.gguf import read_container
@@ -275,3 +277,36 @@ def test_what_others_read(folder: Path, model: Path, tmp_path: Path) -> None:
     assert {tensor.name for tensor in GGUFReader(tmp_path / "part.gguf").tensors} == set(
         names(tmp_path / "part.gguf")
     )
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "gguf"])
+def test_a_file_without_some_layers_is_verified(folder: Path, model: Path, tmp_path: Path, kind: str) -> None:
+    """Its layers have other numbers than those of the source; each was called the layer of another."""
+    source = folder / "Pico-4x1M" if kind == "checkpoint" else model
+    imatrix = folder / "imatrix.gguf"
+    path = tmp_path / "part.gguf"
+    export(source, "Q4_0", file=path, imatrix=imatrix, prune_layers=[1])
+    assert not list(verify(path, against=source, imatrix=imatrix, prune_layers=[1], level="bytes"))
+    (finding,) = verify(path, against=source, imatrix=imatrix)
+    assert "has 3 layers and its source 4: it is not compared" in str(finding)
+    assert finding.setting == "prune_layers"
+    wrong = list(verify(path, against=source, prune_layers=[2]))
+    assert any("blk.2." in str(finding) and finding.severity == "error" for finding in wrong)
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 0x41
+    path.write_bytes(bytes(content))
+    (damage,) = [
+        str(one) for one in verify(path, against=source, imatrix=imatrix, prune_layers=[1], level="bytes")
+    ]
+    assert damage.startswith("error: blk.3.")
+
+
+def test_a_file_in_the_numbers_of_its_source_can_be_pickled(model: Path, tmp_path: Path) -> None:
+    export(model, "Q8_0", file=tmp_path / "part.gguf", prune_layers=[0])
+    shown, left_out = in_numbers_of(GGUFFile(tmp_path / "part.gguf"), GGUFFile(model), [0])
+    again = pickle.loads(pickle.dumps(shown))
+    assert again.tensors == shown.tensors and again.keys == shown.keys
+    assert {spec.bid for spec in again.specs()} == {None, 1, 2, 3} and shown.keys[
+        "llama.block_count"
+    ] == N_LAYER
+    assert left_out and all(name.startswith("blk.0.") for name in left_out)
