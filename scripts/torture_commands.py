@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import shutil
@@ -33,6 +34,7 @@ class Command:
         handle = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
+        faulthandler.register(signal.SIGUSR1, file=handle)
         code = 70
         try:
             main(self.words, prog_name="moe-gguf")
@@ -62,9 +64,11 @@ class Command:
             if pid:
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.005)
+        self.send(signal.SIGUSR1)  # where all threads stand goes into the log
+        time.sleep(1)
         self.send(signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        raise AssertionError(f"hangs: {' '.join(self.words)}")
+        raise AssertionError(f"hangs: {' '.join(self.words)}\n{self.said()}")
 
     def said(self) -> str:
         """What it printed on both streams."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -12,6 +12,9 @@ from typing import Generic, TypeVar
 from quantize.engine import Engine
 
 __all__ = ["Feed"]
+
+POLL_SECONDS = 0.2
+"""How long the thread waits before it looks again: a signal that ends `put` halfway may lose the word of a unit."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,6 +39,7 @@ class Feed(Generic[Item, Result]):
         """
         self._engine, self._function, self._on_result = engine, function, on_result
         self._queue: queue.Queue[tuple[Item] | None] = queue.Queue(maxsize=1)
+        self._is_ended = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
         self._thread.start()
@@ -75,12 +79,22 @@ class Feed(Generic[Item, Result]):
             self.close()
 
     def _work(self) -> None:
-        items = iter(self._queue.get, None)
         try:
-            units = (unit[0] for unit in items)
-            for _, result in self._engine.map(self._function, units):
+            for _, result in self._engine.map(self._function, self._units()):
                 self._on_result(result)
         except BaseException as error:
             self._error = error
-            for _ in items:  # dropped, so that the producer does not wait for room in the queue
+            for _ in self._units():  # dropped, so that the producer does not wait for room in the queue
                 pass
+
+    def _units(self) -> Iterator[Item]:
+        """What is put, until the end is."""
+        while not self._is_ended:
+            try:
+                unit = self._queue.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if unit is None:
+                self._is_ended = True
+            else:
+                yield unit[0]

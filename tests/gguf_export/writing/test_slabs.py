@@ -117,6 +117,21 @@ def test_a_weight_that_is_no_number_is_named(spec: TensorSpec, label: str) -> No
     assert caught.value.message == "row 7, column 2 is not a finite number"
 
 
+def test_a_unit_of_which_no_word_came_is_done() -> None:
+    """A signal that ends `put` halfway leaves a unit in the queue, and nobody has told the thread that waits."""
+    done = threading.Event()
+
+    def work(_item: int) -> None:
+        done.set()
+
+    with Threads(1) as engine:
+        feed: Feed[int, None] = Feed(engine, work, lambda _: None)
+        with feed._queue.mutex:  # what `put` does, without its last step
+            feed._queue.queue.append((1,))
+        assert done.wait(30)
+        feed.close()
+
+
 def test_a_feed_does_not_keep_its_producer_waiting() -> None:
     """Units are put while the first is still in work, up to what an engine takes; then the producer waits."""
     release, done = threading.Event(), list[int]()
