@@ -73,12 +73,13 @@ def quantize(
             say(remark)
         print_plan(planned)
         return
-    if given.out.exists():
-        say(Remark(str(given.out), "exists, and is replaced when the new file is whole"))
+    is_replaced = given.out.exists()
     with ProgressView(quiet=quiet) as view:
         result = exporting.export(
             given.model, recipes, **settings, jobs=given.n_thread, force=True, progress=view, note=say
         )
+    if is_replaced and not keep_split:
+        say(Remark(str(given.out), "was there, and is replaced"))
     if not quiet:
         with summary():
             print_result(result)

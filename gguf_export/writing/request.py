@@ -108,6 +108,8 @@ class Request:
             own += [file for path in paths[:1] for file in working_files(state_path(path))]
             inputs += TextSettings.of(self.text).files
         named = [] if self.save_imatrix is None else [self.save_imatrix]
+        if named and self.folder is not None and named[0].absolute().parent == Path(self.folder).absolute():
+            paths, named = [*paths, *named], []  # in the folder that is made for the files
         if self.file is not None and not paths and not self._split():
             named.append(Path(self.file))  # a folder that the user names is not made
         refuse_outputs(named, force=True, made=paths, own=own, inputs=inputs)

@@ -84,7 +84,7 @@ class SeenFiles:
             MoeGgufError: one cannot be read any more; of the class that was given.
         """
         for path, stamp in sorted(self._stamps.items()):
-            yield f"{path.name} {stamp}".encode()
+            yield os.fsencode(path.name) + f" {stamp}".encode()  # a name may be any bytes
             if stamp is not None:
                 yield from self._samples(path, stamp[0])
 

@@ -79,6 +79,19 @@ def test_an_export_labels_and_is_found_again(folder: Path) -> None:
     assert found[0]["place"] == str(folder / r"out\xff" / r"none\xff.gguf")
 
 
+def test_a_gguf_as_source(folder: Path, tmp_path: Path) -> None:
+    odd, text = tmp_path / f"g{ODD}.gguf", folder / f"w{ODD}.txt"
+    run("quantize", folder / f"P{ODD}-4x1M", tmp_path / "g.gguf", "BF16", "-q")
+    (tmp_path / "g.gguf").rename(odd)
+    run("quantize", odd, tmp_path / "copy.gguf", "COPY", "-q")
+    assert (tmp_path / "copy.gguf").read_bytes()[:4] == b"GGUF"
+    run("export", odd, "-t", "Q8_0", "-o", tmp_path / "out", "-q")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"g{ODD}-Q8_0.gguf"]
+    run("imatrix", odd, "--text", text, *SHORT, "-o", tmp_path / "i.gguf")
+    run("compare", "--base", odd, odd, "--text", text, *SHORT, "--json", tmp_path / "c.json")
+    assert strict(tmp_path / "c.json")
+
+
 def test_reports_of_a_comparison(folder: Path) -> None:
     model, text = folder / f"P{ODD}-4x1M", folder / f"w{ODD}.txt"
     made = {kind: folder / f"c{ODD}.{kind}" for kind in ("json", "csv", "markdown", "html", "svg")}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import check_one_line, forward_words, invoke
+from command_line import TEXT, check_one_line, forward_words, invoke
 from pico import pico_mixtral
 
 from calibration.importance.imatrix import Imatrix
@@ -207,6 +207,16 @@ def test_the_lock_is_that_of_the_folder_behind_a_link(
         done = invoke(*words_of(verb, model, tmp_path / "link"), "--force")
         check_one_line(done, "another run is writing this file")
     assert not (out / name).exists()
+
+
+def test_an_importance_matrix_may_lie_in_the_folder_that_is_made(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    words = ["export", model, "-t", "Q8_0", "--text", tmp_path / "text.txt", "--ctx", 16, "-q"]
+    made = tmp_path / "new" / "folder"
+    done = invoke(*words, "-o", made, "--save-imatrix", made / "i.gguf")
+    assert done.exit_code == 0, done.output
+    assert sorted(path.suffix for path in made.iterdir()) == [".gguf", ".gguf"]
+    check_one_line(invoke(*words, "-o", made, "--save-imatrix", made / "i.gguf"), "exists already")
 
 
 # ---- outputs against each other, and against what is read ----------------------------------------------------------

@@ -90,8 +90,10 @@ def test_a_file_that_exists_is_replaced_and_it_is_said(folder: Path) -> None:
     assert {"out.gguf": sha256(folder / "out.gguf")} == MADE["dense.gguf out.gguf Q8_0"]
     (folder / "out.gguf").unlink()
     assert [row for row in done.stderr.splitlines() if "is replaced" in row] == [
-        "out.gguf: exists, and is replaced when the new file is whole"
+        "out.gguf: was there, and is replaced"
     ]
+    done = invoke("quantize", "dense.gguf", "dense.gguf", "q8_0")
+    assert done.exit_code == 1 and "is replaced" not in done.stderr
 
 
 @pytest.mark.parametrize("target", ["precious", "dense.gguf"])
