@@ -430,9 +430,11 @@ def test_a_partial_file_that_goes_on_the_way_is_told_at_once(
     assert "kept" not in done.stderr
     assert not list(out.iterdir())
 
+    other = tmp_path / "other"  # what is put in the place is there at once: another thread looks, too
+
     def replace() -> None:
-        partial.unlink()
-        partial.write_text("precious")
+        other.write_text("precious")
+        other.replace(partial)
 
     check_one_line(
         stopped(words, 3, replace), f"{partial}: was replaced by something else while it was written"
@@ -441,14 +443,15 @@ def test_a_partial_file_that_goes_on_the_way_is_told_at_once(
     partial.unlink()
 
     def link() -> None:
-        partial.rename(tmp_path / "elsewhere")
-        partial.symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere").hardlink_to(partial)
+        other.symlink_to(tmp_path / "elsewhere")
+        other.replace(partial)
 
     check_one_line(stopped(words, 3, link), f"{partial}: was replaced by something else while it was written")
     assert partial.is_symlink()
     partial.unlink()
     check_one_line(
-        stopped(words, 3, lambda: shutil.rmtree(out)),
+        stopped(words, 3, lambda: out.rename(tmp_path / "gone")),
         f"{out}: the folder was removed while files were written into it; start the run again",
     )
     assert not out.exists()
