@@ -70,7 +70,7 @@ from quantize.tensors import QType, TensorSpec
 __all__ = ["SECONDS", "TARGETS", "Target", "fuzz", "prepare_seeds"]
 
 SECONDS = 10.0  # for one input, on a machine that does other things, too
-BATCH = 1000  # inputs
+BATCH = 100  # inputs
 BYTES = 64 * 2**20  # of memory for one input of at most a few hundred kilobytes
 
 WORDS = [
