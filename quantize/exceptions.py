@@ -28,6 +28,7 @@ that is raised is a defect of this project.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -154,3 +155,8 @@ class OutputBusyError(OutputError):
 
 class NoSpaceError(OutputError):
     """An output for which the disk has no room."""
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed for lack of space: the disk's, a quota's, or that of the largest file."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

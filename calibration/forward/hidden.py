@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from calibration.forward.settings import ForwardSettings
-from quantize.exceptions import NoSpaceError, OutputError
+from quantize.exceptions import NoSpaceError, OutputError, is_full
 
 __all__ = ["Storage"]
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ALLOCATION = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 ZEROS = bytes(2**20)
 
@@ -49,11 +48,11 @@ class Storage:
                 _allocate(file, n_bytes)
                 raw = np.frombuffer(mmap.mmap(file.fileno(), n_bytes), np.uint8)  # the map keeps the file
         except OSError as error:
-            is_full = error.errno in FULL
-            raise (NoSpaceError if is_full else OutputError)(
+            lacks_space = is_full(error)
+            raise (NoSpaceError if lacks_space else OutputError)(
                 str(self._folder),
                 f"no scratch file of {n_bytes:,} bytes can be made: {error.strerror or error}",
-                f"{'make space, or ' * is_full}choose another folder with {{setting}}",
+                f"{'make space, or ' * lacks_space}choose another folder with {{setting}}",
                 setting="scratch",
             ) from error
         return torch.from_numpy(raw).view(dtype).view(shape)

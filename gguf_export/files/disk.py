@@ -13,20 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from gguf_export.files.sizes import size_in_words
-from quantize.exceptions import NoSpaceError, OutputError
+from quantize.exceptions import NoSpaceError, OutputError, is_full
 
 if sys.platform == "darwin":
     import fcntl
 
-__all__ = ["allocated", "check_space", "durable", "durable_folder", "forget_pages", "is_full", "write_error"]
+__all__ = ["allocated", "check_space", "durable", "durable_folder", "forget_pages", "write_error"]
 
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EISDIR)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def is_full(error: OSError) -> bool:
-    """Whether a write failed for lack of space: the disk's, a quota's, or that of the largest file."""
-    return error.errno in _FULL
 
 
 def write_error(path: Path, error: OSError) -> OutputError:

@@ -12,10 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gguf_export.files.disk import durable, forget_pages, is_full
+from gguf_export.files.disk import durable, forget_pages
 from gguf_export.files.opening import file_id, is_there, open_again, open_new, refuse_gone
 from gguf_export.files.sizes import size_in_words
-from quantize.exceptions import NoSpaceError, OutputError
+from quantize.exceptions import NoSpaceError, OutputError, is_full
 from quantize.telling import OnProgress, Progress, silent
 
 __all__ = ["DurableFile", "Piece", "confirmed", "disk_errors"]

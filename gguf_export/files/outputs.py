@@ -8,10 +8,9 @@ import tempfile
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
-from gguf_export.files.disk import is_full
 from gguf_export.files.opening import file_id, refuse_strange, status_of, stream_number
 from gguf_export.files.replacing import is_device, partial_path
-from quantize.exceptions import NoSpaceError, OutputError, OutputExistsError
+from quantize.exceptions import NoSpaceError, OutputError, OutputExistsError, is_full
 
 __all__ = ["refuse_existing", "refuse_outputs"]
 
