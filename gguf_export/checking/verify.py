@@ -21,12 +21,11 @@ from quantize.containers.gguf_parts import leading_part
 from quantize.containers.untrusted import quoted
 from quantize.engine import Engine, Threads
 from quantize.exceptions import GGUFError
-from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
-from quantize.sources.model_source import ModelFile
+from quantize.sources.model_source import ModelFile, open_stored
 from quantize.telling import OnProgress, silent
 
-__all__ = ["open_original", "verified_with", "verify"]
+__all__ = ["verified_with", "verify"]
 
 
 def verify(
@@ -76,7 +75,7 @@ def verify(
     'nothing is wrong'
     """
     path = Path(path)
-    source = open_original(against) if isinstance(against, (str, Path)) else against
+    source = open_stored(against) if isinstance(against, (str, Path)) else against
     importances = load_imatrix(imatrix, prior=prior) if isinstance(imatrix, (str, Path)) else imatrix
     with nullcontext(engine) if engine is not None else Threads(jobs) as workers:
         findings, parts = _check(path, source, level, importances, prune_layers, workers, progress)
@@ -141,16 +140,6 @@ def _lacks_layers(file: GGUFFile, source: ModelFile) -> Finding | None:
         "name those that were left out with {setting}",
         setting="prune_layers",
     )
-
-
-def open_original(path: str | Path) -> ModelFile:
-    """What a file was made from: a checkpoint, or a GGUF file with tensors of any type; those that cannot be decoded
-    were copied.
-
-    Raises:
-        CheckpointError, GGUFError: it cannot be read.
-    """
-    return GGUFFile(path) if Path(path).is_file() else open_checkpoint(path)
 
 
 def verified_with(path: Path, given: Collection[Path]) -> Findings | None:

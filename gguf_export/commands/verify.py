@@ -66,6 +66,7 @@ def verify(
     from gguf_export.commands.console import ProgressView
     from gguf_export.commands.messages import show_all_findings, show_findings
     from quantize.recipes.pruning import parse_layers
+    from quantize.sources.model_source import open_stored
 
     if quick and imatrix is not None:
         raise click.UsageError("--quick compares no bytes: leave --imatrix out")
@@ -73,7 +74,7 @@ def verify(
         raise click.UsageError("--prior goes with --imatrix FILE")
     left_out = {bid for text in prune_layers for bid in parse_layers(text)}
     found = {}
-    source = None if against is None else checking.open_original(against)
+    source = None if against is None else open_stored(against)
     with ProgressView(quiet=quiet) as view:
         for file in dict.fromkeys(files):
             found[file] = checking.verified_with(file, files) or checking.verify(

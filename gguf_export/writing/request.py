@@ -18,10 +18,8 @@ from quantize.containers.untrusted import label, quoted
 from quantize.exceptions import ImatrixError, OutputError, RecipeError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
-from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.checkpoint_files import files_of_model
-from quantize.sources.gguf_file import GGUFFile
-from quantize.sources.model_source import ModelFile, open_gguf
+from quantize.sources.model_source import ModelFile, open_gguf, open_stored
 
 if TYPE_CHECKING:  # these import torch, and an export without text needs no torch
     from calibration.forward.settings import ForwardSettings
@@ -120,16 +118,13 @@ class Request:
 
     def _source(self) -> ModelFile:
         """The model, opened."""
-        if not Path(self.model).is_file():
-            return open_checkpoint(self.model)
-        if self.pre is not None:
+        source = open_stored(self.model)
+        if source.kind == "gguf" and self.pre is not None:
             message = "means nothing for a GGUF file, which has a tokenizer"
             raise RecipeError(
                 f"pre-tokenizer {quoted(self.pre)}", message, "leave {setting} out", setting="pre"
             )
-        if self.text is not None:
-            return open_gguf(self.model)
-        return GGUFFile(self.model)
+        return source if self.text is None or source.kind == "checkpoint" else open_gguf(self.model)
 
     def _refuse_idle(self) -> None:
         """Refuse settings that mean nothing beside the others."""

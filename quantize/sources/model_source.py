@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -10,13 +11,13 @@ from quantize.blocks import can_encode
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode
-from quantize.exceptions import DecodeError
+from quantize.exceptions import CheckpointError, DecodeError
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.telling import Note, Remark, discard
 from quantize.tensors import Array, Rows, TensorSource, TensorSpec
 
-__all__ = ["Kind", "ModelFile", "ModelSource", "open_gguf", "open_source"]
+__all__ = ["Kind", "ModelFile", "ModelSource", "open_gguf", "open_source", "open_stored"]
 
 Kind = Literal["checkpoint", "gguf", "round trip"]
 
@@ -84,7 +85,22 @@ def open_source(path: Path | str, note: Note = discard) -> ModelFile:
         CheckpointError: the folder cannot be read, or there is nothing at that path.
         GGUFError, DecodeError: see `open_gguf`.
     """
-    return open_gguf(path, note) if Path(path).is_file() else open_checkpoint(path)
+    return open_gguf(path, note) if Path(path).is_file() else open_stored(path)
+
+
+def open_stored(path: Path | str) -> ModelFile:
+    """The checkpoint in a folder, or a GGUF file of any types, which need not be decoded where they are copied.
+
+    Raises:
+        CheckpointError: the folder cannot be read, or there is nothing at that path.
+        GGUFError: the file cannot be read, is damaged, or is a later part.
+    """
+    if Path(path).is_file():
+        return GGUFFile(path)
+    if not os.path.lexists(path):
+        remedy = "give the folder of a Hugging Face checkpoint, or a GGUF file"
+        raise CheckpointError(str(path), "no such file or folder", remedy)
+    return open_checkpoint(path)
 
 
 def open_gguf(path: Path | str, note: Note = discard) -> GGUFFile:

@@ -102,7 +102,7 @@ def test_a_pickled_source_reads_the_same(
 
 def test_a_source_is_opened_by_its_path(folder: Path, files: dict[str, GGUFFile], tmp_path: Path) -> None:
     assert open_source(folder).kind == "checkpoint" and open_source(str(files["Q8_0"].path)).kind == "gguf"
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="no such file or folder"):
         open_source(tmp_path / "nowhere")
 
 
