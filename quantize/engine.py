@@ -67,6 +67,6 @@ class Threads:
 
 
 def _ended(pending: dict[Future[Result], Item]) -> Iterable[tuple[Item, Result]]:
-    """The units that ended first, taken out of `pending`."""
+    """The units that have ended, at least one, in the order in which they were begun, taken out of `pending`."""
     ended, _ = wait(pending, return_when=FIRST_COMPLETED)
-    return [(pending.pop(future), future.result()) for future in ended]
+    return [(pending.pop(future), future.result()) for future in list(pending) if future in ended]
