@@ -19,6 +19,7 @@ from quantize.blocks.error_weights import TileGuide, mean_squares
 from quantize.blocks.factors import code_by_maximum, code_by_search
 from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
+from quantize.blocks.parts import store_f16
 from quantize.blocks.tiles import LANES, store_halves
 from quantize.tensors import Array
 
@@ -89,3 +90,25 @@ def decoded_scales(j: int, block: Array) -> tuple[np.float32, np.float32]:
     d, dmin = load_f16(block, 0), load_f16(block, 2)
     sc, m = coded_scale(j, block[4:HEAD])
     return d * np.float32(sc), dmin * np.float32(m)
+
+
+@kernel
+def split_head(block: Array, scales: Array, mins: Array, factors: Array) -> None:
+    """The parts in the head of a block (see `PartFormat`)."""
+    factors[0], factors[1] = load_f16(block, 0), load_f16(block, 2)
+    for j in range(N_SUB):
+        sc, m = coded_scale(j, block[4:HEAD])
+        scales[j], mins[j] = sc, m
+
+
+@kernel
+def join_head(scales: Array, mins: Array, factors: Array, block: Array) -> None:
+    """The reverse of `split_head`."""
+    store_f16(block, 0, factors[0])
+    store_f16(block, 2, factors[1])
+    for j in range(4):
+        low_sc, high_sc = int(scales[j]), int(scales[j + 4])
+        low_m, high_m = int(mins[j]), int(mins[j + 4])
+        block[4 + j] = low_sc | (high_sc >> 4) << 6
+        block[8 + j] = low_m | (high_m >> 4) << 6
+        block[12 + j] = high_sc & 15 | (high_m & 15) << 4

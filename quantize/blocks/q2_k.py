@@ -19,6 +19,7 @@ from quantize.blocks.error_weights import TileGuide, mean_squares
 from quantize.blocks.factors import code_by_maximum, code_by_search
 from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
+from quantize.blocks.parts import PartFormat, store_f16
 from quantize.blocks.tiles import LANES, row, store_halves
 from quantize.tensors import Array, QType
 
@@ -98,3 +99,31 @@ def unpack(blocks: Array, values: Array) -> None:
 
 
 FORMAT = BlockFormat(QType.Q2_K, QK_K, TYPE_SIZE, fit, pack, unpack)
+
+
+@kernel
+def split(blocks: Array, codes: Array, scales: Array, mins: Array, factors: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        block = blocks[b]
+        factors[b, 0], factors[b, 1] = load_f16(block, D), load_f16(block, D + 2)
+        for j in range(N_SUB):
+            scales[b, j], mins[b, j] = block[j] & 15, block[j] >> 4
+        for k in range(QK_K):
+            codes[b, k] = block[CODES + 32 * (k // 128) + k % 32] >> (2 * (k // 32 % 4)) & 3
+
+
+@kernel
+def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        block = blocks[b]
+        store_f16(block, D, factors[b, 0])
+        store_f16(block, D + 2, factors[b, 1])
+        for j in range(N_SUB):
+            block[j] = int(scales[b, j]) | int(mins[b, j]) << 4
+        for k in range(QK_K):
+            block[CODES + 32 * (k // 128) + k % 32] |= codes[b, k] << (2 * (k // 32 % 4))
+
+
+PARTS = PartFormat(QType.Q2_K, QK_K, TYPE_SIZE, N_SUB, 4, 0, 0, 15, 15, split, join)

@@ -21,6 +21,7 @@ from quantize.blocks.error_weights import TileGuide, mean_squares
 from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ONE, ZERO, nearest_code, nearest_int
+from quantize.blocks.parts import PartFormat, store_f16
 from quantize.blocks.q3 import make_q3
 from quantize.blocks.qx import BEST_ISCALE, EPS, LARGEST, N_STATE, SCALE, find_largest, make_qx
 from quantize.blocks.signed import fit_signed, largest_scale, round_anew, search_codes
@@ -160,3 +161,36 @@ def unpack(blocks: Array, values: Array) -> None:
 
 
 FORMAT = BlockFormat(QType.Q3_K, QK_K, TYPE_SIZE, fit, pack, unpack)
+
+
+@kernel
+def split(blocks: Array, codes: Array, scales: Array, mins: Array, factors: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        block = blocks[b]
+        factors[b, 0] = load_f16(block, D)
+        for j in range(N_SUB):
+            low = block[SCALES + j % 8] >> (4 * (j // 8)) & 15
+            high = block[SCALES + 8 + j % 4] >> (2 * (j // 4)) & 3
+            scales[b, j] = int(low | high << 4) - 32
+        for k in range(QK_K):
+            low = block[QS + 32 * (k // 128) + k % 32] >> (2 * (k // 32 % 4)) & 3
+            codes[b, k] = low | (block[k % 32] >> (k // 32) & 1) << 2
+
+
+@kernel
+def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        block = blocks[b]
+        store_f16(block, D, factors[b, 0])
+        for j in range(N_SUB):
+            sc = int(scales[b, j]) + 32
+            block[SCALES + j % 8] |= (sc & 15) << (4 * (j // 8))
+            block[SCALES + 8 + j % 4] |= (sc >> 4) << (2 * (j // 4))
+        for k in range(QK_K):
+            block[QS + 32 * (k // 128) + k % 32] |= (codes[b, k] & 3) << (2 * (k // 32 % 4))
+            block[k % 32] |= (codes[b, k] >> 2) << (k // 32)
+
+
+PARTS = PartFormat(QType.Q3_K, QK_K, TYPE_SIZE, N_SUB, 8, 4, -32, 31, 0, split, join)

@@ -15,7 +15,8 @@ from quantize.blocks.affine import plain_search, weighted_search
 from quantize.blocks.base import BlockFormat, Grid
 from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.jit import kernel
-from quantize.blocks.k4_scales import HEAD, N_SUB, QK_K, SUB, decoded_scales, fit_k4
+from quantize.blocks.k4_scales import HEAD, N_SUB, QK_K, SUB, decoded_scales, fit_k4, join_head, split_head
+from quantize.blocks.parts import PartFormat
 from quantize.blocks.tiles import LANES, row
 from quantize.tensors import Array, QType
 
@@ -56,3 +57,27 @@ def unpack(blocks: Array, values: Array) -> None:
 
 
 FORMAT = BlockFormat(QType.Q4_K, QK_K, TYPE_SIZE, fit, pack, unpack)
+
+
+@kernel
+def split(blocks: Array, codes: Array, scales: Array, mins: Array, factors: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        split_head(blocks[b], scales[b], mins[b], factors[b])
+        for c in range(N_SUB // 2):
+            for k in range(SUB):
+                byte = blocks[b, HEAD + SUB * c + k]
+                codes[b, 64 * c + k], codes[b, 64 * c + SUB + k] = byte & 15, byte >> 4
+
+
+@kernel
+def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        join_head(scales[b], mins[b], factors[b], blocks[b])
+        for c in range(N_SUB // 2):
+            for k in range(SUB):
+                blocks[b, HEAD + SUB * c + k] = codes[b, 64 * c + k] | codes[b, 64 * c + SUB + k] << 4
+
+
+PARTS = PartFormat(QType.Q4_K, QK_K, TYPE_SIZE, N_SUB, 16, 0, 0, 63, 63, split, join)

@@ -16,7 +16,8 @@ from quantize.blocks.affine import plain_search, weighted_search
 from quantize.blocks.base import BlockFormat, Grid
 from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.jit import kernel
-from quantize.blocks.k4_scales import HEAD, N_SUB, QK_K, SUB, decoded_scales, fit_k4
+from quantize.blocks.k4_scales import HEAD, N_SUB, QK_K, SUB, decoded_scales, fit_k4, join_head, split_head
+from quantize.blocks.parts import PartFormat
 from quantize.blocks.tiles import LANES, row
 from quantize.tensors import Array, QType
 
@@ -62,3 +63,31 @@ def unpack(blocks: Array, values: Array) -> None:
 
 
 FORMAT = BlockFormat(QType.Q5_K, QK_K, TYPE_SIZE, fit, pack, unpack)
+
+
+@kernel
+def split(blocks: Array, codes: Array, scales: Array, mins: Array, factors: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        block = blocks[b]
+        split_head(block, scales[b], mins[b], factors[b])
+        for j in range(N_SUB):
+            for k in range(SUB):
+                low = block[LOW + SUB * (j // 2) + k] >> (4 * (j % 2)) & 15
+                codes[b, SUB * j + k] = low | (block[HEAD + k] >> j & 1) << 4
+
+
+@kernel
+def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        block = blocks[b]
+        join_head(scales[b], mins[b], factors[b], block)
+        for j in range(N_SUB):
+            for k in range(SUB):
+                code = codes[b, SUB * j + k]
+                block[LOW + SUB * (j // 2) + k] |= (code & 15) << (4 * (j % 2))
+                block[HEAD + k] |= (code >> 4) << j
+
+
+PARTS = PartFormat(QType.Q5_K, QK_K, TYPE_SIZE, N_SUB, 32, 0, 0, 63, 63, split, join)

@@ -22,6 +22,7 @@ from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ONE, ZERO, nearest_int
+from quantize.blocks.parts import PartFormat, store_f16
 from quantize.blocks.qx import EPS
 from quantize.blocks.signed import fit_signed, largest_scale, round_anew, search_codes
 from quantize.blocks.tiles import LANES, row, store_halves
@@ -115,3 +116,34 @@ def unpack(blocks: Array, values: Array) -> None:
 
 
 FORMAT = BlockFormat(QType.Q6_K, QK_K, TYPE_SIZE, fit, pack, unpack)
+
+
+@kernel
+def split(blocks: Array, codes: Array, scales: Array, mins: Array, factors: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        block = blocks[b]
+        factors[b, 0] = load_f16(block, D)
+        for j in range(N_SUB):
+            scales[b, j] = np.int8(block[SC + j])
+        for k in range(QK_K):
+            half, quarter = k // 128, k // 32 % 4
+            low = block[64 * half + 32 * (quarter % 2) + k % 32] >> (4 * (quarter // 2)) & 15
+            codes[b, k] = low | (block[QH + 32 * half + k % 32] >> (2 * quarter) & 3) << 4
+
+
+@kernel
+def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        block = blocks[b]
+        store_f16(block, D, factors[b, 0])
+        for j in range(N_SUB):
+            block[SC + j] = np.uint8(int(scales[b, j]) & 255)
+        for k in range(QK_K):
+            half, quarter = k // 128, k // 32 % 4
+            block[64 * half + 32 * (quarter % 2) + k % 32] |= (codes[b, k] & 15) << (4 * (quarter // 2))
+            block[QH + 32 * half + k % 32] |= (codes[b, k] >> 4) << (2 * quarter)
+
+
+PARTS = PartFormat(QType.Q6_K, QK_K, TYPE_SIZE, N_SUB, 64, 32, -128, 127, 0, split, join)
