@@ -79,8 +79,13 @@ class TypeJob:
 
     @cached_property
     def usual(self) -> ExportJob:
-        """The export with the file type's own types; its keys are as long as those of the choice."""
-        return self.exported(Recipe(self.ftype, stated=type_keys(FISHER, 0, 0.0)))
+        """The export with the file type's own types."""
+        return self.exported(Recipe(self.ftype))
+
+    @cached_property
+    def header_bytes(self) -> int:
+        """Bytes before the first tensor of a file with chosen types, which says more of itself, whatever they are."""
+        return len(self.exported(Recipe(self.ftype, stated=type_keys(FISHER, 0, 0.0))).files[0].header)
 
     @cached_property
     def free(self) -> tuple[PlannedTensor, ...]:
@@ -110,8 +115,7 @@ class TypeJob:
         if self.budget.bpw is not None:
             room = int(self.budget.bpw * sum(planned.spec.n_elements for planned in plan.tensors) / 8) - fixed
         else:
-            file = self.usual.files[0]
-            room = (self.budget.size or file.n_bytes) - len(file.header) - fixed
+            room = (self.budget.size or self.usual.files[0].n_bytes) - self.header_bytes - fixed
         least = sum(min(self.allowed(planned.spec).values()) for planned in free)
         if least > room:
             setting = self.budget.setting

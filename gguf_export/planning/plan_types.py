@@ -106,7 +106,7 @@ def plan_types(
         Budget.of(like, size, bpw),
         candidates=candidates,
         imatrix=imatrix,
-        imatrix_label=label(save_imatrix or ""),
+        imatrix_label=label(save_imatrix or "collected while types were chosen"),
         prior=prior,
         n_held_out=n_held_out,
         forward=forward,
@@ -154,7 +154,7 @@ def run_types(
     imatrix = replace(costs.imatrix, file=job.expected.file)
     tensors = _chosen(job, costs, note)
     types = anchored({tensor.name: QType[tensor.qtype] for tensor in tensors})
-    recipe = Recipe(job.ftype, tensor_types=types)
+    recipe = Recipe(job.ftype, tensor_types=types, stated=type_keys(FISHER, costs.n_token, 0.0))
     exported = job.exported(recipe, imatrix)
     usual = _forecast(job.usual, sum(tensor.usual_cost for tensor in tensors))
     chosen = _forecast(exported, sum(tensor.cost for tensor in tensors))
