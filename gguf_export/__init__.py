@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gguf_export.comparing.models import ModelChoice
     from gguf_export.comparing.run import PassSettings, compare
     from gguf_export.comparing.texts import TextChoice
+    from gguf_export.planning.plan_types import plan_types
     from gguf_export.writing.calibrate import calibrate
     from gguf_export.writing.export import export, plan
     from gguf_export.writing.importances import merge_imatrices
@@ -40,6 +41,7 @@ __all__ = [
     "inspect",
     "merge_imatrices",
     "plan",
+    "plan_types",
     "verify",
 ]
 
@@ -58,6 +60,7 @@ _MODULES = {
     "inspect": "gguf_export.checking.inspect",
     "merge_imatrices": "gguf_export.writing.importances",
     "plan": "gguf_export.writing.export",
+    "plan_types": "gguf_export.planning.plan_types",
     "verify": "gguf_export.checking.verify",
 }
 

@@ -17,6 +17,7 @@ from gguf_export.commands.export import export
 from gguf_export.commands.imatrix import imatrix
 from gguf_export.commands.inspect import inspect
 from gguf_export.commands.messages import saying_warnings
+from gguf_export.commands.plan import plan
 from gguf_export.commands.quantize import quantize
 from gguf_export.commands.signals import Stopped, orderly_stops
 from gguf_export.commands.streams import standard_streams, tell
@@ -61,5 +62,5 @@ def main() -> None:
     """Quantized GGUF files from bf16 Mixture-of-Experts checkpoints, in one streaming pass."""
 
 
-for verb in (compare, doctor, errors, export, imatrix, inspect, quantize, verify):
+for verb in (compare, doctor, errors, export, imatrix, inspect, plan, quantize, verify):
     main.add_command(verb)

@@ -23,6 +23,7 @@ OFFERED = {
         "inspect",
         "merge_imatrices",
         "plan",
+        "plan_types",
         "verify",
     ],
 }

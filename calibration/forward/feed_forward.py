@@ -16,7 +16,7 @@ from calibration.forward.stream_state import StreamState, token_groups
 from calibration.forward.streams import Given
 from calibration.forward.timings import Stage
 
-__all__ = ["feed_forward"]
+__all__ = ["Share", "feed_forward", "shares"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ def feed_forward(states: Sequence[StreamState], audience: Audience, bid: int, *,
     With `hold_down` the down projections of the first stream are handed out when the inputs of all of them have been
     shown; what the observers know of one they give away before the next expert, as without.
     """
-    shares = [_norm_and_route(state, audience, bid) for state in states]
-    for state, of_experts in zip(states, shares, strict=True):
+    routed = [_norm_and_route(state, audience, bid) for state in states]
+    for state, of_experts in zip(states, routed, strict=True):
         for xid, share in enumerate(of_experts):
             _show_gate_and_up(state, audience, bid, xid, share)
     held: list[tuple[Matrix, Given]] = []
-    for xid in range(len(shares[0])):
-        for state, of_experts in zip(states, shares, strict=True):
+    for xid in range(len(routed[0])):
+        for state, of_experts in zip(states, routed, strict=True):
             down = _expert(state, audience, bid, xid, of_experts[xid])
             if hold_down and state.index == 0:
                 held.append((down, audience.popped(state, down)))
@@ -84,16 +84,16 @@ def _norm_and_route(state: StreamState, audience: Audience, bid: int) -> list[Sh
         ids.append(routing.ids.cpu())
         weights.append(routing.weights.cpu())
     audience.hand_out(state, matrix)
-    return _shares(torch.cat(ids), torch.cat(weights), state.hparams.n_expert)
+    return shares(torch.cat(ids), torch.cat(weights), state.hparams.n_expert)
 
 
-def _shares(ids: Tensor, weights: Tensor, n_expert: int) -> list[Share]:
+def shares(ids: Tensor, weights: Tensor, n_expert: int) -> list[Share]:
     """The share of each expert, of the experts `ids` int64 [T, K] and their weights f32 [T, K]."""
-    shares = []
+    of_experts = []
     for xid in range(n_expert):
         tokens, slots = (ids == xid).nonzero(as_tuple=True)
-        shares.append(Share(tokens, weights[tokens, slots, None]))
-    return shares
+        of_experts.append(Share(tokens, weights[tokens, slots, None]))
+    return of_experts
 
 
 def _show_gate_and_up(state: StreamState, audience: Audience, bid: int, xid: int, share: Share) -> None:

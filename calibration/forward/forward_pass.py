@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from calibration.forward import layers
 from calibration.forward.audience import Audience
@@ -54,6 +55,7 @@ class ForwardPass:
         on_weights: OnWeights | None = None,
         hold_down: bool = False,
         keep_layers: bool = False,
+        kept_chunks: Sequence[int] | None = None,
         progress: OnProgress = silent,
     ) -> None:
         """Make room for the hidden states; no weight is read.
@@ -64,6 +66,7 @@ class ForwardPass:
             storage: hands out the place of the hidden states.
             keep_layers: keep the hidden states with which each layer begins, in `StreamState.layer_inputs`, so that a
                 pass backwards can compute the layer once more: n_token x n_embd numbers for each layer and stream.
+            kept_chunks: the chunks whose hidden states are kept so, in ascending order; default all.
 
         Raises:
             CheckpointError: a tensor is there that no part of the pass uses, or models differ in shape.
@@ -75,6 +78,8 @@ class ForwardPass:
         self.n_ctx = tokens.shape[1]
         self.tokens = torch.from_numpy(tokens).long().reshape(-1)
         self.places = torch.arange(len(self.tokens))
+        by_chunk = self.places.view(-1, self.n_ctx)
+        self.kept_places = (by_chunk if kept_chunks is None else by_chunk[list(kept_chunks)]).reshape(-1)
         self.timings = Timings(n_token=len(self.tokens))
         self.states = [self._begin(index, stream) for index, stream in enumerate(streams)]
         n_layer = streams[0].source.hparams.n_layer
@@ -151,11 +156,16 @@ class ForwardPass:
         """All streams through one layer."""
         for state in self.states:
             if self.keep_layers:
-                shape = (len(self.tokens), state.hparams.n_embd)
-                kept = self.storage.empty(shape, state.hidden.dtype)
-                state.layer_inputs.append(kept.copy_(state.hidden))
+                state.layer_inputs.append(self.kept_hidden(state))
             self.attention(state, bid)
         self.feed_forward(bid)
+
+    def kept_hidden(self, state: StreamState) -> Tensor:
+        """A copy of the hidden states of the chunks that are kept, [T, D]."""
+        kept = self.storage.empty((len(self.kept_places), state.hparams.n_embd), state.hidden.dtype)
+        for tokens in token_groups(torch.arange(len(kept))):
+            kept[tokens] = state.hidden[self.kept_places[tokens]]
+        return kept
 
     def feed_forward(self, bid: int) -> None:
         """hidden += feed-forward(norm(hidden)), in all streams expert by expert."""

@@ -38,7 +38,7 @@ class StreamState:
     """The state of one stream within the forward pass.
 
     `hidden` [T, D] are its hidden states, `normed` [T, D] the inputs of the feed-forward layer in work, and
-    `layer_inputs` the hidden states with which each layer began, where they are kept.
+    `layer_inputs` the hidden states with which each layer began, of all chunks or some, where they are kept.
     """
 
     index: int
@@ -92,6 +92,10 @@ class StreamState:
         """A whole matrix [n_row, n_per_row] on the device."""
         with self.timings.measure(Stage.DECODING):
             return to_tensor(matrix.whole(), self.settings.device, dtype)
+
+    def vector(self, name: str) -> Tensor:
+        """Read a norm or a bias, f32 [n] on the device."""
+        return self.decoded(self.read(name), torch.float32).reshape(-1)
 
     def rope_factors(self, n_ctx: int) -> list[str]:
         """The tensors that divide the frequencies of rotation in chunks of `n_ctx` tokens; the last one counts."""

@@ -11,6 +11,7 @@ from gguf import GGUFValueType
 
 from gguf_export.checking.findings import Finding, error, warning
 from gguf_export.checking.remedies import AGAIN, MAKE
+from gguf_export.metadata.type_keys import PREFIX
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.job import as_copied
 from quantize.containers.keys import KeyValue, Numbers, elements
@@ -32,6 +33,7 @@ QUANTIZED = (
     "general.alignment",
     "quantize.imatrix.",
     "split.",
+    PREFIX,
 )
 """Beginnings of the keys that quantizing a GGUF file sets or drops."""
 

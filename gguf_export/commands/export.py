@@ -16,6 +16,7 @@ from gguf_export.commands.options import (
     RESTART,
     TEXT,
     ForwardOptions,
+    RunOptions,
     TextOptions,
     force,
     forward_options,
@@ -25,6 +26,7 @@ from gguf_export.commands.options import (
     prior,
     text_options,
 )
+from gguf_export.commands.planning_options import BUDGET, PlanningOptions, planning_options
 from gguf_export.commands.recipe_options import (
     RecipeOptions,
     SourceOptions,
@@ -97,21 +99,21 @@ split_options = group(
 )
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How the files are written."""
-
-    jobs: int | None
-    force: bool
-    restart: bool
-
-
 run_options = group("running", RunOptions, jobs(), force(), RESTART)
 
 
 @click.command(cls=Verb)
 @MODEL
-@ftypes("File type, such as Q4_K_M; give it several times for several files from one read.", required=True)
+@ftypes("File type, such as Q4_K_M; give it several times for several files from one read.")
+@option(
+    "--types",
+    "types_file",
+    type=FILE,
+    metavar="FILE",
+    help="The types that plan chose, as it wrote them; names and what it leaves open are those of -t.  "
+    "[default for -t: the mixture nearest in size]",
+)
+@planning_options(needs=BUDGET)
 @option(
     "-o",
     "--output",
@@ -141,6 +143,8 @@ run_options = group("running", RunOptions, jobs(), force(), RESTART)
 def export(
     model: Path,
     types: tuple[str, ...],
+    types_file: Path | None,
+    planning: PlanningOptions,
     folder: Path | None,
     imatrix: str | None,
     text: TextOptions,
@@ -159,34 +163,51 @@ def export(
 
     A GGUF may be of any architecture: its files are those of llama-quantize. TYPE COPY changes no tensor.
 
+    With --like, --size or --bpw the types of the tensors are chosen, too, as plan chooses them by the same text.
+
     With --text the model reads the text first, layer by layer, and each expert is weighed with what it saw, all from
     one read of the weights. A run that was stopped goes on when the same command is given again.
     """
+    from gguf_export.commands.chosen_types import chosen_by_budget, listed_recipes, refuse_beside_budget
     from gguf_export.commands.console import ProgressView
     from gguf_export.commands.messages import say
+    from gguf_export.commands.plan import print_types
     from gguf_export.files.outputs import refuse_outputs
     from gguf_export.writing import export as exporting
 
-    if text.is_given and imatrix:
+    if text.is_given and imatrix and not planning.is_given:
         raise click.UsageError("give --imatrix or text to calibrate with, not both")
-    settings: dict[str, Any] = {"imatrix": imatrix, "prior": prior}
-    settings |= {**taken.settings(), **vars(naming), **vars(splitting)}
+    settings: dict[str, Any] = {**taken.settings(), **vars(naming), **vars(splitting)}
+    lists = [path for path in (recipe.tensor_type_file, types_file) if path is not None]
+    if save_imatrix is not None and lists:
+        refuse_outputs([save_imatrix], force=True, inputs=lists)
+    weighed: dict[str, Any] = {"imatrix": imatrix, "prior": prior}
     if text.is_given:
-        settings |= {"text": text.settings(), "forward": forward.settings(), "save_imatrix": save_imatrix}
-    recipes = recipe.recipes(types)
-    if save_imatrix is not None and recipe.tensor_type_file is not None:
-        refuse_outputs([save_imatrix], force=True, inputs=[recipe.tensor_type_file])
+        weighed |= {"text": text.settings(), "forward": forward.settings(), "save_imatrix": save_imatrix}
+    with ProgressView(quiet=quiet) as view:
+        if planning.is_given:
+            refuse_beside_budget(types, types_file, recipe, taken)
+            chosen = chosen_by_budget(model, folder, planning.settings(), weighed, settings, running, view)
+            recipes, weighed = [chosen.recipe], {"imatrix": chosen.imatrix}
+        elif types_file is not None:
+            recipes = listed_recipes(model, types, types_file, recipe)
+        elif types:
+            recipes = recipe.recipes(types)
+        else:
+            raise click.UsageError("give -t TYPE, --types FILE, or a budget with --like, --size or --bpw")
+        settings |= weighed
+        if not dry_run:
+            result = exporting.export(
+                model, recipes, folder, **settings, **vars(running), progress=view, note=say
+            )
+    if planning.is_given and not quiet:
+        print_types(chosen)
     if dry_run:
         planned = exporting.plan(model, recipes, folder, **settings)
         for remark in planned.remarks:
             say(remark)
         print_plan(planned)
-        return
-    with ProgressView(quiet=quiet) as view:
-        result = exporting.export(
-            model, recipes, folder, **settings, **vars(running), progress=view, note=say
-        )
-    if not quiet:
+    elif not quiet:
         with summary():
             print_result(result)
 

@@ -118,6 +118,15 @@ class TextOptions:
         return TextSettings(self.texts, self.prompts, self.n_ctx, self.n_chunk, self.parse_special)
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How files are written."""
+
+    jobs: int | None
+    force: bool
+    restart: bool
+
+
 text_options = group(
     "text",
     TextOptions,

@@ -27,6 +27,11 @@ class RecipeOptions:
     pure: bool
     leave_output_tensor: bool
 
+    @property
+    def is_given(self) -> bool:
+        """Whether there is any of them."""
+        return any(value not in ((), None, False) for value in vars(self).values())
+
     def recipes(self, types: Sequence[str]) -> list[Recipe]:
         """One recipe for each file type.
 

@@ -212,12 +212,13 @@ def assemble(
     imatrix: Imatrix | None = None,
     overrides: Sequence[KeyValue] = (),
     n_layer: Sequence[KeyValue] = (),
+    stated: Sequence[KeyValue] = (),
 ) -> list[KeyValue]:
     """All keys of one file, in the order in which llama-quantize leaves them.
 
     The given keys without those of a part of a split file and an alignment that is not ours, then
-    general.quantization_version, general.file_type, the overrides, the keys that describe the imatrix, and the number
-    of layers where some were left out. A key that is set again moves to its new place.
+    general.quantization_version, general.file_type, the overrides, the keys that describe the imatrix, the number
+    of layers where some were left out, and what the recipe `stated`. A key that is set again moves to its new place.
 
     Raises:
         RecipeError: an override has another type than the key, which no loader would accept.
@@ -226,7 +227,7 @@ def assemble(
     of_imatrix = [_pair(key, value) for key, value in (imatrix.metadata() if imatrix else {}).items()]
     version = KeyValue.u32("general.quantization_version", QUANTIZATION_VERSION)
     file_type = KeyValue.u32("general.file_type", ftype_id)
-    for kv in (version, file_type, *overrides, *of_imatrix, *n_layer):
+    for kv in (version, file_type, *overrides, *of_imatrix, *n_layer, *stated):
         replaced = ordered.pop(kv.key, kv)
         if replaced.type != kv.type and not {replaced.type, kv.type} <= _INTEGERS:
             message = f"the model has a {replaced.type.name} there, not a {kv.type.name}, and would not load"

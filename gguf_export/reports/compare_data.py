@@ -9,7 +9,7 @@ import numpy as np
 
 from calibration.judging.perplexity import Estimate
 from calibration.judging.side_by_side import Comparison, Model, OnText
-from gguf_export.reports.compare_facts import base_name, labels, versions
+from gguf_export.reports.compare_facts import base_name, labels, predicted, versions
 from gguf_export.reports.data_texts import as_data, csv_text, json_text
 
 __all__ = ["compare_csv", "compare_dict", "compare_json"]
@@ -91,6 +91,7 @@ def compare_dict(comparison: Comparison) -> dict[str, Any]:
                 "name": model.name,
                 "n_bytes": model.n_bytes,
                 "bpw": model.bpw,
+                "predicted_kld": predicted(model),
                 "imatrix": _imatrix(model),
                 "texts": {
                     comparison.text_name(index): _figures(result) | _routers(result)

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from calibration.judging.side_by_side import Comparison, Model
+from gguf_export.metadata.type_keys import predicted_kld
 from gguf_export.writing.fingerprint import version
 from quantize.containers.gguf_parts import model_stem
 from quantize.containers.untrusted import label
+from quantize.sources.gguf_file import GGUFFile
 
-__all__ = ["base_name", "labels", "protocol", "versions"]
+__all__ = ["base_name", "labels", "predicted", "protocol", "versions"]
 
 ACTIVATIONS = {
     "exact": "exact, so that only the weights are judged",
@@ -69,6 +71,11 @@ def base_name(comparison: Comparison) -> str:
     base = comparison.base
     path = base.path if base.kind == "logits" else Path(base.name)
     return label(path.name or path.resolve().name)
+
+
+def predicted(model: Model) -> float | None:
+    """The mean KL divergence in nats per token that a file states for its types; None where it states none."""
+    return predicted_kld(model.source.keys) if isinstance(model.source, GGUFFile) else None
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from calibration.forward.timings import Stage, Timings
 from calibration.judging.perplexity import Estimate
 from calibration.judging.side_by_side import Comparison, Model, OnText
 from gguf_export.files.sizes import size_in_words
-from gguf_export.reports.compare_facts import base_name, labels, protocol
+from gguf_export.reports.compare_facts import base_name, labels, predicted, protocol
 from gguf_export.reports.figures import NOTHING, significant
 from gguf_export.reports.markdown import markdown_text, table_line
 from gguf_export.reports.pages import TableText
@@ -78,6 +78,7 @@ FIGURES: dict[str, Figure] = {
     "same top %": lambda model, result: with_error(result.statistics.same_top, 100),
     "same experts %": lambda model, result: same_experts(result),
     "mean KLD": lambda model, result: with_error(result.statistics.kld),
+    "predicted KLD": lambda model, result: _predicted_kld(model),
     "median KLD": lambda model, result: nats(result.statistics.kld_median),
     "99 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.99]),
     "99.9 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.999]),
@@ -97,10 +98,10 @@ BRIEF: dict[str, Figure] = {
 """The same with fewer digits, and without an error that is only that of the text: a terminal has 80 columns."""
 
 QUALITY = ("size", "bpw", "PPL", "ln PPL ratio", "same top %", "same experts %")
-DIVERGENCE = ("mean KLD", "median KLD", "99 % KLD", "99.9 % KLD", "max KLD", "RMS Δp %")
+DIVERGENCE = ("mean KLD", "predicted KLD", "median KLD", "99 % KLD", "99.9 % KLD", "max KLD", "RMS Δp %")
 """The two tables of a page, together all figures."""
 
-GLANCE = ("size", "mean KLD", "same top %", "PPL")
+GLANCE = ("size", "mean KLD", "predicted KLD", "same top %", "PPL")
 DETAILS = ("median KLD", "99 % KLD", "99.9 % KLD", "max KLD", "RMS Δp %", "ln PPL ratio", "same experts %")
 """The two tables of a terminal, together all figures but the bits per weight."""
 
@@ -113,12 +114,15 @@ def text_table(
     Args:
         comparison: the models and their results.
         text: index of the text.
-        headings: keys of `FIGURES`; "same experts %" is left out where no model has experts.
+        headings: keys of `FIGURES`; "same experts %" is left out where no model has experts, "predicted KLD" where
+            no file states one.
         brief: take the figures of `BRIEF`, for a terminal.
     """
     figures = FIGURES | (BRIEF if brief else {})
     if all(same_experts(results[text]) == NOTHING for results in comparison.results):
         headings = [heading for heading in headings if heading != "same experts %"]
+    if all(predicted(model) is None for model in comparison.models):
+        headings = [heading for heading in headings if heading != "predicted KLD"]
     own = _own(comparison, text)
     if brief:
         own["PPL"] = f"{comparison.base_ppl[text].value:,.4f}"
@@ -129,6 +133,12 @@ def text_table(
     for label, model, results in zip(labels(comparison), comparison.models, comparison.results, strict=True):
         rows.append((label, *(figures[heading](model, results[text]) for heading in headings)))
     return ("model", *(f">{heading}" for heading in headings)), rows
+
+
+def _predicted_kld(model: Model) -> str:
+    """The mean KLD that the file states for its types, whatever the text."""
+    kld = predicted(model)
+    return NOTHING if kld is None else nats(kld)
 
 
 def _own(comparison: Comparison, text: int) -> dict[str, str]:
@@ -167,7 +177,15 @@ def router_table(comparison: Comparison) -> TableText:
     return columns, rows
 
 
-MODEL_CARD = ("PPL", "ln PPL ratio", "mean KLD", "99.9 % KLD", "same top %", "same experts %")
+MODEL_CARD = (
+    "PPL",
+    "ln PPL ratio",
+    "mean KLD",
+    "predicted KLD",
+    "99.9 % KLD",
+    "same top %",
+    "same experts %",
+)
 
 
 def compare_markdown(comparison: Comparison) -> str:

@@ -14,6 +14,7 @@ from gguf import GGUFValueType
 from calibration.importance.imatrix import Imatrix
 from gguf_export.metadata import file_names as names
 from gguf_export.metadata import model_keys as metadata
+from gguf_export.metadata.type_keys import PREFIX
 from gguf_export.vocab import vocab_keys as vocab
 from gguf_export.writing.header import header
 from gguf_export.writing.parts import Split, part_keys, part_paths, part_plans
@@ -164,7 +165,9 @@ def prepare(
             _refuse_change(source, planned, allow_requantize)
         require_importances(plan, lambda name: imatrix is not None and name in imatrix.entries)
         n_layer = [] if plan.n_layer is None else [KeyValue.u32(f"{arch}.block_count", plan.n_layer)]
-        file_keys = metadata.assemble(keys, _file_type(source, keys, plan), imatrix, overrides, n_layer)
+        kept = [kv for kv in keys if recipe.ftype is COPY or not kv.key.startswith(PREFIX)]
+        file_type = _file_type(source, keys, plan)
+        file_keys = metadata.assemble(kept, file_type, imatrix, overrides, n_layer, recipe.stated)
         path = file or _path_of(folder, _file_name(source, keys, recipe.ftype, name), keys, publisher)
         outputs.append(Output(plan, _files(path, plan, file_keys, split, source)))
     if prune_layers:

@@ -20,6 +20,7 @@ from functools import cached_property
 
 from gguf import GGML_QUANT_SIZES
 
+from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import printable
 from quantize.exceptions import NeedsImatrixError, RecipeError
 from quantize.recipes.facts import RecipeFacts
@@ -53,6 +54,8 @@ class Recipe:
     Python's, where llama-quantize takes ECMAScript's; the usual expressions for tensor names mean the same in both.
     Bracket classes such as `[[:digit:]]` are refused here, look-behind and inline flags there.
 
+    `stated` are keys with which the file says how its types were chosen; llama-quantize has no such thing.
+
     Raises:
         RecipeError: an expression is malformed, or a type cannot be written.
     """
@@ -63,6 +66,7 @@ class Recipe:
     token_embedding_type: QType | None = None
     pure: bool = False  # every tensor takes the default type, none a rule's
     leave_output_tensor: bool = False  # output.weight keeps the type it is stored in
+    stated: tuple[KeyValue, ...] = ()
 
     def __post_init__(self) -> None:
         demanded = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from quantize.blocks import WRITABLE
@@ -11,7 +12,14 @@ from quantize.containers.untrusted import quoted, read_bytes
 from quantize.exceptions import RecipeError
 from quantize.tensors import QType
 
-__all__ = ["compiled", "parse_qtype", "parse_tensor_type", "read_tensor_types"]
+__all__ = [
+    "anchored",
+    "compiled",
+    "parse_qtype",
+    "parse_tensor_type",
+    "read_tensor_types",
+    "tensor_types_text",
+]
 
 MAX_FILE_BYTES = 2**20  # of a file of tensor types
 
@@ -58,6 +66,19 @@ def read_tensor_types(path: Path) -> tuple[tuple[str, QType], ...]:
         raise RecipeError(str(path), "not a text file in UTF-8") from error
     except RecipeError as error:
         raise RecipeError(str(path), error.message, error.remedy) from error
+
+
+def anchored(types: Mapping[str, QType]) -> tuple[tuple[str, QType], ...]:
+    """The expressions that find one name each, with its type: `Recipe.tensor_types` of a choice by name.
+
+    Names are those of llama.cpp, in lower case and without white space.
+    """
+    return tuple((f"^{re.escape(name)}$", qtype) for name, qtype in types.items())
+
+
+def tensor_types_text(tensor_types: Iterable[tuple[str, QType]]) -> str:
+    """The file that `read_tensor_types` reads, and llama-quantize: one `PATTERN=TYPE` a line."""
+    return "".join(f"{pattern}={qtype.name.lower()}\n" for pattern, qtype in tensor_types)
 
 
 def compiled(pattern: str) -> re.Pattern[str]:

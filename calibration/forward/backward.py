@@ -1,0 +1,296 @@
+"""The way back: gradients of the loss through all layers, the last one first, each weight read once more.
+
+Labels are drawn from what the model itself expects, so that the squares of the gradients are those of its Fisher
+information. In memory are hidden states and their gradients (or, on request, in scratch files), the matrices of one
+attention or one expert, and the activations of one group of tokens. A layer is computed again from the hidden states
+with which it began.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from calibration.forward import layers
+from calibration.forward.feed_forward import Share, shares
+from calibration.forward.forward_pass import ForwardPass
+from calibration.forward.gradients import GradientObserver, Watched, flow_back, read_products
+from calibration.forward.hidden import Storage
+from calibration.forward.layers import AttentionWeights
+from calibration.forward.parts import (
+    ATTENTION,
+    ATTENTION_NORM,
+    DENSE,
+    EMBEDDING,
+    EXPERTS,
+    FEED_FORWARD_NORM,
+    OUTPUT_NORM,
+    ROUTER,
+)
+from calibration.forward.settings import ForwardSettings
+from calibration.forward.stored import Matrix
+from calibration.forward.stream_state import token_groups
+from calibration.forward.streams import Observer, Stream
+from calibration.forward.timings import Stage, Timings
+from calibration.text.tokenizer import Tokens
+from quantize.sources.model_source import ModelSource
+from quantize.telling import OnProgress, Progress, silent
+
+__all__ = ["BackwardPass", "GradientObserver", "forward_and_back"]
+
+LOGIT_BYTES = 256 << 20  # of the logits that are in memory at once
+
+
+def forward_and_back(
+    source: ModelSource,
+    tokens: Tokens,
+    gradient_observers: Sequence[GradientObserver],
+    *,
+    chunks: Sequence[int] | None = None,
+    observers: Sequence[Observer] = (),
+    settings: ForwardSettings | None = None,
+    seed: int = 0,
+    progress: OnProgress = silent,
+) -> Timings:
+    """Run a text through a model, and the gradients of some of its chunks back; each weight is read twice.
+
+    Args:
+        source: the model.
+        tokens: the text, int32 [C, P], BOS included; a chunk sees nothing of the others.
+        gradient_observers: are shown every matrix product of the chunks on the way back, but those of routers.
+        chunks: the chunks that go back, ascending; default all. n_layer x n_token x n_embd numbers are kept of them.
+        observers: see `calibration.forward.run.forward`; they are shown the whole text on the way there.
+        settings: see `forward`; default exact float32 on the CPU.
+        seed: of the labels.
+        progress: is told the tokens on the way there, the layers on the way back.
+
+    Raises:
+        ActivationError, CheckpointError, OutputError, TokenizerError: see `forward`.
+    """
+    settings = settings or ForwardSettings()
+    storage = Storage(settings)
+    there = ForwardPass(
+        [Stream(source, name=source.label)],
+        tokens,
+        settings,
+        storage,
+        observers=observers,
+        keep_layers=True,
+        kept_chunks=chunks,
+        progress=progress,
+    )
+    there.run()
+    BackwardPass(there, gradient_observers, seed=seed, progress=progress).run()
+    return there.timings
+
+
+class BackwardPass:
+    """One pass backwards behind a `ForwardPass` that has kept the inputs of its layers; `run` goes through its steps.
+
+    Places of tokens are here those among the T tokens that were kept, until observers are told.
+    """
+
+    def __init__(
+        self,
+        there: ForwardPass,
+        observers: Sequence[GradientObserver],
+        *,
+        seed: int = 0,
+        progress: OnProgress = silent,
+    ) -> None:
+        """Make room for the gradients of the hidden states; no weight is read.
+
+        Args:
+            there: has run with `keep_layers`; its first stream is taken, whose results must not be rounded. Its hidden
+                states are used up.
+            observers: see `forward_and_back`.
+            seed: of the labels.
+            progress: is told the layers that are done.
+
+        Raises:
+            OutputError: the scratch folder cannot hold the gradients.
+        """
+        self.state, self.observers, self._progress = there.states[0], observers, progress
+        self.n_ctx, self.places = there.n_ctx, there.kept_places
+        self.tokens = there.tokens[self.places]
+        self.labels = torch.empty_like(self.tokens)
+        """The tokens that were drawn from the model's own expectations, int64 [T]."""
+        self._draws = torch.rand(len(self.tokens), generator=torch.Generator().manual_seed(seed))
+        self.settings = there.settings
+        self._hidden = there.kept_hidden(self.state)
+        self.state.hidden = self.state.normed = self.state.hidden.new_empty(0)
+        shape = (len(self.tokens), self.state.hparams.n_embd)
+        self.gradient = there.storage.empty(shape, torch.float32)
+        """The gradient of the hidden states in front of the steps that are done, f32 [T, D]."""
+        self._middle = there.storage.empty(shape, torch.float32)
+        self._of_normed = there.storage.empty(shape, torch.float32)
+        self._normed = there.storage.empty(shape, self.settings.dtype)
+
+    def run(self) -> None:
+        """Go back from the labels to the embedding."""
+        start = time.perf_counter()
+        n_layer = self.state.hparams.n_layer
+        with torch.no_grad():
+            self.output()
+            for bid in reversed(range(n_layer)):
+                self._hidden = self.state.layer_inputs.pop()
+                self.layer(bid)
+                self._progress(Progress("gradients", n_layer - bid, n_layer, unit="layers"))
+            self.embedding()
+        self.state.timings.total += time.perf_counter() - start
+
+    def output(self) -> None:
+        """Draw labels, and begin with the gradient of their cross entropy."""
+        state = self.state
+        head, norm = state.read_head(), state.vector(OUTPUT_NORM.name())
+        weight = state.decoded(head, self.settings.dtype)
+        n_together = max(1, LOGIT_BYTES // (4 * head.spec.n_row))
+        for start in range(0, len(self.tokens), n_together):
+            tokens = torch.arange(start, min(start + n_together, len(self.tokens)))
+            h = self._rows(tokens).requires_grad_()
+            with torch.enable_grad():
+                x = layers.rms_norm(h, norm, state.hparams.rms_norm_eps)
+            logits = state.logits(head, x.detach())
+            log_total = logits.logsumexp(-1)
+            g = logits.sub_(log_total[:, None]).exp_()
+            labels = _drawn(g, self._draws[tokens].to(g.device))
+            g[torch.arange(len(g), device=g.device), labels] -= 1.0
+            self.labels[tokens] = labels.cpu()
+            with state.timings.measure(Stage.OBSERVING):
+                for observer in self.observers:
+                    observer.outputs(head.spec, self.places[tokens], x.detach(), log_total, g)
+            with state.timings.measure(Stage.PRODUCTS):
+                dx = (g.to(weight.dtype) @ weight).float()
+            self._put(tokens, torch.autograd.grad(x, h, dx)[0])
+        if not state.is_tied:
+            self._finish(head)
+
+    def layer(self, bid: int) -> None:
+        """The gradient of what a layer began with, out of that of what it made of it."""
+        attention = read_products(self.state, ATTENTION.names(bid))
+        norm = self.state.vector(ATTENTION_NORM.name(bid))
+        inputs = self._hidden
+        # The feed-forward layer needs what attention adds; its graph would take more memory than to compute it again.
+        self._hidden = self._middle
+        for tokens in token_groups(torch.arange(len(inputs)), self.n_ctx):
+            h = _of(inputs, tokens).to(self.settings.device, torch.float32, copy=True)
+            y = self._attention(h, norm, attention)
+            _of(self._hidden, tokens).copy_(h.add_(y))
+        self.feed_forward(bid)
+        self._hidden = inputs
+        for tokens in token_groups(torch.arange(len(inputs)), self.n_ctx):
+            h = self._rows(tokens).requires_grad_()
+            with torch.enable_grad():
+                y = self._attention(h, norm, attention)
+            dy = self._gradient_rows(tokens)
+            dh = flow_back(y, dy.to(y.dtype), h, attention, self.observers, self.places[tokens])
+            self._put(tokens, dy + dh)
+        self._finish(*(product.matrix for product in attention))
+
+    def _attention(self, h: Tensor, norm: Tensor, products: Sequence[Watched]) -> Tensor:
+        """What attention adds to the hidden states h [t, D] of whole chunks."""
+        assert self.state.rope is not None
+        x = layers.rms_norm(h, norm, self.state.hparams.rms_norm_eps).to(self.settings.dtype)
+        q, k, v, o = products
+        return layers.attention(x, AttentionWeights(q, k, v, o), self.state.rope)
+
+    def feed_forward(self, bid: int) -> None:
+        """From behind the feed-forward layer, or its experts, to in front of its norm."""
+        state = self.state
+        norm = state.vector(FEED_FORWARD_NORM.name(bid))
+        name = ROUTER.name(bid)
+        router = state.decoded(state.read(name), torch.float32) if name in state.specs else None
+        ids, of_experts = self._route(norm, router)
+        self._of_normed.zero_()
+        of_weights = torch.zeros(len(self.tokens), len(of_experts))
+        for xid, share in enumerate(of_experts):
+            self._expert(bid, xid, share, of_weights)
+        for tokens in token_groups(torch.arange(len(self.tokens))):
+            h = self._rows(tokens).requires_grad_()
+            with torch.enable_grad():
+                results = [layers.rms_norm(h, norm, state.hparams.rms_norm_eps)]
+                if router is not None:
+                    results.append(layers.route(results[0], router, state.hparams.n_expert_used).weights)
+            gradients = [_of(self._of_normed, tokens), of_weights[tokens].gather(1, ids[tokens])]
+            gradients = [g.to(h.device) for g in gradients[: len(results)]]
+            (dh,) = torch.autograd.grad(results, h, gradients)
+            self._put(tokens, self._gradient_rows(tokens).add_(dh))
+
+    def _route(self, norm: Tensor, router: Tensor | None) -> tuple[Tensor, list[Share]]:
+        """Fill the normed hidden states; the experts int64 [T, K] of each token, and the share of each expert."""
+        state, everything = self.state, torch.arange(len(self.tokens))
+        ids, weights = [], []
+        for tokens in token_groups(everything):
+            x = layers.rms_norm(self._rows(tokens), norm, state.hparams.rms_norm_eps)
+            _of(self._normed, tokens).copy_(x)
+            if router is not None:
+                routing = layers.route(x, router, state.hparams.n_expert_used)
+                ids.append(routing.ids.cpu())
+                weights.append(routing.weights.cpu())
+        if router is None:
+            return torch.zeros(len(everything), 1, dtype=torch.long), [Share(everything)]
+        return torch.cat(ids), shares(torch.cat(ids), torch.cat(weights), state.hparams.n_expert)
+
+    def _expert(self, bid: int, xid: int, share: Share, of_weights: Tensor) -> None:
+        """Add to the gradient of the normed hidden states; sets that of the expert's weights in `of_weights` [T, E]."""
+        part = DENSE if share.weights is None else EXPERTS
+        products = read_products(self.state, part.names(bid), xid)
+        device = self.settings.device
+        for group in share.groups():
+            places = group.tokens.to(self._normed.device)
+            x = self._normed.index_select(0, places).to(device).requires_grad_()
+            with torch.enable_grad():
+                y = layers.expert(x, *products)
+            dy = self.gradient.index_select(0, places).to(device)
+            if group.weights is not None:
+                of_weights[group.tokens, xid] = (dy * y.detach()).sum(-1).cpu()
+                dy.mul_(group.weights.to(device))
+            dx = flow_back(y, dy.to(y.dtype), x, products, self.observers, self.places[group.tokens])
+            self._of_normed.index_add_(0, places, dx.to(self._of_normed.device, torch.float32))
+        self._finish(*(product.matrix for product in products))
+
+    def embedding(self) -> None:
+        """Show the gradient of the rows that were looked up."""
+        matrix = self.state.read_head() if self.state.is_tied else self.state.read(EMBEDDING.name())
+        with self.state.timings.measure(Stage.OBSERVING):
+            for tokens in token_groups(torch.arange(len(self.tokens))):
+                g = self._gradient_rows(tokens)
+                for observer in self.observers:
+                    observer.embedded(matrix.spec, self.places[tokens], self.tokens[tokens], g)
+        self._finish(matrix)
+
+    def _finish(self, *matrices: Matrix) -> None:
+        with self.state.timings.measure(Stage.WEIGHTS):
+            for matrix in matrices:
+                for observer in self.observers:
+                    observer.finished(matrix)
+
+    # -- rows of neighbouring tokens
+
+    def _rows(self, tokens: Tensor) -> Tensor:
+        """Their hidden states f32 [t, D] on the device, a tensor of its own."""
+        return _of(self._hidden, tokens).to(self.settings.device, torch.float32, copy=True)
+
+    def _gradient_rows(self, tokens: Tensor) -> Tensor:
+        """Their gradients f32 [t, D] on the device, a tensor of its own."""
+        return _of(self.gradient, tokens).to(self.settings.device, copy=True)
+
+    def _put(self, tokens: Tensor, gradient: Tensor) -> None:
+        """Set their gradients f32 [t, D]."""
+        _of(self.gradient, tokens).copy_(gradient)
+
+
+def _of(rows: Tensor, tokens: Tensor) -> Tensor:
+    """The rows of neighbouring tokens, as a view."""
+    return rows[int(tokens[0]) : int(tokens[-1]) + 1]
+
+
+def _drawn(probs: Tensor, draws: Tensor) -> Tensor:
+    """A token for each row of probabilities f32 [t, V], by numbers f32 [t] drawn evenly from 0 to 1: int64 [t]."""
+    sums = probs.cumsum(-1)
+    return torch.searchsorted(sums, draws[:, None] * sums[:, -1:], right=True)[:, 0].clamp_(
+        max=probs.shape[1] - 1
+    )

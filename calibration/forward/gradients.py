@@ -1,0 +1,94 @@
+"""Those who watch the gradients of a pass backwards, and the products that they watch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from calibration.forward.layers import Linear
+from calibration.forward.parts import bias_of
+from calibration.forward.stored import Matrix
+from calibration.forward.stream_state import StreamState
+from calibration.forward.timings import Stage
+from quantize.tensors import TensorSpec
+
+__all__ = ["GradientObserver", "Watched", "flow_back", "read_products"]
+
+
+class GradientObserver:
+    """Sees each matrix product with the gradient of the loss; override the methods that are wanted.
+
+    The loss is the sum over all tokens of their cross entropy. Tensors are never written into after they were shown, so
+    they may be kept; `tokens` int64 [t] are places in the text, ascending, on the CPU.
+    """
+
+    def gradients(self, spec: TensorSpec, xid: int, tokens: Tensor, x: Tensor, g: Tensor) -> None:
+        """A group of inputs x [t, n_per_row] of a matrix in a layer, and the gradient g [t, n_row] of its results."""
+
+    def outputs(self, spec: TensorSpec, tokens: Tensor, x: Tensor, log_total: Tensor, g: Tensor) -> None:
+        """A group of inputs x f32 [t, D] of the output matrix, and the gradient g f32 [t, V] of the logits.
+
+        `log_total` f32 [t] is ln(sum of exp(logits)); g is borrowed.
+        """
+
+    def embedded(self, spec: TensorSpec, tokens: Tensor, token_ids: Tensor, g: Tensor) -> None:
+        """A group of tokens int64 [t], and the gradient g f32 [t, D] of the rows that were looked up for them."""
+
+    def finished(self, matrix: Matrix) -> None:
+        """All products with this matrix have been shown; the embedding comes last, even where it is the output, too."""
+
+
+class Watched:
+    """The product with one matrix, whose gradients are shown to observers."""
+
+    def __init__(self, matrix: Matrix, linear: Linear, state: StreamState) -> None:
+        self.matrix, self._linear, self._timings = matrix, linear, state.timings
+        self._x = self._y = torch.empty(0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [t, n_in] -> [t, n_out]; both are remembered until the next call."""
+        self._x = x.detach()
+        with self._timings.measure(Stage.PRODUCTS):
+            self._y = self._linear(x)
+        return self._y
+
+    @property
+    def result(self) -> Tensor:
+        """The last result."""
+        return self._y
+
+    def show(self, observers: Sequence[GradientObserver], tokens: Tensor, g: Tensor) -> None:
+        """Show the last input, and the gradient g of the last result, of some tokens."""
+        with self._timings.measure(Stage.OBSERVING):
+            for observer in observers:
+                observer.gradients(self.matrix.spec, self.matrix.xid, tokens, self._x, g)
+        self._x = self._y = torch.empty(0)  # they hold the graph of the piece
+
+
+def read_products(state: StreamState, names: Sequence[str], xid: int = 0) -> list[Watched]:
+    """Read some matrices and their biases."""
+    products = []
+    for name in names:
+        matrix = state.read(name, xid)
+        bias = bias_of(name)
+        vector = state.vector(bias) if bias in state.specs else None
+        products.append(Watched(matrix, Linear(state.decoded(matrix, state.settings.dtype), vector), state))
+    return products
+
+
+def flow_back(
+    y: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    products: Sequence[Watched],
+    observers: Sequence[GradientObserver],
+    tokens: Tensor,
+) -> Tensor:
+    """The gradient of x from that of y, a piece of the model that was computed from x; shows those of its products."""
+    with products[0]._timings.measure(Stage.PRODUCTS):
+        dx, *of_results = torch.autograd.grad(y, [x, *(product.result for product in products)], dy)
+    for product, g in zip(products, of_results, strict=True):
+        product.show(observers, tokens, g)
+    return dx

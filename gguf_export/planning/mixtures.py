@@ -1,0 +1,51 @@
+"""The file type whose own mixture comes nearest to given types in size: its name and number go on the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from quantize.recipes.facts import RecipeFacts
+from quantize.recipes.ftypes import FTYPES, Ftype
+from quantize.recipes.left_alone import converted_type
+from quantize.recipes.recipe import Recipe, make_plan
+from quantize.sources.model_source import ModelFile
+from quantize.tensors import QType, TensorSpec
+
+__all__ = ["K_QUANTS", "nearest_ftype"]
+
+K_QUANTS = (QType.Q2_K, QType.Q3_K, QType.Q4_K, QType.Q5_K, QType.Q6_K, QType.Q8_0)
+"""The types that are chosen from by default, and those of the mixtures that may give a file its name."""
+
+MIXTURES = tuple(known for known in FTYPES if known.qtype in K_QUANTS and not known.needs_imatrix)
+
+
+def nearest_ftype(
+    source: ModelFile,
+    tensor_types: Sequence[tuple[str, QType]],
+    bpw: float | None = None,
+    n_bytes: int | None = None,
+) -> Ftype:
+    """The mixture nearest in size to a file, of K-quants or Q8_0.
+
+    Args:
+        source: the model.
+        tensor_types: the types of the file, as `Recipe` takes them.
+        bpw, n_bytes: what the file's tensors shall take instead, in bits per weight or in bytes.
+    """
+    facts = RecipeFacts.of_keys(source.arch, source.arch_keys())
+
+    def stored(spec: TensorSpec) -> QType:
+        return converted_type(spec) if source.kind == "checkpoint" else spec.qtype
+
+    def away(ftype: Ftype) -> float:
+        usual = Recipe(ftype)
+        own = make_plan(source.specs(), facts, usual, True, left_as=stored)
+        if bpw is not None:
+            return abs(own.bpw - bpw)
+        if n_bytes is not None:
+            return abs(own.data_bytes - n_bytes)
+        typed = replace(usual, tensor_types=tuple(tensor_types))
+        return abs(own.n_bytes - make_plan(source.specs(), facts, typed, True, left_as=stored).n_bytes)
+
+    return min(MIXTURES, key=away)
