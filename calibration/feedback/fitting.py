@@ -35,11 +35,14 @@ class FeedbackSettings:
     rounds: of coordinate descent over codes, scales and factors.
     strengths: the candidates among which the held-out tokens of each matrix choose.
     min_tokens: a matrix that fewer tokens reach is encoded plainly.
+    prior: draws the moments of an expert to those that all tokens of its layer would give, with the weight of so many
+        tokens.
     """
 
     rounds: int = 3
     strengths: tuple[Strength, ...] = STRENGTHS
     min_tokens: int = 64
+    prior: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

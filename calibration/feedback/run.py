@@ -10,18 +10,61 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.feedback.fitting import Aim, FeedbackSettings, Fitted, Fitter, MatrixFit
+from calibration.feedback.records import Records
 from calibration.feedback.two_streams import OnFitted, TokenWeights, TwoStreams
 from calibration.forward.saved_state import Keeper
 from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.forward.timings import Timings
 from calibration.importance.imatrix import Imatrix
 from calibration.importance.observers import ImatrixObserver, RouterLoad, RouterObserver
+from calibration.judging.held_out import hold_out
 from calibration.text.chunks import Chunks
+from quantize.exceptions import TextError
 from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress, silent
 from quantize.tensors import QType
 
-__all__ = ["FedBack", "feed_back"]
+__all__ = ["FedBack", "FeedbackText", "feed_back"]
+
+JUDGED_CHUNKS = 16
+JUDGED_EVERY = 10
+
+
+@dataclass(frozen=True)
+class FeedbackText:
+    """A text in three parts, each with some of all its passages, and how error feedback works on it.
+
+    `fit` gives the moments, `chosen_by` chooses, and `judged`, about a tenth and at most 16 chunks, judges the file.
+    """
+
+    fit: Chunks
+    chosen_by: Chunks
+    judged: Chunks
+    settings: FeedbackSettings
+
+    @classmethod
+    def of(cls, chunks: Chunks, settings: FeedbackSettings) -> FeedbackText:
+        """Divide a text.
+
+        Raises:
+            TextError: there are not three chunks.
+        """
+        if chunks.n_chunk < 3:
+            raise TextError(
+                " + ".join(chunks.names),
+                f"{chunks.n_chunk} chunks of {chunks.n_ctx} tokens are too little for error feedback, which holds out "
+                "a part to choose by and a part to judge by",
+                "give more text",
+            )
+        rest, judged = hold_out(chunks, max(JUDGED_EVERY, -(-chunks.n_chunk // JUDGED_CHUNKS)))
+        fit, chosen_by = hold_out(rest)
+        return cls(fit, chosen_by, judged, settings)
+
+    @property
+    def seen(self) -> Chunks:
+        """The parts that the pass sees, in its order."""
+        tokens = np.concatenate([self.fit.tokens, self.chosen_by.tokens])
+        return Chunks(self.fit.names, tokens, self.fit.bos_id)
 
 
 @dataclass(frozen=True)
@@ -36,12 +79,10 @@ class FedBack:
 
 def feed_back(
     source: ModelSource,
-    fit: Chunks,
-    held_out: Chunks,
+    text: FeedbackText,
     qtypes: Mapping[str, QType],
     on_fitted: OnFitted,
     *,
-    settings: FeedbackSettings | None = None,
     forward: ForwardSettings | None = None,
     token_weights: TokenWeights | None = None,
     jobs: int | None = None,
@@ -52,11 +93,9 @@ def feed_back(
 
     Args:
         source: the model.
-        fit: the text that gives the moments.
-        held_out: the text by which each matrix chooses; added to the moments afterwards.
+        text: its part that chooses is added to the moments afterwards; that which judges is not looked at.
         qtypes: types by name of tensor, those of the embedding included, which is not encoded here.
         on_fitted: is given each matrix of a layer that has a quantized type, with its blocks.
-        settings: of the feedback.
         forward: see `calibration.forward.run.forward`; default bfloat16 products where the CPU has them.
         token_weights: how much each token counts at a matrix.
         jobs: threads that encode; by default one for each processor.
@@ -66,28 +105,28 @@ def feed_back(
     Raises:
         ActivationError, CheckpointError, OutputError, TokenizerError: see `calibration.forward.run.forward`.
     """
-    chunks = Chunks(fit.names, np.concatenate([fit.tokens, held_out.tokens]), fit.bos_id)
+    chunks = text.seen
     importances, router = ImatrixObserver(chunks), RouterObserver(source.hparams)
     forward = forward or ForwardSettings(dtype=best_dtype())
-    fits: list[MatrixFit] = []
+    records = Records()
 
     def take(aim: Aim, fitted: Fitted) -> None:
-        fits.append(fitted.fit)
+        records.fits.append(fitted.fit)
         on_fitted(aim, fitted)
 
     with ThreadPoolExecutor(jobs or os.cpu_count()) as workers:
         streams = TwoStreams(
             source,
             chunks.inputs,
-            fit.n_token,
+            text.fit.n_token,
             qtypes,
-            Fitter(settings or FeedbackSettings(), forward.device, workers),
+            Fitter(text.settings, forward.device, workers),
             forward,
             importances=importances,
-            router=router,
+            observers=[router, records],
             on_fitted=take,
             token_weights=token_weights,
             progress=progress,
         )
         streams.run(keeper)
-    return FedBack(tuple(fits), importances.imatrix, router.load, streams.timings)
+    return FedBack(tuple(records.fits), importances.imatrix, router.load, streams.timings)

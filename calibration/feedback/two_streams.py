@@ -37,9 +37,9 @@ from calibration.forward.saved_state import Keeper, PassState
 from calibration.forward.settings import ForwardSettings
 from calibration.forward.stored import Matrix, to_tensor
 from calibration.forward.stream_state import StreamState, token_groups
-from calibration.forward.streams import Stream
+from calibration.forward.streams import Observer, Stream
 from calibration.forward.timings import Stage, Timings
-from calibration.importance.observers import ImatrixObserver, RouterObserver
+from calibration.importance.observers import ImatrixObserver
 from calibration.text.tokenizer import Tokens
 from quantize.codec import decode, encode
 from quantize.sources.model_source import ModelSource
@@ -76,7 +76,7 @@ class TwoStreams:
         settings: ForwardSettings,
         *,
         importances: ImatrixObserver,
-        router: RouterObserver,
+        observers: Sequence[Observer] = (),
         on_fitted: OnFitted,
         token_weights: TokenWeights | None = None,
         progress: OnProgress,
@@ -91,7 +91,7 @@ class TwoStreams:
                 the embedding, too.
             fitter: encodes.
             settings: as those of `calibration.forward.run.forward`.
-            importances, router: observers of the original stream.
+            importances, observers: see the original stream.
             on_fitted: is given each encoded matrix.
             token_weights: how much each token counts; by default all count alike.
             progress: told the tokens that are through.
@@ -111,10 +111,10 @@ class TwoStreams:
         self.gap = self._room(hparams.n_embd)
         self.mixed = [self._room(hparams.n_head * hparams.head_dim) for _ in range(2)]
         hidden = [self.original.hidden, self.own.hidden]
-        observers = [importances, router]
-        self.saved = PassState(hparams.n_layer, hidden, observers, self.timings)
+        seeing = [importances, *observers]
+        self.saved = PassState(hparams.n_layer, hidden, seeing, self.timings)
         n_weight = sum(spec.n_elements for spec in self.original.specs.values())
-        self.audience = Audience(observers, None, progress, self.saved, n_weight)
+        self.audience = Audience(seeing, None, progress, self.saved, n_weight)
 
     def _room(self, width: int) -> Tensor:
         return self.storage.empty((len(self.tokens), width), torch.float32)

@@ -38,6 +38,7 @@ from gguf_export.commands.verb import Verb, group, option
 
 if TYPE_CHECKING:
     from gguf_export.writing.export import ExportPlan, ExportResult, FileFigures
+    from gguf_export.writing.results import FeedbackFigures
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,12 @@ run_options = group("running", RunOptions, jobs(), force(), RESTART)
     needs=TEXT,
     help="Keep the importance matrix that the text gave.",
 )
+@option(
+    "--feedback",
+    is_flag=True,
+    needs=TEXT,
+    help="Choose the codes so that errors make up for each other on the text; judged on a part of it.",
+)
 @prior(("imatrix", *TEXT))
 @forward_options(TEXT)
 @recipe_options()
@@ -149,6 +156,7 @@ def export(
     imatrix: str | None,
     text: TextOptions,
     save_imatrix: Path | None,
+    feedback: bool,
     prior: float,
     forward: ForwardOptions,
     recipe: RecipeOptions,
@@ -164,6 +172,10 @@ def export(
     A GGUF may be of any architecture: its files are those of llama-quantize. TYPE COPY changes no tensor.
 
     With --like, --size or --bpw the types of the tensors are chosen, too, as plan chooses them by the same text.
+
+    With --feedback the codes are chosen so that the errors of the weights make up for each other on the text: the same
+    formats and bytes, nearer to the original. The file is judged on a part of the text, and made plainly where that is
+    better.
 
     With --text the model reads the text first, layer by layer, and each expert is weighed with what it saw, all from
     one read of the weights. A run that was stopped goes on when the same command is given again.
@@ -188,14 +200,15 @@ def export(
         if planning.is_given:
             refuse_beside_budget(types, types_file, recipe, taken)
             chosen = chosen_by_budget(model, folder, planning.settings(), weighed, settings, running, view)
-            recipes, weighed = [chosen.recipe], {"imatrix": chosen.imatrix}
+            recipes = [chosen.recipe]
+            weighed = weighed | {"save_imatrix": None} if feedback else {"imatrix": chosen.imatrix}
         elif types_file is not None:
             recipes = listed_recipes(model, types, types_file, recipe)
         elif types:
             recipes = recipe.recipes(types)
         else:
             raise click.UsageError("give -t TYPE, --types FILE, or a budget with --like, --size or --bpw")
-        settings |= weighed
+        settings |= {**weighed, "feedback": feedback}
         if not dry_run:
             result = exporting.export(
                 model, recipes, folder, **settings, **vars(running), progress=view, note=say
@@ -245,6 +258,8 @@ def print_result(result: ExportResult) -> None:
 
     if result.calibration is not None:
         print_load(result.calibration)
+    if result.feedback is not None:
+        print_feedback(result.feedback)
     seconds = result.seconds.wall
     rows = [
         (
@@ -258,6 +273,27 @@ def print_result(result: ExportResult) -> None:
     print_table("", ("file", "type", ">size", ">bpw"), rows)
     rate = size_in_words(result.bytes_read / seconds) if seconds else "-"
     show(f"{size_in_words(result.bytes_read)} read once, {seconds:.1f} seconds, {rate}/s")
+
+
+def print_feedback(figures: FeedbackFigures) -> None:
+    """Print how error feedback fared, and each matrix that it did not reach."""
+    from gguf_export.commands.console import print_table
+
+    rows = [(name, str(xid), str(n_token)) for name, xid, n_token in figures.starved]
+    if rows:
+        title = "Encoded plainly, because too few tokens reached them"
+        print_table(title, ("tensor", ">expert", ">tokens"), rows)
+    show(
+        f"error feedback: {figures.n_fed_back} of {figures.n_matrix} matrices; of the others, "
+        f"{figures.n_plain_better} are better as llama.cpp encodes them, and too few tokens reached {len(rows)}"
+    )
+    verdict = (
+        "the plain encoding is better and was written" if figures.is_worse else "of the plain encoding's"
+    )
+    show(
+        f"mean KL divergence on {figures.n_judged} chunks that were held out: {figures.kld:.6f}, "
+        f"{figures.ratio:.3f} {verdict}"
+    )
 
 
 def _with_parts(file: FileFigures) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from calibration.feedback.run import FeedbackText
 from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.forward.streams import Given
 from calibration.importance.imatrix import Entry, Imatrix
@@ -36,7 +37,7 @@ from quantize.guide import Guide
 from quantize.telling import Note, OnProgress, discard, silent
 from quantize.tensors import Array, TensorSpec
 
-__all__ = ["Calibration", "expected_imatrix", "run_calibrated"]
+__all__ = ["Calibration", "expected_imatrix", "run_calibrated", "state_of"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Calibration:
     prior: float = 0.0
     """See `Imatrix`."""
     settings: ForwardSettings = field(default_factory=lambda: ForwardSettings(dtype=best_dtype()))
+    feedback: FeedbackText | None = None
+    """The same text in the parts by which error feedback chooses codes; None where they are llama.cpp's."""
 
 
 def expected_imatrix(specs: Sequence[TensorSpec], calibration: Calibration, file: str) -> Imatrix:
@@ -122,7 +125,7 @@ def run_calibrated(
     calibrated = fingerprint.of_calibration(chunks, calibration.prior, settings)
     imatrix_hash = fingerprint.hashed(text.encode() for text in (calibrated, *sorted(weighted)))
     with (
-        _state_of(job, calibration, restart, note) as keeper,
+        state_of(job, calibration, restart, note) as keeper,
         opened(
             job,
             force=force,
@@ -167,7 +170,7 @@ def run_calibrated(
 
 
 @contextlib.contextmanager
-def _state_of(job: ExportJob, calibration: Calibration, restart: bool, note: Note) -> Iterator[StateFile]:
+def state_of(job: ExportJob, calibration: Calibration, restart: bool, note: Note) -> Iterator[StateFile]:
     """The state of the pass, beside the first file; it goes when all files have their names.
 
     It knows nothing of the files: whatever they lack of the layers that are done is encoded at the end of the pass.

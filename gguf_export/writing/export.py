@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ def export(
     split_max_size: str | None = None,
     split_max_tensors: int | None = None,
     keep_split: bool = False,
+    feedback: bool = False,
     jobs: int | None = None,
     engine: Engine | None = None,
     force: bool = False,
@@ -81,6 +83,8 @@ def export(
             units of 1000; the parts are those of llama-gguf-split.
         split_max_tensors: cut each file into parts of so many tensors.
         keep_split: cut each file as the GGUF file is cut that it is made of.
+        feedback: choose the codes so that errors make up for each other on the text, in the same formats; the file is
+            judged on a part of the text, and made plainly where that is better. One type at a time.
         jobs: threads that read, encode and write; by default one for each processor.
         engine: reads and encodes in the place of threads, where there is no text.
         force: replace files that exist.
@@ -118,6 +122,7 @@ def export(
         split_max_size=split_max_size,
         split_max_tensors=split_max_tensors,
         keep_split=keep_split,
+        feedback=feedback,
     )
     if engine is not None and text is not None:
         raise RecipeError(
@@ -130,6 +135,20 @@ def export(
         note(remark)
     if calibration is None:
         return run(job, jobs=jobs, engine=engine, force=force, restart=restart, progress=progress, note=note)
+    if calibration.feedback is not None:
+        from gguf_export.writing.fed_back import run_fed_back
+
+        return run_fed_back(
+            job,
+            lambda: replace(request, feedback=False).prepared()[0],
+            calibration,
+            save_imatrix=save_imatrix,
+            jobs=jobs,
+            force=force,
+            restart=restart,
+            progress=progress,
+            note=note,
+        )
     from gguf_export.writing.calibrated import run_calibrated
 
     return run_calibrated(
@@ -167,6 +186,7 @@ def plan(
     split_max_size: str | None = None,
     split_max_tensors: int | None = None,
     keep_split: bool = False,
+    feedback: bool = False,
 ) -> ExportPlan:
     """Say what `export` would write: names, types, sizes and offsets; no weight is read and nothing is written.
 
@@ -201,6 +221,7 @@ def plan(
         split_max_size=split_max_size,
         split_max_tensors=split_max_tensors,
         keep_split=keep_split,
+        feedback=feedback,
     )
     job, calibration = request.prepared()
     remarks = export_remarks(job, is_counted=calibration is None)

@@ -18,7 +18,7 @@ from gguf_export.writing.slabs import EncodedSlab, Slab
 from quantize.exceptions import ActivationError, ModelChangedError, NotFiniteError, OutputError
 from quantize.recipes.layout import PlannedTensor
 from quantize.telling import Note, OnProgress, Remark, discard, silent
-from quantize.tensors import QType
+from quantize.tensors import Array, QType
 
 __all__ = ["OpenFiles", "opened"]
 
@@ -49,6 +49,29 @@ class OpenFiles:
     def types_for(self, slab: Slab) -> tuple[QType, ...]:
         """The types in which this slab is lacking, each once."""
         return tuple(dict.fromkeys(planned.qtype for _, planned in self.lacking(slab)))
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether all of them stand under their names, made by a run that was stopped on its last steps."""
+        return all(sink.is_whole for sink in self.sinks)
+
+    def read(self, name: str, offset: int, n_bytes: int) -> Array:
+        """Bytes of a tensor of the source, as they lie in the first file that has it: uint8 [n_bytes].
+
+        Raises:
+            OutputError: the file cannot be read any more.
+        """
+        sink, planned = self._targets[name][0]
+        return sink.read(planned, offset, n_bytes)
+
+    def sync(self) -> None:
+        """Make what was written so far durable.
+
+        Raises:
+            OutputError: see `Sink.sync`.
+        """
+        for sink in self.sinks:
+            sink.sync()
 
     def finish(self) -> None:
         """Make everything that was written durable.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calibration.importance.imatrix import Imatrix
 from calibration.importance.imatrix_files import load_imatrix
 from gguf_export.files.outputs import refuse_outputs
+from gguf_export.metadata.feedback_keys import feedback_keys
 from gguf_export.metadata.file_names import find_publisher, lmstudio_root
 from gguf_export.writing.job import ExportJob, prepare
 from gguf_export.writing.journal import journal_path
@@ -54,6 +55,7 @@ class Request:
     split_max_size: str | None
     split_max_tensors: int | None
     keep_split: bool
+    feedback: bool = False
 
     def prepared(self) -> tuple[ExportJob, Calibration | None]:
         """The job and, where there is a text, the pass that gives its importances."""
@@ -63,6 +65,8 @@ class Request:
         types = [self.types] if isinstance(self.types, str) else self.types
         recipes = [recipe if isinstance(recipe, Recipe) else Recipe(ftype(recipe)) for recipe in types]
         calibration = self._calibration(source)
+        if calibration is not None and calibration.feedback is not None:
+            recipes = [_fed_back(recipe, calibration) for recipe in recipes]
         job = prepare(
             source,
             recipes,
@@ -134,6 +138,8 @@ class Request:
                     raise RecipeError(
                         setting, "means nothing without a text", "give {setting}", setting="text"
                     )
+        if self.feedback:
+            self._refuse_beside_feedback()
         if self.include_weights and self.exclude_weights:
             message = "means nothing where the weights to include are named"
             raise RecipeError("exclude_weights", message, "leave {setting} out", setting="exclude_weights")
@@ -157,6 +163,20 @@ class Request:
                 setting="imatrix",
             )
 
+    def _refuse_beside_feedback(self) -> None:
+        """Refuse what error feedback cannot do, or has no use for."""
+        if self.text is None:
+            raise RecipeError("feedback", "means nothing without a text", "give {setting}", setting="text")
+        if not isinstance(self.types, str) and len(self.types) != 1:
+            raise RecipeError(
+                "feedback", "makes one file at a time, from what its own errors do", "give one type"
+            )
+        for setting in ("include_weights", "exclude_weights", "prune_layers"):
+            if getattr(self, setting):
+                raise RecipeError(
+                    setting, "means nothing beside feedback", "leave {setting} out", setting=setting
+                )
+
     def _publisher(self, source: ModelFile) -> str | None:
         if not self.lmstudio:
             return None
@@ -179,7 +199,14 @@ class Request:
         from gguf_export.writing.calibrated import Calibration
 
         chunks = cut_text(source, TextSettings.of(self.text), self.pre)
-        return Calibration(chunks, self.prior, self.forward or ForwardSettings(dtype=best_dtype()))
+        forward = self.forward or ForwardSettings(dtype=best_dtype())
+        if not self.feedback:
+            return Calibration(chunks, self.prior, forward)
+        from calibration.feedback.fitting import FeedbackSettings
+        from calibration.feedback.run import FeedbackText
+
+        parts = FeedbackText.of(chunks, FeedbackSettings(prior=self.prior))
+        return Calibration(parts.seen, 0.0, forward, parts)
 
     def _importances(self, source: ModelFile, calibration: Calibration | None) -> Imatrix | None:
         if calibration is not None:
@@ -190,3 +217,12 @@ class Request:
         if isinstance(self.imatrix, (str, Path)):
             return load_imatrix(self.imatrix, prior=self.prior)
         return self.imatrix
+
+
+def _fed_back(recipe: Recipe, calibration: Calibration) -> Recipe:
+    """A recipe whose file says that error feedback chose its codes."""
+    if calibration.feedback is None:
+        return recipe
+    chunks = calibration.chunks
+    keys = feedback_keys(calibration.feedback.settings.rounds, chunks.n_token, chunks.names)
+    return replace(recipe, stated=(*recipe.stated, *keys))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +13,13 @@ from quantize.recipes.layout import Plan
 from quantize.telling import Remark
 
 if TYPE_CHECKING:  # it imports torch, and an export without text needs no torch
+    from calibration.feedback.fitting import MatrixFit
     from calibration.importance.observers import Collected
 
 __all__ = [
     "ExportPlan",
     "ExportResult",
+    "FeedbackFigures",
     "FileFigures",
     "PartFigures",
     "Seconds",
@@ -84,6 +88,49 @@ class FileFigures:
 
 
 @dataclass(frozen=True)
+class FeedbackFigures:
+    """What error feedback did for a file: how many matrices it encoded, and how the file fares on held-out text.
+
+    `kld` and `plain_kld` are mean KL divergences in nats per token, of the file and of the plain encoding in the same
+    types, on `n_judged` chunks that have chosen nothing.
+    """
+
+    n_matrix: int
+    n_fed_back: int
+    starved: tuple[tuple[str, int, int], ...]
+    """(tensor, expert, tokens) of the matrices that too few tokens reached; they are encoded plainly."""
+    n_plain_better: int
+    """Matrices whose plain encoding was better on held-out tokens, and is kept."""
+    n_judged: int
+    kld: float
+    plain_kld: float
+
+    @property
+    def ratio(self) -> float:
+        """The KL divergence relative to that of the plain encoding; 1 where both are 0."""
+        return self.kld / self.plain_kld if self.plain_kld > 0 else 1.0 if self.kld <= 0 else math.inf
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the plain encoding is better, which is then what was written."""
+        return self.ratio > 1
+
+    @classmethod
+    def of(cls, fits: Sequence[MatrixFit], n_judged: int, kld: float, plain_kld: float) -> FeedbackFigures:
+        """The figures of a pass."""
+        starved = tuple((fit.name, fit.xid, fit.n_token) for fit in fits if fit.reason == "few tokens")
+        return cls(
+            n_matrix=len(fits),
+            n_fed_back=sum(fit.strength is not None for fit in fits),
+            starved=starved,
+            n_plain_better=sum(fit.reason == "held out" for fit in fits),
+            n_judged=n_judged,
+            kld=kld,
+            plain_kld=plain_kld,
+        )
+
+
+@dataclass(frozen=True)
 class ExportPlan:
     """What an export would write, and what a careful reader wants to know of it."""
 
@@ -102,6 +149,7 @@ class ExportResult:
     bytes_read: int
     seconds: Seconds = field(compare=False)
     calibration: Collected | None = field(default=None, compare=False)
+    feedback: FeedbackFigures | None = None
 
 
 def file_figures(output: Output) -> FileFigures:

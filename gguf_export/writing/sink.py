@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from gguf_export.files.disk import allocated, durable_folder
 from gguf_export.files.durable import DurableFile, Piece, confirmed, disk_errors
 from gguf_export.files.opening import FileId, file_id, refuse_strange, status_of
@@ -143,6 +145,25 @@ class Sink:
         place = self._place(tensor, offset)
         self._opened.write(place, slab.data.cast("B"))
         self._done[place] = slab.nbytes
+
+    def read(self, tensor: PlannedTensor, offset: int, n_bytes: int) -> Array:
+        """Bytes that were written at `offset` from the start of a tensor: uint8 [n_bytes].
+
+        Raises:
+            OutputError: the file cannot be read any more.
+        """
+        with disk_errors(self.partial, self.n_bytes):
+            path = self.path if self.is_whole else self.partial
+            return np.fromfile(path, np.uint8, n_bytes, offset=self._place(tensor, offset))
+
+    def sync(self) -> None:
+        """Make everything that was written so far durable, and note it.
+
+        Raises:
+            OutputError: the disk is full or broken, or the file was removed or replaced.
+        """
+        if not self.is_whole:
+            self._opened.sync()
 
     def finish(self) -> None:
         """Make everything that was written durable, note it, and see to it that the file can get its name.

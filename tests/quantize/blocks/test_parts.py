@@ -26,7 +26,9 @@ def test_parts_are_the_block(qtype: QType) -> None:
         encode(weights, qtype, Guide(rng.chisquare(1, 256).astype(np.float32))),
     ]
     for any_blocks in [*encoded, rng.integers(0, 256, (50, form.type_size), np.uint8)]:
-        blocks = any_blocks[np.isfinite(form.split(any_blocks).factors).all(axis=1)]  # a NaN has many spellings
+        blocks = any_blocks[
+            np.isfinite(form.split(any_blocks).factors).all(axis=1)
+        ]  # a NaN has many spellings
         parts = form.split(blocks)
         assert len(blocks) > 20
         assert np.array_equal(form.join(parts), blocks)
