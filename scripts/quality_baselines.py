@@ -83,7 +83,6 @@ def _fitted(
     specs = {spec.name: spec for spec in source.specs()}
     mixture = _mixture(source, ftype)
     budget = sum(planned.n_bytes for planned in mixture.tensors if planned.name in types)
-    types = {**types_of(mixture), **types}
 
     def n_bytes(name: str) -> int:
         return replace(specs[name], qtype=types[name]).n_bytes

@@ -22,7 +22,7 @@ from gguf_export.commands.options import (
     prior,
     text_options,
 )
-from gguf_export.commands.planning_options import BUDGET, PlanningOptions, planning_options
+from gguf_export.commands.planning_options import PlanningOptions, planning_options
 from gguf_export.commands.streams import show, summary
 from gguf_export.commands.verb import Verb, option
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Verb)
 @MODEL
-@planning_options(["-t"], BUDGET)
+@planning_options(["-t"])
 @text_options
 @option(
     "-o",
