@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ STRENGTHS = (Strength(0.1, 0.03), Strength(0.3, 0.1), Strength(1.0, 0.3))
 MIN_HELD_OUT = 32  # tokens, of less nothing can be said
 JUDGED = 2048  # held-out tokens that judge a matrix, at most
 ROWS = 512  # that are worth a thread
+PIECE_WEIGHTS = 1 << 26  # weights that are encoded together
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Aim:
     xid: int
     weights: Tensor
     qtype: QType
+
+    def is_part_of(self, other: Aim) -> bool:
+        """Whether it holds some rows of the same matrix."""
+        return (self.spec.name, self.xid) == (other.spec.name, other.xid)
 
 
 @dataclass(frozen=True)
@@ -116,34 +121,43 @@ class Fitter:
         moments = Moments(first.n_per_row, n_gap, self._device, of_inputs=gap_of_inputs)
         for visit in visits(False):
             moments.add(visit)
+        n_fit = moments.n_token
         held_out = _HeldOut(n_held_out)
         for visit in visits(True):
             held_out.keep(visit)
-        guides = {aim: Guide.of(importance(aim)) for aim in aims}
-        plain = [self._encoded(aim.weights.cpu().numpy(), aim.qtype, guides[aim]) for aim in aims]
-        counts = (moments.n_token, held_out.n_token)
-        if moments.n_token < self._settings.min_tokens or held_out.n_token < MIN_HELD_OUT:
-            return [
-                _kept(aim, *self._decoded(aim, blocks), counts, "few tokens")
-                for aim, blocks in zip(aims, plain, strict=True)
-            ]
+        pieces = [piece for aim in aims for piece in (_pieces(aim) if gap_of_inputs else [aim])]
+        guides = {piece: Guide.of(importance(piece)) for piece in pieces}
+        plain = [self._plain(piece, guide) for piece, guide in guides.items()]
         trials = [
-            _Trial(aim, self._decoded(aim, blocks), held_out, gap_of_inputs)
-            for aim, blocks in zip(aims, plain, strict=True)
+            _Trial(piece, one, held_out, gap_of_inputs) for piece, one in zip(pieces, plain, strict=True)
         ]
+        enough = n_fit >= self._settings.min_tokens and held_out.n_token >= MIN_HELD_OUT
+        if enough:
+            self._try(trials, guides, moments)
+            if any(trial.strength is not None for trial in trials):
+                for visit in visits(True):
+                    moments.add(visit)
+                self._repeat(trials, guides, moments)
+        counts = (n_fit, held_out.n_token)
+        return [_joined(aim, [t for t in trials if t.aim.is_part_of(aim)], counts, enough) for aim in aims]
+
+    def _try(self, trials: Sequence[_Trial], guides: Mapping[Aim, Guide | None], moments: Moments) -> None:
+        """Let each matrix choose among all strengths."""
         for strength in self._settings.strengths:
             for trial, blocks in zip(trials, self._candidates(guides, moments, strength), strict=True):
                 trial.consider(strength, self._decoded(trial.aim, blocks))
-        chosen = {trial.strength for trial in trials if trial.strength is not None}
-        if chosen:
-            for visit in visits(True):
-                moments.add(visit)
-        for strength in sorted(chosen, key=str):
-            wanted = [trial for trial in trials if trial.strength == strength]
-            anew = self._candidates({trial.aim: guides[trial.aim] for trial in wanted}, moments, strength)
-            for trial, blocks in zip(wanted, anew, strict=True):
-                trial.best = self._decoded(trial.aim, blocks)
-        return [trial.fitted(counts) for trial in trials]
+
+    def _repeat(self, trials: Sequence[_Trial], guides: Mapping[Aim, Guide | None], moments: Moments) -> None:
+        """Encode each matrix again at the strength that it chose, by moments that have grown."""
+        for strength in self._settings.strengths:
+            wanted = {trial.aim: trial for trial in trials if trial.strength == strength}
+            if wanted:
+                anew = self._candidates({aim: guides[aim] for aim in wanted}, moments, strength)
+                for trial, blocks in zip(wanted.values(), anew, strict=True):
+                    trial.best = self._decoded(trial.aim, blocks)
+
+    def _plain(self, aim: Aim, guide: Guide | None) -> tuple[Array, Tensor]:
+        return self._decoded(aim, self._encoded(aim.weights.cpu().numpy(), aim.qtype, guide))
 
     def _candidates(
         self, guides: Mapping[Aim, Guide | None], moments: Moments, strength: Strength
@@ -217,19 +231,28 @@ class _Trial:
         if error < self._least:
             self.strength, self.best, self._least = strength, candidate, error
 
-    def fitted(self, counts: tuple[int, int]) -> Fitted:
-        if self.strength is None:
-            return _kept(self.aim, *self.best, counts, "held out")
-        aim = self.aim
-        ratio = self._least / self._plain_error if self._plain_error else float("nan")
-        fit = MatrixFit(aim.spec.name, aim.xid, aim.qtype.name, *counts, self.strength, ratio)
-        return Fitted(*self.best, fit)
+    @property
+    def ratio(self) -> float:
+        """The least error relative to that of the plain encoding."""
+        return self._least / self._plain_error if self._plain_error else float("nan")
 
     def _error(self, candidate: tuple[Array, Tensor]) -> float:
         return self._held_out.error(self.aim.weights - candidate[1], self._through)
 
 
-def _kept(aim: Aim, blocks: Array, values: Tensor, counts: tuple[int, int], reason: str) -> Fitted:
-    ratio = 1.0 if reason == "held out" else float("nan")
-    fit = MatrixFit(aim.spec.name, aim.xid, aim.qtype.name, *counts, None, ratio, reason)
-    return Fitted(blocks, values, fit)
+def _pieces(aim: Aim) -> list[Aim]:
+    """A matrix in groups of rows that several copies of fit into memory."""
+    step = max(1, PIECE_WEIGHTS // aim.spec.n_per_row)
+    firsts = range(0, len(aim.weights), step)
+    return [replace(aim, weights=aim.weights[first : first + step]) for first in firsts]
+
+
+def _joined(aim: Aim, trials: Sequence[_Trial], counts: tuple[int, int], is_enough: bool) -> Fitted:
+    """What became of a matrix, from its pieces."""
+    moved = [trial for trial in trials if trial.strength is not None]
+    ratio = float(np.mean([trial.ratio for trial in trials])) if is_enough else float("nan")
+    reason = "" if moved else "held out" if is_enough else "few tokens"
+    strength = moved[0].strength if moved else None
+    fit = MatrixFit(aim.spec.name, aim.xid, aim.qtype.name, *counts, strength, ratio, reason)
+    blocks, values = zip(*(trial.best for trial in trials), strict=True)
+    return Fitted(np.concatenate(blocks), torch.cat(values), fit)

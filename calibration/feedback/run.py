@@ -94,8 +94,9 @@ def feed_back(
     Args:
         source: the model.
         text: its part that chooses is added to the moments afterwards; that which judges is not looked at.
-        qtypes: types by name of tensor, those of the embedding included, which is not encoded here.
-        on_fitted: is given each matrix of a layer that has a quantized type, with its blocks.
+        qtypes: types by name of tensor, that of the embedding included, which is not encoded here.
+        on_fitted: is given each matrix that has a quantized type, with its blocks: those of the layers, and the output
+            matrix, where it is not the embedding.
         forward: see `calibration.forward.run.forward`; default bfloat16 products where the CPU has them.
         token_weights: how much each token counts at a matrix.
         jobs: threads that encode; by default one for each processor.

@@ -28,6 +28,7 @@ from calibration.forward.parts import (
     EMBEDDING,
     EXPERTS,
     FEED_FORWARD_NORM,
+    OUTPUT_NORM,
     ROUTER,
     Part,
     bias_of,
@@ -87,8 +88,7 @@ class TwoStreams:
             source: the model.
             tokens: the text, int32 [n_chunk, n_ctx]; the chunks that are held out come last.
             n_fit: tokens before them.
-            qtypes: the type of each tensor of a layer that is encoded, by name; others stay as they are. The type of
-                the embedding, too.
+            qtypes: the type of each tensor, by name; others stay as they are.
             fitter: encodes.
             settings: as those of `calibration.forward.run.forward`.
             importances, observers: see the original stream.
@@ -149,6 +149,8 @@ class TwoStreams:
                 self.saved.n_done = bid + 1
                 if keeper is not None:
                     keeper.keep(self.saved)
+            if not self.original.is_tied:
+                self._output()
 
     # -- the steps
 
@@ -284,6 +286,14 @@ class TwoStreams:
             shares.append(_by_expert(torch.cat(ids), torch.cat(weights), hparams.n_expert))
         self.audience.hand_out(self.original, matrix)
         return shares
+
+    def _output(self) -> None:
+        """The output matrix is the last that can make good what was lost."""
+        norm = self.audience.vector(self.original, OUTPUT_NORM.name())
+        for state in self.states:
+            self._norm(state, norm, "the output of the model", "output_norm.")
+        everyone = torch.arange(len(self.tokens))
+        self._encode([self.original.read_head()], 0, everyone, self._gaps_of_normed, gap_of_inputs=True)
 
     # -- within a step
 

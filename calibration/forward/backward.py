@@ -17,7 +17,7 @@ from torch import Tensor
 from calibration.forward import layers
 from calibration.forward.feed_forward import Share, shares
 from calibration.forward.forward_pass import ForwardPass
-from calibration.forward.gradients import GradientObserver, Watched, flow_back, read_products
+from calibration.forward.gradients import GradientObserver, Watched, read_products
 from calibration.forward.hidden import Storage
 from calibration.forward.layers import AttentionWeights
 from calibration.forward.parts import (
@@ -186,7 +186,7 @@ class BackwardPass:
             with torch.enable_grad():
                 y = self._attention(h, norm, attention)
             dy = self._gradient_rows(tokens)
-            dh = flow_back(y, dy.to(y.dtype), h, attention, self.observers, self.places[tokens])
+            dh = self._flow_back(y, dy, h, attention, tokens)
             self._put(tokens, dy + dh)
         self._finish(*(product.matrix for product in attention))
 
@@ -248,9 +248,20 @@ class BackwardPass:
             if group.weights is not None:
                 of_weights[group.tokens, xid] = (dy * y.detach()).sum(-1).cpu()
                 dy.mul_(group.weights.to(device))
-            dx = flow_back(y, dy.to(y.dtype), x, products, self.observers, self.places[group.tokens])
+            dx = self._flow_back(y, dy, x, products, group.tokens)
             self._of_normed.index_add_(0, places, dx.to(self._of_normed.device, torch.float32))
         self._finish(*(product.matrix for product in products))
+
+    def _flow_back(
+        self, y: Tensor, dy: Tensor, x: Tensor, products: Sequence[Watched], tokens: Tensor
+    ) -> Tensor:
+        """The gradient of x from that of y, which a piece of the model made of it; shows those of its products."""
+        with self.state.timings.measure(Stage.PRODUCTS):
+            wanted = [x, *(product.result for product in products)]
+            dx, *of_results = torch.autograd.grad(y, wanted, dy.to(y.dtype))
+        for product, g in zip(products, of_results, strict=True):
+            product.show(self.observers, self.places[tokens], g)
+        return dx
 
     def embedding(self) -> None:
         """Show the gradient of the rows that were looked up."""

@@ -14,7 +14,7 @@ from calibration.forward.stream_state import StreamState
 from calibration.forward.timings import Stage
 from quantize.tensors import TensorSpec
 
-__all__ = ["GradientObserver", "Watched", "flow_back", "read_products"]
+__all__ = ["GradientObserver", "Watched", "read_products"]
 
 
 class GradientObserver:
@@ -45,26 +45,22 @@ class Watched:
 
     def __init__(self, matrix: Matrix, linear: Linear, state: StreamState) -> None:
         self.matrix, self._linear, self._timings = matrix, linear, state.timings
-        self._x = self._y = torch.empty(0)
+        self._x = self.result = torch.empty(0)
+        """The last input, and the last result."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [t, n_in] -> [t, n_out]; both are remembered until the next call."""
         self._x = x.detach()
         with self._timings.measure(Stage.PRODUCTS):
-            self._y = self._linear(x)
-        return self._y
-
-    @property
-    def result(self) -> Tensor:
-        """The last result."""
-        return self._y
+            self.result = self._linear(x)
+        return self.result
 
     def show(self, observers: Sequence[GradientObserver], tokens: Tensor, g: Tensor) -> None:
         """Show the last input, and the gradient g of the last result, of some tokens."""
         with self._timings.measure(Stage.OBSERVING):
             for observer in observers:
                 observer.gradients(self.matrix.spec, self.matrix.xid, tokens, self._x, g)
-        self._x = self._y = torch.empty(0)  # they hold the graph of the piece
+        self._x = self.result = torch.empty(0)  # it holds the graph of a piece of the model
 
 
 def read_products(state: StreamState, names: Sequence[str], xid: int = 0) -> list[Watched]:
@@ -76,19 +72,3 @@ def read_products(state: StreamState, names: Sequence[str], xid: int = 0) -> lis
         vector = state.vector(bias) if bias in state.specs else None
         products.append(Watched(matrix, Linear(state.decoded(matrix, state.settings.dtype), vector), state))
     return products
-
-
-def flow_back(
-    y: Tensor,
-    dy: Tensor,
-    x: Tensor,
-    products: Sequence[Watched],
-    observers: Sequence[GradientObserver],
-    tokens: Tensor,
-) -> Tensor:
-    """The gradient of x from that of y, a piece of the model that was computed from x; shows those of its products."""
-    with products[0]._timings.measure(Stage.PRODUCTS):
-        dx, *of_results = torch.autograd.grad(y, [x, *(product.result for product in products)], dy)
-    for product, g in zip(products, of_results, strict=True):
-        product.show(observers, tokens, g)
-    return dx

@@ -11,7 +11,7 @@ from typing import Any
 
 from quantize.containers.keys import KeyValue
 
-__all__ = ["FISHER", "LISTED", "PREFIX", "predicted_kld", "type_keys"]
+__all__ = ["FISHER", "LISTED", "PREFIX", "choice_in_words", "predicted_kld", "type_keys"]
 
 PREFIX = "moe_gguf."
 """Begins all keys that say how a file was quantized, beside llama.cpp's own."""
@@ -52,3 +52,20 @@ def predicted_kld(keys: Mapping[str, Any]) -> float | None:
     """
     value = keys.get(PREDICTED_KLD)
     return value if isinstance(value, float) and math.isfinite(value) else None
+
+
+def choice_in_words(keys: Mapping[str, Any]) -> str:
+    """How a file says that its types were chosen; "" where it says nothing.
+
+    Args:
+        keys: of the file, which a stranger may have written.
+    """
+    method, n_token, kld = keys.get(METHOD), keys.get(N_TOKEN), predicted_kld(keys)
+    if not isinstance(method, str):
+        return ""
+    parts = [method]
+    if type(n_token) is int:
+        parts.append(f"on {n_token:,} tokens")
+    if kld is not None:
+        parts.append(f"predicted KLD {kld:.3g}")
+    return ", ".join(parts)

@@ -29,10 +29,7 @@ from quantize.sources.model_source import ModelFile, open_source
 from quantize.telling import Note, discard
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["N_HELD_OUT", "N_TOKEN", "Naming", "TypeJob", "prepare_types"]
-
-N_TOKEN = 4096
-"""Tokens on which the costs of types are measured: more of them rank types no better."""
+__all__ = ["N_HELD_OUT", "Naming", "TypeJob", "prepare_types"]
 
 N_HELD_OUT = 8
 """Chunks that the prediction is held against; half the tokens of each are scored."""
@@ -181,5 +178,5 @@ def _parted(chunks: Chunks, n_held_out: int) -> tuple[Chunks, Chunks | None]:
     """The chunks to choose by and, evenly spread among them, those to measure on: at most a fifth."""
     if not n_held_out:
         return chunks, None
-    fit, judged = hold_out(chunks, every=max(5, -(-chunks.n_chunk // n_held_out)))
+    fit, judged = hold_out(chunks, every=max(5, chunks.n_chunk // n_held_out))
     return fit, spread(judged, n_held_out)

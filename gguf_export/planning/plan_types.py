@@ -11,7 +11,7 @@ import torch
 
 from calibration.forward.settings import ForwardSettings
 from calibration.importance.imatrix import Imatrix
-from calibration.importance.type_costs import TypeCosts, measure_type_costs
+from calibration.importance.type_costs import N_TOKEN, TypeCosts, measure_type_costs
 from calibration.judging.model import Model
 from calibration.judging.perplexity import Estimate
 from calibration.judging.round_trip import RoundTrip, SharedSource
@@ -21,7 +21,7 @@ from gguf_export.files.outputs import refuse_outputs
 from gguf_export.files.replacing import write_text
 from gguf_export.metadata.type_keys import FISHER, type_keys
 from gguf_export.planning.budget import Budget
-from gguf_export.planning.job import N_HELD_OUT, N_TOKEN, Naming, TypeJob, prepare_types
+from gguf_export.planning.job import N_HELD_OUT, Naming, TypeJob, prepare_types
 from gguf_export.planning.results import Forecast, TensorChoice, TypePlan
 from gguf_export.writing.importances import write_imatrix
 from gguf_export.writing.job import ExportJob
@@ -194,6 +194,11 @@ def _chosen(job: TypeJob, costs: TypeCosts, note: Note) -> tuple[TensorChoice, .
         known = costs.costs.get(name, {})
         return next((known[qtype] for qtype in qtypes if qtype is not None and qtype in known), 0.0)
 
+    if costs.unreached:
+        name, xid = costs.unreached[0]
+        what = f"{len(costs.unreached)} matrices, such as {name} expert {xid}"
+        message = f"no token on which costs are measured reached {what}"
+        note(Remark("", message, "give {setting} more", setting="cost_tokens"))
     unknown = [planned for planned in job.free if not costs.costs.get(planned.spec.name)]
     if unknown:
         message = (

@@ -31,6 +31,7 @@ from quantize.tensors import TensorSpec
 pytestmark = pytest.mark.numeric
 
 N_CHUNK, N_CTX, N_VOCAB = 3, 24, 320
+EXACT = ForwardSettings()
 
 Pairs = dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]]
 """By matrix: tokens [t], inputs [t, n_in] and gradients [t, n_out]."""
@@ -141,7 +142,7 @@ class Gathered(GradientObserver):
 
 
 def gone_back(source: Checkpoint, tokens: np.ndarray, **options: Any) -> tuple[BackwardPass, Gathered]:
-    settings = options.pop("settings", ForwardSettings())
+    settings = options.pop("settings", EXACT)
     there = ForwardPass([Stream(source)], tokens, settings, Storage(settings), keep_layers=True, **options)
     there.run()
     gathered = Gathered()
@@ -203,6 +204,15 @@ def test_some_chunks_go_back_alone(tmp_path: Path) -> None:
         assert torch.equal(some.pairs()[key][0], places[tokens])
         torch.testing.assert_close(some.pairs()[key][1], x, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(some.pairs()[key][2], g, rtol=1e-4, atol=1e-5)
+
+
+def test_each_weight_is_read_once_on_the_way_back(tokens: np.ndarray, tmp_path: Path) -> None:
+    source = open_checkpoint(pico_mixtral(tmp_path / "m", tokenizer=False))
+    there = ForwardPass([Stream(source)], tokens, EXACT, Storage(EXACT), keep_layers=True)
+    there.run()
+    before = source.bytes_read
+    BackwardPass(there, []).run()
+    assert source.bytes_read - before == sum(spec.n_bytes for spec in source.specs())
 
 
 def test_labels_are_drawn_from_the_models_own_expectations() -> None:

@@ -133,4 +133,4 @@ def test_what_means_nothing_is_refused(model: Path, listed: Path, text: list[Any
         assert done.exit_code == 2 and named in done.stderr, done.output
     check_one_line(invoke("plan", model, *text, "--size", "huge"), "13.5GiB")
     check_one_line(invoke("plan", model, *text, "--size", "1KiB"), "--size")
-    check_one_line(invoke("export", model, "--types", listed / "m.gguf"), "UTF-8")
+    check_one_line(invoke("export", model, "--types", listed / "m.gguf"), "m.gguf")

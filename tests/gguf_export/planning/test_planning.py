@@ -13,7 +13,8 @@ from pico import TEXT, pico_mixtral
 
 from calibration.importance.type_costs import TypeCosts, measure_type_costs
 from calibration.text.text_settings import TextSettings
-from gguf_export import ModelChoice, TextChoice, compare, export, plan_types, verify
+from gguf_export import ModelChoice, TextChoice, compare, export, inspect, plan_types, verify
+from gguf_export.checking.inspect import ModelFacts, in_words
 from gguf_export.metadata.type_keys import predicted_kld
 from gguf_export.planning import plan_types as planning
 from gguf_export.planning.budget import Budget
@@ -216,6 +217,14 @@ def test_the_nearest_mixture_is_found(name: str, model: Path) -> None:
     assert nearest_ftype(source, (), n_bytes=plan.data_bytes).name == name
 
 
+def _chosen_row(file: Path) -> tuple[str, str]:
+    """What `inspect` says of the choice, without the figure."""
+    facts = inspect(file)
+    assert isinstance(facts, ModelFacts)
+    (row,) = [row for row in in_words(facts) if row[0] == "types chosen"]
+    return row[0], row[1].rpartition(" ")[0]
+
+
 def test_the_file_says_how_its_types_were_chosen(
     model: Path, planned: TypePlan, file: Path, tmp_path: Path
 ) -> None:
@@ -223,6 +232,7 @@ def test_the_file_says_how_its_types_were_chosen(
     assert keys["moe_gguf.types.method"] == "fisher" and keys["moe_gguf.types.n_token"] == planned.n_token
     assert predicted_kld(keys) == pytest.approx(planned.chosen.predicted, rel=1e-6)
     assert all(finding.severity == "info" for finding in verify(file, against=model))
+    assert ("types chosen", f"fisher, on {planned.n_token} tokens, predicted KLD") == _chosen_row(file)
     plain = export(model, "BF16", tmp_path).files[0].path
     assert not [key for key in GGUFFile(plain).keys if key.startswith("moe_gguf.")]
     assert not [finding for finding in verify(file, against=plain) if "moe_gguf" in str(finding)]
