@@ -96,13 +96,13 @@ class Fitter:
     """Encodes matrices; keeps the threads that share their rows."""
 
     def __init__(self, settings: FeedbackSettings, device: str, workers: ThreadPoolExecutor) -> None:
-        self._settings, self._device, self._workers = settings, device, workers
+        self.settings, self._device, self._workers = settings, device, workers
 
     def fit(
         self,
         aims: Sequence[Aim],
         visits: Visits,
-        n_held_out: int,
+        counts: tuple[int, int],
         importance: Callable[[Aim], Array | None],
         *,
         gap_of_inputs: bool,
@@ -112,7 +112,7 @@ class Fitter:
         Args:
             aims: the matrices.
             visits: is asked for the fitted tokens once and for the held-out ones twice.
-            n_held_out: the number of these.
+            counts: tokens that are fitted and held out, each once.
             importance: gives the importance [n_per_row] of a matrix's plain encoding, when all visits are done.
             gap_of_inputs: whether gaps are those of the inputs; else those of the output of the one matrix.
         """
@@ -121,8 +121,7 @@ class Fitter:
         moments = Moments(first.n_per_row, n_gap, self._device, of_inputs=gap_of_inputs)
         for visit in visits(False):
             moments.add(visit)
-        n_fit = moments.n_token
-        held_out = _HeldOut(n_held_out)
+        held_out = _HeldOut(counts[1])
         for visit in visits(True):
             held_out.keep(visit)
         pieces = [piece for aim in aims for piece in (_pieces(aim) if gap_of_inputs else [aim])]
@@ -131,25 +130,24 @@ class Fitter:
         trials = [
             _Trial(piece, one, held_out, gap_of_inputs) for piece, one in zip(pieces, plain, strict=True)
         ]
-        enough = n_fit >= self._settings.min_tokens and held_out.n_token >= MIN_HELD_OUT
+        enough = counts[0] >= self.settings.min_tokens and counts[1] >= MIN_HELD_OUT
         if enough:
             self._try(trials, guides, moments)
             if any(trial.strength is not None for trial in trials):
                 for visit in visits(True):
                     moments.add(visit)
                 self._repeat(trials, guides, moments)
-        counts = (n_fit, held_out.n_token)
         return [_joined(aim, [t for t in trials if t.aim.is_part_of(aim)], counts, enough) for aim in aims]
 
     def _try(self, trials: Sequence[_Trial], guides: Mapping[Aim, Guide | None], moments: Moments) -> None:
         """Let each matrix choose among all strengths."""
-        for strength in self._settings.strengths:
+        for strength in self.settings.strengths:
             for trial, blocks in zip(trials, self._candidates(guides, moments, strength), strict=True):
                 trial.consider(strength, self._decoded(trial.aim, blocks))
 
     def _repeat(self, trials: Sequence[_Trial], guides: Mapping[Aim, Guide | None], moments: Moments) -> None:
         """Encode each matrix again at the strength that it chose, by moments that have grown."""
-        for strength in self._settings.strengths:
+        for strength in self.settings.strengths:
             wanted = {trial.aim: trial for trial in trials if trial.strength == strength}
             if wanted:
                 anew = self._candidates({aim: guides[aim] for aim in wanted}, moments, strength)
@@ -172,7 +170,7 @@ class Fitter:
                 continue
             known = known or moments.known(strength.damping)
             yield encode_with_feedback(
-                wanted, aim.qtype, known, rounds=self._settings.rounds, workers=self._workers
+                wanted, aim.qtype, known, rounds=self.settings.rounds, workers=self._workers
             )
 
     def _encoded(self, weights: Array, qtype: QType, guide: Guide | None) -> Array:

@@ -45,7 +45,6 @@ class Moments:
 
     def __init__(self, n_per_row: int, n_gap: int, device: str, *, of_inputs: bool) -> None:
         """Begin with no visit; a gap is [n_gap] long, and `of_inputs` or of outputs."""
-        self.n_token = 0
         self._of_inputs = of_inputs
         self._squares = torch.zeros(n_per_row, n_per_row, device=device)
         self._gaps = torch.zeros(n_gap, n_per_row, device=device)
@@ -56,7 +55,6 @@ class Moments:
         weighted = y if visit.weights is None else y * visit.weights[:, None]
         self._squares.addmm_(weighted.T, y)
         self._gaps.addmm_(gap.T, weighted)
-        self.n_token += len(y)
 
     def known(self, damping: float) -> FeedbackInput:
         """The moments as the encoder takes them: damped, with their factor."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.feedback.fitting import Aim, FeedbackSettings, Fitted, Fitter, MatrixFit
+from calibration.feedback.pair import OnFitted, Pair, TokenWeights
 from calibration.feedback.records import Records
-from calibration.feedback.two_streams import OnFitted, TokenWeights, TwoStreams
+from calibration.feedback.two_streams import FeedbackPass
 from calibration.forward.saved_state import Keeper
 from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.forward.timings import Timings
@@ -116,7 +117,7 @@ def feed_back(
         on_fitted(aim, fitted)
 
     with ThreadPoolExecutor(jobs or os.cpu_count()) as workers:
-        streams = TwoStreams(
+        pair = Pair(
             source,
             chunks.inputs,
             text.fit.n_token,
@@ -129,5 +130,5 @@ def feed_back(
             token_weights=token_weights,
             progress=progress,
         )
-        streams.run(keeper)
-    return FedBack(tuple(records.fits), importances.imatrix, router.load, streams.timings)
+        FeedbackPass(pair).run(keeper)
+    return FedBack(tuple(records.fits), importances.imatrix, router.load, pair.timings)

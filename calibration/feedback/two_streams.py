@@ -8,393 +8,176 @@ moves on by its own router.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calibration.feedback.fitting import Aim, Fitted, Fitter
-from calibration.feedback.moments import Visit
+from calibration.feedback.pair import Pair
 from calibration.forward import layers
-from calibration.forward.audience import Audience
-from calibration.forward.hidden import Storage
-from calibration.forward.layers import Linear, Product
+from calibration.forward.feed_forward import Share, shares
+from calibration.forward.layers import Product
 from calibration.forward.parts import (
     ATTENTION,
     ATTENTION_NORM,
     DENSE,
-    EMBEDDING,
     EXPERTS,
     FEED_FORWARD_NORM,
     OUTPUT_NORM,
     ROUTER,
     Part,
-    bias_of,
 )
-from calibration.forward.rope import Rope, make_rope
-from calibration.forward.saved_state import Keeper, PassState
-from calibration.forward.settings import ForwardSettings
-from calibration.forward.stored import Matrix, to_tensor
-from calibration.forward.stream_state import StreamState, token_groups
-from calibration.forward.streams import Observer, Stream
-from calibration.forward.timings import Stage, Timings
-from calibration.importance.observers import ImatrixObserver
-from calibration.text.tokenizer import Tokens
-from quantize.codec import decode, encode
-from quantize.sources.model_source import ModelSource
-from quantize.telling import OnProgress
-from quantize.tensors import NUMPY_TYPES, Array, QType
+from calibration.forward.saved_state import Keeper
+from calibration.forward.stored import Matrix
+from calibration.forward.stream_state import token_groups
+from calibration.forward.timings import Stage
 
-__all__ = ["OnFitted", "TokenWeights", "TwoStreams"]
-
-OnFitted = Callable[[Aim, Fitted], None]
-"""Receives each matrix when it is encoded."""
-
-TokenWeights = Callable[[str, int, Tensor], Tensor]
-"""(name, xid, tokens int64 [t]) to how much each token counts at that matrix, float32 [t]."""
+__all__ = ["FeedbackPass"]
 
 
-@dataclass(frozen=True)
-class Share:
-    """The tokens int64 [t] of one stream that go to an expert, and their weights f32 [t, 1]; None in a dense layer."""
+class FeedbackPass:
+    """One pass over a pair of streams; `run` goes through the layers in order."""
 
-    tokens: Tensor
-    weights: Tensor | None
-
-
-class TwoStreams:
-    """One pass: `run` goes through the layers in order."""
-
-    def __init__(
-        self,
-        source: ModelSource,
-        tokens: Tokens,
-        n_fit: int,
-        qtypes: Mapping[str, QType],
-        fitter: Fitter,
-        settings: ForwardSettings,
-        *,
-        importances: ImatrixObserver,
-        observers: Sequence[Observer] = (),
-        on_fitted: OnFitted,
-        token_weights: TokenWeights | None = None,
-        progress: OnProgress,
-    ) -> None:
-        """Make room for the hidden states; no weight is read.
-
-        Args:
-            source: the model.
-            tokens: the text, int32 [n_chunk, n_ctx]; the chunks that are held out come last.
-            n_fit: tokens before them.
-            qtypes: the type of each tensor, by name; others stay as they are.
-            fitter: encodes.
-            settings: as those of `calibration.forward.run.forward`.
-            importances, observers: see the original stream.
-            on_fitted: is given each encoded matrix.
-            token_weights: how much each token counts; by default all count alike.
-            progress: told the tokens that are through.
-
-        Raises:
-            OutputError: the scratch folder cannot hold the hidden states.
-        """
-        self.source, self.settings = source, settings
-        self.n_fit, self.qtypes, self.fitter = n_fit, qtypes, fitter
-        self.importances, self.on_fitted, self.token_weights = importances, on_fitted, token_weights
-        self.n_ctx = tokens.shape[1]
-        self.tokens = torch.from_numpy(tokens).long().reshape(-1)
-        self.storage = Storage(settings)
-        self.timings = Timings(n_token=len(self.tokens))
-        self.original, self.own = (self._begin(index) for index in range(2))
-        hparams = source.hparams
-        self.gap = self._room(hparams.n_embd)
-        self.mixed = [self._room(hparams.n_head * hparams.head_dim) for _ in range(2)]
-        hidden = [self.original.hidden, self.own.hidden]
-        seeing = [importances, *observers]
-        self.saved = PassState(hparams.n_layer, hidden, seeing, self.timings)
-        n_weight = sum(spec.n_elements for spec in self.original.specs.values())
-        self.audience = Audience(seeing, None, progress, self.saved, n_weight)
-
-    def _room(self, width: int) -> Tensor:
-        return self.storage.empty((len(self.tokens), width), torch.float32)
-
-    def _begin(self, index: int) -> StreamState:
-        width = self.source.hparams.n_embd
-        stream = Stream(self.source, name=self.source.label)
-        return StreamState(index, stream, self.settings, self.timings, self._room(width), self._room(width))
-
-    @property
-    def states(self) -> tuple[StreamState, StreamState]:
-        """The original stream and the quantized one."""
-        return self.original, self.own
+    def __init__(self, pair: Pair) -> None:
+        """Begin with streams that have passed nothing yet."""
+        self.pair, self.original, self.own = pair, pair.original, pair.own
 
     def run(self, keeper: Keeper | None = None) -> None:
-        """Take both streams through all layers.
+        """Take both streams through all layers, or through those that an earlier run has left.
 
         Raises:
-            ActivationError, CheckpointError: see `calibration.forward.run.forward`.
+            ActivationError, CheckpointError, TokenizerError: see `calibration.forward.run.forward`.
         """
+        pair = self.pair
         with torch.no_grad():
-            rope = self._rope()
-            for state in self.states:
-                state.rope = rope
+            pair.load_rope()
             if keeper is not None:
-                keeper.recall(self.saved)
-            if self.saved.n_done == 0:
-                self._embed()
-            for bid in range(self.saved.n_done, self.saved.n_layer):
-                self._attention(bid)
-                self._feed_forward(bid)
-                self.saved.n_done = bid + 1
+                keeper.recall(pair.saved)
+            if pair.saved.n_done == 0:
+                pair.embed()
+            for bid in range(pair.saved.n_done, pair.saved.n_layer):
+                self.attention(bid)
+                self.feed_forward(bid)
+                pair.saved.n_done = bid + 1
                 if keeper is not None:
-                    keeper.keep(self.saved)
+                    keeper.keep(pair.saved)
             if not self.original.is_tied:
-                self._output()
+                self.output()
 
-    # -- the steps
-
-    def _rope(self) -> Rope:
-        factors = None
-        for name in self.original.rope_factors(self.n_ctx):
-            factors = self.audience.vector(self.original, name).cpu()
-        return make_rope(self.source.hparams, self.n_ctx, factors, self.settings.device)
-
-    def _embed(self) -> None:
-        matrix = self.original.read(EMBEDDING.name())
-        qtype = self.qtypes.get(matrix.spec.name)
-        for tokens in token_groups(torch.arange(len(self.tokens))):
-            rows = matrix.picked(self.tokens[tokens].numpy())
-            self.original.hidden[tokens] = to_tensor(rows, dtype=torch.float32)
-            if qtype is not None and qtype not in NUMPY_TYPES:
-                rows = decode(encode(rows, qtype), qtype, matrix.spec.n_per_row)
-            self.own.hidden[tokens] = to_tensor(rows, dtype=torch.float32)
-        self.original.refuse_infinite(self.original.hidden, "the embedding", "token_embd.")
-        self.audience.hand_out(self.original, matrix)
-
-    def _attention(self, bid: int) -> None:
-        original, own = self.states
-        norm = self.audience.vector(original, ATTENTION_NORM.name(bid))
-        for state in self.states:
-            self._norm(state, norm, f"the attention of layer {bid}", f"blk.{bid}.attn_norm.")
-        matrices = [original.read(name) for name in ATTENTION.names(bid)]
+    def attention(self, bid: int) -> None:
+        """hidden += attention(norm(hidden)), in both streams."""
+        pair = self.pair
+        pair.norm(ATTENTION_NORM.name(bid), f"the attention of layer {bid}")
+        matrices = [self.original.read(name) for name in ATTENTION.names(bid)]
         *inputs, last = matrices
-        everyone = torch.arange(len(self.tokens))
-        self._show(inputs, 0, everyone, original.normed)
-        fitted = self._encode(inputs, 0, everyone, self._gaps_of_normed, gap_of_inputs=True)
-        weights = self._exact(inputs)
-        for state, of_stream, mixed in zip(self.states, (weights, fitted), self.mixed, strict=True):
-            q, k, v = (self._linear(m, w) for m, w in zip(inputs, of_stream, strict=True))
-            four = layers.AttentionWeights(q, k, v, lambda y: y)
+        pair.show(inputs, 0, pair.everyone, self.original.normed)
+        rounded = pair.encode(inputs, 0, pair.everyone, pair.gaps_of_inputs)
+        for state, weights, mixed in zip(pair.states, (pair.exact(inputs), rounded), pair.mixed, strict=True):
+            q, k, v = (pair.linear(m, w) for m, w in zip(inputs, weights, strict=True))
+            products = layers.AttentionWeights(q, k, v, lambda y: y)
             assert state.rope is not None
-            for tokens in token_groups(everyone, self.n_ctx):
+            for tokens in token_groups(pair.everyone, pair.n_ctx):
                 x = state.normed_rows(tokens)
-                with self.timings.measure(Stage.ATTENTION):
-                    mixed[tokens] = layers.attention(x, four, state.rope).float().to(mixed.device)
-        self._show([last], 0, everyone, self.mixed[0])
-        (through,) = self._exact([last])
-        product = self._linear(last, through, with_bias=False)
+                with pair.timings.measure(Stage.ATTENTION):
+                    mixed[tokens] = layers.attention(x, products, state.rope).float().to(mixed.device)
+        pair.show([last], 0, pair.everyone, pair.mixed[0])
+        (exact,) = pair.exact([last])
+        product = pair.linear(last, exact, with_bias=False)
 
-        def visits(tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        def gaps(tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for group in token_groups(tokens):
-                y = self.mixed[1][group]
-                lost = product(self.mixed[0][group] - y).float()
-                yield y, lost + (original.hidden[group] - own.hidden[group])
+                x, y = (mixed[group] for mixed in pair.mixed)
+                yield y, product(x - y).float() + pair.lost(group)
 
-        (rounded,) = self._encode([last], 0, everyone, visits, gap_of_inputs=False)
-        for state, weight, mixed in zip(self.states, (through, rounded), self.mixed, strict=True):
-            output = self._linear(last, weight)
-            for tokens in token_groups(everyone):
+        (own,) = pair.encode([last], 0, pair.everyone, gaps, of_inputs=False)
+        for state, weight, mixed in zip(pair.states, (exact, own), pair.mixed, strict=True):
+            output = pair.linear(last, weight)
+            for tokens in token_groups(pair.everyone):
                 y = output(mixed[tokens])
                 state.refuse_infinite(y, f"the attention of layer {bid}", f"blk.{bid}.attn_", "rope_f")
                 state.add(tokens, y)
 
-    def _feed_forward(self, bid: int) -> None:
-        original, own = self.states
-        norm = self.audience.vector(original, FEED_FORWARD_NORM.name(bid))
-        for state in self.states:
-            self._norm(state, norm, f"the feed-forward of layer {bid}", f"blk.{bid}.ffn_norm.")
-        torch.sub(original.hidden, own.hidden, out=self.gap)
-        shares = self._shares(bid)
-        is_dense = shares[0][0].weights is None
-        for xid in range(len(shares[0])):
-            self._expert(bid, xid, [of_stream[xid] for of_stream in shares], DENSE if is_dense else EXPERTS)
-
-    def _expert(self, bid: int, xid: int, shares: Sequence[Share], part: Part) -> None:
-        original = self.original
-        place = f"expert {xid} of layer {bid}"
-        matrices = [original.read(name, xid) for name in part.names(bid)]
-        *inputs, last = matrices
-        tokens = shares[0].tokens
-        self._show(inputs, xid, tokens, original.normed)
-        rounded = self._encode(inputs, xid, tokens, self._gaps_of_normed, gap_of_inputs=True)
-        exact = self._exact(matrices)
-        gates = [
-            [self._linear(m, w) for m, w in zip(inputs, of_stream, strict=True)]
-            for of_stream in (exact[:2], rounded)
-        ]
-        through = self._linear(last, exact[2], with_bias=False)
-        is_shown = [False, False]
-
-        def visits(tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-            is_held_out = bool(len(tokens)) and int(tokens[0]) >= self.n_fit
-            for group in token_groups(tokens):
-                h, y = (
-                    _gated(state.normed_rows(group), *gate)
-                    for state, gate in zip(self.states, gates, strict=True)
-                )
-                if not is_shown[is_held_out]:
-                    self.audience.show(original, (last.spec,), xid, group, h)
-                yield y, through(h - y).float() + self.gap[group]
-            is_shown[is_held_out] = True
-
-        (down,) = self._encode([last], xid, tokens, visits, gap_of_inputs=False)
-        for state, share, gate, weight in zip(self.states, shares, gates, (exact[2], down), strict=True):
-            product = self._linear(last, weight)
-            for start, group in _groups(share.tokens):
-                y = product(_gated(state.normed_rows(group), *gate)).float()
-                state.refuse_infinite(y, place, f"blk.{bid}.ffn_", xid=xid)
-                if share.weights is not None:
-                    y = y * share.weights[start : start + len(group)].to(y.device)
-                state.add(group, y)
-
-    def _shares(self, bid: int) -> list[list[Share]]:
-        """For each stream the share of each expert; of a dense layer a single one."""
+    def feed_forward(self, bid: int) -> None:
+        """hidden += feed-forward(norm(hidden)), in both streams expert by expert."""
+        pair = self.pair
+        pair.norm(FEED_FORWARD_NORM.name(bid), f"the feed-forward of layer {bid}")
+        pair.keep_lost()
         name = ROUTER.name(bid)
-        everyone = torch.arange(len(self.tokens))
-        if name not in self.original.specs:
-            return [[Share(everyone, None)] for _ in self.states]
-        matrix = self.original.read(name)
+        if name in self.original.specs:
+            of_streams = self._routed(bid, self.original.read(name))
+            part = EXPERTS
+        else:
+            of_streams = [[Share(pair.everyone)] for _ in pair.states]
+            part = DENSE
+        for xid, of_expert in enumerate(zip(*of_streams, strict=True)):
+            self._expert(bid, xid, of_expert, part)
+
+    def output(self) -> None:
+        """Encode the output matrix, the last that can make good what was lost."""
+        self.pair.norm(OUTPUT_NORM.name(), "the output of the model")
+        self.pair.encode([self.original.read_head()], 0, self.pair.everyone, self.pair.gaps_of_inputs)
+
+    def _routed(self, bid: int, matrix: Matrix) -> list[list[Share]]:
+        """The share of each expert in each stream, by the stream's own inputs."""
+        pair = self.pair
         router = self.original.decoded(matrix, torch.float32)
-        hparams = self.source.hparams
-        self._show([matrix], 0, everyone, self.original.normed)
-        shares = []
-        for state in self.states:
+        n_expert, n_used = self.original.hparams.n_expert, self.original.hparams.n_expert_used
+        pair.show([matrix], 0, pair.everyone, self.original.normed)
+        place, names = f"the router of layer {bid}", (f"blk.{bid}.ffn_norm.", f"blk.{bid}.ffn_gate_inp.")
+        of_streams = []
+        for state in pair.states:
             ids, weights = [], []
-            for tokens in token_groups(everyone):
-                routing = layers.route(state.normed_rows(tokens), router, hparams.n_expert_used)
-                state.refuse_infinite(
-                    routing.probs,
-                    f"the router of layer {bid}",
-                    f"blk.{bid}.ffn_norm.",
-                    f"blk.{bid}.ffn_gate_inp.",
-                )
+            for tokens in token_groups(pair.everyone):
+                routing = layers.route(state.normed_rows(tokens), router, n_used)
+                state.refuse_infinite(routing.probs, place, *names)
                 if state is self.original:
-                    self.audience.show_routing(state, bid, tokens, routing)
+                    pair.audience.show_routing(state, bid, tokens, routing)
                 ids.append(routing.ids.cpu())
                 weights.append(routing.weights.cpu())
-            shares.append(_by_expert(torch.cat(ids), torch.cat(weights), hparams.n_expert))
-        self.audience.hand_out(self.original, matrix)
-        return shares
+            of_streams.append(shares(torch.cat(ids), torch.cat(weights), n_expert))
+        pair.audience.hand_out(self.original, matrix)
+        return of_streams
 
-    def _output(self) -> None:
-        """The output matrix is the last that can make good what was lost."""
-        norm = self.audience.vector(self.original, OUTPUT_NORM.name())
-        for state in self.states:
-            self._norm(state, norm, "the output of the model", "output_norm.")
-        everyone = torch.arange(len(self.tokens))
-        self._encode([self.original.read_head()], 0, everyone, self._gaps_of_normed, gap_of_inputs=True)
+    def _expert(self, bid: int, xid: int, of_streams: Sequence[Share], part: Part) -> None:
+        pair = self.pair
+        *inputs, last = (self.original.read(name, xid) for name in part.names(bid))
+        tokens = of_streams[0].tokens
+        others = None if of_streams[0].weights is None else pair.some_others(tokens)
+        pair.show(inputs, xid, tokens, self.original.normed)
+        gates = [[pair.linear(m, w) for m, w in zip(inputs, pair.exact(inputs), strict=True)]]
+        rounded = pair.encode(inputs, xid, tokens, pair.gaps_of_inputs, others=others)
+        gates.append([pair.linear(m, w) for m, w in zip(inputs, rounded, strict=True)])
+        (exact,) = pair.exact([last])
+        product = pair.linear(last, exact, with_bias=False)
 
-    # -- within a step
+        def move_on(stream: int, weights: Tensor) -> None:
+            state, output = pair.states[stream], pair.linear(last, weights)
+            for group in of_streams[stream].groups():
+                h = _gated(state.normed_rows(group.tokens), *gates[stream])
+                if state is self.original:
+                    pair.audience.show(state, (last.spec,), xid, group.tokens, h)
+                y = output(h).float()
+                state.refuse_infinite(y, _place(bid, xid, part), f"blk.{bid}.ffn_", xid=xid)
+                state.add(group.tokens, y if group.weights is None else y * group.weights.to(y.device))
 
-    def _norm(self, state: StreamState, norm: Tensor, place: str, prefix: str) -> None:
-        for tokens, x in state.normed_groups(norm):
-            state.refuse_infinite(x, place, prefix)
-            state.normed[tokens] = x.to(state.normed.device, state.normed.dtype)
+        def gaps(tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            for group in token_groups(tokens):
+                x, y = (
+                    _gated(state.normed_rows(group), *gate)
+                    for state, gate in zip(pair.states, gates, strict=True)
+                )
+                yield y, product(x - y).float() + pair.lost(group)
 
-    def _show(self, matrices: Sequence[Matrix], xid: int, tokens: Tensor, inputs: Tensor) -> None:
-        specs = [matrix.spec for matrix in matrices]
-        for group in token_groups(tokens):
-            self.audience.show(self.original, specs, xid, group, inputs[group.to(inputs.device)])
+        move_on(0, exact)  # the inputs of the last matrix must have been seen before it is encoded
+        (own,) = pair.encode([last], xid, tokens, gaps, of_inputs=False, others=others)
+        move_on(1, own)
 
-    def _gaps_of_normed(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for group in token_groups(tokens):
-            y = self.own.normed_rows(group)
-            yield y, self.original.normed_rows(group) - y
 
-    def _encode(
-        self,
-        matrices: Sequence[Matrix],
-        xid: int,
-        tokens: Tensor,
-        visits: Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]],
-        *,
-        gap_of_inputs: bool,
-    ) -> list[Tensor]:
-        """Encode the matrices that have a type; returns the weights that the quantized stream goes on with."""
-        parts = (tokens[tokens < self.n_fit], tokens[tokens >= self.n_fit])
-        exact = [weights.float() for weights in self._exact(matrices)]
-        results = dict(enumerate(exact))
-        aims: dict[int, Aim] = {}
-        for index, (matrix, weights) in enumerate(zip(matrices, exact, strict=True)):
-            qtype = self.qtypes.get(matrix.spec.name)
-            if qtype is not None and qtype not in NUMPY_TYPES:
-                aims[index] = Aim(matrix.spec, xid, weights, qtype)
-        if not aims:
-            for part in parts:
-                for _ in visits(part):  # so that the observers see them
-                    pass
-        groups: list[list[int]] = [list(aims)] if self.token_weights is None else [[index] for index in aims]
-        for group in groups:
-            name = aims[group[0]].spec.name if group else ""
-
-            def weighted(is_held_out: bool, name: str = name) -> Iterator[Visit]:
-                start = 0
-                part = parts[is_held_out]
-                for y, gap in visits(part):
-                    own = part[start : start + len(y)]
-                    start += len(y)
-                    weights = None if self.token_weights is None else self.token_weights(name, xid, own)
-                    yield Visit(y, gap, weights)
-
-            if group:
-                chosen = [aims[index] for index in group]
-                with self.timings.measure(Stage.WEIGHTS):
-                    fitted = self.fitter.fit(
-                        chosen, weighted, len(parts[1]), self._guide, gap_of_inputs=gap_of_inputs
-                    )
-                for index, aim, one in zip(group, chosen, fitted, strict=True):
-                    results[index] = one.values
-                    self.on_fitted(aim, one)
-        for matrix in matrices:
-            self.audience.hand_out(self.original, matrix)
-        return [results[index] for index in range(len(matrices))]
-
-    def _guide(self, aim: Aim) -> Array | None:
-        return self.importances.imatrix.importance(aim.spec.name, aim.xid)
-
-    def _exact(self, matrices: Sequence[Matrix]) -> list[Tensor]:
-        return [self.original.decoded(matrix, torch.float32) for matrix in matrices]
-
-    def _linear(self, matrix: Matrix, weights: Tensor, *, with_bias: bool = True) -> Product:
-        name = bias_of(matrix.spec.name)
-        bias = None
-        if with_bias and name in self.original.specs:
-            bias = self.original.decoded(self.original.read(name), torch.float32).reshape(-1)
-        linear = Linear(weights.to(self.settings.dtype), bias)
-
-        def multiply(x: Tensor) -> Tensor:
-            with self.timings.measure(Stage.PRODUCTS):
-                return linear(x)
-
-        return multiply
+def _place(bid: int, xid: int, part: Part) -> str:
+    return f"the feed-forward of layer {bid}" if part is DENSE else f"expert {xid} of layer {bid}"
 
 
 def _gated(x: Tensor, gate: Product, up: Product) -> Tensor:
     """silu(gate(x)) * up(x): what the down projection is multiplied with, float32."""
     return (functional.silu(gate(x)) * up(x)).float()
-
-
-def _groups(tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
-    start = 0
-    for group in token_groups(tokens):
-        yield start, group
-        start += len(group)
-
-
-def _by_expert(ids: Tensor, weights: Tensor, n_expert: int) -> list[Share]:
-    shares = []
-    for xid in range(n_expert):
-        tokens, slots = (ids == xid).nonzero(as_tuple=True)
-        shares.append(Share(tokens, weights[tokens, slots, None]))
-    return shares
