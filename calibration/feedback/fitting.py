@@ -18,7 +18,16 @@ from quantize.feedback.encoder import FeedbackInput, encode_with_feedback
 from quantize.guide import Guide
 from quantize.tensors import Array, QType, TensorSpec
 
-__all__ = ["STRENGTHS", "Aim", "FeedbackSettings", "Fitted", "Fitter", "MatrixFit"]
+__all__ = [
+    "STRENGTHS",
+    "Aim",
+    "FeedbackSettings",
+    "Fitted",
+    "Fitter",
+    "MatrixFit",
+    "encoded_rows",
+    "pieces",
+]
 
 STRENGTHS = (Strength(0.1, 0.03), Strength(0.3, 0.1), Strength(1.0, 0.3))
 """From much text to little; the strengths that were best on two models."""
@@ -34,13 +43,15 @@ class FeedbackSettings:
     """How error feedback works.
 
     rounds: of coordinate descent over codes, scales and factors.
+    trial_rounds: the same for candidates, of which all but one are dropped.
     strengths: the candidates among which the held-out tokens of each matrix choose.
     min_tokens: a matrix that fewer tokens reach is encoded plainly.
     prior: draws the moments of an expert to those that all tokens of its layer would give, with the weight of so many
         tokens.
     """
 
-    rounds: int = 3
+    rounds: int = 4
+    trial_rounds: int = 1
     strengths: tuple[Strength, ...] = STRENGTHS
     min_tokens: int = 64
     prior: float = 0.0
@@ -124,11 +135,11 @@ class Fitter:
         held_out = _HeldOut(counts[1])
         for visit in visits(True):
             held_out.keep(visit)
-        pieces = [piece for aim in aims for piece in (_pieces(aim) if gap_of_inputs else [aim])]
-        guides = {piece: Guide.of(importance(piece)) for piece in pieces}
+        parts = [piece for aim in aims for piece in (pieces(aim) if gap_of_inputs else [aim])]
+        guides = {piece: Guide.of(importance(piece)) for piece in parts}
         plain = [self._plain(piece, guide) for piece, guide in guides.items()]
         trials = [
-            _Trial(piece, one, held_out, gap_of_inputs) for piece, one in zip(pieces, plain, strict=True)
+            _Trial(piece, one, held_out, gap_of_inputs) for piece, one in zip(parts, plain, strict=True)
         ]
         enough = counts[0] >= self.settings.min_tokens and counts[1] >= MIN_HELD_OUT
         if enough:
@@ -142,7 +153,8 @@ class Fitter:
     def _try(self, trials: Sequence[_Trial], guides: Mapping[Aim, Guide | None], moments: Moments) -> None:
         """Let each matrix choose among all strengths."""
         for strength in self.settings.strengths:
-            for trial, blocks in zip(trials, self._candidates(guides, moments, strength), strict=True):
+            candidates = self._candidates(guides, moments, strength, self.settings.trial_rounds)
+            for trial, blocks in zip(trials, candidates, strict=True):
                 trial.consider(strength, self._decoded(trial.aim, blocks))
 
     def _repeat(self, trials: Sequence[_Trial], guides: Mapping[Aim, Guide | None], moments: Moments) -> None:
@@ -150,15 +162,16 @@ class Fitter:
         for strength in self.settings.strengths:
             wanted = {trial.aim: trial for trial in trials if trial.strength == strength}
             if wanted:
-                anew = self._candidates({aim: guides[aim] for aim in wanted}, moments, strength)
+                chosen = {aim: guides[aim] for aim in wanted}
+                anew = self._candidates(chosen, moments, strength, self.settings.rounds)
                 for trial, blocks in zip(wanted.values(), anew, strict=True):
                     trial.best = self._decoded(trial.aim, blocks)
 
     def _plain(self, aim: Aim, guide: Guide | None) -> tuple[Array, Tensor]:
-        return self._decoded(aim, self._encoded(aim.weights.cpu().numpy(), aim.qtype, guide))
+        return self._decoded(aim, encoded_rows(aim.weights.cpu().numpy(), aim.qtype, guide, self._workers))
 
     def _candidates(
-        self, guides: Mapping[Aim, Guide | None], moments: Moments, strength: Strength
+        self, guides: Mapping[Aim, Guide | None], moments: Moments, strength: Strength, rounds: int
     ) -> Iterator[Array]:
         """The blocks of each matrix at a strength."""
         known: FeedbackInput | None = None
@@ -166,19 +179,10 @@ class Fitter:
         for aim, target in zip(guides, targets, strict=True):
             wanted = np.ascontiguousarray(target.cpu().numpy())
             if part_format(aim.qtype) is None:
-                yield self._encoded(wanted, aim.qtype, guides[aim])
+                yield encoded_rows(wanted, aim.qtype, guides[aim], self._workers)
                 continue
             known = known or moments.known(strength.damping)
-            yield encode_with_feedback(
-                wanted, aim.qtype, known, rounds=self.settings.rounds, workers=self._workers
-            )
-
-    def _encoded(self, weights: Array, qtype: QType, guide: Guide | None) -> Array:
-        """The plain encoding, a thread for some rows each: no row depends on another."""
-        firsts = range(0, len(weights), ROWS)
-        return np.concatenate(
-            list(self._workers.map(lambda first: encode(weights[first : first + ROWS], qtype, guide), firsts))
-        )
+            yield encode_with_feedback(wanted, aim.qtype, known, rounds=rounds, workers=self._workers)
 
     def _decoded(self, aim: Aim, blocks: Array) -> tuple[Array, Tensor]:
         values = torch.from_numpy(decode(blocks, aim.qtype, aim.spec.n_per_row))
@@ -238,7 +242,15 @@ class _Trial:
         return self._held_out.error(self.aim.weights - candidate[1], self._through)
 
 
-def _pieces(aim: Aim) -> list[Aim]:
+def encoded_rows(weights: Array, qtype: QType, guide: Guide | None, workers: ThreadPoolExecutor) -> Array:
+    """The plain encoding, a thread for some rows each: no row depends on another."""
+    firsts = range(0, len(weights), ROWS)
+    return np.concatenate(
+        list(workers.map(lambda first: encode(weights[first : first + ROWS], qtype, guide), firsts))
+    )
+
+
+def pieces(aim: Aim) -> list[Aim]:
     """A matrix in groups of rows that several copies of fit into memory."""
     step = max(1, PIECE_WEIGHTS // aim.spec.n_per_row)
     firsts = range(0, len(aim.weights), step)

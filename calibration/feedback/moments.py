@@ -76,10 +76,10 @@ class Moments:
 
         W* = W + C (H + pull)⁻¹ with C = Σ w (what W's output lacks) yᵀ.
         """
-        lower = torch.linalg.cholesky(self._damped(pull))
+        lower = torch.linalg.cholesky(self._damped(pull)).float()
         for of_matrix in weights:
             gaps = of_matrix @ self._gaps if self._of_inputs else self._gaps
-            yield of_matrix + torch.cholesky_solve(gaps.T.double(), lower).T.float()
+            yield of_matrix + torch.cholesky_solve(gaps.T, lower).T
 
     def _damped(self, share: float) -> Tensor:
         damped = self._squares.double()

@@ -124,8 +124,11 @@ class Pair:
         rope = make_rope(self.source.hparams, self.n_ctx, factors, self.settings.device)
         self.original.rope = self.own.rope = rope
 
-    def embed(self) -> None:
+    def embed(self, own: Tensor | None = None) -> None:
         """hidden = the embedding's row of each token, in the second stream as its type stores it.
+
+        Args:
+            own: the second stream's embedding [V, D]; by default what plain blocks stand for.
 
         Raises:
             TokenizerError: a token has no row.
@@ -143,6 +146,9 @@ class Pair:
             exact = to_tensor(rows, dtype=torch.float32)
             self.original.refuse_infinite(exact, "the embedding", "token_embd.")
             self.original.hidden[tokens] = exact.to(self.original.hidden.device)
+            if own is not None:
+                self.own.hidden[tokens] = own[self.tokens[tokens]].to(self.own.hidden.device)
+                continue
             if qtype is not None and qtype not in NUMPY_TYPES:
                 rows = decode(encode(rows, qtype), qtype, matrix.spec.n_per_row)
             self.own.hidden[tokens] = to_tensor(rows, dtype=torch.float32).to(self.own.hidden.device)

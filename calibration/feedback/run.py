@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
+from calibration.feedback.embedding import encode_embedding
 from calibration.feedback.fitting import Aim, FeedbackSettings, Fitted, Fitter, MatrixFit
 from calibration.feedback.pair import OnFitted, Pair, TokenWeights
 from calibration.feedback.records import Records
 from calibration.feedback.two_streams import FeedbackPass
+from calibration.forward.parts import EMBEDDING
 from calibration.forward.saved_state import Keeper
 from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.forward.timings import Timings
@@ -95,9 +98,9 @@ def feed_back(
     Args:
         source: the model.
         text: its part that chooses is added to the moments afterwards; that which judges is not looked at.
-        qtypes: types by name of tensor, that of the embedding included, which is not encoded here.
-        on_fitted: is given each matrix that has a quantized type, with its blocks: those of the layers, and the output
-            matrix, where it is not the embedding.
+        qtypes: types by name of tensor.
+        on_fitted: is given each matrix that has a quantized type, with its blocks: those of the layers and, where they
+            are not one, the embedding and the output matrix. An embedding that it is not given is to be plain.
         forward: see `calibration.forward.run.forward`; default bfloat16 products where the CPU has them.
         token_weights: how much each token counts at a matrix.
         jobs: threads that encode; by default one for each processor.
@@ -130,5 +133,21 @@ def feed_back(
             token_weights=token_weights,
             progress=progress,
         )
-        FeedbackPass(pair).run(keeper)
+
+        def embedding() -> Tensor | None:
+            made = encode_embedding(
+                source,
+                chunks,
+                qtypes[EMBEDDING.name()],
+                forward,
+                rounds=text.settings.rounds,
+                workers=workers,
+                progress=lambda moment: progress(replace(moment, stage=f"embedding: {moment.stage}")),
+            )
+            if made is None:
+                return None
+            take(*made)
+            return made[1].values
+
+        FeedbackPass(pair).run(embedding, keeper)
     return FedBack(tuple(records.fits), importances.imatrix, router.load, pair.timings)

@@ -8,7 +8,7 @@ moves on by its own router.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -43,8 +43,12 @@ class FeedbackPass:
         """Begin with streams that have passed nothing yet."""
         self.pair, self.original, self.own = pair, pair.original, pair.own
 
-    def run(self, keeper: Keeper | None = None) -> None:
+    def run(self, embedding: Callable[[], Tensor | None], keeper: Keeper | None = None) -> None:
         """Take both streams through all layers, or through those that an earlier run has left.
+
+        Args:
+            embedding: gives the second stream's embedding [V, D] where the pass begins, None where it is plain.
+            keeper: keeps the state behind a layer.
 
         Raises:
             ActivationError, CheckpointError, TokenizerError: see `calibration.forward.run.forward`.
@@ -55,7 +59,7 @@ class FeedbackPass:
             if keeper is not None:
                 keeper.recall(pair.saved)
             if pair.saved.n_done == 0:
-                pair.embed()
+                pair.embed(embedding())
             for bid in range(pair.saved.n_done, pair.saved.n_layer):
                 self.attention(bid)
                 self.feed_forward(bid)

@@ -1,0 +1,115 @@
+"""The embedding's blocks: nothing is multiplied with its rows, so what counts is what the loss makes of their errors.
+
+The change of the loss by an error e of a row is g e, with g the gradient of the loss by the hidden states that begin
+there. Its mean square, e E[g gᵀ] eᵀ, has the form that error feedback lowers: gradients stand where elsewhere inputs
+stand.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calibration.feedback.fitting import Aim, Fitted, MatrixFit, encoded_rows, pieces
+from calibration.feedback.moments import Moments, Strength, Visit
+from calibration.forward.backward import forward_and_back
+from calibration.forward.gradients import GradientObserver
+from calibration.forward.parts import EMBEDDING, OUTPUT
+from calibration.forward.settings import ForwardSettings
+from calibration.forward.stored import Matrix, to_tensor
+from calibration.importance.type_costs import spread_chunks
+from calibration.judging.held_out import hold_out
+from calibration.text.chunks import Chunks
+from quantize.blocks.parts import part_format
+from quantize.codec import decode
+from quantize.feedback.encoder import encode_with_feedback
+from quantize.sources.model_source import ModelSource
+from quantize.telling import OnProgress
+from quantize.tensors import QType, TensorSpec
+
+__all__ = ["encode_embedding"]
+
+N_TOKEN = 4096  # whose gradients are taken
+STRENGTH = Strength(pull=0.0, damping=0.3)
+"""Gradients lie in few directions, and those of few tokens are known."""
+
+
+class _Lookups(GradientObserver):
+    """The gradients by rows that were looked up: of the first `n_fit` tokens their moments, the others as they are."""
+
+    def __init__(self, n_embd: int, n_fit: int, device: str) -> None:
+        self.moments = Moments(n_embd, 1, device, of_inputs=False)
+        self.held_out: list[tuple[Tensor, Tensor]] = []
+        self._n_fit = n_fit
+
+    def embedded(self, spec: TensorSpec, tokens: Tensor, token_ids: Tensor, g: Tensor) -> None:
+        """Add a group."""
+        n = int((tokens < self._n_fit).sum())
+        self.moments.add(Visit(g[:n], torch.zeros(n, 1, device=g.device)))
+        if n < len(g):
+            self.held_out.append((token_ids[n:].cpu(), g[n:].float().cpu()))
+
+    def cost(self, difference: Tensor) -> float:
+        """The summed squared change of the loss on held-out tokens, by errors of the rows [V, D]."""
+        return sum(
+            float((difference[ids] * g).sum(1).square().sum(dtype=torch.float64)) for ids, g in self.held_out
+        )
+
+
+def encode_embedding(
+    source: ModelSource,
+    chunks: Chunks,
+    qtype: QType,
+    settings: ForwardSettings,
+    *,
+    rounds: int,
+    workers: ThreadPoolExecutor,
+    progress: OnProgress,
+) -> tuple[Aim, Fitted] | None:
+    """The blocks of an embedding that is not the output matrix, too; None where it is, or its type has no parts.
+
+    Args:
+        source: the model.
+        chunks: a text, of which some thousand tokens go through the model and back.
+        qtype: the type of the embedding.
+        settings: see `forward`.
+        rounds: of coordinate descent.
+        workers: threads.
+        progress: see `forward_and_back`.
+
+    Raises:
+        ActivationError, CheckpointError, OutputError, TokenizerError: see `calibration.forward.run.forward`.
+    """
+    specs = {spec.name: spec for spec in source.specs()}
+    if part_format(qtype) is None or OUTPUT.name() not in specs or chunks.n_chunk < 2:
+        return None
+    few = Chunks(chunks.names, chunks.tokens[spread_chunks(chunks, N_TOKEN)], chunks.bos_id)
+    if few.n_chunk < 2:
+        few = chunks.part(0, 2)
+    fit, held_out = hold_out(few)
+    seen = np.concatenate([fit.inputs, held_out.inputs])
+    spec = specs[EMBEDDING.name()]
+    lookups = _Lookups(spec.n_per_row, fit.n_token, settings.device)
+    forward_and_back(source, seen, [lookups], settings=settings, progress=progress)
+    weights = to_tensor(Matrix.read(source, spec).whole(), dtype=torch.float32)
+    aim = Aim(spec, 0, weights, qtype)
+    plain = encoded_rows(weights.numpy(), qtype, None, workers)
+    known = lookups.moments.known(STRENGTH.damping)
+    blocks = np.concatenate(
+        [
+            encode_with_feedback(piece.weights.numpy(), qtype, known, rounds=rounds, workers=workers)
+            for piece in pieces(aim)
+        ]
+    )
+    values, plain_values = (torch.from_numpy(decode(b, qtype, spec.n_per_row)) for b in (blocks, plain))
+    cost, plain_cost = lookups.cost(values - weights), lookups.cost(plain_values - weights)
+    ratio = cost / plain_cost if plain_cost else float("nan")
+    counts = (fit.n_token, held_out.n_token)
+    found = MatrixFit(spec.name, 0, qtype.name, *counts, STRENGTH, ratio)
+    if not cost < plain_cost:
+        return aim, Fitted(plain, plain_values, replace(found, strength=None, ratio=1.0, reason="held out"))
+    return aim, Fitted(blocks, values, found)
