@@ -8,14 +8,13 @@ stand.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.feedback.fitting import Aim, Fitted, MatrixFit, encoded_rows, pieces
-from calibration.feedback.moments import Moments, Strength, Visit
+from calibration.feedback.fitting import PIECE_WEIGHTS, Aim, Fitted, MatrixFit, encoded_rows
+from calibration.feedback.moments import Moments, Visit
 from calibration.forward.backward import forward_and_back
 from calibration.forward.gradients import GradientObserver
 from calibration.forward.parts import EMBEDDING, OUTPUT
@@ -34,7 +33,7 @@ from quantize.tensors import QType, TensorSpec
 __all__ = ["encode_embedding"]
 
 N_TOKEN = 4096  # whose gradients are taken
-STRENGTH = Strength(pull=0.0, damping=0.3)
+DAMPING = 0.3
 """Gradients lie in few directions, and those of few tokens are known."""
 
 
@@ -97,19 +96,19 @@ def encode_embedding(
     forward_and_back(source, seen, [lookups], settings=settings, progress=progress)
     weights = to_tensor(Matrix.read(source, spec).whole(), dtype=torch.float32)
     aim = Aim(spec, 0, weights, qtype)
-    plain = encoded_rows(weights.numpy(), qtype, None, workers)
-    known = lookups.moments.known(STRENGTH.damping)
-    blocks = np.concatenate(
-        [
-            encode_with_feedback(piece.weights.numpy(), qtype, known, rounds=rounds, workers=workers)
-            for piece in pieces(aim)
-        ]
-    )
-    values, plain_values = (torch.from_numpy(decode(b, qtype, spec.n_per_row)) for b in (blocks, plain))
-    cost, plain_cost = lookups.cost(values - weights), lookups.cost(plain_values - weights)
-    ratio = cost / plain_cost if plain_cost else float("nan")
+    damped = lookups.moments.damped(DAMPING)
+    step = max(1, PIECE_WEIGHTS // spec.n_per_row)
+    pieces = (weights[first : first + step] for first in range(0, len(weights), step))
+    made = [
+        encode_with_feedback(rows.numpy(), qtype, damped.known, rounds=rounds, workers=workers)
+        for rows in pieces
+    ]
+    candidates = (np.concatenate(made), encoded_rows(weights.numpy(), qtype, None, workers))
+    values = [torch.from_numpy(decode(blocks, qtype, spec.n_per_row)) for blocks in candidates]
+    cost, plain_cost = (lookups.cost(of_rows - weights) for of_rows in values)
     counts = (fit.n_token, held_out.n_token)
-    found = MatrixFit(spec.name, 0, qtype.name, *counts, STRENGTH, ratio)
-    if not cost < plain_cost:
-        return aim, Fitted(plain, plain_values, replace(found, strength=None, ratio=1.0, reason="held out"))
-    return aim, Fitted(blocks, values, found)
+    if cost < plain_cost:
+        found = MatrixFit(spec.name, 0, qtype.name, *counts, DAMPING, cost / plain_cost)
+        return aim, Fitted(candidates[0], values[0], found)
+    found = MatrixFit(spec.name, 0, qtype.name, *counts, None, 1.0, "held out")
+    return aim, Fitted(candidates[1], values[1], found)

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calibration.feedback.moments import Moments, Strength, Visit
+from calibration.feedback.moments import Damped, Moments, Visit
 from quantize.blocks.parts import part_format
 from quantize.codec import decode, encode
-from quantize.feedback.encoder import FeedbackInput, encode_with_feedback
+from quantize.feedback.encoder import encode_with_feedback
 from quantize.guide import Guide
 from quantize.tensors import Array, QType, TensorSpec
 
 __all__ = [
-    "STRENGTHS",
+    "DAMPINGS",
     "Aim",
     "FeedbackSettings",
     "Fitted",
     "Fitter",
     "MatrixFit",
     "encoded_rows",
-    "pieces",
 ]
 
-STRENGTHS = (Strength(0.1, 0.03), Strength(0.3, 0.1), Strength(1.0, 0.3))
-"""From much text to little; the strengths that were best on two models."""
+DAMPINGS = (0.03, 0.1, 0.3, 1.0)
+"""From much text to little."""
 
 MIN_HELD_OUT = 32  # tokens, of less nothing can be said
 JUDGED = 2048  # held-out tokens that judge a matrix, at most
+TRIED_ROWS = 128  # of a matrix, by which a damping is chosen
 ROWS = 512  # that are worth a thread
 PIECE_WEIGHTS = 1 << 26  # weights that are encoded together
 
@@ -43,16 +43,15 @@ class FeedbackSettings:
     """How error feedback works.
 
     rounds: of coordinate descent over codes, scales and factors.
-    trial_rounds: the same for candidates, of which all but one are dropped.
-    strengths: the candidates among which the held-out tokens of each matrix choose.
+    dampings: the candidates among which the held-out tokens of each matrix choose: shares of the mean of the diagonal
+        of its moments that are added to it.
     min_tokens: a matrix that fewer tokens reach is encoded plainly.
     prior: draws the moments of an expert to those that all tokens of its layer would give, with the weight of so many
         tokens.
     """
 
     rounds: int = 4
-    trial_rounds: int = 1
-    strengths: tuple[Strength, ...] = STRENGTHS
+    dampings: tuple[float, ...] = DAMPINGS
     min_tokens: int = 64
     prior: float = 0.0
 
@@ -66,18 +65,14 @@ class Aim:
     weights: Tensor
     qtype: QType
 
-    def is_part_of(self, other: Aim) -> bool:
-        """Whether it holds some rows of the same matrix."""
-        return (self.spec.name, self.xid) == (other.spec.name, other.xid)
-
 
 @dataclass(frozen=True)
 class MatrixFit:
     """How one matrix was encoded.
 
-    `strength` is None where the plain encoding was kept, for the `reason`: "few tokens", or "held out" where it was
-    better on held-out tokens. `ratio` is the squared error of the outputs on held-out tokens, relative to that of the
-    plain encoding: before the held-out tokens were added to the moments. NaN where it was not measured.
+    `damping` is None where the plain encoding was kept, for the `reason`: "few tokens", or "held out" where it was
+    better on held-out tokens. `ratio` is the squared error of some rows of the outputs on held-out tokens, relative to
+    that of the plain encoding: before the held-out tokens were added to the moments. NaN where it was not measured.
     """
 
     name: str
@@ -85,7 +80,7 @@ class MatrixFit:
     qtype: str
     n_token: int
     n_held_out: int
-    strength: Strength | None
+    damping: float | None
     ratio: float
     reason: str = ""
 
@@ -107,7 +102,7 @@ class Fitter:
     """Encodes matrices; keeps the threads that share their rows."""
 
     def __init__(self, settings: FeedbackSettings, device: str, workers: ThreadPoolExecutor) -> None:
-        self.settings, self._device, self._workers = settings, device, workers
+        self.settings, self._device, self.workers = settings, device, workers
 
     def fit(
         self,
@@ -135,58 +130,60 @@ class Fitter:
         held_out = _HeldOut(counts[1])
         for visit in visits(True):
             held_out.keep(visit)
-        parts = [piece for aim in aims for piece in (pieces(aim) if gap_of_inputs else [aim])]
-        guides = {piece: Guide.of(importance(piece)) for piece in parts}
-        plain = [self._plain(piece, guide) for piece, guide in guides.items()]
-        trials = [
-            _Trial(piece, one, held_out, gap_of_inputs) for piece, one in zip(parts, plain, strict=True)
+        guides = {aim: Guide.of(importance(aim)) for aim in aims}
+        if counts[0] < self.settings.min_tokens or counts[1] < MIN_HELD_OUT:
+            return [self._plain(aim, guides[aim], _fit(aim, counts, "few tokens")) for aim in aims]
+        trials = {aim: _Trial(self, aim, guides[aim], held_out, gap_of_inputs) for aim in aims}
+        for damping in self.settings.dampings:
+            damped = moments.damped(damping)
+            for trial in trials.values():
+                trial.consider(damping, damped)
+        chosen = {trial.damping for trial in trials.values() if trial.damping is not None}
+        if chosen:
+            for visit in visits(True):
+                moments.add(visit)
+        results = {}
+        for damping in chosen:
+            damped = moments.damped(damping)
+            for aim, trial in trials.items():
+                if trial.damping == damping:
+                    blocks = self._fed_back(aim, guides[aim], damped)
+                    fit = _fit(aim, counts, damping=damping, ratio=trial.ratio)
+                    results[aim] = Fitted(*self.decoded(aim, blocks), fit)
+        return [
+            results[aim]
+            if aim in results
+            else self._plain(aim, guides[aim], _fit(aim, counts, "held out", ratio=1.0))
+            for aim in aims
         ]
-        enough = counts[0] >= self.settings.min_tokens and counts[1] >= MIN_HELD_OUT
-        if enough:
-            self._try(trials, guides, moments)
-            if any(trial.strength is not None for trial in trials):
-                for visit in visits(True):
-                    moments.add(visit)
-                self._repeat(trials, guides, moments)
-        return [_joined(aim, [t for t in trials if t.aim.is_part_of(aim)], counts, enough) for aim in aims]
 
-    def _try(self, trials: Sequence[_Trial], guides: Mapping[Aim, Guide | None], moments: Moments) -> None:
-        """Let each matrix choose among all strengths."""
-        for strength in self.settings.strengths:
-            candidates = self._candidates(guides, moments, strength, self.settings.trial_rounds)
-            for trial, blocks in zip(trials, candidates, strict=True):
-                trial.consider(strength, self._decoded(trial.aim, blocks))
+    def encoded(self, aim: Aim, guide: Guide | None, damped: Damped, rows: Tensor) -> Array:
+        """The blocks of some rows of a matrix, aimed at their target.
 
-    def _repeat(self, trials: Sequence[_Trial], guides: Mapping[Aim, Guide | None], moments: Moments) -> None:
-        """Encode each matrix again at the strength that it chose, by moments that have grown."""
-        for strength in self.settings.strengths:
-            wanted = {trial.aim: trial for trial in trials if trial.strength == strength}
-            if wanted:
-                chosen = {aim: guides[aim] for aim in wanted}
-                anew = self._candidates(chosen, moments, strength, self.settings.rounds)
-                for trial, blocks in zip(wanted.values(), anew, strict=True):
-                    trial.best = self._decoded(trial.aim, blocks)
+        A type whose parts cannot be moved is encoded plainly, but aims at the target, too.
+        """
+        target = damped.target(aim.weights[rows], rows).cpu().numpy()
+        if part_format(aim.qtype) is None:
+            return encoded_rows(target, aim.qtype, guide, self.workers)
+        return encode_with_feedback(
+            target, aim.qtype, damped.known, rounds=self.settings.rounds, workers=self.workers
+        )
 
-    def _plain(self, aim: Aim, guide: Guide | None) -> tuple[Array, Tensor]:
-        return self._decoded(aim, encoded_rows(aim.weights.cpu().numpy(), aim.qtype, guide, self._workers))
-
-    def _candidates(
-        self, guides: Mapping[Aim, Guide | None], moments: Moments, strength: Strength, rounds: int
-    ) -> Iterator[Array]:
-        """The blocks of each matrix at a strength."""
-        known: FeedbackInput | None = None
-        targets = moments.targets([aim.weights for aim in guides], strength.pull)
-        for aim, target in zip(guides, targets, strict=True):
-            wanted = np.ascontiguousarray(target.cpu().numpy())
-            if part_format(aim.qtype) is None:
-                yield encoded_rows(wanted, aim.qtype, guides[aim], self._workers)
-                continue
-            known = known or moments.known(strength.damping)
-            yield encode_with_feedback(wanted, aim.qtype, known, rounds=rounds, workers=self._workers)
-
-    def _decoded(self, aim: Aim, blocks: Array) -> tuple[Array, Tensor]:
+    def decoded(self, aim: Aim, blocks: Array) -> tuple[Array, Tensor]:
+        """Blocks, and the weights that they stand for."""
         values = torch.from_numpy(decode(blocks, aim.qtype, aim.spec.n_per_row))
         return blocks, values.to(self._device)
+
+    def _fed_back(self, aim: Aim, guide: Guide | None, damped: Damped) -> Array:
+        """The blocks of all rows, as many at a time as some copies of fit into memory."""
+        step = max(1, PIECE_WEIGHTS // aim.spec.n_per_row)
+        firsts = range(0, len(aim.weights), step)
+        pieces = (torch.arange(first, min(first + step, len(aim.weights))) for first in firsts)
+        return np.concatenate([self.encoded(aim, guide, damped, rows) for rows in pieces])
+
+    def _plain(self, aim: Aim, guide: Guide | None, fit: MatrixFit) -> Fitted:
+        blocks = encoded_rows(aim.weights.cpu().numpy(), aim.qtype, guide, self.workers)
+        return Fitted(*self.decoded(aim, blocks), fit)
 
 
 class _HeldOut:
@@ -204,13 +201,19 @@ class _HeldOut:
         self._visits.append(Visit(visit.y[first::step].clone(), visit.gap[first::step].clone(), weights))
         self.n_token += len(visit.y)
 
-    def error(self, difference: Tensor, through: Tensor | None) -> float:
-        """The squared error of the outputs with a matrix whose weights are lower by `difference` [n_row, n]."""
+    def error(self, difference: Tensor, through: Tensor | None, rows: Tensor) -> float:
+        """The squared error of some outputs with a matrix whose weights are lower by `difference` [n, n_per_row].
+
+        Args:
+            difference: of the rows.
+            through: the rows of the original matrix, where gaps are those of inputs.
+            rows: their places, where gaps are those of outputs.
+        """
         total = 0.0
         for visit in self._visits:
-            y = visit.y.float()
-            gap = visit.gap.float() if through is None else functional.linear(visit.gap.float(), through)
-            squares = (gap + functional.linear(y, difference)).square_().sum(1)
+            gap = visit.gap.float()
+            lacks = gap[:, rows] if through is None else functional.linear(gap, through)
+            squares = (lacks + functional.linear(visit.y.float(), difference)).square_().sum(1)
             if visit.weights is not None:
                 squares *= visit.weights
             total += float(squares.sum(dtype=torch.float64))
@@ -218,28 +221,34 @@ class _HeldOut:
 
 
 class _Trial:
-    """The candidates of one matrix, of which the best on held-out tokens is kept."""
+    """The candidates of one matrix, held against its plain encoding on held-out tokens, by some of its rows."""
 
     def __init__(
-        self, aim: Aim, plain: tuple[Array, Tensor], held_out: _HeldOut, gap_of_inputs: bool
+        self, fitter: Fitter, aim: Aim, guide: Guide | None, held_out: _HeldOut, gap_of_inputs: bool
     ) -> None:
-        self.aim, self.best = aim, plain
-        self.strength: Strength | None = None
-        self._held_out, self._through = held_out, aim.weights if gap_of_inputs else None
+        self._fitter, self._aim, self._guide, self._held_out = fitter, aim, guide, held_out
+        n_row = len(aim.weights)
+        self._rows = torch.arange(0, n_row, max(1, n_row // TRIED_ROWS))
+        self._weights = aim.weights[self._rows]
+        self._through = self._weights if gap_of_inputs else None
+        plain = encoded_rows(self._weights.cpu().numpy(), aim.qtype, guide, fitter.workers)
         self._plain_error = self._least = self._error(plain)
-
-    def consider(self, strength: Strength, candidate: tuple[Array, Tensor]) -> None:
-        error = self._error(candidate)
-        if error < self._least:
-            self.strength, self.best, self._least = strength, candidate, error
+        self.damping: float | None = None
 
     @property
     def ratio(self) -> float:
         """The least error relative to that of the plain encoding."""
         return self._least / self._plain_error if self._plain_error else float("nan")
 
-    def _error(self, candidate: tuple[Array, Tensor]) -> float:
-        return self._held_out.error(self.aim.weights - candidate[1], self._through)
+    def consider(self, damping: float, damped: Damped) -> None:
+        """Choose a damping if its error is the least so far."""
+        error = self._error(self._fitter.encoded(self._aim, self._guide, damped, self._rows))
+        if error < self._least:
+            self.damping, self._least = damping, error
+
+    def _error(self, blocks: Array) -> float:
+        _, values = self._fitter.decoded(self._aim, blocks)
+        return self._held_out.error(self._weights - values, self._through, self._rows)
 
 
 def encoded_rows(weights: Array, qtype: QType, guide: Guide | None, workers: ThreadPoolExecutor) -> Array:
@@ -250,19 +259,12 @@ def encoded_rows(weights: Array, qtype: QType, guide: Guide | None, workers: Thr
     )
 
 
-def pieces(aim: Aim) -> list[Aim]:
-    """A matrix in groups of rows that several copies of fit into memory."""
-    step = max(1, PIECE_WEIGHTS // aim.spec.n_per_row)
-    firsts = range(0, len(aim.weights), step)
-    return [replace(aim, weights=aim.weights[first : first + step]) for first in firsts]
-
-
-def _joined(aim: Aim, trials: Sequence[_Trial], counts: tuple[int, int], is_enough: bool) -> Fitted:
-    """What became of a matrix, from its pieces."""
-    moved = [trial for trial in trials if trial.strength is not None]
-    ratio = float(np.mean([trial.ratio for trial in trials])) if is_enough else float("nan")
-    reason = "" if moved else "held out" if is_enough else "few tokens"
-    strength = moved[0].strength if moved else None
-    fit = MatrixFit(aim.spec.name, aim.xid, aim.qtype.name, *counts, strength, ratio, reason)
-    blocks, values = zip(*(trial.best for trial in trials), strict=True)
-    return Fitted(np.concatenate(blocks), torch.cat(values), fit)
+def _fit(
+    aim: Aim,
+    counts: tuple[int, int],
+    reason: str = "",
+    *,
+    damping: float | None = None,
+    ratio: float = float("nan"),
+) -> MatrixFit:
+    return MatrixFit(aim.spec.name, aim.xid, aim.qtype.name, *counts, damping, ratio, reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,21 +9,7 @@ from torch import Tensor
 
 from quantize.feedback.encoder import FeedbackInput
 
-__all__ = ["Moments", "Strength", "Visit"]
-
-
-@dataclass(frozen=True)
-class Strength:
-    """How far the moments are trusted; both are shares of the mean of their diagonal, added to it.
-
-    `pull` holds the target near the original weights, `damping` holds the error feedback back.
-    """
-
-    pull: float
-    damping: float
-
-    def __str__(self) -> str:
-        return f"{self.pull:g}/{self.damping:g}"
+__all__ = ["Damped", "Moments", "Visit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,32 +41,41 @@ class Moments:
         self._squares.addmm_(weighted.T, y)
         self._gaps.addmm_(gap.T, weighted)
 
-    def known(self, damping: float) -> FeedbackInput:
-        """The moments as the encoder takes them: damped, with their factor."""
-        damped = self._damped(damping)
+    def damped(self, damping: float) -> Damped:
+        """The moments with a share of the mean of their diagonal added to it: how little they are trusted."""
+        squares = self._squares.double()
+        squares.diagonal().add_(
+            max(damping * float(squares.diagonal().mean()), torch.finfo(torch.float32).tiny)
+        )
         # H = R Rᵀ with R upper triangular is the Cholesky factor from the last column to the first; its inverse U is
         # upper triangular, too, and UᵀU is the inverse of H.
-        upper = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+        upper = torch.linalg.cholesky(squares.flip(0, 1)).flip(0, 1)
         eye = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-        factor = torch.linalg.solve_triangular(upper, eye, upper=True)
+        factor = torch.linalg.solve_triangular(upper, eye, upper=True).float()
         diagonal = self._squares.diagonal()
-        return FeedbackInput(
-            damped.float().cpu().numpy(),
-            factor.float().cpu().numpy(),
-            (diagonal / diagonal.mean()).cpu().numpy(),
-        )
+        mean = diagonal.mean()
+        importance = diagonal / mean if mean > 0 else torch.ones_like(diagonal)
+        known = FeedbackInput(squares.float().cpu().numpy(), factor.cpu().numpy(), importance.cpu().numpy())
+        return Damped(known, factor, self._gaps, self._of_inputs)
 
-    def targets(self, weights: list[Tensor], pull: float) -> Iterator[Tensor]:
-        """For matrices W [n_row, n] that share the inputs: the W* that best maps y to what the original had.
 
-        W* = W + C (H + pull)⁻¹ with C = Σ w (what W's output lacks) yᵀ.
+@dataclass(frozen=True, eq=False)
+class Damped:
+    """Moments at one damping: what the encoder takes of them, and the targets that follow from them."""
+
+    known: FeedbackInput
+    factor: Tensor
+    gaps: Tensor
+    of_inputs: bool
+
+    def target(self, weights: Tensor, rows: Tensor) -> Tensor:
+        """For rows W [n, n_per_row] of a matrix, the W* that best maps y to what the original had.
+
+        W* = W + C H⁻¹ with C = Σ w (what W's output lacks) yᵀ; damping holds W* near W.
+
+        Args:
+            weights: float32 [n, n_per_row].
+            rows: their places int64 [n] in the matrix, by which gaps of outputs are found.
         """
-        lower = torch.linalg.cholesky(self._damped(pull)).float()
-        for of_matrix in weights:
-            gaps = of_matrix @ self._gaps if self._of_inputs else self._gaps
-            yield of_matrix + torch.cholesky_solve(gaps.T, lower).T
-
-    def _damped(self, share: float) -> Tensor:
-        damped = self._squares.double()
-        damped.diagonal().add_(max(share * float(damped.diagonal().mean()), torch.finfo(torch.float32).tiny))
-        return damped
+        lacks = weights @ self.gaps if self.of_inputs else self.gaps[rows.to(self.gaps.device)]
+        return weights + (lacks @ self.factor.T) @ self.factor

@@ -9,7 +9,6 @@ from dataclasses import asdict
 import numpy as np
 
 from calibration.feedback.fitting import MatrixFit
-from calibration.feedback.moments import Strength
 from calibration.forward.streams import Observer
 from quantize.tensors import Array
 
@@ -34,8 +33,4 @@ class Records(Observer):
     def restore(self, arrays: Mapping[str, Array]) -> None:
         """Take back what was `kept`."""
         if NAME in arrays:
-            self.fits = [_fit(**fields) for fields in json.loads(arrays[NAME].tobytes())]
-
-
-def _fit(strength: dict[str, float] | None, **fields: float) -> MatrixFit:
-    return MatrixFit(strength=None if strength is None else Strength(**strength), **fields)  # type: ignore[arg-type]
+            self.fits = [MatrixFit(**fields) for fields in json.loads(arrays[NAME].tobytes())]

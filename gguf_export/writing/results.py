@@ -121,7 +121,7 @@ class FeedbackFigures:
         starved = tuple((fit.name, fit.xid, fit.n_token) for fit in fits if fit.reason == "few tokens")
         return cls(
             n_matrix=len(fits),
-            n_fed_back=sum(fit.strength is not None for fit in fits),
+            n_fed_back=sum(fit.damping is not None for fit in fits),
             starved=starved,
             n_plain_better=sum(fit.reason == "held out" for fit in fits),
             n_judged=n_judged,
