@@ -3,7 +3,8 @@
 Importances decide on the scales of a block. Its codes follow: for K types ggml rounds, at the end, each weight to the
 nearest code that the stored scales offer (quantize_row_*_impl of ggml/src/ggml-quants.c). For IQ4_NL and IQ4_XS it does
 so with the scale before that became a half. A code that is not the nearest one was changed afterwards, or made by a
-program that rounds in another way, which shows in all blocks.
+program that rounds in another way, which shows in all blocks. Error feedback moves codes on purpose, those of a block
+by few steps all of them: there a code stands out that is much farther away than the others.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ SLACK = 0.002  # in steps of the scale: another value may be nearer by this much
 MAX_SLACK = 5.0  # where rounding explains more, codes 11 apart cannot be told from each other any more
 CODED_BEFORE_ROUNDING = (QType.IQ4_NL, QType.IQ4_XS)  # codes of the scale before it became a half
 IQ4 = np.array(INTEGERS, np.float64)
+FEW = 8  # codes of a block that a changed byte reaches, at most half of them
+FAR_STEPS, FAR_TIMES = (
+    2.5,
+    2.0,
+)  # a code stands out by so many steps, beyond so many times what the others are off
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,14 @@ CODES: dict[QType, _Codes] = {
 }
 
 
-def not_nearest(blocks: Array, weights: Array, qtype: QType) -> Array | None:
+def not_nearest(blocks: Array, weights: Array, qtype: QType, *, is_moved: bool = False) -> Array | None:
     """Which blocks hold codes that are not the nearest to their weights; None for types whose codes do not follow.
 
     Args:
         blocks: as stored, uint8 [rows, row bytes].
         weights: the weights that they were made from, float32 [rows, n_per_row].
         qtype: their type.
+        is_moved: error feedback chose the codes: blocks are told in which one stands out.
 
     Returns:
         bool [rows * blocks of a row].
@@ -73,10 +80,12 @@ def not_nearest(blocks: Array, weights: Array, qtype: QType) -> Array | None:
     n_rows, n_per_row = weights.shape
     step = max(1, WEIGHTS_AT_ONCE // n_per_row)
     pieces = [slice(first, first + step) for first in range(0, n_rows, step)]
-    return np.concatenate([_not_nearest(blocks[piece], weights[piece], qtype, codes) for piece in pieces])
+    return np.concatenate(
+        [_not_nearest(blocks[piece], weights[piece], qtype, codes, is_moved) for piece in pieces]
+    )
 
 
-def _not_nearest(blocks: Array, weights: Array, qtype: QType, codes: _Codes) -> Array:
+def _not_nearest(blocks: Array, weights: Array, qtype: QType, codes: _Codes, is_moved: bool) -> Array:
     block_size, type_size = GGML_QUANT_SIZES[qtype]
     lowest, highest = blocks.copy(), blocks.copy()  # with the least and the largest code everywhere
     for ends, bits in ((lowest, 0), (highest, 0xFF)):
@@ -91,13 +100,16 @@ def _not_nearest(blocks: Array, weights: Array, qtype: QType, codes: _Codes) -> 
         nearest = codes.values[np.searchsorted(codes.middles, np.nan_to_num(exact))]
         excess = np.abs((stored - low) / step - exact) - np.abs(nearest - exact)
     excess[step == 0] = 0
-    slack: Array = np.full(len(excess.reshape(-1, block_size)), SLACK)
-    if qtype in CODED_BEFORE_ROUNDING:
+    excess = excess.reshape(-1, block_size)
+    slack: Array = np.full(len(excess), SLACK)
+    if is_moved:
+        slack = FAR_STEPS + FAR_TIMES * np.partition(excess, -FEW, axis=1)[:, -FEW]
+    elif qtype in CODED_BEFORE_ROUNDING:
         d = np.abs(blocks.reshape(-1, type_size)[:, :2].copy().view("<f2")[:, 0].astype(np.float64))
         lost = np.maximum(
             2.0**-11, 2.0**-25 / np.maximum(d, 2.0**-24)
         )  # share of the scale that a half rounds off
         slack = 2.5 * codes.values[-1] * lost
         slack[slack > MAX_SLACK] = np.inf
-    is_wrong: Array = ~(excess.reshape(-1, block_size).max(axis=1) <= slack)  # `not <=` also catches NaN
+    is_wrong: Array = ~(excess.max(axis=1) <= slack)  # `not <=` also catches NaN
     return is_wrong

@@ -12,7 +12,8 @@ from calibration.importance.imatrix import Imatrix
 from gguf_export.checking.codes import not_nearest
 from gguf_export.checking.deviations import BadBlocks, Deviation
 from gguf_export.checking.remedies import AGAIN, MAKE
-from gguf_export.checking.tolerances import TINY_ERROR, Tolerance, tolerance
+from gguf_export.checking.tolerances import TINY_ERROR, Tolerance, moved_tolerance, tolerance
+from gguf_export.metadata.feedback_keys import has_feedback
 from gguf_export.writing.slabs import Slab
 from quantize import codec
 from quantize.blocks import can_encode
@@ -91,7 +92,13 @@ class FileCheck:
 
     def is_exact(self, spec: TensorSpec) -> bool:
         """Whether the bytes of a tensor follow from the source alone."""
-        return self.is_copied(spec) or follows_from_weights(self.qtype(spec))
+        return self.is_copied(spec) or (follows_from_weights(self.qtype(spec)) and not self.is_moved(spec))
+
+    def is_moved(self, spec: TensorSpec) -> bool:
+        """Whether error feedback may have chosen the codes of a tensor: away from its weights, for what its errors do
+        to the model."""
+        is_quantized = self.qtype(spec) not in NUMPY_TYPES
+        return is_quantized and not self.is_copied(spec) and has_feedback(self.file.keys)
 
     def qtype(self, spec: TensorSpec) -> QType:
         """The type in which the file stores a tensor."""
@@ -99,7 +106,7 @@ class FileCheck:
 
     def tolerance(self, spec: TensorSpec) -> Tolerance:
         """The errors that this type explains."""
-        return tolerance(self.qtype(spec))
+        return (moved_tolerance if self.is_moved(spec) else tolerance)(self.qtype(spec))
 
     def blocks(self, spec: TensorSpec, xid: int, rows: Rows) -> Array:
         """Bytes of the file, uint8 [rows, row bytes]; `spec` is the source's."""
@@ -130,7 +137,7 @@ def measure(check: FileCheck, slab: Slab) -> Deviation:
     blocks = check.blocks(spec, slab.xid, slab.rows)
     block_size, type_size = GGML_QUANT_SIZES[qtype]
     deviation = Deviation(n_blocks=blocks.size // type_size)
-    is_copied = check.is_copied(spec)
+    is_copied, is_moved = check.is_copied(spec), check.is_moved(spec)
     if is_copied:
         expected: Array | None = check.source.read_blocks(spec, slab.xid, slab.rows)
     else:
@@ -157,10 +164,12 @@ def measure(check: FileCheck, slab: Slab) -> Deviation:
             return deviation
         largest_weight = np.abs(exact).reshape(-1, block_size).max(axis=1)
         largest_error = np.abs(errors).reshape(-1, block_size).max(axis=1)
-        limits = tolerance(qtype)
+        if is_moved:  # as far in small weights as in others
+            largest_weight = np.maximum(largest_weight, np.median(largest_weight))
+        limits = check.tolerance(spec)
         limit = limits.weight_with_importances if check.may_have_importances else limits.weight
         beyond = ~(largest_error <= limit * largest_weight + TINY_ERROR)  # `not <=` also catches NaN
-        wrong_codes = None if check.is_strict else not_nearest(blocks, exact, qtype)
+        wrong_codes = None if check.is_strict else not_nearest(blocks, exact, qtype, is_moved=is_moved)
     return replace(
         deviation,
         beyond_tolerance=BadBlocks.of(beyond, slab.rows),
@@ -171,6 +180,8 @@ def measure(check: FileCheck, slab: Slab) -> Deviation:
 def _encoded(check: FileCheck, slab: Slab, weights: Array) -> Array | None:
     """The bytes that the weights give, None where they depend on importances that are not known."""
     qtype = check.qtype(slab.spec)
+    if check.is_moved(slab.spec) and not check.is_strict:
+        return None
     if not follows_from_weights(qtype) and not (check.encodes and can_encode(qtype)):
         return None
     guide = check.imatrix.guide(slab.spec.name, slab.xid) if check.imatrix else None

@@ -12,6 +12,7 @@ from gguf import LlamaFileType
 
 from gguf_export.checking.imatrix_facts import ImatrixFacts, imatrix_facts
 from gguf_export.files.sizes import size_in_words
+from gguf_export.metadata.feedback_keys import feedback_in_words
 from gguf_export.metadata.type_keys import choice_in_words
 from quantize.containers.gguf import MAGIC
 from quantize.containers.gguf_parts import Place, first_part
@@ -203,13 +204,14 @@ def in_words(facts: ModelFacts) -> list[tuple[str, str]]:
     """The facts that a person wants to see first: pairs of a label and a text."""
     hp = facts.hparams
     experts = f"{hp.n_expert}, {hp.n_expert_used} used" if hp.n_expert else "none (dense)"
-    chosen = choice_in_words(facts.keys)
+    chosen, fed_back = choice_in_words(facts.keys), feedback_in_words(facts.keys)
     return [
         ("kind", _kind(facts)),
         ("name", facts.name),
         ("architecture", hp.arch),
         ("file type", facts.ftype),
         *([("types chosen", chosen)] if chosen else []),
+        *([("codes chosen", fed_back)] if fed_back else []),
         ("layers", str(hp.n_layer)),
         ("experts", experts),
         ("embedding", str(hp.n_embd)),

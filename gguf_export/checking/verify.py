@@ -17,6 +17,7 @@ from gguf_export.checking.left_out import in_numbers_of, n_layers
 from gguf_export.checking.remedies import FETCH
 from gguf_export.checking.stored_numbers import check_numbers
 from gguf_export.checking.structure import check_structure
+from gguf_export.metadata.feedback_keys import has_feedback
 from quantize.containers.gguf_parts import leading_part
 from quantize.containers.untrusted import quoted
 from quantize.engine import Engine, Threads
@@ -151,7 +152,11 @@ def verified_with(path: Path, given: Collection[Path]) -> Findings | None:
 def _unused_imatrix(file: GGUFFile) -> Iterator[Finding]:
     """Says that a file was made with importances that were not given, where they would allow a sharper comparison."""
     qtypes = {stored.spec.qtype for stored in file.tensors.values()}
-    if IMATRIX_KEY in file.keys and not all(map(follows_from_weights, qtypes)):
+    if (
+        IMATRIX_KEY in file.keys
+        and not has_feedback(file.keys)
+        and not all(map(follows_from_weights, qtypes))
+    ):
         yield info(
             IMATRIX_KEY,
             f"the file was made with {quoted(file.keys[IMATRIX_KEY])} and compared without: by errors, and by the "

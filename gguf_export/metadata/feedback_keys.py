@@ -8,7 +8,7 @@ from typing import Any
 from gguf_export.metadata.type_keys import PREFIX
 from quantize.containers.keys import KeyValue
 
-__all__ = ["feedback_keys", "has_feedback"]
+__all__ = ["feedback_in_words", "feedback_keys", "has_feedback"]
 
 METHOD = f"{PREFIX}feedback.method"
 ROUNDS = f"{PREFIX}feedback.rounds"
@@ -38,3 +38,15 @@ def feedback_keys(rounds: int, n_token: int, texts: Sequence[str]) -> tuple[KeyV
 def has_feedback(keys: Mapping[str, Any]) -> bool:
     """Whether a file states, by its keys, that error feedback chose its codes."""
     return isinstance(keys.get(METHOD), str)
+
+
+def feedback_in_words(keys: Mapping[str, Any]) -> str:
+    """How a file says that error feedback chose its codes; "" where it says nothing.
+
+    Args:
+        keys: of the file, which a stranger may have written.
+    """
+    if not has_feedback(keys):
+        return ""
+    n_token = keys.get(N_TOKEN)
+    return f"{keys[METHOD]} error feedback" + (f" on {n_token:,} tokens" if type(n_token) is int else "")
