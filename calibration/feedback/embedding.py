@@ -30,7 +30,7 @@ from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["encode_embedding"]
+__all__ = ["encode_embedding", "encodes_embedding"]
 
 N_TOKEN = 4096  # whose gradients are taken
 DAMPING = 0.3
@@ -59,10 +59,21 @@ class _Lookups(GradientObserver):
         )
 
 
+def encodes_embedding(source: ModelSource, qtype: QType | None) -> bool:
+    """Whether an embedding that gets a type is encoded here: it is not the output matrix, too, and the type has parts.
+
+    Args:
+        source: the model.
+        qtype: the type; None where it stays as it is.
+    """
+    has_output = any(spec.name == OUTPUT.name() for spec in source.specs())
+    return has_output and qtype is not None and part_format(qtype) is not None
+
+
 def encode_embedding(
     source: ModelSource,
     chunks: Chunks,
-    qtype: QType,
+    qtype: QType | None,
     settings: ForwardSettings,
     *,
     rounds: int,
@@ -74,7 +85,7 @@ def encode_embedding(
     Args:
         source: the model.
         chunks: a text, of which some thousand tokens go through the model and back.
-        qtype: the type of the embedding.
+        qtype: the type of the embedding; None where it stays as it is.
         settings: see `forward`.
         rounds: of coordinate descent.
         workers: threads.
@@ -83,9 +94,9 @@ def encode_embedding(
     Raises:
         ActivationError, CheckpointError, OutputError, TokenizerError: see `calibration.forward.run.forward`.
     """
-    specs = {spec.name: spec for spec in source.specs()}
-    if part_format(qtype) is None or OUTPUT.name() not in specs or chunks.n_chunk < 2:
+    if qtype is None or not encodes_embedding(source, qtype) or chunks.n_chunk < 2:
         return None
+    specs = {spec.name: spec for spec in source.specs()}
     few = Chunks(chunks.names, chunks.tokens[spread_chunks(chunks, N_TOKEN)], chunks.bos_id)
     if few.n_chunk < 2:
         few = chunks.part(0, 2)

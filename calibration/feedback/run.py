@@ -98,7 +98,7 @@ def feed_back(
     Args:
         source: the model.
         text: its part that chooses is added to the moments afterwards; that which judges is not looked at.
-        qtypes: types by name of tensor.
+        qtypes: types by name of tensor; others stay as they are.
         on_fitted: is given each matrix that has a quantized type, with its blocks: those of the layers and, where they
             are not one, the embedding and the output matrix. An embedding that it is not given is to be plain.
         forward: see `calibration.forward.run.forward`; default bfloat16 products where the CPU has them.
@@ -138,7 +138,7 @@ def feed_back(
             made = encode_embedding(
                 source,
                 chunks,
-                qtypes[EMBEDDING.name()],
+                qtypes.get(EMBEDDING.name()),
                 forward,
                 rounds=text.settings.rounds,
                 workers=workers,

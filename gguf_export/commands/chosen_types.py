@@ -54,6 +54,8 @@ def chosen_by_budget(
     settings: Mapping[str, Any],
     running: RunOptions,
     progress: OnProgress,
+    *,
+    feedback: bool,
 ) -> TypePlan:
     """Choose the types; files that may not be replaced are refused before the text runs through the model.
 
@@ -62,6 +64,7 @@ def chosen_by_budget(
         planning: the budget and what may be chosen.
         weighed: the text, and the importances or where they are kept.
         progress: see `plan_types`.
+        feedback: whether error feedback will choose the codes; its own pass keeps importances, then.
     """
     from gguf_export.commands.messages import say
     from gguf_export.files.outputs import refuse_existing
@@ -71,6 +74,7 @@ def chosen_by_budget(
     from gguf_export.writing.export import plan
     from gguf_export.writing.importances import write_imatrix
     from gguf_export.writing.journal import journal_path
+    from gguf_export.writing.request import CALIBRATED
     from quantize.containers.untrusted import label
     from quantize.engine import Threads
     from quantize.recipes.recipe import Recipe
@@ -84,11 +88,11 @@ def chosen_by_budget(
         Budget.of(*(planning[name] for name in ("like", "size", "bpw"))),
         candidates=planning["candidates"],
         imatrix=weighed["imatrix"],
-        imatrix_label=label(saved or "collected while exporting"),
+        imatrix_label=label(saved or (CALIBRATED if feedback else "collected while exporting")),
         prior=weighed["prior"],
         n_held_out=planning["n_held_out"],
         forward=weighed["forward"],
-        naming=Naming(*(settings[name] for name in ("name", "override_kv", "pre"))),
+        naming=Naming(settings["name"], settings["override_kv"], settings["pre"], feedback),
     )
     files = plan(model, [Recipe(job.ftype)], folder, imatrix=job.expected, **settings).files
     paths = [part.path for file in files for part in file.parts]
@@ -96,6 +100,6 @@ def chosen_by_budget(
         refuse_existing([*paths, *([saved] if saved else [])])
     with Threads(running.jobs) as engine:
         chosen = run_types(job, n_token=planning["n_token"], engine=engine, progress=progress, note=say)
-    if saved is not None:
+    if saved is not None and not feedback:
         write_imatrix(saved, chosen.imatrix)
     return chosen

@@ -187,7 +187,7 @@ def export(
     from gguf_export.files.outputs import refuse_outputs
     from gguf_export.writing import export as exporting
 
-    if text.is_given and imatrix and not planning.is_given:
+    if text.is_given and imatrix and (feedback or not planning.is_given):
         raise click.UsageError("give --imatrix or text to calibrate with, not both")
     settings: dict[str, Any] = {**taken.settings(), **vars(naming), **vars(splitting)}
     lists = [path for path in (recipe.tensor_type_file, types_file) if path is not None]
@@ -199,9 +199,11 @@ def export(
     with ProgressView(quiet=quiet) as view:
         if planning.is_given:
             refuse_beside_budget(types, types_file, recipe, taken)
-            chosen = chosen_by_budget(model, folder, planning.settings(), weighed, settings, running, view)
+            chosen = chosen_by_budget(
+                model, folder, planning.settings(), weighed, settings, running, view, feedback=feedback
+            )
             recipes = [chosen.recipe]
-            weighed = weighed | {"save_imatrix": None} if feedback else {"imatrix": chosen.imatrix}
+            weighed = weighed if feedback else {"imatrix": chosen.imatrix}
         elif types_file is not None:
             recipes = listed_recipes(model, types, types_file, recipe)
         elif types:

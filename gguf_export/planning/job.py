@@ -14,6 +14,7 @@ from calibration.judging.held_out import hold_out, spread
 from calibration.text.chunks import Chunks
 from calibration.text.text_settings import TextSettings, cut_text
 from gguf_export.files.sizes import size_in_words
+from gguf_export.metadata.feedback_keys import feedback_keys
 from gguf_export.metadata.type_keys import FISHER, type_keys
 from gguf_export.planning.budget import Budget
 from gguf_export.planning.mixtures import K_QUANTS, nearest_ftype
@@ -42,6 +43,7 @@ class Naming:
     name: str | None = None
     override_kv: Sequence[str] = ()
     pre: str | None = None
+    feedback: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ class TypeJob:
     @cached_property
     def header_bytes(self) -> int:
         """Bytes before the first tensor of a file with chosen types, which says more of itself, whatever they are."""
-        return len(self.exported(Recipe(self.ftype, stated=type_keys(FISHER, 0, 0.0))).files[0].header)
+        stated = type_keys(FISHER, 0, 0.0)
+        if self.naming.feedback:
+            stated += feedback_keys(0, 0, self.fit.names)
+        return len(self.exported(Recipe(self.ftype, stated=stated)).files[0].header)
 
     @cached_property
     def free(self) -> tuple[PlannedTensor, ...]:

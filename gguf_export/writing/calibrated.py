@@ -180,6 +180,8 @@ def state_of(job: ExportJob, calibration: Calibration, restart: bool, note: Note
         first.parent.mkdir(parents=True, exist_ok=True)
     decisive = fingerprint.of_pass([calibration.chunks], calibration.settings)
     decisive |= {"checkpoint": job.source.fingerprint()}
+    if calibration.feedback is not None:
+        decisive |= {"settings of error feedback": repr(calibration.feedback.settings)}
     with StateFile(state_path(first), first.name, decisive, restart=restart, note=note) as state:
         try:
             yield state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,7 +139,7 @@ def export(
 
         return run_fed_back(
             job,
-            lambda: replace(request, feedback=False).prepared()[0],
+            request.without_text,
             calibration,
             save_imatrix=save_imatrix,
             jobs=jobs,

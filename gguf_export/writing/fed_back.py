@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from calibration.feedback.embedding import encodes_embedding
 from calibration.feedback.fitting import Aim, Fitted
 from calibration.feedback.run import FeedbackText, feed_back
+from calibration.forward.parts import EMBEDDING
 from calibration.forward.saved_state import PassState, read_json
 from calibration.forward.saved_state import opened as opened_state
 from calibration.importance.imatrix import Imatrix
@@ -30,13 +32,20 @@ from gguf_export.writing.job import ExportJob
 from gguf_export.writing.open_files import OpenFiles, opened
 from gguf_export.writing.results import ExportResult, FeedbackFigures, Seconds, file_figures
 from gguf_export.writing.run import run
-from gguf_export.writing.slabs import EncodedSlab, compile_kernels, encode_weights, slabs_of, slabs_of_matrix
+from gguf_export.writing.slabs import (
+    EncodedSlab,
+    SlabUnit,
+    compile_kernels,
+    encode_slab,
+    slabs_of,
+    slabs_of_matrix,
+)
 from gguf_export.writing.state_file import StateFile
 from gguf_export.writing.written import Written
 from quantize.exceptions import DamagedStateError
-from quantize.recipes.left_alone import FLOATS
+from quantize.finite import refuse_non_finite
 from quantize.telling import Note, OnProgress, discard, silent
-from quantize.tensors import QType
+from quantize.tensors import NUMPY_TYPES, QType
 
 __all__ = ["run_fed_back"]
 
@@ -50,7 +59,7 @@ class _WorseError(Exception):
 
 def run_fed_back(
     job: ExportJob,
-    plain: Callable[[], ExportJob],
+    plain: Callable[[Imatrix], ExportJob],
     calibration: Calibration,
     *,
     save_imatrix: Path | None = None,
@@ -64,7 +73,8 @@ def run_fed_back(
 
     Args:
         job: what `prepare` returned, for one type.
-        plain: prepares the same export without feedback, whose file is written where feedback does no good.
+        plain: prepares the same export with importances and without feedback, whose file is written where feedback does
+            no good.
         calibration: the one that `expected_imatrix` was given.
         save_imatrix, jobs, force, restart, progress, note: see `run_calibrated`.
 
@@ -79,6 +89,7 @@ def run_fed_back(
     steps = _Run(job, calibration, calibration.feedback, jobs, progress)
     chunks, settings = calibration.chunks, calibration.settings
     calibrated = fingerprint.of_calibration(chunks, calibration.prior, settings)
+    how = fingerprint.hashed(text.encode() for text in (repr(calibration.feedback.settings), calibrated))
     try:
         with (
             state_of(job, calibration, restart, note) as keeper,
@@ -86,7 +97,7 @@ def run_fed_back(
                 job,
                 force=force,
                 restart=restart,
-                imatrix_hash=fingerprint.hashed(text.encode() for text in ("feedback", calibrated)),
+                imatrix_hash=how,
                 beside=save_imatrix,
                 progress=progress,
                 note=note,
@@ -99,7 +110,7 @@ def run_fed_back(
                 write_imatrix(save_imatrix, collected.imatrix, is_again=not force)
     except _WorseError as worse:
         collected, figures = worse.collected, worse.figures
-        job = replace(plain(), imatrix=collected.imatrix)
+        job = plain(collected.imatrix)
         run(job, jobs=jobs, force=force, restart=True, progress=progress, note=note)
         if save_imatrix is not None:
             write_imatrix(save_imatrix, collected.imatrix, is_again=not force)
@@ -125,11 +136,20 @@ class _Run:
             _WorseError: the plain encoding is better; nothing is kept.
         """
         (plan,) = self.job.plans
-        qtypes = {planned.spec.name: planned.qtype for planned in plan.tensors}
+        qtypes = {  # blocks that keep their type are copied, as they are without feedback
+            planned.spec.name: planned.qtype
+            for planned in plan.tensors
+            if planned.qtype != planned.spec.qtype and planned.qtype not in NUMPY_TYPES
+        }
         compile_kernels(self.job.plans, self.job.weighted, self.progress)
         _forget_torn(keeper, files, self.job, qtypes)
 
         def take(aim: Aim, fitted: Fitted) -> None:
+            whole = (
+                0,
+                aim.spec.n_row,
+            )  # no token may have reached it, and what is not finite would go unseen
+            refuse_non_finite(aim.spec, aim.xid, whole, aim.weights.cpu().numpy())
             for slab in slabs_of_matrix(self.job.source, aim.spec, aim.xid):
                 blocks = np.ascontiguousarray(fitted.blocks[slice(*slab.rows)])
                 files.write(EncodedSlab(slab, {aim.qtype: blocks}, 0.0, 0.0))
@@ -161,10 +181,9 @@ class _Run:
         """Encode plainly what belongs to no layer, or has no blocks."""
         for slab in slabs_of(self.job.source):
             if files.lacking(slab):
-                weights = self.job.source.read(slab.spec, slab.xid, slab.rows)
                 name = slab.spec.name
                 guide = imatrix.guide(name, slab.xid) if name in imatrix.entries else None
-                files.write(encode_weights(slab, weights, files.types_for(slab), guide))
+                files.write(encode_slab(SlabUnit(self.job.source, slab, files.types_for(slab), guide)))
 
     def _judged(self, files: OpenFiles, imatrix: Imatrix) -> tuple[float, float]:
         """Mean KL divergence of the file, and of the plain encoding in the same types, on the part that judges."""
@@ -209,9 +228,11 @@ def _forget_torn(keeper: StateFile, files: OpenFiles, job: ExportJob, qtypes: Ma
             n_done = int(read_json(archive, "pass")["n_done"])
     except DamagedStateError:  # there is none, or `recall` will say so
         return
+    embedding = EMBEDDING.name()
+    made_first = {embedding} if encodes_embedding(job.source, qtypes.get(embedding)) else set()
     for slab in slabs_of(job.source):
-        bid = slab.spec.bid
-        is_made = bid is not None and bid < n_done and qtypes[slab.spec.name] not in FLOATS
+        name, bid = slab.spec.name, slab.spec.bid
+        is_made = name in made_first or (name in qtypes and bid is not None and bid < n_done)
         if is_made and files.lacking(slab):
             keeper.remove()
             return

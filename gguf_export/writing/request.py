@@ -27,7 +27,10 @@ if TYPE_CHECKING:  # these import torch, and an export without text needs no tor
     from calibration.text.text_settings import TextSettings
     from gguf_export.writing.calibrated import Calibration
 
-__all__ = ["Request"]
+__all__ = ["CALIBRATED", "Request"]
+
+CALIBRATED = "calibrated while exporting"
+"""What a file calls the importances that weighed it, where no file keeps them."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,13 @@ class Request:
             message = "nothing is left of the importances that the text would give"
             raise ImatrixError("", message, "choose other parts of names for {setting}", setting=what)
         return job, calibration
+
+    def without_text(self, imatrix: Imatrix) -> ExportJob:
+        """The job of the same export with importances that its text has given, and without error feedback."""
+        given = replace(
+            self, imatrix=imatrix, prior=0.0, text=None, forward=None, save_imatrix=None, feedback=False
+        )
+        return given.prepared()[0]
 
     def refuse_outputs(self, paths: Sequence[Path]) -> None:
         """Refuse files that could not be written, or would replace something that is read.
@@ -212,7 +222,7 @@ class Request:
         if calibration is not None:
             from gguf_export.writing.calibrated import expected_imatrix
 
-            file = label(self.save_imatrix or "calibrated while exporting")
+            file = label(self.save_imatrix or CALIBRATED)
             return expected_imatrix(source.specs(), calibration, file)
         if isinstance(self.imatrix, (str, Path)):
             return load_imatrix(self.imatrix, prior=self.prior)
