@@ -56,8 +56,8 @@ class FeedbackText:
         if chunks.n_chunk < 3:
             raise TextError(
                 " + ".join(chunks.names),
-                f"{chunks.n_chunk} chunks of {chunks.n_ctx} tokens are too little for error feedback, which holds out "
-                "a part to choose by and a part to judge by",
+                f"{chunks.n_token} tokens in chunks of {chunks.n_ctx} are too little for error feedback, which needs "
+                "three chunks: it holds out a part to choose by and a part to judge by",
                 "give more text",
             )
         rest, judged = hold_out(chunks, max(JUDGED_EVERY, -(-chunks.n_chunk // JUDGED_CHUNKS)))

@@ -18,9 +18,11 @@ from gguf_export.writing.parts import Split
 from quantize.containers.untrusted import label, quoted
 from quantize.exceptions import ImatrixError, OutputError, RecipeError
 from quantize.recipes.ftypes import ftype
+from quantize.recipes.layout import PlannedTensor
 from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint_files import files_of_model
 from quantize.sources.model_source import ModelFile, open_gguf, open_stored
+from quantize.tensors import NUMPY_TYPES
 
 if TYPE_CHECKING:  # these import torch, and an export without text needs no torch
     from calibration.forward.settings import ForwardSettings
@@ -90,6 +92,11 @@ class Request:
             what = "exclude_weights" if self.exclude_weights else "include_weights"
             message = "nothing is left of the importances that the text would give"
             raise ImatrixError("", message, "choose other parts of names for {setting}", setting=what)
+        if self.feedback and not any(map(_is_encoded, job.plans[0].tensors)):
+            message = "means nothing where no tensor is quantized"
+            raise RecipeError(
+                "feedback", message, "leave {setting} out, or choose a type", setting="feedback"
+            )
         return job, calibration
 
     def without_text(self, imatrix: Imatrix) -> ExportJob:
@@ -227,6 +234,11 @@ class Request:
         if isinstance(self.imatrix, (str, Path)):
             return load_imatrix(self.imatrix, prior=self.prior)
         return self.imatrix
+
+
+def _is_encoded(planned: PlannedTensor) -> bool:
+    """Whether a tensor gets codes: it is quantized, and not what a GGUF file holds already."""
+    return planned.qtype not in (planned.spec.qtype, *NUMPY_TYPES)
 
 
 def _fed_back(recipe: Recipe, calibration: Calibration) -> Recipe:

@@ -330,5 +330,5 @@ def test_a_text_is_divided_evenly() -> None:
 
 
 def test_two_chunks_are_too_little() -> None:
-    with pytest.raises(TextError, match="2 chunks of 4 tokens are too little for error feedback"):
+    with pytest.raises(TextError, match="8 tokens in chunks of 4 are too little for error feedback"):
         FeedbackText.of(Chunks(("a",), np.zeros((2, 4), np.int32), None), ONE)
