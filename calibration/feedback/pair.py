@@ -38,8 +38,8 @@ __all__ = ["Gaps", "OnFitted", "Pair", "TokenWeights"]
 OnFitted = Callable[[Aim, Fitted], None]
 """Receives each matrix when it is encoded."""
 
-TokenWeights = Callable[[str, int, Tensor], Tensor]
-"""(name, xid, tokens int64 [t]) to how much each token counts at that matrix, float32 [t]."""
+TokenWeights = Callable[[str, int, Tensor], Tensor | None]
+"""(name, xid, tokens int64 [t]) to how much each token counts at that matrix, float32 [t]; None: all alike."""
 
 Gaps = Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]]
 """(tokens int64 [t]) to groups of them: their inputs y in the quantized stream, and what these lack (see `Visit`)."""

@@ -11,8 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from calibration.feedback.embedding import encode_embedding
+from calibration.feedback.fisher import Fisher, Lookups
 from calibration.feedback.fitting import Aim, FeedbackSettings, Fitted, Fitter, MatrixFit
-from calibration.feedback.pair import OnFitted, Pair, TokenWeights
+from calibration.feedback.pair import OnFitted, Pair
 from calibration.feedback.records import Records
 from calibration.feedback.two_streams import FeedbackPass
 from calibration.forward.parts import EMBEDDING
@@ -88,7 +89,6 @@ def feed_back(
     on_fitted: OnFitted,
     *,
     forward: ForwardSettings | None = None,
-    token_weights: TokenWeights | None = None,
     jobs: int | None = None,
     keeper: Keeper | None = None,
     progress: OnProgress = silent,
@@ -102,7 +102,6 @@ def feed_back(
         on_fitted: is given each matrix that has a quantized type, with its blocks: those of the layers and, where they
             are not one, the embedding and the output matrix. An embedding that it is not given is to be plain.
         forward: see `calibration.forward.run.forward`; default bfloat16 products where the CPU has them.
-        token_weights: how much each token counts at a matrix.
         jobs: threads that encode; by default one for each processor.
         keeper: keeps the state behind a layer; what `on_fitted` was given of it must outlive the run, too.
         progress: told the tokens that are through.
@@ -113,7 +112,7 @@ def feed_back(
     chunks = text.seen
     importances, router = ImatrixObserver(chunks), RouterObserver(source.hparams)
     forward = forward or ForwardSettings(dtype=best_dtype())
-    records = Records()
+    fisher, records = Fisher(), Records()
 
     def take(aim: Aim, fitted: Fitted) -> None:
         records.fits.append(fitted.fit)
@@ -128,26 +127,29 @@ def feed_back(
             Fitter(text.settings, forward.device, workers),
             forward,
             importances=importances,
-            observers=[router, records],
+            observers=[router, fisher, records],
             on_fitted=take,
-            token_weights=token_weights,
+            token_weights=fisher.of,
             progress=progress,
         )
 
-        def embedding() -> Tensor | None:
-            made = encode_embedding(
+        def begin() -> Tensor | None:
+            """Weigh the tokens, and encode the embedding."""
+            n_fit = text.fit.n_token
+            lookups = Lookups(source.hparams.n_embd, n_fit, forward.device)
+            fisher.collect(
                 source,
                 chunks,
-                qtypes.get(EMBEDDING.name()),
+                lookups,
                 forward,
-                rounds=text.settings.rounds,
-                workers=workers,
-                progress=lambda moment: progress(replace(moment, stage=f"embedding: {moment.stage}")),
+                lambda moment: progress(replace(moment, stage=f"weighing tokens: {moment.stage}")),
             )
+            qtype = qtypes.get(EMBEDDING.name())
+            made = encode_embedding(source, qtype, lookups, n_fit, text.settings.rounds, workers)
             if made is None:
                 return None
             take(*made)
             return made[1].values
 
-        FeedbackPass(pair).run(embedding, keeper)
+        FeedbackPass(pair).run(begin, keeper)
     return FedBack(tuple(records.fits), importances.imatrix, router.load, pair.timings)

@@ -43,11 +43,11 @@ class FeedbackPass:
         """Begin with streams that have passed nothing yet."""
         self.pair, self.original, self.own = pair, pair.original, pair.own
 
-    def run(self, embedding: Callable[[], Tensor | None], keeper: Keeper | None = None) -> None:
+    def run(self, begin: Callable[[], Tensor | None], keeper: Keeper | None = None) -> None:
         """Take both streams through all layers, or through those that an earlier run has left.
 
         Args:
-            embedding: gives the second stream's embedding [V, D] where the pass begins, None where it is plain.
+            begin: called where the pass begins; gives the second stream's embedding [V, D], None where it is plain.
             keeper: keeps the state behind a layer.
 
         Raises:
@@ -59,7 +59,7 @@ class FeedbackPass:
             if keeper is not None:
                 keeper.recall(pair.saved)
             if pair.saved.n_done == 0:
-                pair.embed(embedding())
+                pair.embed(begin())
             for bid in range(pair.saved.n_done, pair.saved.n_layer):
                 self.attention(bid)
                 self.feed_forward(bid)
