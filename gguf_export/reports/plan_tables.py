@@ -88,6 +88,6 @@ def plan_words(planned: TypePlan) -> str:
     if planned.scale is None:
         return f"predicted: {costs}, {LOWER_BOUND}"
     return (
-        f"predicted: {costs}, scaled by {planned.scale:.2f}; measured: {planned.n_measured} chunks of the text that "
-        "were held out"
+        f"predicted: {costs}, scaled by {planned.scale:.2f}; measured: on {planned.n_measured} "
+        f"chunk{'s' * (planned.n_measured != 1)} of the text, held out for that"
     )

@@ -148,8 +148,8 @@ def test_without_held_out_chunks_nothing_is_measured(model: Path, text: TextSett
 
 
 def test_importances_that_are_given_are_used(model: Path, text: TextSettings, planned: TypePlan) -> None:
-    again = plan_types(model, text, like="Q4_K_M", n_token=256, n_held_out=2, imatrix=planned.imatrix)
-    assert again.imatrix.entries is planned.imatrix.entries and again.types == planned.types
+    again = plan_types(model, text, like="Q4_K_M", n_token=64, n_held_out=0, imatrix=planned.imatrix)
+    assert again.imatrix.entries is planned.imatrix.entries
 
 
 def test_a_tensor_of_which_nothing_is_known_keeps_its_type(
