@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from calibration.importance.imatrix import Imatrix
 from gguf_export.writing.job import ExportJob, prepare
@@ -132,34 +132,22 @@ def export(
     request.refuse_outputs([file.path for file in job.files])
     for remark in export_remarks(job, is_counted=calibration is None):
         note(remark)
+    running: dict[str, Any] = {
+        "jobs": jobs,
+        "force": force,
+        "restart": restart,
+        "progress": progress,
+        "note": note,
+    }
     if calibration is None:
-        return run(job, jobs=jobs, engine=engine, force=force, restart=restart, progress=progress, note=note)
+        return run(job, engine=engine, **running)
     if calibration.feedback is not None:
         from gguf_export.writing.fed_back import run_fed_back
 
-        return run_fed_back(
-            job,
-            request.without_text,
-            calibration,
-            save_imatrix=save_imatrix,
-            jobs=jobs,
-            force=force,
-            restart=restart,
-            progress=progress,
-            note=note,
-        )
+        return run_fed_back(job, request.without_text, calibration, save_imatrix=save_imatrix, **running)
     from gguf_export.writing.calibrated import run_calibrated
 
-    return run_calibrated(
-        job,
-        calibration,
-        save_imatrix=save_imatrix,
-        jobs=jobs,
-        force=force,
-        restart=restart,
-        progress=progress,
-        note=note,
-    )
+    return run_calibrated(job, calibration, save_imatrix=save_imatrix, **running)
 
 
 def plan(

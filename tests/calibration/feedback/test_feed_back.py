@@ -16,7 +16,7 @@ from pico import pico_dense, pico_mixtral
 
 from calibration.feedback import run
 from calibration.feedback.fitting import Aim, FeedbackSettings, Fitted
-from calibration.feedback.moments import Moments, Strength, Visit
+from calibration.feedback.moments import Moments, Visit
 from calibration.feedback.run import FedBack, FeedbackText, feed_back
 from calibration.feedback.two_streams import FeedbackPass
 from calibration.forward.saved_state import PassState
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.numeric
 
 N_CHUNK, N_CTX, N_VOCAB = 8, 64, 320
 EXACT = ForwardSettings()
-ONE = FeedbackSettings(rounds=1, strengths=(Strength(0.3, 0.1),))
-PLAIN = FeedbackSettings(strengths=())
+ONE = FeedbackSettings(rounds=1, dampings=(0.1,))
+PLAIN = FeedbackSettings(dampings=())
 WIDE: dict[str, Any] = {"n_embd": 256, "n_ff": 256, "tokenizer": False, "n_shards": 1}
 
 
@@ -161,12 +161,12 @@ def test_less_is_lost_than_plainly(
     whole: Made, mixtral: Checkpoint, chunks: Chunks, calibrated: Collected
 ) -> None:
     plain = made(mixtral, chunks, PLAIN)
-    assert whole.lost < 0.6 * plain.lost
+    assert whole.lost < 0.8 * plain.lost
     for fit in found(plain).fits:
         spec = next(spec for spec in mixtral.specs() if spec.name == fit.name)
         if fit.name == "token_embd.weight":
             continue
-        assert (fit.strength, fit.reason) == (None, "held out")
+        assert (fit.damping, fit.reason) == (None, "held out")
         guide = None if fit.name == "output.weight" else calibrated.imatrix.guide(fit.name, fit.xid)
         usual = encode(mixtral.read(spec, fit.xid), QType.Q4_K, guide)
         assert (plain.blocks[fit.name, fit.xid] != usual).mean() < 0.001
@@ -236,31 +236,26 @@ def test_experts_without_tokens_are_encoded_plainly(mixtral: Checkpoint, chunks:
     one = made(mixtral, few)
     for fit in found(one).fits:
         if fit.name != "token_embd.weight":
-            assert (fit.strength, fit.reason) == (None, "few tokens") and np.isnan(fit.ratio)
+            assert (fit.damping, fit.reason) == (None, "few tokens") and np.isnan(fit.ratio)
 
 
 def test_a_prior_draws_experts_to_all_tokens_of_the_layer(mixtral: Checkpoint, chunks: Chunks) -> None:
     """Other tokens of the layer count together as many as it says, at the matrices of experts alone."""
     moments: list[Moments] = []
-    counted: dict[int, float] = {}
+    of_others: dict[int, float] = {}
     original = Moments.add
 
     def add(self: Moments, visit: Visit) -> None:
         moments.append(self)  # lest another gets its id
-        weight = float(len(visit.y)) if visit.weights is None else float(visit.weights.sum())
-        counted[id(self)] = counted.get(id(self), 0.0) + weight
+        more = 0.0 if visit.weights is None else float(visit.weights.sum())
+        of_others[id(self)] = of_others.get(id(self), 0.0) + more
         original(self, visit)
 
-    def totals(prior: float) -> list[float]:
-        counted.clear()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Moments, "add", add)
-            made(mixtral, chunks, FeedbackSettings(rounds=0, strengths=ONE.strengths, prior=prior))
-        return list(counted.values())
-
-    without, drawn = (np.array(totals(prior)) for prior in (0.0, 100.0))
-    more = (drawn - without)[: 1 + 2 + 2 * 3]  # later layers may route otherwise
-    np.testing.assert_allclose(more, [0] * 3 + [100] * 6, atol=1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Moments, "add", add)
+        made(mixtral, chunks, FeedbackSettings(rounds=0, dampings=ONE.dampings, prior=100))
+    of_layer = [0] * 2 + [100] * 6  # q, k and v; attn_output; of each expert gate and up, and down
+    np.testing.assert_allclose(list(of_others.values()), [0, *of_layer, *of_layer, 0], atol=1e-3)
 
 
 class Memory:

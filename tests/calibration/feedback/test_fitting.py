@@ -1,4 +1,4 @@
-"""The choice among strengths by held-out tokens, and what is encoded plainly."""
+"""The choice among dampings by held-out tokens, and what is encoded plainly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from calibration.feedback import fitting
-from calibration.feedback.fitting import STRENGTHS, Aim, FeedbackSettings, Fitted, Fitter
+from calibration.feedback.fitting import DAMPINGS, Aim, FeedbackSettings, Fitted, Fitter
 from calibration.feedback.moments import Visit
 from quantize.codec import decode, encode
 from quantize.guide import Guide
@@ -69,9 +69,9 @@ def plain_blocks(aim: Aim) -> Array:
     return encode(aim.weights.numpy(), aim.qtype, Guide.of(IMPORTANCE))
 
 
-def test_a_strength_is_chosen_where_it_does_good(workers: ThreadPoolExecutor) -> None:
+def test_a_damping_is_chosen_where_it_does_good(workers: ThreadPoolExecutor) -> None:
     (one,) = fit(Fitter(FeedbackSettings(), "cpu", workers), [seen(500, 1), seen(500, 2)], [seen(200, 3)])
-    assert one.fit.strength in STRENGTHS and one.fit.reason == ""
+    assert one.fit.damping in DAMPINGS and one.fit.reason == ""
     assert (one.fit.n_token, one.fit.n_held_out) == (1000, 200)
     assert one.fit.ratio < 0.5
     y, plain = (
@@ -108,7 +108,7 @@ def test_plain_is_kept_where_held_out_tokens_say_so(workers: ThreadPoolExecutor)
     """The gap of the fitted tokens is the opposite of that of the others: whatever is learnt of it is wrong."""
     aim = Aim(SPEC, 0, some_weights(), QType.Q4_K)
     (one,) = fit(Fitter(FeedbackSettings(), "cpu", workers), [seen(500, 1, 0.5)], [seen(200, 2, -0.5)], [aim])
-    assert (one.fit.strength, one.fit.reason, one.fit.ratio) == (None, "held out", 1.0)
+    assert (one.fit.damping, one.fit.reason, one.fit.ratio) == (None, "held out", 1.0)
     assert np.array_equal(one.blocks, plain_blocks(aim))
 
 
@@ -116,7 +116,7 @@ def test_plain_is_kept_where_held_out_tokens_say_so(workers: ThreadPoolExecutor)
 def test_few_tokens_decide_nothing(workers: ThreadPoolExecutor, n_fit: int, n_held_out: int) -> None:
     aim = Aim(SPEC, 3, some_weights(), QType.Q5_K)
     (one,) = fit(Fitter(FeedbackSettings(), "cpu", workers), [seen(n_fit, 1)], [seen(n_held_out, 2)], [aim])
-    assert (one.fit.strength, one.fit.reason, one.fit.xid) == (None, "few tokens", 3)
+    assert (one.fit.damping, one.fit.reason, one.fit.xid) == (None, "few tokens", 3)
     assert (one.fit.n_token, one.fit.n_held_out) == (n_fit, n_held_out) and np.isnan(one.fit.ratio)
     assert np.array_equal(one.blocks, plain_blocks(aim))
 
@@ -132,7 +132,7 @@ def test_matrices_that_share_inputs_choose_each_for_itself(workers: ThreadPoolEx
     assert [(one.fit.name, one.fit.qtype) for one in found] == [
         (spec.name, qtype) for spec, qtype in zip(specs, ("Q4_K", "Q8_0", "Q2_K"), strict=True)
     ]
-    assert all(one.fit.strength is not None and one.fit.ratio < 0.7 for one in found)
+    assert all(one.fit.damping is not None and one.fit.ratio < 0.7 for one in found)
     (alone,) = fit(
         Fitter(FeedbackSettings(), "cpu", workers), [seen(1000, 1, 0.1)], [seen(200, 2, 0.1)], aims[2:]
     )
@@ -140,7 +140,7 @@ def test_matrices_that_share_inputs_choose_each_for_itself(workers: ThreadPoolEx
 
 
 def test_large_matrices_go_in_pieces(workers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    fitter = Fitter(FeedbackSettings(strengths=STRENGTHS[:1]), "cpu", workers)
+    fitter = Fitter(FeedbackSettings(dampings=DAMPINGS[:1]), "cpu", workers)
     (whole,) = fit(fitter, [seen(500, 1)], [seen(100, 2)])
     monkeypatch.setattr(fitting, "PIECE_WEIGHTS", 10 * N)
     (pieces,) = fit(fitter, [seen(500, 1)], [seen(100, 2)])
@@ -156,7 +156,7 @@ def test_held_out_tokens_count_by_their_weights(workers: ThreadPoolExecutor) -> 
     weights = torch.cat([torch.ones(100), torch.zeros(400)])
     fitter = Fitter(FeedbackSettings(), "cpu", workers)
     (one,) = fit(fitter, [seen(500, 1, 0.5)], [Visit(y, gap, weights)])
-    assert one.fit.strength is not None and one.fit.ratio < 0.5
+    assert one.fit.damping is not None and one.fit.ratio < 0.5
 
 
 def test_many_held_out_tokens_are_thinned_out(

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.feedback.moments import Moments, Strength, Visit
+from calibration.feedback.moments import Moments, Visit
 from quantize.tensors import Array
 
 pytestmark = pytest.mark.numeric
 
 N, N_ROW, N_TOKEN = 24, 7, 300
+ALL = torch.arange(N_ROW)
 
 
 def visits(seed: int, *, of_inputs: bool, weighted: bool = False) -> tuple[Visit, Array, Array, Array]:
@@ -39,7 +40,7 @@ def test_the_factor_is_upper_triangular_and_its_square_the_inverse() -> None:
     visit, y, _, _ = visits(0, of_inputs=True)
     for half in halves(visit):
         moments.add(half)
-    known = moments.known(0.1)
+    known = moments.damped(0.1).known
     squares = y.T @ y
     damped = squares + 0.1 * np.diag(squares).mean() * np.eye(N)
     np.testing.assert_allclose(known.moments, damped, rtol=1e-4, atol=1e-2)
@@ -55,13 +56,13 @@ def test_the_factor_is_upper_triangular_and_its_square_the_inverse() -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("of_inputs", [False, True])
 def test_targets_are_a_ridge_regression(of_inputs: bool, weighted: bool) -> None:
-    """W* minimises Σ w |what the output lacks - (W* - W) y|² + pull |W* - W|², solved here by least squares."""
+    """W* minimises Σ w |what the output lacks - (W* - W) y|² + damping |W* - W|², solved here by least squares."""
     visit, y, gap, weights = visits(1, of_inputs=of_inputs, weighted=weighted)
     moments = Moments(N, N if of_inputs else N_ROW, "cpu", of_inputs=of_inputs)
     for half in halves(visit):
         moments.add(half)
     matrix = np.random.default_rng(2).standard_normal((N_ROW, N)).astype(np.float32)
-    (target,) = moments.targets([torch.from_numpy(matrix)], 0.2)
+    target = moments.damped(0.2).target(torch.from_numpy(matrix), ALL)
     root = np.sqrt(weights)[:, None]
     ridge = 0.2 * np.mean((root * y) ** 2, axis=1).sum() * np.eye(N)
     lacking = gap @ matrix.T.astype(np.float64) if of_inputs else gap
@@ -69,6 +70,9 @@ def test_targets_are_a_ridge_regression(of_inputs: bool, weighted: bool) -> None
     wanted = np.concatenate([root * lacking, np.zeros((N, N_ROW))])
     solution = np.linalg.lstsq(system, wanted, rcond=None)[0].T
     np.testing.assert_allclose(target.numpy() - matrix, solution, rtol=2e-3, atol=2e-4)
+    rows = torch.tensor([5, 0, 3])
+    some = moments.damped(0.2).target(torch.from_numpy(matrix)[rows], rows)
+    torch.testing.assert_close(some, target[rows])
 
 
 def test_without_a_gap_the_weights_are_the_target() -> None:
@@ -76,17 +80,18 @@ def test_without_a_gap_the_weights_are_the_target() -> None:
     visit, *_ = visits(0, of_inputs=True)
     moments.add(Visit(visit.y, torch.zeros(N_TOKEN, N)))
     matrix = torch.randn(N_ROW, N, generator=torch.Generator().manual_seed(0))
-    (target,) = moments.targets([matrix], 0.1)
+    target = moments.damped(0.1).target(matrix, ALL)
     assert torch.equal(target, matrix)
 
 
-def test_a_strong_pull_holds_the_target() -> None:
+def test_a_strong_damping_holds_the_target() -> None:
     visit, *_ = visits(1, of_inputs=True)
     moments = Moments(N, N, "cpu", of_inputs=True)
     moments.add(visit)
     matrix = torch.ones(N_ROW, N)
     apart = [
-        float((next(moments.targets([matrix], pull)) - matrix).square().sum()) for pull in (0.01, 1, 100)
+        float((moments.damped(damping).target(matrix, ALL) - matrix).square().sum())
+        for damping in (0.01, 1, 100)
     ]
     assert apart[0] > apart[1] > 100 * apart[2] > 0
 
@@ -94,9 +99,10 @@ def test_a_strong_pull_holds_the_target() -> None:
 def test_no_token_at_all_leaves_something_that_can_be_solved() -> None:
     moments = Moments(N, N, "cpu", of_inputs=True)
     matrix = torch.ones(N_ROW, N)
-    (target,) = moments.targets([matrix], 0.1)
+    target = moments.damped(0.1).target(matrix, ALL)
     assert torch.equal(target, matrix)
-
-
-def test_a_strength_in_words() -> None:
-    assert str(Strength(0.3, 0.03)) == "0.3/0.03"
+    assert all(
+        np.isfinite(part).all()
+        for part in (moments.damped(0.1).known.moments, moments.damped(0.1).known.factor)
+    )
+    assert (moments.damped(0.1).known.importance == 1).all()

@@ -27,7 +27,6 @@ from pico import TEXT, pico_mixtral, read_checkpoint, write_checkpoint
 
 from calibration.feedback import fitting
 from calibration.feedback.fitting import FeedbackSettings
-from calibration.feedback.moments import Strength
 from calibration.feedback.two_streams import FeedbackPass
 from calibration.importance.imatrix_files import load_imatrix
 from calibration.text.text_settings import TextSettings
@@ -43,7 +42,7 @@ pytestmark = pytest.mark.numeric
 
 N_CTX = 32
 NAME = "Pico-4x1M-Q4_K_M.gguf"
-QUICK = FeedbackSettings(rounds=1, strengths=(Strength(0.3, 0.1),))
+QUICK = FeedbackSettings(rounds=1, dampings=(0.1,))
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +55,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """One strength and one round, no threads that small products would wait for, and a state behind each layer."""
+    """One damping and one round, no threads that small products would wait for, and a state behind each layer."""
     n_thread = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            fitting, "FeedbackSettings", partial(FeedbackSettings, rounds=1, strengths=QUICK.strengths)
+            fitting, "FeedbackSettings", partial(FeedbackSettings, rounds=1, dampings=QUICK.dampings)
         )
         patch.setattr(state_file, "KEEP_SECONDS", 0.0)
         patch.setattr(state_file, "KEEP_SHARE", math.inf)
@@ -373,7 +372,6 @@ def child(*given: Any, hold: Path) -> subprocess.Popen[str]:
         from pathlib import Path
         import torch
         from calibration.feedback import fitting
-        from calibration.feedback.moments import Strength
         from calibration.feedback.two_streams import FeedbackPass
         from gguf_export.writing import state_file
         from gguf_export.cli import main
@@ -381,7 +379,7 @@ def child(*given: Any, hold: Path) -> subprocess.Popen[str]:
         hold, sys.argv[1:] = Path(sys.argv[1]), sys.argv[2:]
         state_file.KEEP_SECONDS, state_file.KEEP_SHARE = 0.0, math.inf
         settings = fitting.FeedbackSettings
-        fitting.FeedbackSettings = partial(settings, rounds=1, strengths=(Strength(0.3, 0.1),))
+        fitting.FeedbackSettings = partial(settings, rounds=1, dampings=(0.1,))
         feed_forward = FeedbackPass.feed_forward
         def wait(self, bid):
             while bid == 1 and hold.exists():
