@@ -11,6 +11,8 @@ from quantize.feedback.encoder import FeedbackInput
 
 __all__ = ["Damped", "Moments", "Visit"]
 
+SMALL = 128  # columns of a triangular matrix that are solved for at once
+
 
 @dataclass(frozen=True, eq=False)
 class Visit:
@@ -50,13 +52,26 @@ class Moments:
         # H = R Rᵀ with R upper triangular is the Cholesky factor from the last column to the first; its inverse U is
         # upper triangular, too, and UᵀU is the inverse of H.
         upper = torch.linalg.cholesky(squares.flip(0, 1)).flip(0, 1)
-        eye = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-        factor = torch.linalg.solve_triangular(upper, eye, upper=True).float()
+        factor = _inverse(upper).float()
         diagonal = self._squares.diagonal()
         mean = diagonal.mean()
         importance = diagonal / mean if mean > 0 else torch.ones_like(diagonal)
         known = FeedbackInput(squares.float().cpu().numpy(), factor.cpu().numpy(), importance.cpu().numpy())
         return Damped(known, factor, self._gaps, self._of_inputs)
+
+
+def _inverse(upper: Tensor) -> Tensor:
+    """The inverse of an upper triangular matrix, by quarters: a third of the work of solving for all columns."""
+    n = len(upper)
+    if n <= SMALL:
+        eye = torch.eye(n, dtype=upper.dtype, device=upper.device)
+        return torch.linalg.solve_triangular(upper, eye, upper=True)
+    half = n // 2
+    result = torch.zeros_like(upper)
+    result[:half, :half] = first = _inverse(upper[:half, :half])
+    result[half:, half:] = last = _inverse(upper[half:, half:])
+    result[:half, half:] = first @ upper[:half, half:] @ last.neg()
+    return result
 
 
 @dataclass(frozen=True, eq=False)
