@@ -26,9 +26,9 @@ MAX_SLACK = 5.0  # where rounding explains more, codes 11 apart cannot be told f
 CODED_BEFORE_ROUNDING = (QType.IQ4_NL, QType.IQ4_XS)  # codes of the scale before it became a half
 IQ4 = np.array(INTEGERS, np.float64)
 FEW = 8  # codes of a block that a changed byte reaches, at most half of them
-FAR_SHARE, FAR_STEPS, FAR_TIMES = 1 / 7, 4.0, 2.0
-"""A code stands out by this share of all codes, and by so many steps, beyond so many times what the others are off. In
-whole files these were 3 steps of Q6_K, and 2 of the other types."""
+FAR_SHARE, FAR_STEPS, FAR_TIMES = 1 / 7, 4.0, 4.0
+"""A code stands out by this share of all codes, and so many steps, where its error is so many times that of the others:
+of 140,000 blocks that error feedback had made, none had an error of more than 3.3 times its eighth."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,10 @@ def _not_nearest(blocks: Array, weights: Array, qtype: QType, codes: _Codes, is_
         excess = np.abs((stored - low) / step - exact) - np.abs(nearest - exact)
     excess[step == 0] = 0
     excess = excess.reshape(-1, block_size)
-    slack: Array = np.full(len(excess), SLACK)
     if is_moved:
-        far = max(FAR_STEPS, FAR_SHARE * len(codes.values)) * np.diff(codes.values).max()
-        slack = far + FAR_TIMES * np.partition(excess, -FEW, axis=1)[:, -FEW]
-    elif qtype in CODED_BEFORE_ROUNDING:
+        return _stands_out(excess, np.abs(stored - weights).reshape(-1, block_size), codes)
+    slack: Array = np.full(len(excess), SLACK)
+    if qtype in CODED_BEFORE_ROUNDING:
         d = np.abs(blocks.reshape(-1, type_size)[:, :2].copy().view("<f2")[:, 0].astype(np.float64))
         lost = np.maximum(
             2.0**-11, 2.0**-25 / np.maximum(d, 2.0**-24)
@@ -112,4 +111,18 @@ def _not_nearest(blocks: Array, weights: Array, qtype: QType, codes: _Codes, is_
         slack = 2.5 * codes.values[-1] * lost
         slack[slack > MAX_SLACK] = np.inf
     is_wrong: Array = ~(excess.max(axis=1) <= slack)  # `not <=` also catches NaN
+    return is_wrong
+
+
+def _stands_out(excess: Array, errors: Array, codes: _Codes) -> Array:
+    """The blocks in which a code is far from the nearest, and its weight by much farther off than the others.
+
+    Args:
+        excess: steps by which codes are farther away than the nearest, [blocks, block size].
+        errors: of the weights, of the same shape.
+        codes: what codes stand for.
+    """
+    far = max(FAR_STEPS, FAR_SHARE * len(codes.values)) * np.diff(codes.values).max()
+    usual = np.partition(errors, -FEW, axis=1)[:, -FEW, None]
+    is_wrong: Array = ((excess > far) & (errors > FAR_TIMES * usual)).any(axis=1)
     return is_wrong
