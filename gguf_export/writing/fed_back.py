@@ -43,8 +43,9 @@ from gguf_export.writing.slabs import (
 from gguf_export.writing.state_file import StateFile
 from gguf_export.writing.written import Written
 from quantize.exceptions import DamagedStateError
+from quantize.feedback import compiling
 from quantize.finite import refuse_non_finite
-from quantize.telling import Note, OnProgress, discard, silent
+from quantize.telling import Note, OnProgress, Remark, discard, silent
 from quantize.tensors import NUMPY_TYPES, QType
 
 __all__ = ["run_fed_back"]
@@ -111,6 +112,8 @@ def run_fed_back(
     except _WorseError as worse:
         collected, figures = worse.collected, worse.figures
         job = plain(collected.imatrix)
+        place = job.files[0].path.name
+        note(Remark(place, f"is made without error feedback, which does no good here ({figures.in_words})"))
         run(job, jobs=jobs, force=force, restart=True, progress=progress, note=note)
         if save_imatrix is not None:
             write_imatrix(save_imatrix, collected.imatrix, is_again=not force)
@@ -142,6 +145,7 @@ class _Run:
             if planned.qtype != planned.spec.qtype and planned.qtype not in NUMPY_TYPES
         }
         compile_kernels(self.job.plans, self.job.weighted, self.progress)
+        compiling.compile_kernels(qtypes.values(), self.progress)
         _forget_torn(keeper, files, self.job, qtypes)
 
         def take(aim: Aim, fitted: Fitted) -> None:

@@ -12,11 +12,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from quantize.blocks.jit import JIT
 from quantize.blocks.parts import MOVABLE, PartFormat, Parts, part_format
 from quantize.codec import decode, encode
 from quantize.exceptions import RecipeError
+from quantize.feedback import moves
+from quantize.feedback.compiling import compile_kernels
 from quantize.feedback.encoder import FeedbackInput, encode_with_feedback
 from quantize.guide import Guide
+from quantize.telling import Progress
 from quantize.tensors import Array, QType
 
 pytestmark = pytest.mark.numeric
@@ -176,6 +180,23 @@ def test_types_without_parts_are_refused() -> None:
             encode_with_feedback(some_weights(1), qtype, told)
     with pytest.raises(RecipeError, match="rows of 320 weights"):
         encode_with_feedback(some_weights(1)[:, :320], QType.Q4_K, told)
+
+
+def test_kernels_are_compiled_as_they_will_be_used() -> None:
+    """No signature is left for the first matrix, and it is said what takes so long."""
+    kernels = [moves.move_codes, moves.move_scales, moves.push_errors, moves.values_of]
+    kernels += [getattr(form_of(QType.Q4_K), name) for name in ("split_kernel", "join_kernel")]
+    moments: list[Progress] = []
+    compile_kernels([QType.Q4_K, QType.Q8_0, QType.Q4_K], moments.append)
+    assert {moment.stage for moment in moments} == {"compiling kernels"}
+    assert (moments[-1].done, moments[-1].total) == (1, 1)
+    if not JIT:
+        return
+    before = [len(kernel.signatures) for kernel in kernels]  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(2) as workers:
+        told = known(np.eye(WIDTH, dtype=np.float32), 0.0)
+        encode_with_feedback(some_weights(130), QType.Q4_K, told, workers=workers)
+    assert [len(kernel.signatures) for kernel in kernels] == before  # type: ignore[attr-defined]
 
 
 PLAIN_PYTHON = """
