@@ -289,13 +289,7 @@ def print_feedback(figures: FeedbackFigures) -> None:
         f"error feedback: {figures.n_fed_back} of {figures.n_matrix} matrices; of the others, "
         f"{figures.n_plain_better} are better as llama.cpp encodes them, and too few tokens reached {len(rows)}"
     )
-    verdict = (
-        "the plain encoding is better and was written" if figures.is_worse else "of the plain encoding's"
-    )
-    show(
-        f"mean KL divergence on {figures.n_judged} chunks that were held out: {figures.kld:.6f}, "
-        f"{figures.ratio:.3f} {verdict}"
-    )
+    show(figures.in_words + (", which is therefore what was written" if figures.is_worse else ""))
 
 
 def _with_parts(file: FileFigures) -> str:

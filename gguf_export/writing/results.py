@@ -113,7 +113,15 @@ class FeedbackFigures:
     @property
     def is_worse(self) -> bool:
         """Whether the plain encoding is better, which is then what was written."""
-        return self.ratio > 1
+        return not self.ratio <= 1  # NaN is no good, either
+
+    @property
+    def in_words(self) -> str:
+        """How the file fares."""
+        return (
+            f"mean KL divergence on {self.n_judged} chunks that were held out: {self.kld:.6f}, {self.ratio:.3f} of the "
+            "plain encoding's"
+        )
 
     @classmethod
     def of(cls, fits: Sequence[MatrixFit], n_judged: int, kld: float, plain_kld: float) -> FeedbackFigures:
