@@ -113,7 +113,7 @@ def run_fed_back(
         collected, figures = worse.collected, worse.figures
         job = plain(collected.imatrix)
         place = job.files[0].path.name
-        note(Remark(place, f"is made without error feedback, which does no good here ({figures.in_words})"))
+        note(Remark(place, f"is made without error feedback, which is worse here ({figures.in_words})"))
         run(job, jobs=jobs, force=force, restart=True, progress=progress, note=note)
         if save_imatrix is not None:
             write_imatrix(save_imatrix, collected.imatrix, is_again=not force)

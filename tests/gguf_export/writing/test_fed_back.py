@@ -208,7 +208,7 @@ def test_the_plain_file_is_written_where_feedback_does_no_good(
     result = done(*words(folder, tmp_path / "out", "--save-imatrix", saved))
     assert [path.name for path in (tmp_path / "out").iterdir()] == [NAME]
     assert "2.000 of the plain encoding's, which is therefore what was written" in result.stdout
-    assert f"{NAME}: is made without error feedback, which does no good here" in result.stderr
+    assert f"{NAME}: is made without error feedback, which is worse here" in result.stderr
     assert saved.read_bytes() == (folder / "whole.imatrix.gguf").read_bytes()
     model = folder / "Pico-4x1M-bf16"
     done("export", model, "-t", "Q4_K_M", "--imatrix", saved, "-o", tmp_path / "usual")
