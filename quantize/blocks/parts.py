@@ -20,7 +20,15 @@ from quantize.tensors import Array, QType
 
 __all__ = ["MOVABLE", "PartFormat", "Parts", "part_format", "store_f16"]
 
-MOVABLE: tuple[QType, ...] = (QType.Q2_K, QType.Q3_K, QType.Q4_K, QType.Q5_K, QType.Q6_K)
+MOVABLE: tuple[QType, ...] = (
+    QType.Q2_K,
+    QType.Q3_K,
+    QType.Q4_K,
+    QType.Q5_K,
+    QType.Q6_K,
+    QType.Q4_0,
+    QType.Q5_0,
+)
 """The formats whose parts can be moved. The module `quantize.blocks.q4_k` offers `PARTS` for Q4_K, and so on."""
 
 

@@ -16,6 +16,7 @@ from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.legacy import fit_scale
 from quantize.blocks.nibbles import QK, pack_4
+from quantize.blocks.parts import PartFormat, store_f16
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 18
@@ -36,3 +37,26 @@ def unpack(blocks: Array, values: Array) -> None:
 FORMAT = BlockFormat(
     QType.Q4_0, QK, TYPE_SIZE, partial(fit_scale, levels=LEVELS), pack_4, unpack, weighs_rows=True
 )
+
+
+@kernel
+def split(blocks: Array, codes: Array, scales: Array, mins: Array, factors: Array) -> None:
+    """See `PartFormat`; the one scale is 1."""
+    scales[:] = 1
+    for b in range(len(blocks)):
+        factors[b, 0] = load_f16(blocks[b], 0)
+        for k in range(QK // 2):
+            byte = blocks[b, 2 + k]
+            codes[b, k], codes[b, k + 16] = byte & 15, byte >> 4
+
+
+@kernel
+def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        store_f16(blocks[b], 0, factors[b, 0])
+        for k in range(QK // 2):
+            blocks[b, 2 + k] = codes[b, k] | codes[b, k + 16] << 4
+
+
+PARTS = PartFormat(QType.Q4_0, QK, TYPE_SIZE, 1, 16, 8, 1, 1, 0, split, join)

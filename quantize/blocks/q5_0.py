@@ -16,6 +16,7 @@ from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.legacy import fit_scale
 from quantize.blocks.nibbles import QK, codes_of_5, pack_5
+from quantize.blocks.parts import PartFormat, store_f16
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 22
@@ -37,3 +38,29 @@ def unpack(blocks: Array, values: Array) -> None:
 FORMAT = BlockFormat(
     QType.Q5_0, QK, TYPE_SIZE, partial(fit_scale, levels=LEVELS), pack_5, unpack, weighs_rows=True
 )
+
+
+@kernel
+def split(blocks: Array, codes: Array, scales: Array, mins: Array, factors: Array) -> None:
+    """See `PartFormat`; the one scale is 1."""
+    scales[:] = 1
+    for b in range(len(blocks)):
+        factors[b, 0] = load_f16(blocks[b], 0)
+        for k in range(QK // 2):
+            low, high = codes_of_5(blocks[b], 2, k)
+            codes[b, k], codes[b, k + 16] = low, high
+
+
+@kernel
+def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        block = blocks[b]
+        store_f16(block, 0, factors[b, 0])
+        for k in range(QK):
+            block[2 + k // 8] |= codes[b, k] >> 4 << k % 8
+        for k in range(QK // 2):
+            block[6 + k] = codes[b, k] & 15 | (codes[b, k + 16] & 15) << 4
+
+
+PARTS = PartFormat(QType.Q5_0, QK, TYPE_SIZE, 1, 32, 16, 1, 1, 0, split, join)

@@ -25,10 +25,10 @@ def test_parts_are_the_block(qtype: QType) -> None:
         encode(weights, qtype),
         encode(weights, qtype, Guide(rng.chisquare(1, 256).astype(np.float32))),
     ]
-    for any_blocks in [*encoded, rng.integers(0, 256, (50, form.type_size), np.uint8)]:
-        blocks = any_blocks[
-            np.isfinite(form.split(any_blocks).factors).all(axis=1)
-        ]  # a NaN has many spellings
+    for of_rows in [*encoded, rng.integers(0, 256, (50, form.type_size), np.uint8)]:
+        any_blocks = of_rows.reshape(-1, form.type_size)
+        is_finite = np.isfinite(form.split(any_blocks).factors).all(axis=1)  # a NaN has many spellings
+        blocks = any_blocks[is_finite]
         parts = form.split(blocks)
         assert len(blocks) > 20
         assert np.array_equal(form.join(parts), blocks)
@@ -39,7 +39,7 @@ def test_parts_are_the_block(qtype: QType) -> None:
         n = form.block_size // form.n_sub
         scales, mins = np.repeat(d * parts.scales, n, 1), np.repeat(dmin * parts.mins, n, 1)
         values = scales * (parts.codes.astype(np.float32) - form.offset) - mins
-        assert np.array_equal(values, decode(blocks, qtype, 256))
+        assert np.array_equal(values, decode(blocks, qtype, form.block_size))
 
 
 def test_other_formats_have_no_parts() -> None:
