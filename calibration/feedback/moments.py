@@ -65,7 +65,8 @@ def _inverse(upper: Tensor) -> Tensor:
     n = len(upper)
     if n <= SMALL:
         eye = torch.eye(n, dtype=upper.dtype, device=upper.device)
-        return torch.linalg.solve_triangular(upper, eye, upper=True)
+        solved: Tensor = torch.linalg.solve_triangular(upper, eye, upper=True)
+        return solved
     half = n // 2
     result = torch.zeros_like(upper)
     result[:half, :half] = first = _inverse(upper[:half, :half])

@@ -173,7 +173,7 @@ def measure(check: FileCheck, slab: Slab) -> Deviation:
         limits = check.tolerance(spec)
         limit = limits.weight_with_importances if check.may_have_importances else limits.weight
         if is_moved:
-            beyond = _stands_out(largest_error, largest_weight)
+            beyond = _stands_out(largest_error, largest_weight, limit)
         else:
             beyond = ~(largest_error <= limit * largest_weight + TINY_ERROR)  # `not <=` also catches NaN
         are_compared = check.is_strict and not is_moved
@@ -185,13 +185,14 @@ def measure(check: FileCheck, slab: Slab) -> Deviation:
     )
 
 
-def _stands_out(largest_error: Array, largest_weight: Array) -> Array:
+def _stands_out(largest_error: Array, largest_weight: Array, limit: float) -> Array:
     """The blocks [B] with errors that are much larger than those of the others: how far all have moved is not known.
 
     Errors are held against the largest weight of the block, and in blocks of small weights against that of others.
+    None stands out below `limit`, which the type explains where nothing was moved.
     """
     ratio = np.nan_to_num(largest_error / np.maximum(largest_weight, np.median(largest_weight)), nan=np.inf)
-    beyond: Array = ratio > MANY_TIMES * np.median(ratio) + BESIDE
+    beyond: Array = ratio > max(limit, MANY_TIMES * np.median(ratio) + BESIDE)
     return beyond
 
 

@@ -35,7 +35,11 @@ def halves(visit: Visit) -> list[Visit]:
     return [Visit(visit.y[part], visit.gap[part], w) for part, w in zip(cut, weights, strict=True)]
 
 
-def test_the_factor_is_upper_triangular_and_its_square_the_inverse() -> None:
+@pytest.mark.parametrize("small", [5, 1024])
+def test_the_factor_is_upper_triangular_and_its_square_the_inverse(
+    small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibration.feedback.moments.SMALL", small)
     moments = Moments(N, N, "cpu", of_inputs=True)
     visit, y, _, _ = visits(0, of_inputs=True)
     for half in halves(visit):

@@ -140,6 +140,29 @@ def test_the_file_is_nearer_to_the_original_on_other_text(
     assert fed_back < 0.7 * by_llama_cpp
 
 
+@pytest.mark.slow
+def test_a_trained_model_gains_on_works_that_it_never_saw(demo_model: Path, tmp_path: Path) -> None:
+    texts = demo_model.parent / "demo_texts"
+    kinds = ("scripture", "literature", "code", "documentation")
+    seen = "".join((texts / f"{kind}.txt").read_text(encoding="utf-8")[:4000] for kind in kinds)
+    (tmp_path / "seen.txt").write_text(seen, encoding="utf-8")
+    (tmp_path / "other.txt").write_text(
+        (texts / "eval.txt").read_text(encoding="utf-8")[:6000], encoding="utf-8"
+    )
+    saved, ctx = tmp_path / "m.gguf", ("--ctx", 128)
+    given = ["-t", "Q3_K_M", "--text", tmp_path / "seen.txt", *ctx, "--feedback", "--save-imatrix", saved]
+    done("export", demo_model, *given, "-o", tmp_path / "out")
+    done("export", demo_model, "-t", "Q3_K_M", "--imatrix", saved, "-o", tmp_path / "plain")
+    (made,), (plain,) = ((tmp_path / name).iterdir() for name in ("out", "plain"))
+    plain = plain.rename(tmp_path / "plain.gguf")
+    figures = tmp_path / "figures.json"
+    done("compare", demo_model, made, plain, "--text", tmp_path / "other.txt", *ctx, "--json", figures)
+    models = json.loads(figures.read_text(encoding="utf-8"))["models"]
+    fed_back, by_llama_cpp = (next(iter(model["texts"].values()))["kld"] for model in models)
+    assert fed_back < 0.75 * by_llama_cpp
+    assert "nothing is wrong" in done("verify", made, "--against", demo_model).stdout
+
+
 def test_verify_and_inspect_know_such_files(folder: Path, whole: Path) -> None:
     assert done("verify", whole / NAME).stdout.strip() == "nothing is wrong"
     for more in ([], ["--imatrix", folder / "whole.imatrix.gguf"]):
@@ -363,6 +386,17 @@ def test_what_decides_the_codes_is_the_same_in_both_runs(
     entered.clear()
     done(*words(folder, tmp_path, "--force", "--tensor-type", "attn_q=Q5_K"))
     assert entered == [0, 1]
+
+
+def test_runs_with_and_without_feedback_leave_each_others_state_alone(
+    folder: Path, whole: Path, tmp_path: Path, entered: list[int]
+) -> None:
+    stopped("feed_forward", *words(folder, tmp_path))
+    plain = [word for word in words(folder, tmp_path) if word != "--feedback"]
+    result = done(*plain, "--save-imatrix", tmp_path / "m.gguf")
+    assert "begun afresh, because the" in result.stderr and "continued" not in result.stderr
+    assert not has_feedback(GGUFFile(tmp_path / NAME).keys)
+    assert {path.name for path in tmp_path.iterdir()} == {NAME, "m.gguf"}
 
 
 def child(*given: Any, hold: Path) -> subprocess.Popen[str]:
