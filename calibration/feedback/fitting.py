@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional
 from calibration.feedback.moments import Damped, Moments, Visit
 from quantize.blocks.parts import part_format
 from quantize.codec import decode, encode
-from quantize.feedback.encoder import encode_with_feedback
+from quantize.feedback.encoder import encode_with_feedback, side_by_side
 from quantize.guide import Guide
 from quantize.tensors import Array, QType, TensorSpec
 
@@ -136,8 +137,9 @@ class Fitter:
         trials = {aim: _Trial(self, aim, guides[aim], held_out, gap_of_inputs) for aim in aims}
         for damping in self.settings.dampings:
             damped = moments.damped(damping)
-            for trial in trials.values():
-                trial.consider(damping, damped)
+            consider = partial(_Trial.consider, damping=damping, damped=damped)
+            with side_by_side():
+                list(self.workers.map(consider, trials.values()))
         chosen = {trial.damping for trial in trials.values() if trial.damping is not None}
         if chosen:
             for visit in visits(True):
@@ -157,16 +159,23 @@ class Fitter:
             for aim in aims
         ]
 
-    def encoded(self, aim: Aim, guide: Guide | None, damped: Damped, rows: Tensor) -> Array:
+    def encoded(
+        self,
+        aim: Aim,
+        guide: Guide | None,
+        damped: Damped,
+        rows: Tensor,
+        workers: ThreadPoolExecutor | None = None,
+    ) -> Array:
         """The blocks of some rows of a matrix, aimed at their target.
 
         A type whose parts cannot be moved is encoded plainly, but aims at the target, too.
         """
         target = damped.target(aim.weights[rows], rows).cpu().numpy()
         if part_format(aim.qtype) is None:
-            return encoded_rows(target, aim.qtype, guide, self.workers)
+            return encoded_rows(target, aim.qtype, guide, workers)
         return encode_with_feedback(
-            target, aim.qtype, damped.known, rounds=self.settings.rounds, workers=self.workers
+            target, aim.qtype, damped.known, rounds=self.settings.rounds, workers=workers
         )
 
     def decoded(self, aim: Aim, blocks: Array) -> tuple[Array, Tensor]:
@@ -179,7 +188,7 @@ class Fitter:
         step = max(1, PIECE_WEIGHTS // aim.spec.n_per_row)
         firsts = range(0, len(aim.weights), step)
         pieces = (torch.arange(first, min(first + step, len(aim.weights))) for first in firsts)
-        return np.concatenate([self.encoded(aim, guide, damped, rows) for rows in pieces])
+        return np.concatenate([self.encoded(aim, guide, damped, rows, self.workers) for rows in pieces])
 
     def _plain(self, aim: Aim, guide: Guide | None, fit: MatrixFit) -> Fitted:
         blocks = encoded_rows(aim.weights.cpu().numpy(), aim.qtype, guide, self.workers)
@@ -231,7 +240,7 @@ class _Trial:
         self._rows = torch.arange(0, n_row, max(1, n_row // TRIED_ROWS))
         self._weights = aim.weights[self._rows]
         self._through = self._weights if gap_of_inputs else None
-        plain = encoded_rows(self._weights.cpu().numpy(), aim.qtype, guide, fitter.workers)
+        plain = encoded_rows(self._weights.cpu().numpy(), aim.qtype, guide)
         self._plain_error = self._least = self._error(plain)
         self.damping: float | None = None
 
@@ -251,12 +260,13 @@ class _Trial:
         return self._held_out.error(self._weights - values, self._through, self._rows)
 
 
-def encoded_rows(weights: Array, qtype: QType, guide: Guide | None, workers: ThreadPoolExecutor) -> Array:
+def encoded_rows(
+    weights: Array, qtype: QType, guide: Guide | None, workers: ThreadPoolExecutor | None = None
+) -> Array:
     """The plain encoding, a thread for some rows each: no row depends on another."""
-    firsts = range(0, len(weights), ROWS)
-    return np.concatenate(
-        list(workers.map(lambda first: encode(weights[first : first + ROWS], qtype, guide), firsts))
-    )
+    pieces = (weights[first : first + ROWS] for first in range(0, len(weights), ROWS))
+    encode_rows = partial(encode, qtype=qtype, guide=guide)
+    return np.concatenate(list((map if workers is None else workers.map)(encode_rows, pieces)))
 
 
 def _fit(

@@ -8,13 +8,14 @@ the feedback reaches it. Then rounds of coordinate descent move factors, scales,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TypeVar
+from functools import cache, partial
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from quantize.blocks.parts import PartFormat, Parts, part_format
 from quantize.codec import encode
@@ -23,12 +24,11 @@ from quantize.feedback.moves import move_codes, move_scales, push_errors, values
 from quantize.guide import Guide
 from quantize.tensors import Array, QType
 
-__all__ = ["FeedbackInput", "encode_with_feedback"]
-
-Result = TypeVar("Result")
+__all__ = ["FeedbackInput", "encode_with_feedback", "side_by_side"]
 
 ROUNDS = 3
-MIN_ROWS = 64  # rows that are worth a thread
+UNIT_ROWS = 256
+"""Rows that a thread works on; the same whatever the number of threads, for sums depend on it in their last bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,22 +67,44 @@ def encode_with_feedback(
     form = part_format(qtype)
     if form is None or target.shape[1] % form.block_size:
         raise RecipeError("", f"error feedback cannot make {qtype.name} of rows of {target.shape[1]} weights")
-    columns = _Columns(form, workers, len(target))
-    parts = columns.fed_back(target, known)
-    for _ in range(rounds):
-        columns.descend(target, known.moments, parts)
-    return np.concatenate([form.join(of_column) for of_column in parts], axis=1)
+    columns = _Columns(form)
+    firsts = range(0, len(target), UNIT_ROWS)
+    units = (target[first : first + UNIT_ROWS] for first in firsts)
+    encode_rows = partial(columns.encoded, known=known, rounds=rounds)
+    if workers is None:
+        return np.concatenate(list(map(encode_rows, units)))
+    with side_by_side():
+        return np.concatenate(list(workers.map(encode_rows, units)))
+
+
+def side_by_side() -> AbstractContextManager[object]:
+    """A context in which products of NumPy take one thread: work side by side needs no more, and idle ones disturb it.
+
+    To be entered by one thread at a time.
+    """
+    limited: AbstractContextManager[object] = _blas().limit(limits=1)
+    return limited
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """The threads of the libraries that multiply matrices; they are looked for once."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 class _Columns:
-    """The steps of the encoder, each over all block columns from left to right; rows are divided among threads."""
+    """The steps of the encoder, each over all block columns of some rows from left to right."""
 
-    def __init__(self, form: PartFormat, workers: ThreadPoolExecutor | None, n_row: int) -> None:
-        self._form, self._workers = form, workers
-        n = 1 if workers is None else max(1, min(workers._max_workers, n_row // MIN_ROWS))
-        bounds = np.linspace(0, n_row, n + 1).astype(int)
-        self._rows = [slice(first, last) for first, last in pairwise(bounds)]
+    def __init__(self, form: PartFormat) -> None:
+        self._form = form
         self._limits = np.array([form.least_scale, form.most_scale, form.most_min], np.float32)
+
+    def encoded(self, target: Array, known: FeedbackInput, rounds: int) -> Array:
+        """The blocks of some rows."""
+        parts = self.fed_back(target, known)
+        for _ in range(rounds):
+            self.descend(target, known.moments, parts)
+        return np.concatenate([self._form.join(of_column) for of_column in parts], axis=1)
 
     def fed_back(self, target: Array, known: FeedbackInput) -> list[Parts]:
         """Round the columns one after the other, errors pushed to the right."""
@@ -92,10 +114,10 @@ class _Columns:
         for first in range(0, left.shape[1], size):
             block = slice(first, first + size)
             x = np.ascontiguousarray(left[:, block])
-            fitted = self._fit(x, Guide(known.importance[block]))
+            fitted = form.split(encode(x, form.qtype, Guide(known.importance[block])))
             errors = np.empty_like(x)
             factor = np.ascontiguousarray(known.factor[block, block])
-            self._each(push_errors, (x,), (factor,), fitted, (form.offset, form.n_code), (errors,))
+            push_errors(x, factor, *_arrays(fitted), form.offset, form.n_code, errors)
             if block.stop < left.shape[1]:
                 left[:, block.stop :] -= errors @ known.factor[block, block.stop :]
             parts.append(fitted)
@@ -113,27 +135,17 @@ class _Columns:
             self._move_factors(g, own, of_column, moved)
             n_sub = size // form.n_sub
             sums = own.reshape(size, form.n_sub, n_sub)[np.arange(size), np.arange(size) // n_sub].sum(1)
-            self._each(move_scales, (g,), (own, sums), of_column, (form.offset, self._limits), (moved,))
-            self._each(move_codes, (g,), (own,), of_column, (form.offset, form.n_code), (moved,))
+            arrays = _arrays(of_column)
+            move_scales(g, own, sums, *arrays, form.offset, self._limits, moved)
+            move_codes(g, own, *arrays, form.offset, form.n_code, moved)
             gradient -= moved @ moments[block]
-
-    def _fit(self, x: Array, guide: Guide) -> Parts:
-        """llama.cpp's own search, as parts."""
-        blocks = self._in_threads(lambda rows: encode(x[rows], self._form.qtype, guide))
-        return self._form.split(np.concatenate(blocks))
 
     def _values(self, parts: Sequence[Parts]) -> Array:
         size = self._form.block_size
         values = np.empty((len(parts[0].codes), len(parts) * size), np.float32)
         for index, of_column in enumerate(parts):
-            self._each(
-                values_of,
-                (),
-                (),
-                of_column,
-                (self._form.offset,),
-                (values[:, index * size : (index + 1) * size],),
-            )
+            columns = slice(index * size, (index + 1) * size)
+            values_of(*_arrays(of_column), self._form.offset, values[:, columns])
         return values
 
     def _move_factors(self, g: Array, own: Array, parts: Parts, moved: Array) -> None:
@@ -170,28 +182,6 @@ class _Columns:
         g -= step @ own
         moved += step
 
-    def _each(
-        self,
-        function: Callable[..., None],
-        before: tuple[Array, ...],
-        shared: tuple[Array, ...],
-        parts: Parts,
-        numbers: tuple[int | Array, ...],
-        after: tuple[Array, ...],
-    ) -> None:
-        """A kernel over the rows of (before, shared, parts, numbers, after), of which the shared ones have no rows."""
-        own = (parts.codes, parts.scales, parts.mins, parts.factors)
-        self._in_threads(
-            lambda rows: function(
-                *(a[rows] for a in before),
-                *shared,
-                *(a[rows] for a in own),
-                *numbers,
-                *(a[rows] for a in after),
-            )
-        )
 
-    def _in_threads(self, work: Callable[[slice], Result]) -> list[Result]:
-        if self._workers is None:
-            return [work(rows) for rows in self._rows]
-        return list(self._workers.map(work, self._rows))
+def _arrays(parts: Parts) -> tuple[Array, Array, Array, Array]:
+    return parts.codes, parts.scales, parts.mins, parts.factors

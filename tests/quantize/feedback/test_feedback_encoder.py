@@ -165,16 +165,17 @@ def test_inputs_without_correlation_leave_nothing_to_win_and_nothing_to_lose(qty
     weights = some_weights(32)
     told = known(np.eye(WIDTH, dtype=np.float32), 0.0)
     usual = error_of(plain(weights, qtype, told), qtype, weights, told.moments)
-    assert error_of(encode_with_feedback(weights, qtype, told, rounds=0), qtype, weights, told.moments) < (
-        1.0001 * usual
-    )
+    first = error_of(encode_with_feedback(weights, qtype, told, rounds=0), qtype, weights, told.moments)
+    assert (
+        first < 1.002 * usual
+    )  # Q4_0 and Q5_0 are fitted by the mean square of the whole row, or of a block
     after = error_of(encode_with_feedback(weights, qtype, told), qtype, weights, told.moments)
     assert 0.5 * usual < after <= usual
 
 
 def test_types_without_parts_are_refused() -> None:
     told = known(np.eye(WIDTH, dtype=np.float32), 0.0)
-    for qtype in (QType.Q4_0, QType.Q8_0, QType.IQ4_XS, QType.F16, QType.MXFP4):
+    for qtype in (QType.Q4_1, QType.Q8_0, QType.IQ4_XS, QType.F16, QType.MXFP4):
         assert part_format(qtype) is None
         with pytest.raises(RecipeError, match=qtype.name):
             encode_with_feedback(some_weights(1), qtype, told)
