@@ -35,6 +35,7 @@ DAMPINGS = (0.03, 0.1, 0.3, 1.0)
 MIN_HELD_OUT = 32  # tokens, of less nothing can be said
 JUDGED = 2048  # held-out tokens that judge a matrix, at most
 TRIED_ROWS = 128  # of a matrix, by which a damping is chosen
+TRIAL_ROUNDS = 1  # of coordinate descent, which all candidates gain alike by
 ROWS = 512  # that are worth a thread
 PIECE_WEIGHTS = 1 << 26  # weights that are encoded together
 
@@ -165,6 +166,7 @@ class Fitter:
         guide: Guide | None,
         damped: Damped,
         rows: Tensor,
+        rounds: int,
         workers: ThreadPoolExecutor | None = None,
     ) -> Array:
         """The blocks of some rows of a matrix, aimed at their target.
@@ -174,9 +176,7 @@ class Fitter:
         target = damped.target(aim.weights[rows], rows).cpu().numpy()
         if part_format(aim.qtype) is None:
             return encoded_rows(target, aim.qtype, guide, workers)
-        return encode_with_feedback(
-            target, aim.qtype, damped.known, rounds=self.settings.rounds, workers=workers
-        )
+        return encode_with_feedback(target, aim.qtype, damped.known, rounds=rounds, workers=workers)
 
     def decoded(self, aim: Aim, blocks: Array) -> tuple[Array, Tensor]:
         """Blocks, and the weights that they stand for."""
@@ -188,7 +188,9 @@ class Fitter:
         step = max(1, PIECE_WEIGHTS // aim.spec.n_per_row)
         firsts = range(0, len(aim.weights), step)
         pieces = (torch.arange(first, min(first + step, len(aim.weights))) for first in firsts)
-        return np.concatenate([self.encoded(aim, guide, damped, rows, self.workers) for rows in pieces])
+        return np.concatenate(
+            [self.encoded(aim, guide, damped, rows, self.settings.rounds, self.workers) for rows in pieces]
+        )
 
     def _plain(self, aim: Aim, guide: Guide | None, fit: MatrixFit) -> Fitted:
         blocks = encoded_rows(aim.weights.cpu().numpy(), aim.qtype, guide, self.workers)
@@ -251,7 +253,7 @@ class _Trial:
 
     def consider(self, damping: float, damped: Damped) -> None:
         """Choose a damping if its error is the least so far."""
-        error = self._error(self._fitter.encoded(self._aim, self._guide, damped, self._rows))
+        error = self._error(self._fitter.encoded(self._aim, self._guide, damped, self._rows, TRIAL_ROUNDS))
         if error < self._least:
             self.damping, self._least = damping, error
 
