@@ -9,16 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from calibration.forward.backward import forward_and_back
 from calibration.forward.gradients import GradientObserver
-from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.forward.stored import Matrix
-from calibration.text.chunks import Chunks
-from quantize.sources.model_source import ModelSource
-from quantize.telling import OnProgress, silent
 from quantize.tensors import TensorSpec
 
-__all__ = ["TokenWeights", "collect_token_weights"]
+__all__ = ["TokenWeights"]
 
 Tokens = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
@@ -53,29 +48,3 @@ class TokenWeights(GradientObserver):
         Both are empty where no token did, and for tensors outside the layers.
         """
         return self._kept.get((name, xid), (np.empty(0, np.int64), np.empty(0, np.float32)))
-
-
-def collect_token_weights(
-    source: ModelSource,
-    chunks: Chunks,
-    *,
-    settings: ForwardSettings | None = None,
-    seed: int = 0,
-    progress: OnProgress = silent,
-) -> TokenWeights:
-    """Run a text through a model and back, and keep how much each token counts in each matrix.
-
-    Args:
-        source: the model.
-        chunks: the text; n_layer x n_token x n_embd numbers are kept on the way, in the scratch folder if there is one.
-        settings: see `forward`; default bfloat16 products where the CPU has them.
-        seed: of the labels that are drawn.
-        progress: is told the tokens on the way there, the layers on the way back.
-
-    Raises:
-        ActivationError, CheckpointError, OutputError, TokenizerError: see `forward`.
-    """
-    weights = TokenWeights()
-    settings = settings or ForwardSettings(dtype=best_dtype())
-    forward_and_back(source, chunks.inputs, [weights], settings=settings, seed=seed, progress=progress)
-    return weights

@@ -16,7 +16,7 @@ from calibration.forward.settings import ForwardSettings
 from calibration.forward.stored import Matrix, to_tensor
 from calibration.importance import error_effects, type_costs
 from calibration.importance.observers import collect_imatrix
-from calibration.importance.token_weights import collect_token_weights
+from calibration.importance.token_weights import TokenWeights
 from calibration.importance.type_costs import TypeCosts, measure_type_costs, spread_chunks
 from calibration.text.chunks import Chunks
 from quantize.codec import decode, encode
@@ -125,7 +125,8 @@ def test_matrices_without_tokens_cost_nothing_and_are_named(chunks: Chunks, tmp_
     one = chunks.part(0, 1)
     few = Chunks(one.names, one.tokens[:, :3], None)
     costs = measure_type_costs(source, few, TYPES, settings=EXACT)
-    weights = collect_token_weights(source, few, settings=EXACT)
+    weights = TokenWeights()
+    forward_and_back(source, few.inputs, [weights], settings=EXACT)
     assert costs.load.tokens.sum() == 2 * 3
     starved = {(bid, xid) for bid, xid in np.argwhere(costs.load.tokens == 0).tolist()}
     assert set(costs.unreached) == {
@@ -155,7 +156,8 @@ def test_narrow_products_give_nearly_the_same_costs(chunks: Chunks, tmp_path: Pa
 
 def test_tokens_weigh_as_the_squares_of_their_gradients(chunks: Chunks, tmp_path: Path) -> None:
     source = open_checkpoint(pico_mixtral(tmp_path / "m", tokenizer=False))
-    weights = collect_token_weights(source, chunks, settings=EXACT, seed=4)
+    weights = TokenWeights()
+    forward_and_back(source, chunks.inputs, [weights], settings=EXACT, seed=4)
 
     class Check(GradientObserver):
         def __init__(self) -> None:
