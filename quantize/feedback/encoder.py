@@ -59,7 +59,8 @@ def encode_with_feedback(
         qtype: a type of `blocks.parts.MOVABLE`.
         known: of the inputs.
         rounds: of coordinate descent.
-        workers: threads that share the rows; by default all is done in this one.
+        workers: threads that share the rows; the blocks do not depend on their number. By default all is done in this
+            one, where products take the threads that NumPy gives them, on which last bits of sums depend.
 
     Raises:
         RecipeError: the parts of the type cannot be moved, or its blocks do not divide the rows.

@@ -99,9 +99,9 @@ def test_parts_stay_within_their_formats(qtype: QType) -> None:
 
 @pytest.mark.parametrize("qtype", MOVABLE)
 def test_threads_make_the_same_blocks(qtype: QType) -> None:
-    weights, told = some_weights(203), known(correlated(), 0.03)
-    alone = encode_with_feedback(weights, qtype, told, rounds=1)
-    with ThreadPoolExecutor(3) as workers:
+    weights, told = some_weights(600), known(correlated(), 0.03)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(3) as workers:
+        alone = encode_with_feedback(weights, qtype, told, rounds=1, workers=one)
         assert np.array_equal(encode_with_feedback(weights, qtype, told, rounds=1, workers=workers), alone)
     few = encode_with_feedback(weights[:5], qtype, told, rounds=1)
     apart = decode(few, qtype, WIDTH) - decode(alone[:5], qtype, WIDTH)
