@@ -272,7 +272,7 @@ class Pair:
             own = tokens[start : start + len(y)]
             start += len(y)
             weights = None if self.token_weights is None else self.token_weights(aim.spec.name, aim.xid, own)
-            yield Visit(y, gap, weights)
+            yield Visit(y, gap, None if weights is None else weights.to(y.device))
         if others is not None and len(others) and not is_held_out:
             each = self.fitter.settings.prior / len(others)
             for y, gap in gaps(others):

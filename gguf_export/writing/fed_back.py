@@ -149,10 +149,8 @@ class _Run:
         _forget_torn(keeper, files, self.job, qtypes)
 
         def take(aim: Aim, fitted: Fitted) -> None:
-            whole = (
-                0,
-                aim.spec.n_row,
-            )  # no token may have reached it, and what is not finite would go unseen
+            whole = (0, aim.spec.n_row)
+            # Where no token has reached it, the pass has not seen what is not finite.
             refuse_non_finite(aim.spec, aim.xid, whole, aim.weights.cpu().numpy())
             for slab in slabs_of_matrix(self.job.source, aim.spec, aim.xid):
                 blocks = np.ascontiguousarray(fitted.blocks[slice(*slab.rows)])
