@@ -12,11 +12,20 @@ from typing import Any
 
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
+from quantize.families.graph import Graph
 from quantize.families.key_table import KNOWN
 from quantize.families.keys import Key
 from quantize.families.language import Family
 
-__all__ = ["FAMILIES", "Family", "families_of", "family_of", "known_keys", "supported_architectures"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "families_of",
+    "family_of",
+    "graph_of",
+    "known_keys",
+    "supported_architectures",
+]
 
 FAMILIES = ("llama", "mistral", "mixtral")
 """The modules of this package that offer `FAMILY: Family`."""
@@ -45,6 +54,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
 def families_of(arch: str) -> list[Family]:
     """The families whose files are of one `general.architecture`; there may be none, or several."""
     return [family for family in _families() if family.arch == arch]
+
+
+def graph_of(arch: str) -> Graph | None:
+    """What llama.cpp's graph of an architecture does; None where no family here has it."""
+    return next((family.graph for family in families_of(arch)), None)
 
 
 def known_keys(arch: str) -> dict[str, Key]:

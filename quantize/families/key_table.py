@@ -98,9 +98,17 @@ EXPERTS = (
 """Keys of a model with experts (ibid.)."""
 
 ROUTER = (
-    Key("expert_group_count", config=partial(_groups, "n_group"), optional=True, minimum=0),
-    Key("expert_group_used_count", config=partial(_groups, "topk_group"), optional=True, minimum=0),
-    Key("expert_gating_func", config=_gating, optional=True),
+    Key(
+        "expert_group_count", "n_expert_groups", config=partial(_groups, "n_group"), optional=True, minimum=0
+    ),
+    Key(
+        "expert_group_used_count",
+        "n_group_used",
+        config=partial(_groups, "topk_group"),
+        optional=True,
+        minimum=0,
+    ),
+    Key("expert_gating_func", "expert_gating_func", config=_gating, optional=True),
 )
 """How experts are chosen, where config.json says it (ibid.)."""
 
@@ -112,16 +120,25 @@ HEADS = (
 
 SIZES = (
     Key("vocab_size", made="n_vocab"),
-    Key("rope.dimension_count", made="head_dim"),
+    Key("rope.dimension_count", "n_rot", made="head_dim", optional=True),
 )
 """Keys that `LlamaModel` adds (conversion/llama.py: set_gguf_parameters)."""
 
 FURTHER = (
     Key("expert_feed_forward_length", "n_ff_exp", default="n_ff", per_layer=True),
+    Key("expert_shared_feed_forward_length", "n_ff_shexp", optional=True, minimum=0),
     Key("expert_shared_count", "n_expert_shared", optional=True, minimum=0),
-    Key("expert_weights_scale", type=F32),
-    Key("expert_weights_norm", type=BOOL),
-    Key("attention.layer_norm_epsilon", type=F32),
+    Key("expert_weights_scale", "expert_weights_scale", F32, optional=True),
+    Key("expert_weights_norm", "expert_weights_norm", BOOL, optional=True),
+    Key("leading_dense_block_count", "n_layer_dense_lead", optional=True, minimum=0),
+    Key("nextn_predict_layers", "n_layer_nextn", optional=True, minimum=0),
+    Key("attention.layer_norm_epsilon", "layer_norm_eps", F32, optional=True),
+    Key("attention.sliding_window", "n_swa", optional=True, minimum=0),
+    Key("attention.scale", "attention_scale", F32, optional=True),
+    Key("attention.clamp_kqv", "clamp_kqv", F32, optional=True),
+    Key("embedding_scale", "embedding_scale", F32, optional=True),
+    Key("residual_scale", "residual_scale", F32, optional=True),
+    Key("logit_scale", "logit_scale", F32, optional=True),
     Key("rope.scale_linear", type=F32),
     Key("rope.scaling.attn_factor", type=F32),
     Key("rope.scaling.finetuned", type=BOOL),

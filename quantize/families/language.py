@@ -45,6 +45,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from quantize.families.expressions import evaluate
+from quantize.families.graph import Graph
 from quantize.families.keys import Key
 from quantize.hparams import Hparams
 from quantize.tensors import Array
@@ -167,6 +168,7 @@ class Family:
     computed: tuple[Computed, ...] = ()
     ignored: tuple[str, ...] = COMMON_IGNORED  # endings of stored names that no GGUF needs
     rope_neox: bool = False
+    graph: Graph = field(default_factory=Graph)
 
     @property
     def settings(self) -> list[str]:

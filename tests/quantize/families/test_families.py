@@ -271,6 +271,7 @@ def test_every_family_says_what_it_needs() -> None:
     assert modules == set(FAMILIES) | {
         "language",
         "expressions",
+        "graph",
         "keys",
         "key_table",
         "config",
