@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from quantize.families.graph import Graph
-from quantize.families.key_table import BASE, EXPERTS, HEADS, ROUTER, known, with_rows
+from quantize.families.key_table import BASE, HEADS, ROUTER, known, with_rows
 from quantize.families.keys import Config
 from quantize.families.language import Family, each_layer, tensor
 from quantize.families.limits import Limit
 from quantize.families.llama import LAYER
 from quantize.families.qwen2 import ATTENTION, HEADS_FILL_WIDTH
-from quantize.families.qwen2moe import EXPERT_LAYERS, MODEL_WITH_OUTPUT
+from quantize.families.qwen2moe import COUNTED_EXPERTS, EXPERT_LAYERS, MODEL_WITH_OUTPUT
 from quantize.families.qwen3 import NO_OUTPUT_BIAS
 
 NORM_EPS = 1e-5  # conversion/olmo.py: OlmoeModel.set_gguf_parameters writes it whatever config.json says
@@ -31,12 +31,12 @@ FAMILY = Family(
     arch="olmoe",
     keys=(
         *with_rows(BASE, known("attention.layer_norm_rms_epsilon", config=norm_eps)),
-        *EXPERTS,
+        *COUNTED_EXPERTS,
         *ROUTER,
         *HEADS,
     ),
     tensors=MODEL_WITH_OUTPUT + ATTENTION + NORMS + EXPERT_LAYERS,
-    aliases={"num_experts": "num_local_experts"},
+    aliases={"num_local_experts": "num_experts"},
     rope_neox=True,
     rope_theta=10000.0,
     limits=(
@@ -64,7 +64,7 @@ FAMILY = Family(
         "attention_bias": False,
         "clip_qkv": None,
         "num_experts_per_tok": 8,
-        "num_local_experts": 64,
+        "num_experts": 64,
         "norm_topk_prob": False,
     },
     if_null={"num_key_value_heads": "num_attention_heads"},

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quantize.families.graph import Graph
-from quantize.families.key_table import BASE, EXPERTS, HEADS, ROUTER, known
+from quantize.families.key_table import BASE, EXPERTS, HEADS, ROUTER, known, with_rows
 from quantize.families.language import GATE, UP, Family, fused, moe_layers, tensor
 from quantize.families.limits import Limit
 from quantize.families.llama import LAYER, MODEL
@@ -57,6 +57,8 @@ EXPERT_WIDTH = known(
     "expert_feed_forward_length", config="moe_intermediate_size", default="n_ff/n_expert_used"
 )
 
+COUNTED_EXPERTS = with_rows(EXPERTS, known("expert_count", config="num_experts"))
+
 EXPERTS_EVERYWHERE = (
     Limit("mlp_only_layers", ([], None), "has experts in every layer", is_fatal=True),
     Limit("decoder_sparse_step", (1,), "has experts in every layer", is_fatal=True),
@@ -67,14 +69,14 @@ FAMILY = Family(
     arch="qwen2moe",
     keys=(
         *BASE,
-        *EXPERTS,
+        *COUNTED_EXPERTS,
         *ROUTER,
         *HEADS,
         EXPERT_WIDTH,
         known("expert_shared_feed_forward_length", config="shared_expert_intermediate_size", default="n_ff"),
     ),
     tensors=MODEL_WITH_OUTPUT + ATTENTION + EXPERT_LAYERS + SHARED_EXPERT,
-    aliases={"num_experts": "num_local_experts"},
+    aliases={"num_local_experts": "num_experts"},
     rope_neox=True,
     rope_theta=10000.0,
     limits=(
@@ -98,11 +100,11 @@ FAMILY = Family(
         "use_sliding_window": False,
         "sliding_window": 4096,
         "decoder_sparse_step": 1,
-        "mlp_only_layers": None,
+        "mlp_only_layers": [],
         "moe_intermediate_size": 1408,
         "shared_expert_intermediate_size": 5632,
         "num_experts_per_tok": 4,
-        "num_local_experts": 60,
+        "num_experts": 60,
         "norm_topk_prob": False,
     },
     if_null={"num_key_value_heads": "num_attention_heads"},

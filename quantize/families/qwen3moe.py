@@ -28,7 +28,7 @@ FAMILY = Family(
         Limit("norm_topk_prob", (True,), "divides the weights of the chosen experts by their sum"),
     ),
     graph=Graph(),
-    defaults={  # transformers 5.23, models/qwen3_moe/configuration_qwen3_moe.py; head_dim stays null
+    defaults={  # transformers 5.23, models/qwen3_moe/configuration_qwen3_moe.py
         "model_type": "qwen3_moe",
         "vocab_size": 151936,
         "hidden_size": 2048,
@@ -36,7 +36,6 @@ FAMILY = Family(
         "num_hidden_layers": 24,
         "num_attention_heads": 32,
         "num_key_value_heads": 4,
-        "head_dim": None,
         "hidden_act": "silu",
         "max_position_embeddings": 32768,
         "rms_norm_eps": 1e-6,
@@ -45,7 +44,7 @@ FAMILY = Family(
         "use_sliding_window": False,
         "sliding_window": 4096,
         "decoder_sparse_step": 1,
-        "mlp_only_layers": None,
+        "mlp_only_layers": [],
         "moe_intermediate_size": 768,
         "num_experts_per_tok": 8,
         "num_local_experts": 128,
