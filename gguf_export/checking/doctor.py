@@ -16,6 +16,7 @@ from quantize.exceptions import CheckpointError
 from quantize.families import family_of
 from quantize.families.binding import bind
 from quantize.families.config import shape_dims, text_config
+from quantize.families.limits import remarks_on_limits
 from quantize.families.roles import is_router
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.telling import OnProgress, Remark, silent
@@ -65,6 +66,8 @@ def _check(path: Path, full: bool, pre: str | None, progress: OnProgress) -> lis
         checkpoint = open_checkpoint(path)
     except CheckpointError as fault:
         return [*findings, Finding.of(fault, place=place)]
+    limits = remarks_on_limits(checkpoint.family.limits, checkpoint.arch, checkpoint.config)
+    findings += [Finding.of_remark(remark, "warning") for remark in limits]
     said = {finding.message for finding in findings}
     remarks = [remark for remark in checkpoint.remarks if remark.message not in said]
     findings += [Finding.of_remark(remark, "info", place=place) for remark in remarks]

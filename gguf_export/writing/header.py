@@ -20,17 +20,18 @@ __all__ = ["VERSION", "header"]
 VERSION = 3
 
 
-def header(keys: Sequence[KeyValue], plan: Plan) -> bytes:
+def header(keys: Sequence[KeyValue], plan: Plan, *, keeps_axes: bool = False) -> bytes:
     """Everything before the first tensor, padded to the alignment.
 
-    Dimensions are written as ggml's C writer leaves them: fastest first, trailing ones dropped.
+    Dimensions are written fastest first. ggml's C writer, through which llama-quantize goes, drops trailing ones;
+    `keeps_axes` keeps them, as llama.cpp's converter does, which is written in Python (gguf-py: GGUFWriter).
     """
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(plan.tensors), len(keys))]
     for kv in keys:
         parts += [_string(kv.key), struct.pack("<i", kv.type), _value(kv.value, kv.type, kv.sub_type)]
     for tensor in plan.tensors:
         ne = list(reversed(tensor.spec.shape))
-        while len(ne) > 1 and ne[-1] == 1:
+        while not keeps_axes and len(ne) > 1 and ne[-1] == 1:
             ne.pop()
         parts += [
             _string(tensor.name),

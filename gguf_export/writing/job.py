@@ -49,11 +49,13 @@ class OutputFile:
     path: Path
     plan: Plan
     keys: tuple[KeyValue, ...]
+    keeps_axes: bool = False
+    """Axes of length 1 are written, too: see `header`."""
 
     @cached_property
     def header(self) -> bytes:
         """The bytes before the first tensor."""
-        return header(self.keys, self.plan)
+        return header(self.keys, self.plan, keeps_axes=self.keeps_axes)
 
     @property
     def n_bytes(self) -> int:
@@ -196,7 +198,8 @@ def _files(
 ) -> tuple[OutputFile, ...]:
     """The file, or its parts."""
     if split is None:
-        return (OutputFile(path, plan, tuple(keys)),)
+        is_converted = source.kind == "checkpoint" and all(t.qtype in FLOATS for t in plan.tensors)
+        return (OutputFile(path, plan, tuple(keys), keeps_axes=is_converted),)
     plans = part_plans(plan, split, source)
     paths = part_paths(path, len(plans))
     return tuple(

@@ -187,7 +187,7 @@ def _recalled(
     for file, journal in zip(job.files, journals, strict=True):
         if restart:
             journal.forget()
-        sink = Sink(file.path, file.keys, file.plan, journal, note=note)
+        sink = Sink(file.path, file.header, file.plan, journal, note=note)
         sink.recall(progress)
         sinks.append(sink)
     return sinks

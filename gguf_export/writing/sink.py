@@ -19,9 +19,7 @@ from gguf_export.files.durable import DurableFile, Piece, confirmed, disk_errors
 from gguf_export.files.opening import FileId, file_id, refuse_strange, status_of
 from gguf_export.files.replacing import partial_path
 from gguf_export.files.sizes import size_in_words
-from gguf_export.writing.header import header
 from gguf_export.writing.journal import Journal
-from quantize.containers.keys import KeyValue
 from quantize.exceptions import OutputError
 from quantize.recipes.layout import Plan, PlannedTensor, padded
 from quantize.telling import Note, OnProgress, Remark, discard, silent
@@ -39,7 +37,7 @@ class Sink:
     def __init__(
         self,
         path: Path,
-        keys: Sequence[KeyValue],
+        header: bytes,
         plan: Plan,
         journal: Journal | None = None,
         *,
@@ -49,14 +47,14 @@ class Sink:
 
         Args:
             path: the final name.
-            keys: metadata.
+            header: the bytes before the first tensor.
             plan: all tensors.
             journal: remembers what is done, for a run that is stopped; the caller closes it.
             note: receives remarks: that the file is continued, or begun afresh and why, and what of it is kept.
         """
         self.path, self.partial = path, partial_path(path)
         self.plan = plan
-        self._header = header(keys, plan)
+        self._header = header
         self.n_bytes = len(self._header) + plan.data_bytes
         self._journal, self._note = journal, note
         self._file: DurableFile | None = None

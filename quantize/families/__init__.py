@@ -28,7 +28,10 @@ __all__ = [
     "supported_architectures",
 ]
 
-FAMILIES = ("llama", "mistral", "mixtral")
+FAMILIES = (
+    *("llama", "mistral", "mixtral"),
+    *("qwen2", "qwen3", "qwen2moe", "qwen3moe", "olmoe"),
+)
 """The modules of this package that offer `FAMILY: Family`."""
 
 

@@ -13,6 +13,11 @@ from quantize.tensors import QType, TensorSpec
 
 __all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of"]
 
+REMEDIES = {
+    "output.weight": "llama.cpp needs it here: store the token embedding a second time, as the output"
+}
+"""What to do where a tensor is missing that other architectures can do without."""
+
 QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32}
 
 
@@ -118,7 +123,7 @@ def _bind(
     if len(missing) == len(names) and tensor.optional:
         return None
     if missing:
-        raise CheckpointError(spec_name, _missing(source, names, missing))
+        raise CheckpointError(spec_name, _missing(source, names, missing), REMEDIES.get(tensor.name, ""))
     tensors = tuple(stored[name] for name in names)
     axis = source.axis if len(shape) > 1 else -1
     cut = _cut(spec_name, source, shape[axis], dims)

@@ -12,6 +12,7 @@ from quantize.exceptions import CheckpointError
 from quantize.families.expressions import evaluate
 from quantize.families.keys import Value, config_values, hparams_of, key_values, whole_number
 from quantize.families.language import Family
+from quantize.families.limits import refuse_fatal, remarks_on_limits
 from quantize.families.rope import normalise_rope, rope_scaling
 from quantize.hparams import Hparams
 from quantize.telling import Remark
@@ -38,7 +39,8 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with the class defaults of transformers for missing keys, and `rope_parameters` normalised.
 
     Raises:
-        CheckpointError: the model is quantized already, or has a switch that the family does not support.
+        CheckpointError: the model is quantized already, or has a setting that the family does not support, or with
+            which llama.cpp cannot run it.
     """
     if raw.get("quantization_config"):
         remedy = "give the BF16, F16 or F32 original instead"
@@ -59,6 +61,11 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
                 f"{key} {quoted(config.get(key))} is not supported for {family.architectures[0]}",
                 f"supported: {', '.join(str(value) for value in accepted)}",
             )
+    refuse_fatal(family.limits, family.arch, config)
+    if (
+        config.get("use_sliding_window") is False
+    ):  # transformers' Qwen configs, which name a window nevertheless
+        config["sliding_window"] = None
     config["rope_parameters"] = normalise_rope(config, family.rope_theta)
     return config
 
@@ -92,6 +99,7 @@ def read_config(family: Family, config: Mapping[str, Any], n_vocab: int) -> Conf
     if type(window) is int and window < hparams.n_ctx_train:
         message = f"the sliding window of {window} tokens is left out, as llama.cpp leaves it out"
         remarks.append(Remark("config.json", message))
+    remarks += remarks_on_limits(family.limits, family.arch, config)
     keys = key_values(family.keys, values, hparams)
     return ConfigFacts(tuple(keys), hparams, tuple(remarks))
 

@@ -5,7 +5,7 @@ Also keys that no family here writes: files of other architectures are read and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -16,7 +16,18 @@ from quantize.exceptions import CheckpointError
 from quantize.families.keys import MAX_SIZE, Config, Key, Value
 from quantize.families.rope import rope_scaling
 
-__all__ = ["BASE", "EXPERTS", "HEADS", "KNOWN", "MAX_EXPERTS", "MAX_LAYERS", "ROUTER", "SIZES", "known"]
+__all__ = [
+    "BASE",
+    "EXPERTS",
+    "HEADS",
+    "KNOWN",
+    "MAX_EXPERTS",
+    "MAX_LAYERS",
+    "ROUTER",
+    "SIZES",
+    "known",
+    "with_rows",
+]
 
 U32, F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
 STRING, BOOL = GGUFValueType.STRING, GGUFValueType.BOOL
@@ -149,6 +160,19 @@ KNOWN: Mapping[str, Key] = {row.name: row for row in (*BASE, *EXPERTS, *ROUTER, 
 """All keys that are known here, by name."""
 
 
-def known(name: str, *, config: str | Callable[[Config], Value | None], optional: bool = False) -> Key:
-    """A row of `KNOWN` for a family whose config.json has a setting of its own for it."""
-    return replace(KNOWN[name], config=config, optional=optional)
+def known(
+    name: str,
+    *,
+    config: str | Callable[[Config], Value | None],
+    optional: bool = False,
+    default: int | str | None = None,
+) -> Key:
+    """A row of `KNOWN` for a family whose config.json has a setting of its own for it, or a default of its own."""
+    row = KNOWN[name]
+    return replace(row, config=config, optional=optional, default=row.default if default is None else default)
+
+
+def with_rows(keys: Iterable[Key], *rows: Key) -> tuple[Key, ...]:
+    """A table in which some rows take the place of those of the same name."""
+    by_name = {row.name: row for row in rows}
+    return tuple(by_name.get(row.name, row) for row in keys)

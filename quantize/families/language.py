@@ -47,6 +47,7 @@ from typing import Any, Literal
 from quantize.families.expressions import evaluate
 from quantize.families.graph import Graph
 from quantize.families.keys import Key
+from quantize.families.limits import Limit
 from quantize.hparams import Hparams
 from quantize.tensors import Array
 
@@ -165,6 +166,7 @@ class Family:
     n_layer_dense_lead: str = "0"  # expression: the number of layers without experts at the start
     moe_every: str = "1"  # expression: of the others, layer bid has experts where (bid + 1) % moe_every == 0
     accepted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # setting -> supported values
+    limits: tuple[Limit, ...] = ()  # settings that llama.cpp's graph does not follow
     computed: tuple[Computed, ...] = ()
     ignored: tuple[str, ...] = COMMON_IGNORED  # endings of stored names that no GGUF needs
     rope_neox: bool = False

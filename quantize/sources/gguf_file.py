@@ -28,6 +28,8 @@ from quantize.tensors import Array, Rows, TensorSpec, names_experts
 
 __all__ = ["GGUFFile", "GGUFPart", "GGUFTensor"]
 
+ROUTERS = (".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight")
+
 NO_MODEL = "is this a model?"
 TOKENS = "tokenizer.ggml.tokens"
 
@@ -261,10 +263,10 @@ def _with_all_axes(stored: GGUFTensor) -> GGUFTensor:
     """The tensor with the axis of its experts, which ggml's writer leaves out where there is only one expert.
 
     llama.cpp's converter writes (1, n_ff, n_embd), and llama-quantize makes (n_ff, n_embd) of it (ggml_n_dims); their
-    loader takes either.
+    loader takes either. The gate of shared experts has one row in any model.
     """
     spec = stored.spec
-    n_axes = 2 if spec.name.endswith(".ffn_gate_inp.weight") else 3 if names_experts(spec.name) else 0
+    n_axes = 2 if spec.name.endswith(ROUTERS) else 3 if names_experts(spec.name) else 0
     if not spec.name.endswith(".weight") or len(spec.shape) != n_axes - 1:
         return stored
     return replace(stored, spec=replace(spec, shape=(1, *spec.shape)))

@@ -51,7 +51,7 @@ def write(path: Path, whole: Plan) -> dict[str, np.ndarray]:
     """Slabs in an order unlike the file's; returns the bytes of each tensor."""
     rng = np.random.default_rng(1)
     data = {t.spec.name: rng.integers(0, 255, t.n_bytes, np.uint8) for t in whole.tensors}
-    with Sink(path, KEYS, whole) as sink:
+    with Sink(path, header(KEYS, whole), whole) as sink:
         for tensor in reversed(whole.tensors):
             half = tensor.n_bytes // 2
             sink.write(tensor, half, data[tensor.spec.name][half:])
@@ -92,7 +92,10 @@ def test_encoding_goes_on_while_the_disk_syncs(
     monkeypatch.setattr(durable_file, "SYNC_SECONDS", 0.0)
     monkeypatch.setattr(durable_file, "MOST_UNSYNCED", 3 * row.nbytes)
     monkeypatch.setattr(durable_file, "durable", durable)
-    with Sink(tmp_path / "m.gguf", KEYS, small_plan) as sink, ThreadPoolExecutor(1) as pool:
+    with (
+        Sink(tmp_path / "m.gguf", header(KEYS, small_plan), small_plan) as sink,
+        ThreadPoolExecutor(1) as pool,
+    ):
         sink.write(tensor, 0, row)
         assert asked.wait(300)
         sink.write(tensor, row.nbytes, row)
@@ -127,18 +130,23 @@ def test_trailing_ones_are_dropped(small_plan: Plan) -> None:
     written = header([], one_row)
     after_name = written.index(b"a.weight") + 8
     assert struct.unpack_from("<IQ", written, after_name) == (1, 32)
+    written = header([], one_row, keeps_axes=True)
+    assert struct.unpack_from("<IQQ", written, after_name) == (2, 32, 1)
 
 
 def test_failure_leaves_nothing(tmp_path: Path, small_plan: Plan) -> None:
     path = tmp_path / "m.gguf"
-    with pytest.raises(RuntimeError), Sink(path, KEYS, small_plan):
+    with pytest.raises(RuntimeError), Sink(path, header(KEYS, small_plan), small_plan):
         raise RuntimeError("anything")
     assert not list(tmp_path.iterdir())
 
 
 def test_slab_outside_its_tensor_is_refused(tmp_path: Path, small_plan: Plan) -> None:
     tensor = small_plan.tensors[0]
-    with Sink(tmp_path / "m.gguf", KEYS, small_plan) as sink, pytest.raises(ValueError, match="slab"):
+    with (
+        Sink(tmp_path / "m.gguf", header(KEYS, small_plan), small_plan) as sink,
+        pytest.raises(ValueError, match="slab"),
+    ):
         sink.write(tensor, tensor.n_bytes - 1, np.zeros(2, np.uint8))
 
 
