@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeGuard
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from calibration.text.byte_level import ByteLevelTokenizer, JsonTokenizer
 from calibration.text.folder_vocabulary import read_vocabulary
+from calibration.text.pretokenizers import recognised_pre, refuse_unknown_pre
+from calibration.text.splits import SPLITS
 from calibration.text.spm import SpmTokenizer
 from calibration.text.tokenizer_files import TokenizerFiles
 from calibration.text.tokens import MAX_TOKENS
 from calibration.text.vocabulary import BYTE_LEVEL, SPM, Vocabulary, vocabulary_of_keys
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import TokenizerError
+from quantize.families.vocab_rules import LLAMA_VOCAB, VocabRules
 from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
 
@@ -47,7 +50,9 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, as llama.cpp's converter would carry it over.
 
     `tokenizer.model` goes before `tokenizer.json`; a tokenizer.json that is BPE with byte fallback becomes an SPM
-    vocabulary whose scores are all equal, as in llama.cpp.
+    vocabulary whose scores are all equal, as in llama.cpp. A byte-level BPE cuts text as llama.cpp's pre-tokenizer does
+    that the converter recognises it by, without the normalizer of tokenizer.json; if none is recognised, as
+    tokenizer.json says.
 
     Raises:
         TokenizerError: there is none, or it is damaged.
@@ -64,8 +69,8 @@ def vocabulary_of(source: Checkpoint | GGUFFile) -> Vocabulary:
     Raises:
         TokenizerError: there is none, it is damaged, or it does not fit the embedding.
     """
-    if not _is_gguf(source):
-        return read_vocabulary(TokenizerFiles(source.path), source.hparams.n_vocab)
+    if source.kind == "checkpoint":
+        return read_vocabulary(TokenizerFiles(source.path), source.hparams.n_vocab, rules=source.family.vocab)
     embedding = source.tensors.get("token_embd.weight")
     n_vocab = None if embedding is None else embedding.spec.n_row
     return vocabulary_of_keys(str(source.path), source.keys, source.types, n_vocab)
@@ -74,14 +79,17 @@ def vocabulary_of(source: Checkpoint | GGUFFile) -> Vocabulary:
 def tokenizer_of(source: Checkpoint | GGUFFile, pre: str | None = None) -> Tokenizer:
     """The tokenizer of a model.
 
-    `pre` names the pre-tokenizer by which llama.cpp will cut its text, where the model's own is unknown.
+    `pre` names the pre-tokenizer by which llama.cpp will cut its text, where the model's own is unknown. A folder's
+    byte-level BPE that llama.cpp does not know is used as it stands in tokenizer.json.
 
     Raises:
         TokenizerError: there is none, it is damaged, or it is that of a GGUF file and of another kind than SPM and
             byte-level BPE.
     """
-    if not _is_gguf(source):
-        return _tokenizer_of_files(TokenizerFiles(source.path), source.hparams.n_vocab, pre)
+    if source.kind == "checkpoint":
+        return _tokenizer_of_files(
+            TokenizerFiles(source.path), source.hparams.n_vocab, pre, source.family.vocab
+        )
     vocabulary = vocabulary_of(source)
     if vocabulary.kind == SPM:
         return SpmTokenizer(vocabulary)
@@ -94,14 +102,15 @@ def tokenizer_of(source: Checkpoint | GGUFFile, pre: str | None = None) -> Token
     )
 
 
-def _tokenizer_of_files(files: TokenizerFiles, n_vocab: int | None, pre: str | None = None) -> Tokenizer:
-    vocabulary = read_vocabulary(files, n_vocab)
+def _tokenizer_of_files(
+    files: TokenizerFiles, n_vocab: int | None, pre: str | None = None, rules: VocabRules = LLAMA_VOCAB
+) -> Tokenizer:
+    vocabulary = read_vocabulary(files, n_vocab, rules=rules)
     if vocabulary.kind == SPM:
         return SpmTokenizer(vocabulary)
-    if files.loaded.unknown is not None and pre is not None:
+    refuse_unknown_pre(pre)
+    if pre is None and files.loaded.unknown is None:
+        pre = recognised_pre(files)
+    if pre in SPLITS:
         return ByteLevelTokenizer(replace(vocabulary, pre=pre))
     return JsonTokenizer(files, vocabulary)
-
-
-def _is_gguf(source: Checkpoint | GGUFFile) -> TypeGuard[GGUFFile]:
-    return source.kind == "gguf"

@@ -14,8 +14,8 @@ from gguf import TokenType
 from pico import pico_mixtral
 from tokenizer_cases import FAST, byte_level, write_json
 
+from calibration.text.pretokenizers import CHECK_TEXT
 from calibration.text.vocabulary import BYTE_LEVEL, Vocabulary
-from gguf_export.vocab.pretokenizers import CHECK_TEXT
 
 _PIECES = [
     *"aBcÉé漢字かハ가ქა 1²٣४'.,!/$~`-<=>|^()[\"\n\r\t_s tmdSTrelLvV",

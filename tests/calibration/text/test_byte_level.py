@@ -13,11 +13,11 @@ from split_cases import awkward_texts, pair_vocabulary, write_model
 from tokenizer_cases import CASES, PRE, byte_level, write_json
 
 from calibration.text.byte_level import ByteLevelTokenizer
+from calibration.text.pretokenizers import KNOWN, hash_ids
 from calibration.text.special_tokens import SpecialTokens
 from calibration.text.splits import SPLITS
 from calibration.text.tokenizer import tokenizer_of, vocabulary_of
 from calibration.text.vocabulary import BYTE_LEVEL, Vocabulary
-from gguf_export.vocab.pretokenizers import KNOWN, hash_ids
 from gguf_export.writing.export import prepare, run
 from quantize.exceptions import TokenizerError
 from quantize.recipes.ftypes import ftype
