@@ -145,10 +145,10 @@ def _put_sentencepiece_like(tokens: TokenList, files: TokenizerFiles) -> None:
 
 def _put_byte_level(tokens: TokenList, files: TokenizerFiles) -> None:
     """Put the tokens of a byte-level BPE."""
-    library = files.library
+    library, path = files.library, files.json_path
     added = library.get_added_tokens_decoder()
     for text, token_id in _by_id(library):
-        tokens.put(token_id, _byte_level_token(library, text, added.get(token_id)), files.json_path)
+        tokens.put(token_id, _byte_level_token(library, text, added.get(token_id)), path)
 
 
 def _byte_level_token(library: Any, text: str, added: Any) -> Token:

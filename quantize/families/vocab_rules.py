@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["LLAMA_VOCAB", "VocabRules"]
+__all__ = ["ERNIE_VOCAB", "GLM_VOCAB", "LLAMA_VOCAB", "PHI_VOCAB", "VocabRules"]
 
 
 @dataclass(frozen=True)
@@ -29,3 +29,19 @@ class VocabRules:
 
 LLAMA_VOCAB = VocabRules(add_space_prefix="first", known_sizes=True)
 """conversion/llama.py: LlamaModel, of which Mistral, Mixtral and Granite are subclasses."""
+
+ERNIE_VOCAB = VocabRules(add_space_prefix="last")
+"""conversion/ernie.py: Ernie4_5Model."""
+
+GLM_VOCAB = VocabRules(
+    missing_ids={
+        "bos": "[gMASK]",
+        "eot": "<|user|>",
+        "unk": "<|endoftext|>",
+        "eom": "<|observation|>",
+    }
+)
+"""conversion/base.py: TextModel._set_vocab_glm."""
+
+PHI_VOCAB = VocabRules(flags_decide=True)
+"""conversion/phi.py: Phi3MiniModel, whose subclass is PhiMoeModel."""

@@ -20,6 +20,7 @@ from calibration.text.vocabulary import BYTE_LEVEL, Vocabulary
 _PIECES = [
     *"aBcÉé漢字かハ가ქა 1²٣४'.,!/$~`-<=>|^()[\"\n\r\t_s tmdSTrelLvV",
     *"\u00a0\u3000\u0301\u093f\u200c\u200dǅºₐ…。“、😀",
+    *"\ua7cb\U0001cc00\u0897\U00010d40\u1b4e\U0002ebf0",  # all but the last are of Unicode 16
     *("'s", "'re", "'LL", " ", "  ", "   ", "    ", "\n\n", "\r\n", "123", "1234567", "ab", "Ab", "aB", "ÉA"),
     *("éa", "<sentinel:12>", "IMGIMGABZ"),
 ]
