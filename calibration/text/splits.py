@@ -6,7 +6,7 @@ unicode_regex_split). llama.cpp knows only five kinds of characters (letters, nu
 upper and lower case only of A to Z; the expressions here say the same in the syntax of the tokenizers library.
 
 Not here, and so refused, are pre-tokenizers that work on text instead of bytes (gemma4, granite-embed-multi-311m,
-sarvam-moe, whitespace), and kimi-k2, whose files have no merges.
+sarvam-moe, whitespace).
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ def _cased(not_lower: str, not_upper: str, contraction: str, numbers: str) -> st
 _TEKKEN = _cased(_NOT_LOWER, _NOT_UPPER, "", r"\p{N}")
 _GPT4O = _cased(_NOT_LOWER, _NOT_UPPER, _CONTRACTION + "?", r"\p{N}{1,3}")
 _GRANITE = _cased(_NOT_LOWER_M, _NOT_UPPER_M, _CONTRACTION + "?", r"\p{N}{1,3}")
+_HAN = (
+    "\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002ebef\uf900-\ufaff\U0002f800-\U0002fa1f"
+)
+_KIMI = rf"[{_HAN}]+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_HAN}]]+{_CONTRACTION}?|\p{{N}}{{1,3}}|{_OTHERS}|{_SPACES}"
 _UNCASED = rf"{_MARKS}{_CONTRACTION}?|\p{{N}}|{_PATH}|{_SPACES}"
 _UNCASED_3 = rf"{_MARKS}{_CONTRACTION}?|\p{{N}}{{1,3}}|{_PATH}|{_SPACES}"
 
@@ -138,6 +142,7 @@ _BY_SPLIT: tuple[tuple[str, Split], ...] = (
     ("exaone-moe", Split((_EXAONE_MOE,))),
     ("tekken", Split((_TEKKEN,), ignore_merges=True, adds_bos=True)),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", Split((_GPT4O,))),
+    ("kimi-k2", Split((_KIMI,))),
     ("granite-embed-multi-97m", Split((_GRANITE,), ignore_merges=True)),
     ("tiny_aya cohere2moe", Split((_NUMBERS_FROM_RIGHT, _UNCASED_3))),
     ("youtu", Split((_YOUTU_SCRIPTS, _UNCASED), ignore_merges=True)),
