@@ -60,7 +60,8 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
     files = TokenizerFiles(Path(folder))
     n_vocab = files.config.get("vocab_size")
     is_size = type(n_vocab) is int and 0 < n_vocab <= MAX_TOKENS
-    return _tokenizer_of_files(files, n_vocab if is_size else None)
+    vocabulary = _vocabulary_of_files(files, n_vocab if is_size else None, LLAMA_VOCAB)
+    return _tokenizer_of_files(files, vocabulary)
 
 
 def vocabulary_of(source: Checkpoint | GGUFFile) -> Vocabulary:
@@ -70,7 +71,7 @@ def vocabulary_of(source: Checkpoint | GGUFFile) -> Vocabulary:
         TokenizerError: there is none, it is damaged, or it does not fit the embedding.
     """
     if source.kind == "checkpoint":
-        return read_vocabulary(TokenizerFiles(source.path), source.hparams.n_vocab, rules=source.family.vocab)
+        return _vocabulary_of_files(TokenizerFiles(source.path), source.hparams.n_vocab, source.family.vocab)
     embedding = source.tensors.get("token_embd.weight")
     n_vocab = None if embedding is None else embedding.spec.n_row
     return vocabulary_of_keys(str(source.path), source.keys, source.types, n_vocab)
@@ -87,9 +88,8 @@ def tokenizer_of(source: Checkpoint | GGUFFile, pre: str | None = None) -> Token
             byte-level BPE.
     """
     if source.kind == "checkpoint":
-        return _tokenizer_of_files(
-            TokenizerFiles(source.path), source.hparams.n_vocab, pre, source.family.vocab
-        )
+        files, n_vocab = TokenizerFiles(source.path), source.hparams.n_vocab
+        return _tokenizer_of_files(files, _vocabulary_of_files(files, n_vocab, source.family.vocab, pre))
     vocabulary = vocabulary_of(source)
     if vocabulary.kind == SPM:
         return SpmTokenizer(vocabulary)
@@ -102,15 +102,22 @@ def tokenizer_of(source: Checkpoint | GGUFFile, pre: str | None = None) -> Token
     )
 
 
-def _tokenizer_of_files(
-    files: TokenizerFiles, n_vocab: int | None, pre: str | None = None, rules: VocabRules = LLAMA_VOCAB
-) -> Tokenizer:
-    vocabulary = read_vocabulary(files, n_vocab, rules=rules)
+def _tokenizer_of_files(files: TokenizerFiles, vocabulary: Vocabulary) -> Tokenizer:
     if vocabulary.kind == SPM:
         return SpmTokenizer(vocabulary)
+    if vocabulary.pre in SPLITS:
+        return ByteLevelTokenizer(vocabulary)
+    return JsonTokenizer(files, vocabulary)
+
+
+def _vocabulary_of_files(
+    files: TokenizerFiles, n_vocab: int | None, rules: VocabRules, pre: str | None = None
+) -> Vocabulary:
+    """The vocabulary in a folder, with its pre-tokenizer where that is given or recognised."""
+    vocabulary = read_vocabulary(files, n_vocab, rules=rules)
+    if vocabulary.kind == SPM:
+        return vocabulary
     refuse_unknown_pre(pre)
     if pre is None and files.loaded.unknown is None:
         pre = recognised_pre(files)
-    if pre in SPLITS:
-        return ByteLevelTokenizer(replace(vocabulary, pre=pre))
-    return JsonTokenizer(files, vocabulary)
+    return replace(vocabulary, pre=pre)

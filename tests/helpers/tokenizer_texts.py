@@ -73,6 +73,7 @@ SIGNS = (
     "'s 't 're 've 'm 'll 'd 'S 'RE 'ſ s' ' ' '' 'x",
 )
 EMOJI = (
+    "\ua7cb\ua7cbx \U0001cc00\U0001cc01 a\u0897b \U00010d40\U00010d41 \u1b4e! \U0002ebf0",  # since Unicode 15.1
     "😀 🚀🚀 👍\U0001f3fd ❤\ufe0f ✅",
     "👨\u200d👩\u200d👧\u200d👦 😶\u200d🌫\ufe0f 🇩🇪🇫🇷 1\ufe0f\u20e3",
     "a😀b 😀\n😀  😀",

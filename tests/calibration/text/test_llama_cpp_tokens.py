@@ -10,14 +10,15 @@ import pytest
 from gguf import GGUFValueType as Type
 from places import GOLDEN
 from token_cases import DECOMPOSED, TOKEN_CASES
+from tokenizer_cases import write_json
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from calibration.text import cutting, pretokenizers
+from calibration.text import cutting, pretokenizers, tokenizer
 from calibration.text.byte_level import ByteLevelTokenizer, JsonTokenizer
 from calibration.text.control_tokens import types_as_loaded
 from calibration.text.special_tokens import SpecialTokens
 from calibration.text.splits import SPLITS, of_known_characters
-from calibration.text.tokenizer import open_tokenizer, tokenizer_of
+from calibration.text.tokenizer import open_tokenizer, tokenizer_of, vocabulary_of
 from calibration.text.vocabulary import BYTE_LEVEL, Vocabulary, vocabulary_of_keys
 from gguf_export.writing.export import prepare, run
 from quantize.exceptions import TokenizerError
@@ -37,9 +38,9 @@ def test_tokens_of_a_folder_and_of_its_file(tmp_path: Path, name: str) -> None:
     checkpoint = open_checkpoint(tmp_path / "model")
     job = prepare(checkpoint, [Recipe(ftype("BF16"))], tmp_path / "out", pre=case.pre)
     file = GGUFFile(run(job, jobs=1).files[0].path)
-    for tokenizer in (tokenizer_of(checkpoint, case.pre), tokenizer_of(file)):
+    for ours in (tokenizer_of(checkpoint, case.pre), tokenizer_of(file)):
         for text, wanted in zip(case.texts, TOKENS[name], strict=True):
-            found = [tokenizer.encode(text, parse_special=parse).tolist() for parse in (False, True)]
+            found = [ours.encode(text, parse_special=parse).tolist() for parse in (False, True)]
             assert found == wanted, text
 
 
@@ -61,10 +62,9 @@ def test_the_types_in_the_file_say_otherwise(
     case = TOKEN_CASES[name]
     case.build(tmp_path)
     monkeypatch.setattr(cutting, "types_as_loaded", lambda vocabulary: vocabulary.types)
-    tokenizer = tokenizer_of(open_checkpoint(tmp_path), case.pre)
+    ours = tokenizer_of(open_checkpoint(tmp_path), case.pre)
     found = [
-        [tokenizer.encode(text, parse_special=parse).tolist() for parse in (False, True)]
-        for text in case.texts
+        [ours.encode(text, parse_special=parse).tolist() for parse in (False, True)] for text in case.texts
     ]
     assert found != TOKENS[name]
 
@@ -126,6 +126,19 @@ def test_a_folder_is_cut_by_the_pre_tokenizer_it_is_recognised_by(
     known = open_tokenizer(tmp_path)
     assert isinstance(known, ByteLevelTokenizer)
     assert known.encode(DECOMPOSED[0]).tolist() == TOKENS["no NFC"][0][0]
+
+
+def test_bos_of_a_recognised_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama-bpe adds BOS where no file says anything, whoever asks."""
+    TOKEN_CASES["no NFC"].build(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    write_json(tmp_path, "config.json", config | {"bos_token_id": 5})
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    write_json(tmp_path, "tokenizer.json", content | {"post_processor": None})
+    checkpoint = open_checkpoint(tmp_path)
+    assert tokenizer_of(checkpoint).bos_id is None and vocabulary_of(checkpoint).bos_id is None
+    monkeypatch.setattr(tokenizer, "recognised_pre", lambda files: "llama-bpe")
+    assert tokenizer_of(checkpoint).bos_id == 5 and vocabulary_of(checkpoint).bos_id == 5
 
 
 def test_a_pre_tokenizer_given_by_hand(tmp_path: Path) -> None:

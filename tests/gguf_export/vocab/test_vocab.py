@@ -234,6 +234,7 @@ def _model(**model: Any) -> dict[str, Any]:
     [
         ({}, "has neither tokenizer.model nor tokenizer.json"),
         ({"tekken.json": "{}"}, "has only a tekken.json"),
+        ({"hy.tiktoken": "IQ== 0"}, "has only a hy.tiktoken"),
         ({"vocab.json": "{}", "merges.txt": ""}, "has only a vocab.json"),
         ({"tokenizer.model": "no protobuf"}, "tokenizer.model: is no SentencePiece model"),
         ({"tokenizer.json": "{"}, "tokenizer.json: invalid JSON"),
