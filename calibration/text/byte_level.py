@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.text.cutting import WholeTokens
-from calibration.text.splits import SPLITS
+from calibration.text.splits import SPLITS, of_known_characters
 from calibration.text.tokenizer_files import TokenizerFiles
 from calibration.text.vocabulary import Vocabulary
 from quantize.containers.untrusted import guarded, quoted
@@ -149,7 +149,7 @@ def _library(vocabulary: Vocabulary, merges: Sequence[tuple[str, str]], ghosts: 
     )
     library = Tokenizer(model)
     library.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in split.patterns]
+        [pre_tokenizers.Split(Regex(of_known_characters(pattern)), "isolated") for pattern in split.patterns]
         + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     return library

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from gguf import TokenType
 
+from calibration.text.control_tokens import types_as_loaded
 from calibration.text.vocabulary import Vocabulary
 
 __all__ = ["WholeTokens"]
@@ -19,7 +20,7 @@ class WholeTokens:
         self._ids = vocabulary.ids
         user_defined: list[str] = []
         all_kinds: list[str] = []
-        for text, kind in zip(vocabulary.texts, vocabulary.types, strict=True):
+        for text, kind in zip(vocabulary.texts, types_as_loaded(vocabulary), strict=True):
             if text and kind in (TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.UNKNOWN):
                 all_kinds.append(text)
                 if kind == TokenType.USER_DEFINED:

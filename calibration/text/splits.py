@@ -6,14 +6,15 @@ unicode_regex_split). llama.cpp knows only five kinds of characters (letters, nu
 upper and lower case only of A to Z; the expressions here say the same in the syntax of the tokenizers library.
 
 Not here, and so refused, are pre-tokenizers that work on text instead of bytes (gemma4, granite-embed-multi-311m,
-sarvam-moe, whitespace), and kimi-k2, whose files have no merges.
+sarvam-moe, whitespace).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-__all__ = ["SPLITS", "Split"]
+__all__ = ["SPLITS", "Split", "of_known_characters"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ _NOT_LOWER, _NOT_UPPER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
 _NOT_LOWER_M, _NOT_UPPER_M = r"(?:(?=[\p{L}\p{M}])[^a-z])", r"(?:(?=[\p{L}\p{M}])[^A-Z])"
 _ASCII_SIGN = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
 _NUMBERS_FROM_RIGHT = (
-    r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"  # in threes; the first keeps the text in front
+    r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"  # in threes; the first keeps the text in front
 )
 _HAN_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 
@@ -68,6 +69,10 @@ def _cased(not_lower: str, not_upper: str, contraction: str, numbers: str) -> st
 _TEKKEN = _cased(_NOT_LOWER, _NOT_UPPER, "", r"\p{N}")
 _GPT4O = _cased(_NOT_LOWER, _NOT_UPPER, _CONTRACTION + "?", r"\p{N}{1,3}")
 _GRANITE = _cased(_NOT_LOWER_M, _NOT_UPPER_M, _CONTRACTION + "?", r"\p{N}{1,3}")
+_HAN = (
+    "\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002ebef\uf900-\ufaff\U0002f800-\U0002fa1f"
+)
+_KIMI = rf"[{_HAN}]+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_HAN}]]+{_CONTRACTION}?|\p{{N}}{{1,3}}|{_OTHERS}|{_SPACES}"
 _UNCASED = rf"{_MARKS}{_CONTRACTION}?|\p{{N}}|{_PATH}|{_SPACES}"
 _UNCASED_3 = rf"{_MARKS}{_CONTRACTION}?|\p{{N}}{{1,3}}|{_PATH}|{_SPACES}"
 
@@ -137,6 +142,7 @@ _BY_SPLIT: tuple[tuple[str, Split], ...] = (
     ("exaone-moe", Split((_EXAONE_MOE,))),
     ("tekken", Split((_TEKKEN,), ignore_merges=True, adds_bos=True)),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", Split((_GPT4O,))),
+    ("kimi-k2", Split((_KIMI,))),
     ("granite-embed-multi-97m", Split((_GRANITE,), ignore_merges=True)),
     ("tiny_aya cohere2moe", Split((_NUMBERS_FROM_RIGHT, _UNCASED_3))),
     ("youtu", Split((_YOUTU_SCRIPTS, _UNCASED), ignore_merges=True)),
@@ -174,3 +180,18 @@ _BY_SPLIT: tuple[tuple[str, Split], ...] = (
 
 SPLITS = {name: split for names, split in _BY_SPLIT for name in names.split()}
 """Split by the name of the pre-tokenizer."""
+
+_UNICODE_16 = (
+    "\u0897\u1b4e-\u1b4f\u1b7f\u1c89-\u1c8a\u2427-\u2429\u31e4-\u31e5\ua7cb-\ua7cd\ua7da-\ua7dc"
+    "\U000105c0-\U000105f3\U00010d40-\U00010d8f\U00010ec2-\U00010efc\U00011380-\U000113e2"
+    "\U000116d0-\U000116e3\U00011bc0-\U00011bf9\U00011f5a\U00013460-\U000143fa\U00016100-\U00016139"
+    "\U00016d40-\U00016d79\U00018cff\U0001cc00-\U0001ceb3\U0001e5d0-\U0001e5ff\U0001f8b2-\U0001f8c1"
+    "\U0001fa89-\U0001fa8f\U0001fabe\U0001fac6\U0001fadc-\U0001fadf\U0001fae9\U0001fbcb-\U0001fbef"
+)
+"""Characters whose category the tokenizers library knows and llama.cpp does not: its tables are of Unicode 15.1
+(src/unicode-data.cpp)."""
+
+
+def of_known_characters(pattern: str) -> str:
+    """The expression with categories that hold only the characters that llama.cpp knows."""
+    return re.sub(r"\\p\{([A-Z])\}", rf"[\\p{{\1}}&&[^{_UNICODE_16}]]", pattern)

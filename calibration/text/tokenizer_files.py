@@ -130,6 +130,8 @@ class TokenizerFiles:
                 "has only a vocab.json",
                 "save the tokenizer with transformers to get a tokenizer.json",
             )
+        elif ranks := sorted(path.name for path in self.folder.glob("*tiktoken*")):
+            message, remedy = f"has only a {ranks[0]}", "add the tokenizer.json of its Hugging Face form"
         raise TokenizerError(str(self.folder), message, remedy)
 
     def merges(self) -> list[str]:

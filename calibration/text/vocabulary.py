@@ -22,6 +22,11 @@ SPM, BYTE_LEVEL = "llama", "gpt2"
 
 PREFIX = "tokenizer.ggml"
 
+_INFILL_NAMES = (
+    *((kind, kind) for kind in ("fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep")),
+    *(("fim_pre", "prefix"), ("fim_suf", "suffix"), ("fim_mid", "middle")),  # as older files spell it
+)
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -186,6 +191,10 @@ class _Keys:
             if type(token_id) is not int or not 0 <= token_id < n_vocab:
                 raise TokenizerError(self.label, f"{key} is {quoted(token_id)}, which is no token")
             ids[kind] = token_id
+        for kind, name in _INFILL_NAMES:
+            token_id = self.keys.get(f"{PREFIX}.{name}_token_id")
+            if type(token_id) is int and 0 <= token_id < n_vocab:  # another is no fault to the loader
+                ids[kind] = token_id
         adds_bos = self.flag("add_bos_token")
         return SpecialTokens(ids, {} if adds_bos is None else {"bos": adds_bos})
 

@@ -92,7 +92,9 @@ def _check_tokenizer(file: GGUFFile, checkpoint: Checkpoint) -> Iterator[Finding
     is_byte_level = file.keys.get("tokenizer.ggml.model") == "gpt2"
     pre = file.keys.get("tokenizer.ggml.pre") if is_byte_level else None
     try:
-        keys = vocab.vocab_keys(checkpoint.path, checkpoint.config, checkpoint.hparams.n_vocab, pre)
+        keys = vocab.vocab_keys(
+            checkpoint.path, checkpoint.config, checkpoint.hparams.n_vocab, pre, rules=checkpoint.family.vocab
+        )
     except TokenizerError as fault:
         finding = Finding.of(fault, "info", place=str(checkpoint.path))
         yield replace(finding, message=f"the vocabulary is not compared: {finding.message}")

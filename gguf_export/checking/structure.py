@@ -14,9 +14,9 @@ from typing import Any
 from gguf import GGUFValueType as Type
 from gguf.constants import MODEL_ARCH_NAMES
 
+from calibration.text import pretokenizers
 from gguf_export.checking.findings import Finding, error, info, warning
 from gguf_export.checking.remedies import AGAIN, FETCH
-from gguf_export.vocab import pretokenizers
 from quantize.containers.keys import elements
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import GGUFError

@@ -44,7 +44,9 @@ def check_tokenizer(checkpoint: Checkpoint, raw: Mapping[str, Any], pre: str | N
     remarks: list[Remark] = []
     path, n_vocab = checkpoint.path, checkpoint.hparams.n_vocab
     try:
-        keys = vocab.vocab_keys(path, checkpoint.config, n_vocab, pre, note=remarks.append)
+        keys = vocab.vocab_keys(
+            path, checkpoint.config, n_vocab, pre, remarks.append, checkpoint.family.vocab
+        )
         settings = optional_object(path / "tokenizer_config.json") or {}
         yield from _added_tokens(path, settings)
     except TokenizerError as fault:

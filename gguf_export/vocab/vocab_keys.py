@@ -10,13 +10,14 @@ from gguf import GGUFValueType
 
 from calibration.text.folder_vocabulary import read_vocabulary
 from calibration.text.library_parts import readable_steps
+from calibration.text.pretokenizers import choose_pre
 from calibration.text.special_tokens import SpecialTokens
 from calibration.text.tokenizer_files import TokenizerFiles
 from calibration.text.vocabulary import BYTE_LEVEL, SPM, Vocabulary
 from gguf_export.vocab.chat_templates import template_keys
-from gguf_export.vocab.pretokenizers import choose_pre
 from quantize.containers.keys import KeyValue
 from quantize.exceptions import TokenizerError
+from quantize.families.vocab_rules import LLAMA_VOCAB, VocabRules
 from quantize.telling import Note, discard
 
 __all__ = ["vocab_keys"]
@@ -44,22 +45,24 @@ def vocab_keys(
     n_vocab: int,
     pre: str | None = None,
     note: Note = discard,
+    rules: VocabRules = LLAMA_VOCAB,
 ) -> list[KeyValue]:
     """The tokenizer.* keys of the model in folder `path`, in llama.cpp's order.
 
     Args:
         path: the model's folder.
-        config: config.json; its `vocab_size` tells CodeLlama and Granite.
+        config: config.json; its `vocab_size` tells CodeLlama and Granite where `rules` look for them.
         n_vocab: rows of the embedding: the list of tokens gets exactly this length.
         pre: name of the pre-tokenizer of a byte-level BPE, given by hand where it is not recognised.
         note: receives a remark for each fact that was left out or overruled.
+        rules: those of the model's family.
 
     Raises:
         TokenizerError: there is no tokenizer, it is damaged or of an unsupported kind, its pre-tokenizer is unknown, or
             it has more tokens than the embedding has rows.
     """
     files = TokenizerFiles(path)
-    vocabulary = read_vocabulary(files, n_vocab, note)
+    vocabulary = read_vocabulary(files, n_vocab, note, rules)
     if vocabulary.kind == BYTE_LEVEL:
         pre = choose_pre(files, pre, note)
     elif pre is not None:
@@ -73,6 +76,11 @@ def vocab_keys(
     keys += _special_keys(vocabulary.special)
     keys += template_keys(files, note)
     keys += _normalizer_keys(files)
+    if vocabulary.add_space_prefix is not None:
+        prefix = [KeyValue.flag(f"{PREFIX}.add_space_prefix", vocabulary.add_space_prefix)]
+        keys = prefix + keys if rules.add_space_prefix == "first" else keys + prefix
+    if not rules.known_sizes:
+        return keys
     if config.get("vocab_size") == _CODE_LLAMA:
         # its infill ids have no keys in the converter's writer, which leaves the end of turn
         keys = _set(keys, KeyValue.u32(f"{PREFIX}.eot_token_id", _CODE_LLAMA_EOT))
@@ -83,10 +91,7 @@ def vocab_keys(
 
 def _token_keys(vocabulary: Vocabulary, pre: str) -> list[KeyValue]:
     strings = GGUFValueType.STRING
-    keys = []
-    if vocabulary.add_space_prefix is not None:
-        keys.append(KeyValue.flag(f"{PREFIX}.add_space_prefix", vocabulary.add_space_prefix))
-    keys += [KeyValue.text(f"{PREFIX}.model", vocabulary.kind), KeyValue.text(f"{PREFIX}.pre", pre)]
+    keys = [KeyValue.text(f"{PREFIX}.model", vocabulary.kind), KeyValue.text(f"{PREFIX}.pre", pre)]
     keys.append(KeyValue.array(f"{PREFIX}.tokens", vocabulary.texts, strings))
     if vocabulary.kind == SPM:
         keys.append(KeyValue.array(f"{PREFIX}.scores", vocabulary.scores, GGUFValueType.FLOAT32))

@@ -216,7 +216,9 @@ def keys_of(source: ModelFile, *, name: str | None, pre: str | None, note: Note)
     if source.kind == "gguf":
         return [as_copied(kv) for kv in source.key_values()]
     keys = metadata.model_keys(source, name=name, note=note)
-    return keys + vocab.vocab_keys(source.path, source.config, source.hparams.n_vocab, pre, note=note)
+    return keys + vocab.vocab_keys(
+        source.path, source.config, source.hparams.n_vocab, pre, note, source.family.vocab
+    )
 
 
 def as_copied(kv: KeyValue) -> KeyValue:

@@ -48,6 +48,7 @@ from quantize.families.expressions import evaluate
 from quantize.families.graph import Graph
 from quantize.families.keys import Key
 from quantize.families.limits import Limit
+from quantize.families.vocab_rules import VocabRules
 from quantize.hparams import Hparams
 from quantize.tensors import Array
 
@@ -171,6 +172,7 @@ class Family:
     ignored: tuple[str, ...] = COMMON_IGNORED  # endings of stored names that no GGUF needs
     rope_neox: bool = False
     graph: Graph = field(default_factory=Graph)
+    vocab: VocabRules = field(default_factory=VocabRules)
 
     @property
     def settings(self) -> list[str]:

@@ -6,6 +6,7 @@ from quantize.families.key_table import BASE, HEADS, ROUTER, SIZES
 from quantize.families.language import Computed, Family, each_layer, permuted, tensor
 from quantize.families.rope import rope_freqs
 from quantize.families.stored_names import BASE_CLASSES
+from quantize.families.vocab_rules import LLAMA_VOCAB
 
 LAYER = "model.layers.{bid}."
 
@@ -60,6 +61,7 @@ FAMILY = Family(
     tensors=MODEL + ATTENTION + ATTENTION_BIASES + FEED_FORWARD + FEED_FORWARD_BIASES,
     computed=COMPUTED,
     rope_theta=10000.0,
+    vocab=LLAMA_VOCAB,
     defaults={  # transformers 5.23, models/llama/configuration_llama.py
         "model_type": "llama",
         "vocab_size": 32000,

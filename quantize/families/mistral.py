@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantize.families.language import Family
 from quantize.families.llama import ATTENTION, COMPUTED, FEED_FORWARD, KEYS, MODEL
+from quantize.families.vocab_rules import LLAMA_VOCAB
 
 FAMILY = Family(
     architectures=("MistralForCausalLM",),
@@ -12,6 +13,7 @@ FAMILY = Family(
     tensors=MODEL + ATTENTION + FEED_FORWARD,
     computed=COMPUTED,
     rope_theta=10000.0,
+    vocab=LLAMA_VOCAB,
     defaults={  # transformers 5.23, models/mistral/configuration_mistral.py
         "model_type": "mistral",
         "vocab_size": 32000,

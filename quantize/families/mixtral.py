@@ -10,6 +10,7 @@ from __future__ import annotations
 from quantize.families.key_table import BASE, EXPERTS, HEADS, ROUTER, SIZES
 from quantize.families.language import GATE, UP, Family, fused, moe_layers, tensor
 from quantize.families.llama import ATTENTION, COMPUTED, LAYER, MODEL
+from quantize.families.vocab_rules import LLAMA_VOCAB
 
 EXPERT_LAYERS = moe_layers(
     LAYER,
@@ -45,6 +46,7 @@ FAMILY = Family(
     computed=COMPUTED,
     aliases={"num_experts": "num_local_experts"},
     rope_theta=1000000.0,
+    vocab=LLAMA_VOCAB,
     defaults={  # transformers 5.23, models/mixtral/configuration_mixtral.py; head_dim stays null
         "model_type": "mixtral",
         "vocab_size": 32000,

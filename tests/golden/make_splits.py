@@ -20,8 +20,8 @@ from llama import serve  # noqa: E402
 from places import GOLDEN  # noqa: E402
 from split_cases import awkward_texts, pair_vocabulary, write_model  # noqa: E402
 
+from calibration.text.pretokenizers import hash_ids  # noqa: E402
 from calibration.text.splits import SPLITS  # noqa: E402
-from gguf_export.vocab.pretokenizers import hash_ids  # noqa: E402
 from gguf_export.writing.export import prepare, run  # noqa: E402
 from quantize.recipes.ftypes import ftype  # noqa: E402
 from quantize.recipes.recipe import Recipe  # noqa: E402

@@ -14,12 +14,13 @@ from gguf import TokenType
 from pico import pico_mixtral
 from tokenizer_cases import FAST, byte_level, write_json
 
+from calibration.text.pretokenizers import CHECK_TEXT
 from calibration.text.vocabulary import BYTE_LEVEL, Vocabulary
-from gguf_export.vocab.pretokenizers import CHECK_TEXT
 
 _PIECES = [
     *"aBcÉé漢字かハ가ქა 1²٣४'.,!/$~`-<=>|^()[\"\n\r\t_s tmdSTrelLvV",
     *"\u00a0\u3000\u0301\u093f\u200c\u200dǅºₐ…。“、😀",
+    *"\ua7cb\U0001cc00\u0897\U00010d40\u1b4e\U0002ebf0",  # all but the last are of Unicode 16
     *("'s", "'re", "'LL", " ", "  ", "   ", "    ", "\n\n", "\r\n", "123", "1234567", "ab", "Ab", "aB", "ÉA"),
     *("éa", "<sentinel:12>", "IMGIMGABZ"),
 ]

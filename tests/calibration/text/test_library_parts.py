@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 
 from calibration.text import tokenizer_json
 from calibration.text.expressions import MAX_EXPRESSION, is_tame
+from calibration.text.pretokenizers import CHECK_TEXT
 from calibration.text.special_tokens import ids_around
 from calibration.text.splits import SPLITS
 from calibration.text.tokenizer import open_tokenizer, tokenizer_of
-from gguf_export.vocab.pretokenizers import CHECK_TEXT
 from gguf_export.vocab.vocab_keys import vocab_keys
 from quantize.exceptions import TokenizerError
 from quantize.sources.checkpoint import open_checkpoint

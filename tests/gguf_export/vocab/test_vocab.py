@@ -27,7 +27,8 @@ from tokenizer_cases import (
     write_json,
 )
 
-from gguf_export.vocab import chat_templates, pretokenizers
+from calibration.text import pretokenizers
+from gguf_export.vocab import chat_templates
 from gguf_export.vocab.vocab_keys import vocab_keys
 from quantize.containers.keys import KeyValue
 from quantize.exceptions import TokenizerError
@@ -233,6 +234,7 @@ def _model(**model: Any) -> dict[str, Any]:
     [
         ({}, "has neither tokenizer.model nor tokenizer.json"),
         ({"tekken.json": "{}"}, "has only a tekken.json"),
+        ({"hy.tiktoken": "IQ== 0"}, "has only a hy.tiktoken"),
         ({"vocab.json": "{}", "merges.txt": ""}, "has only a vocab.json"),
         ({"tokenizer.model": "no protobuf"}, "tokenizer.model: is no SentencePiece model"),
         ({"tokenizer.json": "{"}, "tokenizer.json: invalid JSON"),

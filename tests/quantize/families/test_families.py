@@ -282,6 +282,7 @@ def test_every_family_says_what_it_needs() -> None:
         "roles",
         "fit",
         "stored_names",
+        "vocab_rules",
     }
     assert "MixtralForCausalLM" in supported_architectures()
     for name in supported_architectures():

@@ -18,7 +18,15 @@ from quantize.containers.untrusted import guarded, quoted
 from quantize.exceptions import TokenizerError
 from quantize.telling import Note, Remark
 
-__all__ = ["CHECK_TEXT", "KNOWN", "choose_pre", "hash_ids", "recognise"]
+__all__ = [
+    "CHECK_TEXT",
+    "KNOWN",
+    "choose_pre",
+    "hash_ids",
+    "recognise",
+    "recognised_pre",
+    "refuse_unknown_pre",
+]
 
 CHECK_TEXT = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n"
@@ -174,11 +182,40 @@ def recognise(candidates: Iterable[Sequence[int]]) -> str | None:
     return next((names[digest] for ids in candidates if (digest := hash_ids(ids)) in names), None)
 
 
-def choose_pre(files: TokenizerFiles, pre: str | None, note: Note) -> str:
-    """The name of the pre-tokenizer of a byte-level BPE: `pre`, or by the hash of the encoded `CHECK_TEXT`.
+def recognised_pre(files: TokenizerFiles) -> str | None:
+    """The name of a folder's pre-tokenizer by the hash of the encoded `CHECK_TEXT`; None where llama.cpp knows it not.
 
     The text is encoded first with the BOS and EOS that the tokenizer adds, as the converter does it; then in the other
     three ways, because transformers adds them by tokenizer_config.json, too, and models are saved with them switched.
+
+    Raises:
+        TokenizerError: tokenizer.json is damaged, or cuts text as no known tokenizer does.
+    """
+    whole, plain = _encoded_check_text(files)
+    bos, eos = (
+        [] if text is None or (token_id := files.library.token_to_id(text)) is None else [token_id]
+        for text in (token_text(files.settings.get(f"{kind}_token")) for kind in ("bos", "eos"))
+    )
+    return recognise([whole, bos + plain, bos + plain + eos, plain + eos, plain])
+
+
+def _encoded_check_text(files: TokenizerFiles) -> tuple[list[int], list[int]]:
+    """Ids of `CHECK_TEXT` with the tokens that the post-processor adds, and without."""
+    if files.loaded.unknown is not None:
+        raise files.loaded.unknown
+    library = files.library
+    plain: list[int] = guarded(
+        files.json_path,
+        lambda: library.encode(CHECK_TEXT, add_special_tokens=False).ids,
+        "cannot encode llama.cpp's check text",
+        TokenizerError,
+    )
+    before, after = ids_around(section(files.json, "post_processor"))
+    return before + plain + after, plain
+
+
+def choose_pre(files: TokenizerFiles, pre: str | None, note: Note) -> str:
+    """The name of the pre-tokenizer of a byte-level BPE: `pre`, or the one that is recognised.
 
     Args:
         files: the tokenizer's files.
@@ -188,41 +225,17 @@ def choose_pre(files: TokenizerFiles, pre: str | None, note: Note) -> str:
     Raises:
         TokenizerError: llama.cpp knows no `pre`, or it is None and the tokenizer is not recognised.
     """
-    is_known = isinstance(pre, str) and pre in KNOWN  # a stranger's file may have named anything
-    if pre is not None and not is_known:
-        known = ", ".join(sorted(KNOWN))
-        raise TokenizerError(
-            f"pre-tokenizer {quoted(pre)}",
-            "llama.cpp knows no such pre-tokenizer",
-            f"it knows {known}",
-            setting="pre",
-        )
-    unknown = files.loaded.unknown
-    if unknown is not None:
-        if pre is None:
-            raise unknown
+    refuse_unknown_pre(pre)
+    if files.loaded.unknown is not None and pre is not None:
         _refuse_other_than_bytes(files)
         return pre
-    library, path = files.library, files.json_path
-    plain: list[int] = guarded(
-        path,
-        lambda: library.encode(CHECK_TEXT, add_special_tokens=False).ids,
-        "cannot encode llama.cpp's check text",
-        TokenizerError,
-    )
-    before, after = ids_around(section(files.json, "post_processor"))
-    whole = before + plain + after
-    bos, eos = (
-        [] if text is None or (token_id := library.token_to_id(text)) is None else [token_id]
-        for text in (token_text(files.settings.get(f"{kind}_token")) for kind in ("bos", "eos"))
-    )
-    recognised = recognise([whole, bos + plain, bos + plain + eos, plain + eos, plain])
+    recognised = recognised_pre(files)
     if recognised is None:
         _refuse_other_than_bytes(files)
     if pre is None and recognised is None:
         raise TokenizerError(
-            str(path),
-            f"the pre-tokenizer is unknown (hash {hash_ids(whole)})",
+            str(files.json_path),
+            f"the pre-tokenizer is unknown (hash {hash_ids(_encoded_check_text(files)[0])})",
             "if you know which of llama.cpp's splits text like it, name it with {setting}, such as gpt-2, llama-bpe or "
             "qwen2",
             setting="pre",
@@ -230,13 +243,29 @@ def choose_pre(files: TokenizerFiles, pre: str | None, note: Note) -> str:
     if pre is not None and recognised not in (None, pre):
         note(
             Remark(
-                str(path),
+                str(files.json_path),
                 f"the pre-tokenizer was recognised as {recognised}",
                 f"{pre} is written, as {{setting}} asks",
                 setting="pre",
             )
         )
     return pre or recognised or ""
+
+
+def refuse_unknown_pre(pre: str | None) -> None:
+    """Refuse a name given by hand that llama.cpp does not know.
+
+    Raises:
+        TokenizerError: it is none of `KNOWN`.
+    """
+    if pre is None or (isinstance(pre, str) and pre in KNOWN):  # a stranger's file may have named anything
+        return
+    raise TokenizerError(
+        f"pre-tokenizer {quoted(pre)}",
+        "llama.cpp knows no such pre-tokenizer",
+        f"it knows {', '.join(sorted(KNOWN))}",
+        setting="pre",
+    )
 
 
 def _refuse_other_than_bytes(files: TokenizerFiles) -> None:
