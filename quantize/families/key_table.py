@@ -151,4 +151,4 @@ KNOWN: Mapping[str, Key] = {row.name: row for row in (*BASE, *EXPERTS, *ROUTER, 
 
 def known(name: str, *, config: str | Callable[[Config], Value | None], optional: bool = False) -> Key:
     """A row of `KNOWN` for a family whose config.json has a setting of its own for it."""
-    return replace(KNOWN[name], config=config, optional=optional)
+    return replace(KNOWN[name], config=config, made="", optional=optional)

@@ -167,6 +167,7 @@ class Family:
     accepted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # setting -> supported values
     computed: tuple[Computed, ...] = ()
     ignored: tuple[str, ...] = COMMON_IGNORED  # endings of stored names that no GGUF needs
+    left_out: tuple[str, ...] = ()  # beginnings of stored names that llama.cpp's converter leaves out
     rope_neox: bool = False
     graph: Graph = field(default_factory=Graph)
 
