@@ -24,6 +24,7 @@ __all__ = [
     "families_of",
     "family_of",
     "graph_of",
+    "known_archs",
     "known_keys",
     "supported_architectures",
 ]
@@ -80,6 +81,11 @@ def known_keys(arch: str) -> dict[str, Key]:
     """
     own = {row.name: row for family in families_of(arch) for row in family.keys}
     return {**{name: replace(row, optional=bool(own) or row.optional) for name, row in KNOWN.items()}, **own}
+
+
+def known_archs() -> list[str]:
+    """Each `general.architecture` of which a family is declared here."""
+    return sorted({family.arch for family in _families()})
 
 
 def supported_architectures() -> list[str]:
