@@ -5,8 +5,8 @@ values that are clamped.
 from __future__ import annotations
 
 from quantize.families.graph import Graph
-from quantize.families.key_table import KNOWN, known
-from quantize.families.keys import Config
+from quantize.families.key_table import known
+from quantize.families.keys import Config, setting
 from quantize.families.language import Family, each_layer, flat, moe_layers, tensor, transposed
 
 LAYER = "transformer.blocks.{bid}."
@@ -16,6 +16,12 @@ EXPERTS = "ffn.experts.mlp."
 def _epsilon(config: Config) -> float:
     """PyTorch's own, which the model's code leaves as it is; the converter writes it, too."""
     return 1e-5
+
+
+def _theta(config: Config) -> float:
+    """The converter asks for the attention's own, which transformers 5 writes beside one of the whole model."""
+    own = setting(config, "attn_config.rope_theta")
+    return float(config["rope_parameters"]["rope_theta"] if own is None else own)
 
 
 FAMILY = Family(
@@ -28,7 +34,7 @@ FAMILY = Family(
         known("feed_forward_length", config="ffn_config.ffn_hidden_size"),
         known("attention.head_count", config="n_heads"),
         known("attention.head_count_kv", config="attn_config.kv_n_heads"),
-        KNOWN["rope.freq_base"],
+        known("rope.freq_base", config=_theta),
         known("attention.clamp_kqv", config="attn_config.clip_qkv"),
         known("expert_count", config="ffn_config.moe_num_experts"),
         known("expert_used_count", config="ffn_config.moe_top_k"),
