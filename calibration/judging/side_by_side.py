@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -101,7 +102,9 @@ def compare(
     if base.kind == "model" and hparams.n_expert:
         routers = RouterComparer(len(in_pass), hparams.n_layer, starts * all_chunks.n_ctx)
     rounding, round_cache = (
-        (InputRounding(converted_type), round_f16) if activations == "int8" else (None, None)
+        (InputRounding(partial(converted_type, arch=hparams.arch)), round_f16)
+        if activations == "int8"
+        else (None, None)
     )
     timings = forward(
         [Stream(model.source, rounding, round_cache, model.name) for model in in_pass],

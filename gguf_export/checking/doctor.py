@@ -16,6 +16,7 @@ from quantize.exceptions import CheckpointError
 from quantize.families import family_of
 from quantize.families.binding import bind
 from quantize.families.config import shape_dims, text_config
+from quantize.families.keys import setting
 from quantize.families.limits import remarks_on_limits
 from quantize.families.roles import is_router
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
@@ -89,7 +90,7 @@ def _config(raw: Mapping[str, Any]) -> Iterator[Finding]:
     except CheckpointError as fault:
         yield Finding.of(fault, place="config.json")
         return
-    known = set(raw) | {key for alias, key in family.aliases.items() if alias in raw}
+    known = set(raw) | {key for alias, key in family.aliases.items() if setting(raw, alias) is not None}
     for key in [*family.settings, "vocab_size"]:
         if key in known or key in DERIVED:
             continue
@@ -102,7 +103,7 @@ def _config(raw: Mapping[str, Any]) -> Iterator[Finding]:
                 "add it as the model was trained",
             )
     rope = raw.get("rope_parameters")
-    if "rope_theta" not in raw and not (isinstance(rope, dict) and "rope_theta" in rope):
+    if "rope_theta" not in known and not (isinstance(rope, dict) and "rope_theta" in rope):
         # Llama's first configs had none, because there was only one value.
         usual = family.architectures[0] == "LlamaForCausalLM"
         text = f"rope_theta is missing: {family.rope_theta:.0f} would be used"

@@ -36,7 +36,7 @@ def nearest_ftype(
     facts = RecipeFacts.of_keys(source.arch, source.arch_keys())
 
     def stored(spec: TensorSpec) -> QType:
-        return converted_type(spec) if source.kind == "checkpoint" else spec.qtype
+        return converted_type(spec, source.arch) if source.kind == "checkpoint" else spec.qtype
 
     def away(ftype: Ftype) -> float:
         usual = Recipe(ftype)

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from gguf import GGUFValueType
@@ -159,7 +159,7 @@ def prepare(
             facts,
             recipe,
             has_imatrix=imatrix is not None,
-            left_as=converted_type if source.kind == "checkpoint" else _as_stored,
+            left_as=partial(converted_type, arch=source.arch) if source.kind == "checkpoint" else _as_stored,
             prune_layers=prune_layers,
             keeps_order=split is not None and split.keeps_parts,
         )

@@ -6,6 +6,7 @@ A family is data in the words of `language` and `keys`; code that reads a checkp
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -31,6 +32,8 @@ __all__ = [
 FAMILIES = (
     *("llama", "mistral", "mixtral"),
     *("qwen2", "qwen3", "qwen2moe", "qwen3moe", "olmoe"),
+    *("minimax_m2", "ernie4_5", "ernie4_5_moe", "hunyuan_moe", "bailingmoe", "bailingmoe2"),
+    *("dbrx",),
 )
 """The modules of this package that offer `FAMILY: Family`."""
 
@@ -66,8 +69,12 @@ def graph_of(arch: str) -> Graph | None:
 
 
 def known_keys(arch: str) -> dict[str, Key]:
-    """The `{arch}.*` keys by name: those of its families, and those that any architecture may have."""
-    return {**KNOWN, **{row.name: row for family in families_of(arch) for row in family.keys}}
+    """The `{arch}.*` keys by name: those of its families, and those that any architecture may have.
+
+    What no family of an architecture has, its files need not have either: layer norms have another epsilon.
+    """
+    own = {row.name: row for family in families_of(arch) for row in family.keys}
+    return {**{name: replace(row, optional=bool(own) or row.optional) for name, row in KNOWN.items()}, **own}
 
 
 def known_archs() -> list[str]:

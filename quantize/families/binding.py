@@ -69,8 +69,8 @@ def bind(
     read = {tensor.name for binding in bindings for tensor in binding.stored}
     names = {tensor.name: tensor for tensor in stored.values()}
     left = [name for name in names if name not in read]
-    ignored = [name for name in left if name.endswith(family.ignored)]
-    unread = [name for name in left if not name.endswith(family.ignored)]
+    ignored = [name for name in left if name.endswith(family.ignored) or name.startswith(family.left_out)]
+    unread = sorted(set(left) - set(ignored), key=left.index)
     if unread:
         more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
         raise CheckpointError(
@@ -112,6 +112,8 @@ def _bind(
     """
     shape = tensor.sizes(dims)
     spec_name = tensor.name.format(bid=bid)
+    if min(shape) < 1 and tensor.optional:
+        return None
     if min(shape) < 1:
         raise CheckpointError("config.json", f"{spec_name} would be empty: {list(shape)}")
     n_expert = shape[0] if tensor.has_experts else 1
@@ -129,7 +131,8 @@ def _bind(
     cut = _cut(spec_name, source, shape[axis], dims)
     expected = _stored_shape(shape, source, cut, axis)
     for shard_tensor in tensors:
-        if shard_tensor.shape != expected:
+        is_row = len(shape) == 1 and shard_tensor.shape == (1, *expected)  # ggml drops such an axis
+        if shard_tensor.shape != expected and not is_row:
             raise CheckpointError(
                 f"{shard_tensor.path}: tensor {quoted(shard_tensor.name)}",
                 f"has shape {list(shard_tensor.shape)}, but config.json asks for {list(expected)}",

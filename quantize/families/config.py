@@ -10,7 +10,14 @@ from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.expressions import evaluate
-from quantize.families.keys import Value, config_values, hparams_of, key_values, whole_number
+from quantize.families.keys import (
+    Value,
+    config_values,
+    hparams_of,
+    key_values,
+    setting,
+    whole_number,
+)
 from quantize.families.language import Family
 from quantize.families.limits import refuse_fatal, remarks_on_limits
 from quantize.families.rope import normalise_rope, rope_scaling
@@ -47,18 +54,18 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError("config.json", "has a quantization_config", remedy)
     config = dict(raw)
     for alias, key in family.aliases.items():
-        if alias in raw and key not in raw:
-            config[key] = raw[alias]
+        if key not in raw and setting(raw, alias) is not None:
+            config[key] = setting(raw, alias)
     for key, value in family.defaults.items():
         config.setdefault(key, value)
     for key, expression in family.if_null.items():
         if config.get(key) is None:
             config[key] = _derived(config, key, expression)
     for key, accepted in family.accepted.items():
-        if config.get(key) not in accepted:
+        if setting(config, key) not in accepted:
             raise CheckpointError(
                 "config.json",
-                f"{key} {quoted(config.get(key))} is not supported for {family.architectures[0]}",
+                f"{key} {quoted(setting(config, key))} is not supported for {family.architectures[0]}",
                 f"supported: {', '.join(str(value) for value in accepted)}",
             )
     refuse_fatal(family.limits, family.arch, config)
@@ -95,6 +102,7 @@ def read_config(family: Family, config: Mapping[str, Any], n_vocab: int) -> Conf
         raise CheckpointError(
             "config.json", f"head_dim {hparams.head_dim} is odd: rotary positions need pairs"
         )
+    _refuse_other_rotation(config["rope_parameters"], hparams)
     window = config.get("sliding_window")
     if type(window) is int and window < hparams.n_ctx_train:
         message = f"the sliding window of {window} tokens is left out, as llama.cpp leaves it out"
@@ -121,6 +129,18 @@ def _refuse_contradictions(values: Mapping[str, Value]) -> None:
     if n_expert_used > n_expert:
         message = f"{n_expert_used} experts per token, but there are only {n_expert}"
         raise CheckpointError("config.json", message)
+
+
+def _refuse_other_rotation(rope: Mapping[str, Any], hparams: Hparams) -> None:
+    """Refuse a share of rotated dimensions that the family's keys do not say."""
+    share = rope.get("partial_rotary_factor")
+    if share is None:
+        return
+    if type(share) not in (int, float) or int(hparams.head_dim * share) != hparams.n_rot:
+        message = (
+            f"partial_rotary_factor {quoted(share)}: {hparams.n_rot} of the {hparams.head_dim} dimensions"
+        )
+        raise CheckpointError("config.json", f"{message} of a head are rotated in arch {hparams.arch}")
 
 
 def shape_dims(family: Family, config: Mapping[str, Any], hparams: Hparams) -> dict[str, int]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from quantize.containers.untrusted import quoted
-from quantize.families import Family, families_of
+from quantize.families import Family, families_of, graph_of
 from quantize.families.binding import layers_of
 from quantize.families.key_table import MAX_EXPERTS, MAX_LAYERS
 from quantize.hparams import Hparams
@@ -54,8 +54,10 @@ def dimension_misfits(hparams: Hparams, keys: Mapping[str, Any]) -> Iterator[Mis
         yield misfit("rope.dimension_count", f"is {quoted(rope)}, heads have {hparams.head_dim} dimensions")
     if arch == "llama" and hparams.head_dim % 2:
         yield misfit("rope.dimension_count", f"is {hparams.head_dim}: rotary positions need pairs")
-    if hparams.rms_norm_eps <= 0:
-        yield misfit("attention.layer_norm_rms_epsilon", f"is {hparams.rms_norm_eps}")
+    if hparams.norm_eps <= 0:
+        graph = graph_of(arch)
+        kind = "layer_norm" if graph is not None and graph.norm == "layer" else "layer_norm_rms"
+        yield misfit(f"attention.{kind}_epsilon", f"is {hparams.norm_eps}")
     if hparams.rope_freq_base <= 0 or not math.isfinite(hparams.rope_freq_base):
         yield misfit("rope.freq_base", f"is {hparams.rope_freq_base}")
 

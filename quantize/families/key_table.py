@@ -169,7 +169,7 @@ def known(
 ) -> Key:
     """A row of `KNOWN` for a family whose config.json has a setting of its own for it, or a default of its own."""
     row = KNOWN[name]
-    return replace(row, config=config, optional=optional, default=row.default if default is None else default)
+    return replace(row, config=config, made="", optional=optional, default=row.default if default is None else default)
 
 
 def with_rows(keys: Iterable[Key], *rows: Key) -> tuple[Key, ...]:

@@ -32,6 +32,7 @@ __all__ = [
     "derived",
     "hparams_of",
     "key_values",
+    "setting",
     "whole_number",
 ]
 
@@ -103,9 +104,11 @@ def _config_value(row: Key, config: Config) -> Value | None:
             message = f"{row.name} would be {value}, outside of {row.minimum}..{row.maximum}"
             raise CheckpointError("config.json", message)
         return value
-    *outer, name = row.config.split(".")
-    for part in outer:
-        config = config[part]
+    outer, _, name = row.config.rpartition(".")
+    if outer:
+        config = setting(config, outer)
+        if not isinstance(config, dict):
+            raise CheckpointError("config.json", f"{outer} must be an object, but is {quoted(config)}")
     value = config.get(name)
     if value is None and row.optional:
         return None
@@ -118,6 +121,14 @@ def _config_value(row: Key, config: Config) -> Value | None:
     expected, words = (bool, "true or false") if row.type == BOOL else (str, "a text")
     if not isinstance(value, expected):
         raise CheckpointError("config.json", f"{name} must be {words}, but is {quoted(value)}")
+    return value
+
+
+def setting(config: Config, name: str) -> Any:
+    """A setting of config.json, with dots where it lies within others; None where there is none."""
+    value: Any = config
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
     return value
 
 

@@ -170,6 +170,7 @@ class Family:
     limits: tuple[Limit, ...] = ()  # settings that llama.cpp's graph does not follow
     computed: tuple[Computed, ...] = ()
     ignored: tuple[str, ...] = COMMON_IGNORED  # endings of stored names that no GGUF needs
+    left_out: tuple[str, ...] = ()  # beginnings of stored names that llama.cpp's converter leaves out
     rope_neox: bool = False
     graph: Graph = field(default_factory=Graph)
     vocab: VocabRules = field(default_factory=VocabRules)

@@ -23,6 +23,9 @@ _CONVERTED_TO_F32 = (
 )
 """Small tensors in which every bit counts; those of RWKV, BERT, gemma3n, glm5-next and vision are not listed."""
 
+_KEEP_MATRICES = ("dbrx",)
+"""Architectures of which all matrices, routers among them, keep the source's type (conversion/dbrx.py)."""
+
 _KEPT = (
     *("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel"),
     *("per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "attn_rel_b.weight"),
@@ -64,12 +67,12 @@ def allows_quantization(spec: TensorSpec, arch: str) -> bool:
     )
 
 
-def converted_type(spec: TensorSpec) -> QType:
+def converted_type(spec: TensorSpec, arch: str = "") -> QType:
     """The type that llama.cpp's converter gives a tensor before anything is quantized.
 
     Vectors, norms, routers and whatever is not called `.weight` are F32; the others keep the source's type.
     """
-    if spec.qtype not in FLOATS:
+    if spec.qtype not in FLOATS or (arch in _KEEP_MATRICES and len(spec.shape) > 1):
         return spec.qtype
     always_f32 = (
         len(spec.shape) <= 1 or spec.name.endswith(_CONVERTED_TO_F32) or not spec.name.endswith(".weight")
