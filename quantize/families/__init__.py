@@ -27,7 +27,7 @@ __all__ = [
     "supported_architectures",
 ]
 
-FAMILIES = ("llama", "mistral", "mixtral")
+FAMILIES = ("llama", "mistral", "mixtral", "granitemoe", "phimoe", "gpt_oss")
 """The modules of this package that offer `FAMILY: Family`."""
 
 

@@ -13,6 +13,12 @@ from quantize.tensors import QType, TensorSpec
 
 __all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of"]
 
+MXFP4_PARTS = ("_blocks", "_scales")
+"""The ends of the names of the two tensors of which MXFP4 matrices are stored."""
+
+MXFP4_SIZE = 32
+"""Weights of a block."""
+
 QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32}
 
 
@@ -32,7 +38,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Binding:
-    """A GGUF tensor and where its numbers are: one stored tensor, or one per expert."""
+    """A GGUF tensor and where its numbers are: one stored tensor, or one per expert; of MXFP4 codes and exponents."""
 
     spec: TensorSpec
     source: Source
@@ -103,12 +109,14 @@ def _bind(
 ) -> Binding | None:
     """Choose the layout of which most tensors are present, so that an error names what that layout lacks.
 
-    None where an optional tensor is absent.
+    None where an optional tensor is absent, and for a tensor without weights: shared experts of a width of 0.
     """
     shape = tensor.sizes(dims)
     spec_name = tensor.name.format(bid=bid)
-    if min(shape) < 1:
-        raise CheckpointError("config.json", f"{spec_name} would be empty: {list(shape)}")
+    if min(shape) < 0:
+        raise CheckpointError("config.json", f"{spec_name} would have the shape {list(shape)}")
+    if 0 in shape:
+        return None
     n_expert = shape[0] if tensor.has_experts else 1
     layouts = [(source, _names(source, bid, n_expert)) for source in tensor.sources]
     source, names = max(
@@ -123,17 +131,21 @@ def _bind(
     axis = source.axis if len(shape) > 1 else -1
     cut = _cut(spec_name, source, shape[axis], dims)
     expected = _stored_shape(shape, source, cut, axis)
-    for shard_tensor in tensors:
-        if shard_tensor.shape != expected:
+    for i, shard_tensor in enumerate(tensors):
+        asked = _packed_shape(expected, i) if source.mxfp4 else expected
+        if shard_tensor.shape != asked:
             raise CheckpointError(
                 f"{shard_tensor.path}: tensor {quoted(shard_tensor.name)}",
-                f"has shape {list(shard_tensor.shape)}, but config.json asks for {list(expected)}",
+                f"has shape {list(shard_tensor.shape)}, but config.json asks for {list(asked)}",
             )
     n_heads = dims[source.heads] if source.heads else 0
-    return Binding(TensorSpec(spec_name, shape, _qtype(tensors)), source, tensors, cut, axis, n_heads)
+    qtype = _packed_qtype(tensors) if source.mxfp4 else _qtype(tensors)
+    return Binding(TensorSpec(spec_name, shape, qtype), source, tensors, cut, axis, n_heads)
 
 
 def _names(source: Source, bid: int, n_expert: int) -> list[str]:
+    if source.mxfp4:
+        return [source.name.format(bid=bid) + part for part in MXFP4_PARTS]
     if not source.per_expert:
         return [source.name.format(bid=bid)]
     return [source.name.format(bid=bid, xid=xid) for xid in range(n_expert)]
@@ -183,3 +195,20 @@ def _qtype(stored: tuple[ShardTensor, ...]) -> QType:
             )
         qtypes.add(QTYPES[tensor.dtype])
     return qtypes.pop() if len(qtypes) == 1 else QType.F32
+
+
+def _packed_shape(shape: tuple[int, ...], i: int) -> tuple[int, ...]:
+    """Of MXFP4 matrices of a shape the codes (`i` 0) of each block of 32, or the exponents (1)."""
+    n_block, left = divmod(shape[-1], MXFP4_SIZE)
+    if left:
+        message = f"rows of {shape[-1]} weights do not divide into MXFP4 blocks of {MXFP4_SIZE}"
+        raise CheckpointError("config.json", message)
+    return (*shape[:-1], n_block, MXFP4_SIZE // 2) if i == 0 else (*shape[:-1], n_block)
+
+
+def _packed_qtype(stored: tuple[ShardTensor, ...]) -> QType:
+    for tensor in stored:
+        if tensor.dtype != "U8":
+            message = f"is stored as {tensor.dtype}, MXFP4 as U8"
+            raise CheckpointError(f"{tensor.path}: tensor {quoted(tensor.name)}", message)
+    return QType.MXFP4

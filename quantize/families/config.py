@@ -40,7 +40,7 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: the model is quantized already, or has a switch that the family does not support.
     """
-    if raw.get("quantization_config"):
+    if raw.get("quantization_config") and not (family.has_mxfp4 and _quant_method(raw) == "mxfp4"):
         remedy = "give the BF16, F16 or F32 original instead"
         raise CheckpointError("config.json", "has a quantization_config", remedy)
     config = dict(raw)
@@ -59,7 +59,7 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
                 f"{key} {quoted(config.get(key))} is not supported for {family.architectures[0]}",
                 f"supported: {', '.join(str(value) for value in accepted)}",
             )
-    config["rope_parameters"] = normalise_rope(config, family.rope_theta)
+    config["rope_parameters"] = normalise_rope(config, family.rope_theta, family.rope_default)
     return config
 
 
@@ -83,13 +83,14 @@ def read_config(family: Family, config: Mapping[str, Any], n_vocab: int) -> Conf
     scaling, remarks = rope_scaling(config["rope_parameters"])
     hparams = hparams_of(family.arch, family.keys, values, n_vocab, rope_neox=family.rope_neox)
     # Of llama3 and longrope the config says more than the keys do: the rest is in tensors.
-    hparams = replace(hparams, rope_scaling=scaling)
+    magnitude = hparams.rope_scaling.rope_attn_factor
+    hparams = replace(hparams, rope_scaling=replace(scaling, rope_attn_factor=magnitude))
     if hparams.head_dim % 2:
         raise CheckpointError(
             "config.json", f"head_dim {hparams.head_dim} is odd: rotary positions need pairs"
         )
     window = config.get("sliding_window")
-    if type(window) is int and window < hparams.n_ctx_train:
+    if type(window) is int and window < hparams.n_ctx_train and not family.graph.window_every:
         message = f"the sliding window of {window} tokens is left out, as llama.cpp leaves it out"
         remarks.append(Remark("config.json", message))
     keys = key_values(family.keys, values, hparams)
@@ -122,6 +123,11 @@ def shape_dims(family: Family, config: Mapping[str, Any], hparams: Hparams) -> d
         CheckpointError: a dimension is missing from the config or is not a size.
     """
     return hparams.dims | {name: whole_number(config, setting, 0) for name, setting in family.dims.items()}
+
+
+def _quant_method(raw: Mapping[str, Any]) -> object:
+    told = raw["quantization_config"]
+    return told.get("quant_method") if isinstance(told, dict) else None
 
 
 def _derived(config: Mapping[str, Any], key: str, expression: str) -> int:
