@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from calibration.forward.layers import Linear
-from calibration.forward.parts import bias_of
 from calibration.forward.stored import Matrix
 from calibration.forward.stream_state import StreamState
 from calibration.forward.timings import Stage
@@ -68,7 +67,6 @@ def read_products(state: StreamState, names: Sequence[str], xid: int = 0) -> lis
     products = []
     for name in names:
         matrix = state.read(name, xid)
-        bias = bias_of(name)
-        vector = state.vector(bias) if bias in state.specs else None
-        products.append(Watched(matrix, Linear(state.decoded(matrix, state.settings.dtype), vector), state))
+        linear = Linear(state.decoded(matrix, state.settings.dtype), state.bias(matrix))
+        products.append(Watched(matrix, linear, state))
     return products

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from calibration.forward.backward import forward_and_back
 from calibration.forward.gradients import GradientObserver
-from calibration.forward.parts import EMBEDDING
+from calibration.forward.graph import EMBEDDING
 from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.forward.stored import Matrix
 from calibration.forward.streams import Observer
@@ -187,7 +187,7 @@ class CostObserver(GradientObserver):
         found = np.zeros(len(qtypes))
         if spec.name == self._head:
             found += self._of_outputs(matrix, qtypes, guide)
-        if spec.name == EMBEDDING.name():
+        if spec.name == EMBEDDING:
             found += self._of_lookups(matrix, qtypes, guide)
         groups = self._groups.pop((spec.name, xid), [])
         if groups:
