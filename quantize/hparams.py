@@ -19,6 +19,9 @@ class RopeScaling:
     beta_slow: float | None = None  # yarn
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
+    rope_attn_factor: float = 1.0  # factor of cosines and sines, whatever the kind is
+    short_factors: tuple[float, ...] = ()  # longrope: divisors of the frequencies up to n_ctx_orig tokens
+    long_factors: tuple[float, ...] = ()  # longrope: those of longer texts
 
 
 @dataclass(frozen=True)

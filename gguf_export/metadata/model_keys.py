@@ -97,11 +97,14 @@ def model_keys(checkpoint: Checkpoint, *, name: str | None = None, note: Note = 
     card.texts.setdefault("name", label(checkpoint.path.name) or "model")
     if n_params.total > 0:
         card.texts.setdefault("size_label", size_label(n_params))
+    arch, own = checkpoint.arch, checkpoint.arch_keys()
+    leading = {f"{arch}.{row.name}" for row in checkpoint.family.keys if row.leads}
     return [
-        KeyValue.text("general.architecture", checkpoint.hparams.arch),
+        KeyValue.text("general.architecture", arch),
+        *(kv for kv in own if kv.key in leading),
         KeyValue.text("general.type", "model"),
         *_general_keys(card),
-        *checkpoint.arch_keys(),
+        *(kv for kv in own if kv.key not in leading),
     ]
 
 

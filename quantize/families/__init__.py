@@ -33,7 +33,7 @@ FAMILIES = (
     *("llama", "mistral", "mixtral"),
     *("qwen2", "qwen3", "qwen2moe", "qwen3moe", "olmoe"),
     *("minimax_m2", "ernie4_5", "ernie4_5_moe", "hunyuan_moe", "bailingmoe", "bailingmoe2"),
-    *("dbrx",),
+    *("dbrx", "granitemoe", "phimoe", "gpt_oss"),
 )
 """The modules of this package that offer `FAMILY: Family`."""
 

@@ -18,6 +18,12 @@ REMEDIES = {
 }
 """What to do where a tensor is missing that other architectures can do without."""
 
+MXFP4_PARTS = ("_blocks", "_scales")
+"""The ends of the names of the two tensors of which MXFP4 matrices are stored."""
+
+MXFP4_SIZE = 32
+"""Weights of a block."""
+
 QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32}
 
 
@@ -37,7 +43,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Binding:
-    """A GGUF tensor and where its numbers are: one stored tensor, or one per expert."""
+    """A GGUF tensor and where its numbers are: one stored tensor, or one per expert; of MXFP4 codes and exponents."""
 
     spec: TensorSpec
     source: Source
@@ -108,14 +114,14 @@ def _bind(
 ) -> Binding | None:
     """Choose the layout of which most tensors are present, so that an error names what that layout lacks.
 
-    None where an optional tensor is absent.
+    None where an optional tensor is absent, and for a tensor without weights: shared experts of a width of 0.
     """
     shape = tensor.sizes(dims)
     spec_name = tensor.name.format(bid=bid)
-    if min(shape) < 1 and tensor.optional:
+    if min(shape) < 0:
+        raise CheckpointError("config.json", f"{spec_name} would have the shape {list(shape)}")
+    if 0 in shape:
         return None
-    if min(shape) < 1:
-        raise CheckpointError("config.json", f"{spec_name} would be empty: {list(shape)}")
     n_expert = shape[0] if tensor.has_experts else 1
     layouts = [(source, _names(source, bid, n_expert)) for source in tensor.sources]
     source, names = max(
@@ -130,18 +136,22 @@ def _bind(
     axis = source.axis if len(shape) > 1 else -1
     cut = _cut(spec_name, source, shape[axis], dims)
     expected = _stored_shape(shape, source, cut, axis)
-    for shard_tensor in tensors:
-        is_row = len(shape) == 1 and shard_tensor.shape == (1, *expected)  # ggml drops such an axis
-        if shard_tensor.shape != expected and not is_row:
+    for i, shard_tensor in enumerate(tensors):
+        asked = _packed_shape(expected, i) if source.mxfp4 else expected
+        is_row = len(shape) == 1 and shard_tensor.shape == (1, *asked)  # ggml drops such an axis
+        if shard_tensor.shape != asked and not is_row:
             raise CheckpointError(
                 f"{shard_tensor.path}: tensor {quoted(shard_tensor.name)}",
-                f"has shape {list(shard_tensor.shape)}, but config.json asks for {list(expected)}",
+                f"has shape {list(shard_tensor.shape)}, but config.json asks for {list(asked)}",
             )
     n_heads = dims[source.heads] if source.heads else 0
-    return Binding(TensorSpec(spec_name, shape, _qtype(tensors)), source, tensors, cut, axis, n_heads)
+    qtype = _packed_qtype(tensors) if source.mxfp4 else _qtype(tensors)
+    return Binding(TensorSpec(spec_name, shape, qtype), source, tensors, cut, axis, n_heads)
 
 
 def _names(source: Source, bid: int, n_expert: int) -> list[str]:
+    if source.mxfp4:
+        return [source.name.format(bid=bid) + part for part in MXFP4_PARTS]
     if not source.per_expert:
         return [source.name.format(bid=bid)]
     return [source.name.format(bid=bid, xid=xid) for xid in range(n_expert)]
@@ -191,3 +201,20 @@ def _qtype(stored: tuple[ShardTensor, ...]) -> QType:
             )
         qtypes.add(QTYPES[tensor.dtype])
     return qtypes.pop() if len(qtypes) == 1 else QType.F32
+
+
+def _packed_shape(shape: tuple[int, ...], i: int) -> tuple[int, ...]:
+    """Of MXFP4 matrices of a shape the codes (`i` 0) of each block of 32, or the exponents (1)."""
+    n_block, left = divmod(shape[-1], MXFP4_SIZE)
+    if left:
+        message = f"rows of {shape[-1]} weights do not divide into MXFP4 blocks of {MXFP4_SIZE}"
+        raise CheckpointError("config.json", message)
+    return (*shape[:-1], n_block, MXFP4_SIZE // 2) if i == 0 else (*shape[:-1], n_block)
+
+
+def _packed_qtype(stored: tuple[ShardTensor, ...]) -> QType:
+    for tensor in stored:
+        if tensor.dtype != "U8":
+            message = f"is stored as {tensor.dtype}, MXFP4 as U8"
+            raise CheckpointError(f"{tensor.path}: tensor {quoted(tensor.name)}", message)
+    return QType.MXFP4

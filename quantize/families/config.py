@@ -49,7 +49,7 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: the model is quantized already, or has a setting that the family does not support, or with
             which llama.cpp cannot run it.
     """
-    if raw.get("quantization_config"):
+    if raw.get("quantization_config") and not (family.has_mxfp4 and _quant_method(raw) == "mxfp4"):
         remedy = "give the BF16, F16 or F32 original instead"
         raise CheckpointError("config.json", "has a quantization_config", remedy)
     config = dict(raw)
@@ -69,11 +69,9 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
                 f"supported: {', '.join(str(value) for value in accepted)}",
             )
     refuse_fatal(family.limits, family.arch, config)
-    if (
-        config.get("use_sliding_window") is False
-    ):  # transformers' Qwen configs, which name a window nevertheless
-        config["sliding_window"] = None
-    config["rope_parameters"] = normalise_rope(config, family.rope_theta)
+    if config.get("use_sliding_window") is False:
+        config["sliding_window"] = None  # transformers' Qwen configs name a window nevertheless
+    config["rope_parameters"] = normalise_rope(config, family.rope_theta, family.rope_default)
     return config
 
 
@@ -97,14 +95,15 @@ def read_config(family: Family, config: Mapping[str, Any], n_vocab: int) -> Conf
     scaling, remarks = rope_scaling(config["rope_parameters"])
     hparams = hparams_of(family.arch, family.keys, values, n_vocab, rope_neox=family.rope_neox)
     # Of llama3 and longrope the config says more than the keys do: the rest is in tensors.
-    hparams = replace(hparams, rope_scaling=scaling)
+    magnitude = hparams.rope_scaling.rope_attn_factor
+    hparams = replace(hparams, rope_scaling=replace(scaling, rope_attn_factor=magnitude))
     if hparams.head_dim % 2:
         raise CheckpointError(
             "config.json", f"head_dim {hparams.head_dim} is odd: rotary positions need pairs"
         )
     _refuse_other_rotation(config["rope_parameters"], hparams)
     window = config.get("sliding_window")
-    if type(window) is int and window < hparams.n_ctx_train:
+    if type(window) is int and window < hparams.n_ctx_train and not family.graph.window_every:
         message = f"the sliding window of {window} tokens is left out, as llama.cpp leaves it out"
         remarks.append(Remark("config.json", message))
     remarks += remarks_on_limits(family.limits, family.arch, config)
@@ -150,6 +149,11 @@ def shape_dims(family: Family, config: Mapping[str, Any], hparams: Hparams) -> d
         CheckpointError: a dimension is missing from the config or is not a size.
     """
     return hparams.dims | {name: whole_number(config, setting, 0) for name, setting in family.dims.items()}
+
+
+def _quant_method(raw: Mapping[str, Any]) -> object:
+    told = raw["quantization_config"]
+    return told.get("quant_method") if isinstance(told, dict) else None
 
 
 def _derived(config: Mapping[str, Any], key: str, expression: str) -> int:

@@ -66,6 +66,7 @@ class Key:
     default: int | float | str | None = None
     optional: bool = False  # config.json may leave it out
     per_layer: bool = False  # llama.cpp takes an array of one number for each layer, too
+    leads: bool = False  # written with the tensors, and so right behind general.architecture
     minimum: int = 1
     maximum: int = MAX_SIZE
 

@@ -32,6 +32,7 @@ A source is a Hugging Face name, or a name with words around it:
 * `transposed(source)`: each matrix is stored as [n_in, n_out].
 * `flat(source)`: the rows of all matrices of a stack lie in one stored matrix, one matrix after the other.
 * `permuted(source, heads)`: rows of q or k for rotary halves, to be turned into neighbours (arch `llama`).
+* `mxfp4(source)`: rows of MXFP4, the codes in the stored tensor NAME_blocks, the exponents in NAME_scales.
 
 Several sources of one tensor are alternatives: layouts that exist in the wild, of which a checkpoint has one. A tensor
 may be `optional`. `each_layer`, `dense_layers` and `moe_layers` say in which layers their tensors are; the family says
@@ -67,6 +68,7 @@ __all__ = [
     "fused",
     "interleaved",
     "moe_layers",
+    "mxfp4",
     "part",
     "permuted",
     "tensor",
@@ -95,6 +97,7 @@ class Source:
     transposed: bool = False
     flat: bool = False  # a stack is stored as one matrix
     heads: str = ""  # the dimension that counts the heads whose rows are permuted
+    mxfp4: bool = False  # two stored tensors: codes [..., n_in / 32, 16] and exponents [..., n_in / 32]
 
     @property
     def per_expert(self) -> bool:
@@ -118,6 +121,8 @@ class Tensor:
                 raise ValueError(f"{self.name}: {{xid}} needs a shape of three axes with n_expert first")
             if source.flat and len(self.axes) != 3:
                 raise ValueError(f"{self.name}: only a stack of matrices can be flat")
+            if source.mxfp4 and (source.per_expert or source.transposed or source.flat or source.heads):
+                raise ValueError(f"{self.name}: of MXFP4 only parts can be taken")
 
     @property
     def axes(self) -> list[str]:
@@ -159,6 +164,7 @@ class Family:
     tensors: tuple[Tensor, ...]
     defaults: Mapping[str, Any]  # transformers' class defaults for settings that config.json lacks
     rope_theta: float  # transformers' default where config.json has none
+    rope_default: Mapping[str, Any] = field(default_factory=dict)  # its `rope_parameters`, likewise
     if_null: Mapping[str, str] = field(
         default_factory=dict
     )  # expressions for settings that are null or missing
@@ -174,6 +180,11 @@ class Family:
     rope_neox: bool = False
     graph: Graph = field(default_factory=Graph)
     vocab: VocabRules = field(default_factory=VocabRules)
+
+    @property
+    def has_mxfp4(self) -> bool:
+        """Whether its checkpoints may hold MXFP4 matrices."""
+        return any(source.mxfp4 for tensor in self.tensors for source in tensor.sources)
 
     @property
     def settings(self) -> list[str]:
@@ -230,6 +241,13 @@ def transposed(source: str | Source) -> Source:
 def flat(source: str | Source) -> Source:
     """A stack of n matrices of r rows is stored as one matrix of n*r rows; all else is said of each of the n."""
     return replace(_source(source), flat=True)
+
+
+def mxfp4(source: str | Source) -> Source:
+    """Rows of MXFP4 as OpenAI stores them: uint8 codes in NAME_blocks, two of neighbours in a byte, the first one low,
+    and uint8 exponents in NAME_scales.
+    """
+    return replace(_source(source), mxfp4=True)
 
 
 def permuted(source: str | Source, heads: str) -> Source:

@@ -14,12 +14,14 @@ from quantize.hparams import Hparams, RopeScaling
 from quantize.telling import Remark
 from quantize.tensors import Array
 
-__all__ = ["normalise_rope", "rope_freqs", "rope_scaling"]
+__all__ = ["long_factors", "normalise_rope", "rope_freqs", "rope_scaling", "short_factors"]
 
 NOT_STRETCHED = ("default", "dynamic")  # llama.cpp has no key for them
 
 
-def normalise_rope(config: Mapping[str, Any], default_theta: float) -> dict[str, Any]:
+def normalise_rope(
+    config: Mapping[str, Any], default_theta: float, default: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """`rope_parameters` as transformers 5 would have it, from that key or from `rope_scaling` and `rope_theta`.
 
     Follows transformers' `modeling_rope_utils.py` (`convert_rope_params_to_dict`, `standardize_rope_params`).
@@ -27,7 +29,7 @@ def normalise_rope(config: Mapping[str, Any], default_theta: float) -> dict[str,
     Raises:
         CheckpointError: it is no object, or has an object per type of layer, which no supported family has.
     """
-    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    given = config.get("rope_scaling") or config.get("rope_parameters") or dict(default or {})
     if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
         raise CheckpointError("config.json", "rope_parameters must be one object for all layers")
     rope = dict(given)
@@ -57,7 +59,10 @@ def rope_scaling(rope: Mapping[str, Any]) -> tuple[RopeScaling, list[Remark]]:
     if kind == "linear":
         return RopeScaling(kind="linear", factor=_number(rope, "factor")), []
     if kind in ("longrope", "su"):
-        return RopeScaling(kind="longrope", n_ctx_orig=_tokens(rope)), []
+        short, long = _divisors(rope, "short_factor"), _divisors(rope, "long_factor")
+        return RopeScaling(
+            kind="longrope", n_ctx_orig=_tokens(rope), short_factors=short, long_factors=long
+        ), []
     if kind == "yarn":
         attn = "attention_factor" if rope.get("attention_factor") is not None else "attn_factor"
         return RopeScaling(
@@ -109,6 +114,38 @@ def rope_freqs(hparams: Hparams) -> Array | None:
     low, high = f32(rope.n_ctx_orig / rope.low_freq_factor), f32(rope.n_ctx_orig / rope.high_freq_factor)
     factors: Array = np.where(wavelens < high, one, np.where(wavelens > low, f32(rope.factor), blended))
     return factors
+
+
+def short_factors(hparams: Hparams) -> Array | None:
+    """The divisors of long-rope's frequencies for texts of the original length, F32 [n_rot / 2]; None: there are none.
+
+    Raises:
+        CheckpointError: config.json has another number of them.
+    """
+    return _factors(hparams, "short_factor", hparams.rope_scaling.short_factors)
+
+
+def long_factors(hparams: Hparams) -> Array | None:
+    """The same for longer texts."""
+    return _factors(hparams, "long_factor", hparams.rope_scaling.long_factors)
+
+
+def _factors(hparams: Hparams, name: str, factors: tuple[float, ...]) -> Array | None:
+    if not hparams.rope_scaling.long_factors:
+        return None
+    if len(factors) != hparams.n_rot // 2:
+        message = f"rope_parameters: {name} has {len(factors)} numbers, {hparams.n_rot // 2} are needed"
+        raise CheckpointError("config.json", message)
+    return np.array(factors, np.float32)
+
+
+def _divisors(rope: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    values = rope.get(key) or []
+    if not isinstance(values, list) or not all(
+        type(value) in (int, float) and 0 < value <= F32_MAX for value in values
+    ):
+        raise CheckpointError("config.json", f"rope_parameters: {key} must be a list of numbers above 0")
+    return tuple(float(value) for value in values)
 
 
 def _number(rope: Mapping[str, Any], key: str, default: float | None = None) -> float:
