@@ -27,7 +27,14 @@ __all__ = [
     "supported_architectures",
 ]
 
-FAMILIES = ("llama", "mistral", "mixtral")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "deepseek2",
+    "deepseek3",
+    "glm4moe",
+)
 """The modules of this package that offer `FAMILY: Family`."""
 
 

@@ -84,10 +84,13 @@ def read_config(family: Family, config: Mapping[str, Any], n_vocab: int) -> Conf
     hparams = hparams_of(family.arch, family.keys, values, n_vocab, rope_neox=family.rope_neox)
     # Of llama3 and longrope the config says more than the keys do: the rest is in tensors.
     hparams = replace(hparams, rope_scaling=scaling)
-    if hparams.head_dim % 2:
-        raise CheckpointError(
-            "config.json", f"head_dim {hparams.head_dim} is odd: rotary positions need pairs"
-        )
+    if hparams.n_rot % 2:
+        which = "head_dim" if hparams.n_rot == hparams.head_dim else "the rotated part of a head"
+        raise CheckpointError("config.json", f"{which} {hparams.n_rot} is odd: rotary positions need pairs")
+    is_partial = config["rope_parameters"].get("partial_rotary_factor") not in (None, 1, 1.0)
+    if is_partial and hparams.n_rot == hparams.head_dim:
+        message = f"partial_rotary_factor other than 1 is not supported for arch {hparams.arch}"
+        raise CheckpointError("config.json", message)
     window = config.get("sliding_window")
     if type(window) is int and window < hparams.n_ctx_train:
         message = f"the sliding window of {window} tokens is left out, as llama.cpp leaves it out"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from quantize.containers.untrusted import quoted
 from quantize.families import Family, families_of
-from quantize.families.binding import layers_of
+from quantize.families.binding import layers_of, nextn_range
 from quantize.families.key_table import MAX_EXPERTS, MAX_LAYERS
 from quantize.hparams import Hparams
 from quantize.tensors import TensorSpec
@@ -54,6 +54,8 @@ def dimension_misfits(hparams: Hparams, keys: Mapping[str, Any]) -> Iterator[Mis
         yield misfit("rope.dimension_count", f"is {quoted(rope)}, heads have {hparams.head_dim} dimensions")
     if arch == "llama" and hparams.head_dim % 2:
         yield misfit("rope.dimension_count", f"is {hparams.head_dim}: rotary positions need pairs")
+    if not 0 <= hparams.n_layer_nextn < max(1, hparams.n_layer):
+        yield misfit("nextn_predict_layers", f"is {hparams.n_layer_nextn}, of {hparams.n_layer} layers")
     if hparams.rms_norm_eps <= 0:
         yield misfit("attention.layer_norm_rms_epsilon", f"is {hparams.rms_norm_eps}")
     if hparams.rope_freq_base <= 0 or not math.isfinite(hparams.rope_freq_base):
@@ -93,7 +95,8 @@ def _expected(hparams: Hparams) -> dict[str, tuple[tuple[int, ...], bool]] | Non
         for tensor in family.tensors:
             if family in fitting or tensor.optional:
                 for bid in layers_of(family, tensor, dims):
-                    expected[tensor.name.format(bid=bid)] = (tensor.sizes(dims), tensor.optional)
+                    optional = tensor.optional or bid in nextn_range(dims)
+                    expected[tensor.name.format(bid=bid)] = (tensor.sizes(dims), optional)
         for name in (*(computed.name for computed in family.computed), *ROPE_TABLES):
             expected[name] = ((hparams.head_dim // 2,), True)
     return expected

@@ -5,7 +5,7 @@ Also keys that no family here writes: files of other architectures are read and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -16,7 +16,18 @@ from quantize.exceptions import CheckpointError
 from quantize.families.keys import MAX_SIZE, Config, Key, Value
 from quantize.families.rope import rope_scaling
 
-__all__ = ["BASE", "EXPERTS", "HEADS", "KNOWN", "MAX_EXPERTS", "MAX_LAYERS", "ROUTER", "SIZES", "known"]
+__all__ = [
+    "BASE",
+    "EXPERTS",
+    "HEADS",
+    "KNOWN",
+    "MAX_EXPERTS",
+    "MAX_LAYERS",
+    "ROUTER",
+    "SIZES",
+    "known",
+    "replaced",
+]
 
 U32, F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
 STRING, BOOL = GGUFValueType.STRING, GGUFValueType.BOOL
@@ -152,3 +163,9 @@ KNOWN: Mapping[str, Key] = {row.name: row for row in (*BASE, *EXPERTS, *ROUTER, 
 def known(name: str, *, config: str | Callable[[Config], Value | None], optional: bool = False) -> Key:
     """A row of `KNOWN` for a family whose config.json has a setting of its own for it."""
     return replace(KNOWN[name], config=config, optional=optional)
+
+
+def replaced(keys: Iterable[Key], *rows: Key) -> tuple[Key, ...]:
+    """Some keys in their order, with rows of the same names in the places of theirs."""
+    others = {row.name: row for row in rows}
+    return tuple(others.get(row.name, row) for row in keys)

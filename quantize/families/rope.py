@@ -48,12 +48,9 @@ def rope_scaling(rope: Mapping[str, Any]) -> tuple[RopeScaling, list[Remark]]:
     """llama.cpp's view of `rope_parameters` (`conversion/base.py`: set_gguf_parameters), and what it cannot say.
 
     Raises:
-        CheckpointError: the kind is unknown, a number is missing or not a number, or only a part of each head rotates.
+        CheckpointError: the kind is unknown, a number is missing or not a number.
     """
     kind = rope["rope_type"]
-    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
-        message = "partial_rotary_factor other than 1 is not supported for arch llama"
-        raise CheckpointError("config.json", message)
     if kind in NOT_STRETCHED:
         left_out = Remark("config.json", f"rope scaling {kind!r} has no GGUF key: it is left out")
         return RopeScaling(), [] if kind == "default" else [left_out]
