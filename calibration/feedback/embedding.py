@@ -14,7 +14,7 @@ import torch
 
 from calibration.feedback.fisher import Lookups
 from calibration.feedback.fitting import PIECE_WEIGHTS, Aim, Fitted, MatrixFit, encoded_rows
-from calibration.forward.parts import EMBEDDING, OUTPUT
+from calibration.forward.graph import EMBEDDING, OUTPUT
 from calibration.forward.stored import Matrix, to_tensor
 from quantize.blocks.parts import part_format
 from quantize.codec import decode
@@ -35,7 +35,7 @@ def encodes_embedding(source: ModelSource, qtype: QType | None) -> bool:
         source: the model.
         qtype: the type; None where it stays as it is.
     """
-    has_output = any(spec.name == OUTPUT.name() for spec in source.specs())
+    has_output = any(spec.name == OUTPUT for spec in source.specs())
     return has_output and qtype is not None and part_format(qtype) is not None
 
 
@@ -59,7 +59,7 @@ def encode_embedding(
     """
     if qtype is None or not encodes_embedding(source, qtype) or not lookups.n_held_out:
         return None
-    spec = next(spec for spec in source.specs() if spec.name == EMBEDDING.name())
+    spec = next(spec for spec in source.specs() if spec.name == EMBEDDING)
     weights = to_tensor(Matrix.read(source, spec).whole(), dtype=torch.float32)
     aim = Aim(spec, 0, weights, qtype)
     damped = lookups.moments.damped(DAMPING)

@@ -11,9 +11,9 @@ from torch import Tensor
 from calibration.feedback.fitting import Aim, Fitted, Fitter
 from calibration.feedback.moments import Visit
 from calibration.forward.audience import Audience
+from calibration.forward.graph import EMBEDDING
 from calibration.forward.hidden import Storage
 from calibration.forward.layers import Linear, Product
-from calibration.forward.parts import EMBEDDING, bias_of
 from calibration.forward.rope import make_rope
 from calibration.forward.saved_state import PassState
 from calibration.forward.settings import ForwardSettings
@@ -93,11 +93,11 @@ class Pair:
         """The places of all tokens."""
         self._lost = self._room(hparams.n_embd)
         self._is_kept = False  # whether `_lost` holds what is lost
-        self.mixed = tuple(self._room(hparams.n_head * hparams.head_dim) for _ in range(2))
-        """What each stream gives to the output of its attention, [T, n_head x head_dim]."""
+        self.mixed = tuple(self._room(hparams.n_head * hparams.head_dim_v) for _ in range(2))
+        """What each stream gives to the output of its attention, [T, n_head x head_dim_v]."""
         hidden = [self.original.hidden, self.own.hidden]
         seeing = [importances, *observers]
-        self.saved = PassState(hparams.n_layer, hidden, seeing, self.timings)
+        self.saved = PassState(hparams.n_layer_run, hidden, seeing, self.timings)
         n_weight = sum(spec.n_elements for spec in self.original.specs.values())
         self.audience = Audience(seeing, None, progress, self.saved, n_weight)
 
@@ -133,7 +133,7 @@ class Pair:
         Raises:
             TokenizerError: a token has no row.
         """
-        matrix = self.original.read(EMBEDDING.name())
+        matrix = self.original.read(EMBEDDING)
         highest = int(self.tokens.max())
         if highest >= matrix.spec.n_row:
             raise TokenizerError(
@@ -143,20 +143,22 @@ class Pair:
         qtype = self.qtypes.get(matrix.spec.name)
         for tokens in token_groups(self.everyone):
             rows = matrix.picked(self.tokens[tokens].numpy())
-            exact = to_tensor(rows, dtype=torch.float32)
+            exact = self.original.embedded(to_tensor(rows, dtype=torch.float32))
             self.original.refuse_infinite(exact, "the embedding", "token_embd.")
             self.original.hidden[tokens] = exact.to(self.original.hidden.device)
             if own is not None:
-                self.own.hidden[tokens] = own[self.tokens[tokens]].to(self.own.hidden.device)
+                picked = self.own.embedded(own[self.tokens[tokens]])
+                self.own.hidden[tokens] = picked.to(self.own.hidden.device)
                 continue
             if qtype is not None and qtype not in NUMPY_TYPES:
                 rows = decode(encode(rows, qtype), qtype, matrix.spec.n_per_row)
-            self.own.hidden[tokens] = to_tensor(rows, dtype=torch.float32).to(self.own.hidden.device)
+            picked = self.own.embedded(to_tensor(rows, dtype=torch.float32))
+            self.own.hidden[tokens] = picked.to(self.own.hidden.device)
         self.audience.hand_out(self.original, matrix)
 
     def norm(self, name: str, place: str) -> None:
         """normed = norm(hidden) in both streams; `name` is the norm's, `place` is told where it is not finite."""
-        norm = self.audience.vector(self.original, name)
+        norm = self.original.graph.norm(name, partial(self.audience.vector, self.original))
         for state in self.states:
             for tokens, x in state.normed_groups(norm):
                 state.refuse_infinite(x, place, name.removesuffix("weight"))
@@ -169,10 +171,9 @@ class Pair:
         self._is_kept = True
 
     def lost(self, tokens: Tensor) -> Tensor:
-        """What the hidden states [t, D] of some tokens lack in the second stream."""
-        if self._is_kept:
-            return self._lost[tokens].to(self.settings.device)
-        return (self.original.hidden[tokens] - self.own.hidden[tokens]).to(self.settings.device)
+        """What a step would have to give to make good what the hidden states of some tokens lack, [t, D]."""
+        lost = self._lost[tokens] if self._is_kept else self.original.hidden[tokens] - self.own.hidden[tokens]
+        return lost.to(self.settings.device) / (self.source.hparams.residual_scale or 1.0)
 
     def gaps_of_inputs(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The gaps of matrices that are multiplied with `normed`; see `Gaps`."""
@@ -194,10 +195,7 @@ class Pair:
 
     def linear(self, matrix: Matrix, weights: Tensor, *, with_bias: bool = True) -> Product:
         """The product with weights in the place of a matrix's own, and with its bias, if there is one."""
-        name = bias_of(matrix.spec.name)
-        bias = None
-        if with_bias and name in self.original.specs:
-            bias = self.original.decoded(self.original.read(name), torch.float32).reshape(-1)
+        bias = self.original.bias(matrix) if with_bias else None
         product = Linear(weights.to(self.settings.dtype), bias)
 
         def multiply(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from calibration.feedback.fitting import Aim, FeedbackSettings, Fitted, Fitter, 
 from calibration.feedback.pair import OnFitted, Pair
 from calibration.feedback.records import Records
 from calibration.feedback.two_streams import FeedbackPass
-from calibration.forward.parts import EMBEDDING
+from calibration.forward.graph import EMBEDDING
 from calibration.forward.saved_state import Keeper
 from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.forward.timings import Timings
@@ -144,7 +144,7 @@ def feed_back(
                 forward,
                 lambda moment: progress(replace(moment, stage=f"weighing tokens: {moment.stage}")),
             )
-            qtype = qtypes.get(EMBEDDING.name())
+            qtype = qtypes.get(EMBEDDING)
             made = encode_embedding(source, qtype, lookups, n_fit, text.settings.rounds, workers)
             if made is None:
                 return None

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from calibration.forward.layers import Linear, Product, Routing
-from calibration.forward.parts import bias_of
+from calibration.forward.graph import bias_of
+from calibration.forward.layers import Linear, Product
+from calibration.forward.routing import Routing
 from calibration.forward.saved_state import PassState
 from calibration.forward.stored import Matrix
 from calibration.forward.stream_state import StreamState
@@ -69,12 +70,14 @@ class Audience:
         return vector
 
     def product(self, state: StreamState, matrix: Matrix) -> Product:
-        """The product with a matrix and its bias: the input is rounded as the stream asks, the time is taken."""
-        bias = bias_of(matrix.spec.name)
-        linear = Linear(
-            state.decoded(matrix, state.settings.dtype),
-            self.vector(state, bias) if bias in state.specs else None,
-        )
+        """The product with a matrix and its bias: the input is rounded as the stream asks, the time is taken.
+
+        The biases of experts lie in one tensor, which is handed out with what is left when the pass is through.
+        """
+        bias = state.bias(matrix)
+        if bias is not None and not matrix.spec.has_experts:
+            bias = self.vector(state, bias_of(matrix.spec.name))
+        linear = Linear(state.decoded(matrix, state.settings.dtype), bias)
         if not self._wants(state):
             matrix.drop()
 

@@ -15,21 +15,13 @@ import torch
 from torch import Tensor
 
 from calibration.forward import layers
-from calibration.forward.feed_forward import Share, shares
+from calibration.forward.attention import Attention
+from calibration.forward.feed_forward import Choice, Share, shares
 from calibration.forward.forward_pass import ForwardPass
-from calibration.forward.gradients import GradientObserver, Watched, read_products
+from calibration.forward.gradients import GradientObserver, Output, Watched, read_products
+from calibration.forward.graph import EMBEDDING, OUTPUT_NORM, Unit, name_in_layer
 from calibration.forward.hidden import Storage
-from calibration.forward.layers import AttentionWeights
-from calibration.forward.parts import (
-    ATTENTION,
-    ATTENTION_NORM,
-    DENSE,
-    EMBEDDING,
-    EXPERTS,
-    FEED_FORWARD_NORM,
-    OUTPUT_NORM,
-    ROUTER,
-)
+from calibration.forward.layers import Norm
 from calibration.forward.settings import ForwardSettings
 from calibration.forward.stored import Matrix
 from calibration.forward.stream_state import token_groups
@@ -132,7 +124,7 @@ class BackwardPass:
     def run(self) -> None:
         """Go back from the labels to the embedding."""
         start = time.perf_counter()
-        n_layer = self.state.hparams.n_layer
+        n_layer = self.state.hparams.n_layer_run
         with torch.no_grad():
             self.output()
             for bid in reversed(range(n_layer)):
@@ -145,23 +137,24 @@ class BackwardPass:
     def output(self) -> None:
         """Draw labels, and begin with the gradient of their cross entropy."""
         state = self.state
-        head, norm = state.read_head(), state.vector(OUTPUT_NORM.name())
-        weight = state.decoded(head, self.settings.dtype)
+        head, norm = state.read_head(), state.graph.norm(OUTPUT_NORM, state.vector)
+        weight, bias = state.decoded(head, self.settings.dtype), state.bias(head)
         n_together = max(1, LOGIT_BYTES // (4 * head.spec.n_row))
         for start in range(0, len(self.tokens), n_together):
             tokens = torch.arange(start, min(start + n_together, len(self.tokens)))
             h = self._rows(tokens).requires_grad_()
             with torch.enable_grad():
-                x = layers.rms_norm(h, norm, state.hparams.rms_norm_eps)
+                x = state.head_inputs(norm(h))
             logits = state.logits(head, x.detach())
             log_total = logits.logsumexp(-1)
             g = logits.sub_(log_total[:, None]).exp_()
             labels = _drawn(g, self._draws[tokens].to(g.device))
             g[torch.arange(len(g), device=g.device), labels] -= 1.0
             self.labels[tokens] = labels.cpu()
+            output = Output(log_total, g, bias)
             with state.timings.measure(Stage.OBSERVING):
                 for observer in self.observers:
-                    observer.outputs(head.spec, self.places[tokens], x.detach(), log_total, g)
+                    observer.outputs(head.spec, self.places[tokens], x.detach(), output)
             with state.timings.measure(Stage.PRODUCTS):
                 dx = (g.to(weight.dtype) @ weight).float()
             self._put(tokens, torch.autograd.grad(x, h, dx)[0])
@@ -170,83 +163,100 @@ class BackwardPass:
 
     def layer(self, bid: int) -> None:
         """The gradient of what a layer began with, out of that of what it made of it."""
-        attention = read_products(self.state, ATTENTION.names(bid))
-        norm = self.state.vector(ATTENTION_NORM.name(bid))
+        graph, vector = self.state.graph, self.state.vector
+        assert self.state.rope is not None
+        attention = graph.attention(bid, self.state.rope, vector)
+        products = read_products(self.state, [name_in_layer(bid, stem) for stem in attention.matrices])
+        norm = graph.norm(graph.attention_norm(bid), vector)
         inputs = self._hidden
         # The feed-forward layer needs what attention adds; its graph would take more memory than to compute it again.
         self._hidden = self._middle
         for tokens in token_groups(torch.arange(len(inputs)), self.n_ctx):
             h = _of(inputs, tokens).to(self.settings.device, torch.float32, copy=True)
-            y = self._attention(h, norm, attention)
+            y = self._attention(h, norm, attention, products)
             _of(self._hidden, tokens).copy_(h.add_(y))
         self.feed_forward(bid)
         self._hidden = inputs
         for tokens in token_groups(torch.arange(len(inputs)), self.n_ctx):
             h = self._rows(tokens).requires_grad_()
             with torch.enable_grad():
-                y = self._attention(h, norm, attention)
+                y = self._attention(h, norm, attention, products)
             dy = self._gradient_rows(tokens)
-            dh = self._flow_back(y, dy, h, attention, tokens)
+            dh = self._flow_back(y, dy, h, products, tokens)
             self._put(tokens, dy + dh)
-        self._finish(*(product.matrix for product in attention))
+        self._finish(*(product.matrix for product in products))
 
-    def _attention(self, h: Tensor, norm: Tensor, products: Sequence[Watched]) -> Tensor:
+    def _attention(self, h: Tensor, norm: Norm, attention: Attention, products: Sequence[Watched]) -> Tensor:
         """What attention adds to the hidden states h [t, D] of whole chunks."""
-        assert self.state.rope is not None
-        x = layers.rms_norm(h, norm, self.state.hparams.rms_norm_eps).to(self.settings.dtype)
-        q, k, v, o = products
-        return layers.attention(x, AttentionWeights(q, k, v, o), self.state.rope)
+        x = norm(h).to(self.settings.dtype)
+        y = attention(x, dict(zip(attention.matrices, products, strict=True)))
+        return self._scaled(y)
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        """What a step gives -> what it adds to the hidden states."""
+        scale = self.state.hparams.residual_scale
+        return y * scale if scale else y
 
     def feed_forward(self, bid: int) -> None:
         """From behind the feed-forward layer, or its experts, to in front of its norm."""
-        state = self.state
-        norm = state.vector(FEED_FORWARD_NORM.name(bid))
-        name = ROUTER.name(bid)
-        router = state.decoded(state.read(name), torch.float32) if name in state.specs else None
-        ids, of_experts = self._route(norm, router)
+        graph, vector = self.state.graph, self.state.vector
+        norm = graph.norm(graph.feed_forward_norm(bid), vector)
+        units, name = graph.units(bid), graph.router_name(bid)
+        choice = None
+        if name is not None:
+            gates = {unit: vector(unit.gate_name) for unit in units if unit.gate_name}
+            choice = Choice(
+                graph.router(bid, self.state.decoded(self.state.read(name), torch.float32), vector), gates
+            )
+        ids, of_units = self._route(norm, units, choice)
         self._of_normed.zero_()
-        of_weights = torch.zeros(len(self.tokens), len(of_experts))
-        for xid, share in enumerate(of_experts):
-            self._expert(bid, xid, share, of_weights)
+        of_weights = torch.zeros(len(self.tokens), len(units))
+        for index, share in enumerate(of_units):
+            self._expert(share, of_weights[:, index])
         for tokens in token_groups(torch.arange(len(self.tokens))):
             h = self._rows(tokens).requires_grad_()
             with torch.enable_grad():
-                results = [layers.rms_norm(h, norm, state.hparams.rms_norm_eps)]
-                if router is not None:
-                    results.append(layers.route(results[0], router, state.hparams.n_expert_used).weights)
-            gradients = [_of(self._of_normed, tokens), of_weights[tokens].gather(1, ids[tokens])]
-            gradients = [g.to(h.device) for g in gradients[: len(results)]]
-            (dh,) = torch.autograd.grad(results, h, gradients)
+                x = norm(h)
+                results = [x] if choice is None else [x, choice.router(x).weights, *choice.shared(x).values()]
+            gradients = [_of(self._of_normed, tokens)]
+            if choice is not None:
+                gradients.append(of_weights[tokens].gather(1, ids[tokens]))
+                gradients += [of_weights[tokens, units.index(unit), None] for unit in choice.gates]
+            (dh,) = torch.autograd.grad(results, h, [g.to(h.device) for g in gradients])
             self._put(tokens, self._gradient_rows(tokens).add_(dh))
 
-    def _route(self, norm: Tensor, router: Tensor | None) -> tuple[Tensor, list[Share]]:
-        """Fill the normed hidden states; the experts int64 [T, K] of each token, and the share of each expert."""
-        state, everything = self.state, torch.arange(len(self.tokens))
+    def _route(self, norm: Norm, units: Sequence[Unit], choice: Choice | None) -> tuple[Tensor, list[Share]]:
+        """Fill the normed hidden states; the experts int64 [T, K] of each token, and the share of each unit."""
+        everything = torch.arange(len(self.tokens))
         ids, weights = [], []
+        of_shared: dict[Unit, list[Tensor]] = {unit: [] for unit in (choice.gates if choice else ())}
         for tokens in token_groups(everything):
-            x = layers.rms_norm(self._rows(tokens), norm, state.hparams.rms_norm_eps)
+            x = norm(self._rows(tokens))
             _of(self._normed, tokens).copy_(x)
-            if router is not None:
-                routing = layers.route(x, router, state.hparams.n_expert_used)
+            if choice is not None:
+                routing = choice.router(x)
                 ids.append(routing.ids.cpu())
                 weights.append(routing.weights.cpu())
-        if router is None:
-            return torch.zeros(len(everything), 1, dtype=torch.long), [Share(everything)]
-        return torch.cat(ids), shares(torch.cat(ids), torch.cat(weights), state.hparams.n_expert)
+                for unit, w in choice.shared(x).items():
+                    of_shared[unit].append(w.cpu())
+        if choice is None:
+            return torch.zeros(len(everything), 1, dtype=torch.long), [Share(units[0], everything)]
+        shared = {unit: torch.cat(parts) for unit, parts in of_shared.items()}
+        return torch.cat(ids), shares(units, torch.cat(ids), torch.cat(weights), shared)
 
-    def _expert(self, bid: int, xid: int, share: Share, of_weights: Tensor) -> None:
-        """Add to the gradient of the normed hidden states; sets that of the expert's weights in `of_weights` [T, E]."""
-        part = DENSE if share.weights is None else EXPERTS
-        products = read_products(self.state, part.names(bid), xid)
+    def _expert(self, share: Share, of_weights: Tensor) -> None:
+        """Add to the gradient of the normed hidden states; sets that of the unit's weights in `of_weights` [T]."""
+        unit, activation = share.unit, self.state.graph.activation
+        products = read_products(self.state, unit.names, unit.xid)
         device = self.settings.device
         for group in share.groups():
             places = group.tokens.to(self._normed.device)
             x = self._normed.index_select(0, places).to(device).requires_grad_()
             with torch.enable_grad():
-                y = layers.expert(x, *products)
+                y = self._scaled(layers.expert(x, *products, activation=activation))
             dy = self.gradient.index_select(0, places).to(device)
             if group.weights is not None:
-                of_weights[group.tokens, xid] = (dy * y.detach()).sum(-1).cpu()
+                of_weights[group.tokens] = (dy * y.detach()).sum(-1).cpu()
                 dy.mul_(group.weights.to(device))
             dx = self._flow_back(y, dy, x, products, group.tokens)
             self._of_normed.index_add_(0, places, dx.to(self._of_normed.device, torch.float32))
@@ -265,10 +275,10 @@ class BackwardPass:
 
     def embedding(self) -> None:
         """Show the gradient of the rows that were looked up."""
-        matrix = self.state.read_head() if self.state.is_tied else self.state.read(EMBEDDING.name())
+        matrix = self.state.read_head() if self.state.is_tied else self.state.read(EMBEDDING)
         with self.state.timings.measure(Stage.OBSERVING):
             for tokens in token_groups(torch.arange(len(self.tokens))):
-                g = self._gradient_rows(tokens)
+                g = self.state.embedded(self._gradient_rows(tokens))
                 for observer in self.observers:
                     observer.embedded(matrix.spec, self.places[tokens], self.tokens[tokens], g)
         self._finish(matrix)

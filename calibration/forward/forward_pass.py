@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from calibration.forward import layers
 from calibration.forward.audience import Audience
 from calibration.forward.feed_forward import feed_forward
+from calibration.forward.graph import EMBEDDING, OUTPUT_NORM, name_in_layer
 from calibration.forward.hidden import Storage
-from calibration.forward.parts import (
-    ATTENTION,
-    ATTENTION_NORM,
-    EMBEDDING,
-    OUTPUT_NORM,
-    refuse_unknown,
-)
+from calibration.forward.known_models import refuse_unknown
 from calibration.forward.rope import make_rope
 from calibration.forward.saved_state import Keeper, PassState
 from calibration.forward.settings import ForwardSettings
@@ -82,7 +77,7 @@ class ForwardPass:
         self.kept_places = (by_chunk if kept_chunks is None else by_chunk[list(kept_chunks)]).reshape(-1)
         self.timings = Timings(n_token=len(self.tokens))
         self.states = [self._begin(index, stream) for index, stream in enumerate(streams)]
-        n_layer = streams[0].source.hparams.n_layer
+        n_layer = streams[0].source.hparams.n_layer_run
         self.saved = PassState(n_layer, [state.hidden for state in self.states], observers, self.timings)
         n_weight = sum(spec.n_elements for state in self.states for spec in state.specs.values())
         self.audience = Audience(observers, on_weights, progress, self.saved, n_weight)
@@ -136,7 +131,7 @@ class ForwardPass:
 
     def embed(self, state: StreamState, *, keep_tied: bool) -> None:
         """hidden = the embedding's row of each token; an embedding that is needed as output matrix may be kept."""
-        matrix = state.read(EMBEDDING.name())
+        matrix = state.read(EMBEDDING)
         highest = int(self.tokens.max())
         if highest >= matrix.spec.n_row:
             raise TokenizerError(
@@ -147,7 +142,7 @@ class ForwardPass:
             with self.timings.measure(Stage.DECODING):
                 rows = to_tensor(matrix.picked(self.tokens[tokens].numpy()))
             state.refuse_infinite(rows, "the embedding", "token_embd.")
-            state.hidden[tokens] = rows.to(state.hidden.device, state.hidden.dtype)
+            state.hidden[tokens] = state.embedded(rows).to(state.hidden.device, state.hidden.dtype)
         if keep_tied and state.is_tied:
             state.tied = matrix
         self.audience.hand_out(state, matrix)
@@ -174,22 +169,27 @@ class ForwardPass:
     def attention(self, state: StreamState, bid: int) -> None:
         """hidden += attention(norm(hidden)), some chunks at a time."""
         assert state.rope is not None
-        norm = self.audience.vector(state, ATTENTION_NORM.name(bid))
-        matrices = [state.read(name) for name in ATTENTION.names(bid)]
-        *inputs, last = matrices
-        q, k, v, o = (self.audience.product(state, matrix) for matrix in matrices)
+        vector = partial(self.audience.vector, state)
+        norm = state.graph.norm(state.graph.attention_norm(bid), vector)
+        attention = state.graph.attention(bid, state.rope, vector)
+        matrices = {stem: state.read(name_in_layer(bid, stem)) for stem in attention.matrices}
+        products = {stem: self.audience.product(state, matrix) for stem, matrix in matrices.items()}
+        inputs = [matrices[stem].spec for stem in attention.inputs]
         for tokens, x in state.normed_groups(norm, self.n_ctx):
-            self.audience.show(state, [matrix.spec for matrix in inputs], 0, tokens, x)
-            weights = layers.AttentionWeights(q, k, v, self.audience.shown(o, state, last, tokens))
+            self.audience.show(state, inputs, 0, tokens, x)
+            watched = {
+                stem: self.audience.shown(products[stem], state, matrices[stem], tokens)
+                for stem in (*attention.inner, attention.OUTPUT)
+            }
             with self.timings.measure(Stage.ATTENTION):
-                y = layers.attention(x, weights, state.rope, state.stream.round_cache)
+                y = attention(x, {**products, **watched}, state.stream.round_cache)
             state.refuse_infinite(y, f"the attention of layer {bid}", f"blk.{bid}.attn_", "rope_f")
             state.add(tokens, y)
-        self.audience.hand_out(state, *matrices)
+        self.audience.hand_out(state, *matrices.values())
 
     def output(self, on_logits: OnLogits | None, first: int, *, observe: bool) -> None:
         """The final norm and, if they are wanted, the logits, always in float32."""
-        norms = [self.audience.vector(state, OUTPUT_NORM.name()) for state in self.states]
+        norms = [state.graph.norm(OUTPUT_NORM, partial(self.audience.vector, state)) for state in self.states]
         heads = [state.read_head() for state in self.states]
         for state in self.states:
             state.normed = state.normed.new_empty(0)  # makes room for logits
@@ -206,6 +206,7 @@ class ForwardPass:
                     self.audience.show(state, (head.spec,), 0, tokens, x)
                 if on_logits is not None:
                     scored = x.view(-1, self.n_ctx, x.shape[-1])[:, first:].flatten(0, 1)
+                    scored = state.head_inputs(scored)
                     y = state.logits(head, scored)
                     state.refuse_infinite(y, "the output of the model", head.spec.name)
                     logits.append(y.view(-1, n_scored, head.spec.n_row))

@@ -16,7 +16,7 @@ __all__ = ["Rope", "make_rope", "rotate"]
 
 @dataclass(frozen=True)
 class Rope:
-    """Cosines and sines [P, d/2] of the positions of a chunk; pairs are neighbours, or half a head apart (`neox`)."""
+    """Cosines and sines [P, n_rot/2] of the positions of a chunk; pairs are neighbours, or n_rot/2 apart (`neox`)."""
 
     cos: Tensor
     sin: Tensor
@@ -28,25 +28,25 @@ class Rope:
         return len(self.cos)
 
     @property
-    def head_dim(self) -> int:
-        """Dimensions of a head."""
+    def n_rot(self) -> int:
+        """Dimensions of a head that are rotated, the first ones."""
         return 2 * self.cos.shape[1]
 
 
 def make_rope(hparams: Hparams, n_ctx: int, factors: Tensor | None = None, device: str = "cpu") -> Rope:
     """Compute the table of the positions 0 to n_ctx - 1, float32 on the device.
 
-    `factors` [d/2] divide the frequencies (the tensors rope_freqs or rope_factors_*). Scalings as in
+    `factors` [n_rot/2] divide the frequencies (the tensors rope_freqs or rope_factors_*). Scalings as in
     llama.cpp: linear; yarn (ggml/src/ggml-cpu/ops.cpp:rope_yarn, and src/llama-context.cpp, which cancels the
     attention factor of the file wherever ext_factor is not 0); llama3 and longrope are in the factors.
 
     Raises:
         CheckpointError: the scaling is of another kind.
     """
-    d = hparams.head_dim
+    d = hparams.n_rot
     scaling = hparams.rope_scaling
     exponents = torch.arange(0, d, 2, dtype=torch.float64) / d
-    frequencies = hparams.rope_freq_base**-exponents  # [d/2]
+    frequencies = hparams.rope_freq_base**-exponents  # [n_rot/2]
     if factors is not None:
         frequencies = frequencies / factors.double()
     magnitude = 1.0
@@ -73,8 +73,8 @@ def make_rope(hparams: Hparams, n_ctx: int, factors: Tensor | None = None, devic
 
 
 def _yarn_ramp(hparams: Hparams) -> Tensor:
-    """Share of extrapolation per pair [d/2] (ggml.c:ggml_rope_yarn_corr_dims, ops.cpp:rope_yarn_ramp)."""
-    d, scaling = hparams.head_dim, hparams.rope_scaling
+    """Share of extrapolation per pair [n_rot/2] (ggml.c:ggml_rope_yarn_corr_dims, ops.cpp:rope_yarn_ramp)."""
+    d, scaling = hparams.n_rot, hparams.rope_scaling
     n_ctx_orig = scaling.n_ctx_orig or hparams.n_ctx_train
 
     def pair_of(n_rotations: float) -> float:
@@ -88,13 +88,16 @@ def _yarn_ramp(hparams: Hparams) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Turn each pair of x [C, P, H, d] by its angle; returns [C, P, H, d] in x's type.
+    """Turn each pair of the first `rope.n_rot` dimensions of x [C, P, H, d] by its angle; [C, P, H, d] in x's type.
 
     The result holds the first members of all pairs first, however the pairs lie: queries and keys are put in the same
     order, and only their dot product is taken.
     """
+    if x.shape[-1] > rope.n_rot:
+        turned = rotate(x[..., : rope.n_rot], rope)
+        return torch.cat((turned, x[..., rope.n_rot :]), dim=-1)
     wide = x.float()
-    half = x.shape[-1] // 2
+    half = rope.n_rot // 2
     a, b = (wide[..., :half], wide[..., half:]) if rope.neox else (wide[..., 0::2], wide[..., 1::2])
     c, s = rope.cos[:, None, :], rope.sin[:, None, :]
     return torch.cat((a * c - b * s, a * s + b * c), dim=-1).to(x.dtype)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calibration.forward.layers import rms_norm
-from calibration.forward.parts import EMBEDDING, OUTPUT, ROPE_FACTORS
+from calibration.forward.graph import EMBEDDING, OUTPUT, ROPE_FACTORS, ModelGraph, bias_of
+from calibration.forward.layers import Norm
 from calibration.forward.rope import Rope
 from calibration.forward.settings import ForwardSettings
 from calibration.forward.stored import Matrix, to_tensor
@@ -54,6 +54,7 @@ class StreamState:
 
     def __post_init__(self) -> None:
         self.specs = {spec.name: spec for spec in self.stream.source.specs()}
+        self.graph = ModelGraph(self.hparams, self.specs, label=self.stream.name)
 
     @property
     def hparams(self) -> Hparams:
@@ -63,7 +64,7 @@ class StreamState:
     @property
     def is_tied(self) -> bool:
         """Whether the embedding is the output matrix, too."""
-        return OUTPUT.name() not in self.specs
+        return OUTPUT not in self.specs
 
     # -- weights
 
@@ -86,7 +87,7 @@ class StreamState:
 
     def read_head(self) -> Matrix:
         """Read the output matrix; where the embedding is used again, it may be in memory already."""
-        return self.tied or self.read((EMBEDDING if self.is_tied else OUTPUT).name())
+        return self.tied or self.read(EMBEDDING if self.is_tied else OUTPUT)
 
     def decoded(self, matrix: Matrix, dtype: torch.dtype) -> Tensor:
         """A whole matrix [n_row, n_per_row] on the device."""
@@ -94,12 +95,22 @@ class StreamState:
             return to_tensor(matrix.whole(), self.settings.device, dtype)
 
     def vector(self, name: str) -> Tensor:
-        """Read a norm or a bias, f32 [n] on the device."""
+        """Read a norm, a bias or the like, f32 [n] on the device."""
         return self.decoded(self.read(name), torch.float32).reshape(-1)
+
+    def bias(self, matrix: Matrix) -> Tensor | None:
+        """The bias of a matrix, f32 [n_row] on the device, of an expert its row; None where there is none."""
+        spec = self.specs.get(bias_of(matrix.spec.name))
+        if spec is None:
+            return None
+        row = matrix.xid if matrix.spec.has_experts else 0
+        with self.timings.measure(Stage.READING):
+            stored = self.stream.source.read_blocks(spec, 0, (row, row + 1))
+        return self.decoded(Matrix(spec, 0, stored), torch.float32).reshape(-1)
 
     def rope_factors(self, n_ctx: int) -> list[str]:
         """The tensors that divide the frequencies of rotation in chunks of `n_ctx` tokens; the last one counts."""
-        always, short, long = ROPE_FACTORS.names()
+        always, short, long = ROPE_FACTORS
         is_short = n_ctx <= (self.hparams.rope_scaling.n_ctx_orig or self.hparams.n_ctx_train)
         return [name for name in (always, short if is_short else long) if name in self.specs]
 
@@ -109,18 +120,24 @@ class StreamState:
         """The input of a product, as the kernels round it that the stream imitates."""
         return x if self.stream.round_inputs is None else self.stream.round_inputs(spec, x)
 
-    def normed_groups(self, norm: Tensor, n_together: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    def normed_groups(self, norm: Norm, n_together: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """The text in groups (see `token_groups`): the places of the tokens [t], and norm(hidden), f32 [t, D]."""
         for tokens in token_groups(torch.arange(len(self.hidden)), n_together):
             yield tokens, self.hidden_norm(tokens, norm)
 
-    def hidden_norm(self, tokens: Tensor, norm: Tensor) -> Tensor:
+    def hidden_norm(self, tokens: Tensor, norm: Norm) -> Tensor:
         """norm(hidden) of neighbouring tokens, f32 [t, D]."""
-        h = self.hidden[tokens[0] : tokens[-1] + 1].to(self.settings.device)
-        return rms_norm(h, norm, self.hparams.rms_norm_eps)
+        return norm(self.hidden[tokens[0] : tokens[-1] + 1].to(self.settings.device))
+
+    def embedded(self, rows: Tensor) -> Tensor:
+        """Rows of the embedding [t, D] -> the hidden states with which a pass begins."""
+        scale = self.hparams.embedding_scale
+        return rows.float() * scale if scale else rows
 
     def add(self, tokens: Tensor, y: Tensor) -> None:
-        """hidden[tokens] += y, in float32 whatever the hidden states are kept in."""
+        """hidden[tokens] += y, times the model's factor; in float32 whatever the hidden states are kept in."""
+        if self.hparams.residual_scale:
+            y = y.float() * self.hparams.residual_scale
         places = tokens.to(self.hidden.device)
         rows = self.hidden.index_select(0, places).to(y.device).float().add_(y)  # a copy: changed in place
         self.hidden.index_copy_(0, places, rows.to(self.hidden.device, self.hidden.dtype))
@@ -129,9 +146,14 @@ class StreamState:
         """The inputs of the feed-forward layer of some tokens, [t, D] on the device."""
         return self.normed.index_select(0, tokens.to(self.normed.device)).to(self.settings.device)
 
+    def head_inputs(self, x: Tensor) -> Tensor:
+        """The outputs of the last norm [t, D] -> what the output matrix is multiplied with to give logits."""
+        return x / self.hparams.logit_scale if self.hparams.logit_scale else x
+
     def logits(self, head: Matrix, x: Tensor) -> Tensor:
         """x [t, D] -> f32 [t, V]; the matrix is decoded some rows at a time, because those of all streams stay."""
         x = self.rounded(head.spec, x)
+        bias = self.bias(head)
         n_row = head.spec.n_row
         logits = torch.empty(len(x), n_row, device=x.device)
         for first in range(0, n_row, VOCAB_BLOCK):
@@ -139,7 +161,7 @@ class StreamState:
             with self.timings.measure(Stage.DECODING):
                 rows = to_tensor(head.rows(first, last), self.settings.device, torch.float32)
             with self.timings.measure(Stage.PRODUCTS):
-                logits[:, first:last] = functional.linear(x, rows)
+                logits[:, first:last] = functional.linear(x, rows, None if bias is None else bias[first:last])
         return logits
 
     # -- damage

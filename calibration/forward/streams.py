@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from calibration.forward.layers import Routing
+from calibration.forward.routing import Routing
 from quantize.sources.model_source import ModelSource
 from quantize.tensors import Array, TensorSpec
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from calibration.forward.layers import Routing
+from calibration.forward.routing import Routing
 from calibration.forward.run import forward
 from calibration.forward.saved_state import Keeper
 from calibration.forward.settings import ForwardSettings, best_dtype

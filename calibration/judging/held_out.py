@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.forward.layers import Routing
+from calibration.forward.routing import Routing
 from calibration.forward.settings import ForwardSettings
 from calibration.forward.streams import Observer
 from calibration.text.chunks import Chunks

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from calibration.forward.layers import Routing
+from calibration.forward.routing import Routing
 from calibration.forward.run import Observer
 from quantize.tensors import Array
 

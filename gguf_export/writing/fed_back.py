@@ -17,7 +17,7 @@ import torch
 from calibration.feedback.embedding import encodes_embedding
 from calibration.feedback.fitting import Aim, Fitted
 from calibration.feedback.run import FeedbackText, feed_back
-from calibration.forward.parts import EMBEDDING
+from calibration.forward.graph import EMBEDDING
 from calibration.forward.saved_state import PassState, read_json
 from calibration.forward.saved_state import opened as opened_state
 from calibration.importance.imatrix import Imatrix
@@ -230,7 +230,7 @@ def _forget_torn(keeper: StateFile, files: OpenFiles, job: ExportJob, qtypes: Ma
             n_done = int(read_json(archive, "pass")["n_done"])
     except DamagedStateError:  # there is none, or `recall` will say so
         return
-    embedding = EMBEDDING.name()
+    embedding = EMBEDDING
     made_first = {embedding} if encodes_embedding(job.source, qtypes.get(embedding)) else set()
     for slab in slabs_of(job.source):
         name, bid = slab.spec.name, slab.spec.bid

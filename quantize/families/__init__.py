@@ -23,6 +23,7 @@ __all__ = [
     "families_of",
     "family_of",
     "graph_of",
+    "known_archs",
     "known_keys",
     "supported_architectures",
 ]
@@ -71,6 +72,11 @@ def graph_of(arch: str) -> Graph | None:
 def known_keys(arch: str) -> dict[str, Key]:
     """The `{arch}.*` keys by name: those of its families, and those that any architecture may have."""
     return {**KNOWN, **{row.name: row for family in families_of(arch) for row in family.keys}}
+
+
+def known_archs() -> list[str]:
+    """Each `general.architecture` of which a family is declared here."""
+    return sorted({family.arch for family in _families()})
 
 
 def supported_architectures() -> list[str]:

@@ -16,7 +16,7 @@ from quantize.families.key_table import MAX_EXPERTS, MAX_LAYERS
 from quantize.hparams import Hparams
 from quantize.tensors import TensorSpec
 
-__all__ = ["Misfit", "are_known", "dimension_misfits", "tensor_misfits"]
+__all__ = ["Misfit", "are_known", "dimension_misfits", "known_tensors", "tensor_misfits"]
 
 ROPE_TABLES = ("rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -65,6 +65,16 @@ def dimension_misfits(hparams: Hparams, keys: Mapping[str, Any]) -> Iterator[Mis
 def are_known(hparams: Hparams) -> bool:
     """Whether the tensors of such a model are known here by name."""
     return _expected(hparams) is not None
+
+
+def known_tensors(hparams: Hparams) -> set[str]:
+    """The names of all tensors that a model of this architecture may have; none where it is unknown."""
+    names = {*ROPE_TABLES}
+    for family in families_of(hparams.arch):
+        names |= {computed.name for computed in family.computed}
+        for tensor in family.tensors:
+            names |= {tensor.name.format(bid=bid) for bid in range(hparams.n_layer)}
+    return names
 
 
 def tensor_misfits(hparams: Hparams, specs: Iterable[TensorSpec]) -> Iterator[Misfit]:

@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from calibration.forward import backward, layers, stream_state
+from calibration.forward.attention import Grouped
 from calibration.forward.backward import BackwardPass, GradientObserver, forward_and_back
 from calibration.forward.forward_pass import ForwardPass
+from calibration.forward.gradients import Output
 from calibration.forward.hidden import Storage
-from calibration.forward.layers import AttentionWeights
+from calibration.forward.layers import Norm
 from calibration.forward.rope import make_rope
+from calibration.forward.routing import Router
 from calibration.forward.settings import ForwardSettings
 from calibration.forward.stored import Matrix, to_tensor
 from calibration.forward.streams import Stream
@@ -59,7 +62,7 @@ class Plain:
         return self.weights[f"{name}.weight", 0].reshape(-1)
 
     def norm(self, x: Tensor, name: str) -> Tensor:
-        return layers.rms_norm(x, self.vector(name), self.hparams.rms_norm_eps)
+        return Norm(self.vector(name), self.hparams.norm_eps)(x)
 
     def product(self, name: str, tokens: Tensor, xid: int = 0) -> layers.Product:
         bias = self.weights.get((f"{name}.bias", 0))
@@ -88,14 +91,22 @@ class Plain:
         return rows.grad, logits.grad
 
     def layer(self, h: Tensor, prefix: str, everything: Tensor) -> Tensor:
-        names = (f"{prefix}attn_{name}" for name in ("q", "k", "v", "output"))
-        products = AttentionWeights(*(self.product(name, everything) for name in names))
-        h = h + layers.attention(self.norm(h, f"{prefix}attn_norm"), products, self.rope)
+        attention = Grouped(
+            self.rope,
+            n_head=self.hparams.n_head,
+            n_head_kv=self.hparams.n_head_kv,
+            head_dim=self.hparams.head_dim,
+            head_dim_v=self.hparams.head_dim,
+            scale=self.hparams.head_dim**-0.5,
+        )
+        products = {name: self.product(f"{prefix}{name}", everything) for name in attention.matrices}
+        h = h + attention(self.norm(h, f"{prefix}attn_norm"), products)
         x = self.norm(h, f"{prefix}ffn_norm")
         if not self.hparams.n_expert:
             names = (f"{prefix}ffn_{name}" for name in ("gate", "up", "down"))
             return h + layers.expert(x, *(self.product(name, everything) for name in names))
-        routing = layers.route(x, self.weights[f"{prefix}ffn_gate_inp.weight", 0], self.hparams.n_expert_used)
+        router = Router(self.weights[f"{prefix}ffn_gate_inp.weight", 0], self.hparams.n_expert_used)
+        routing = router(x)
         for xid in range(self.hparams.n_expert):
             tokens, slots = (routing.ids == xid).nonzero(as_tuple=True)
             names = (f"{prefix}ffn_{name}_exps" for name in ("gate", "up", "down"))
@@ -123,8 +134,9 @@ class Gathered(GradientObserver):
     def gradients(self, spec: TensorSpec, xid: int, tokens: Tensor, x: Tensor, g: Tensor) -> None:
         self.groups[spec.name, xid].append((tokens, x, g))
 
-    def outputs(self, spec: TensorSpec, tokens: Tensor, x: Tensor, log_total: Tensor, g: Tensor) -> None:
-        self.logits.append((tokens, x, log_total, g.clone()))
+    def outputs(self, spec: TensorSpec, tokens: Tensor, x: Tensor, output: Output) -> None:
+        assert output.bias is None
+        self.logits.append((tokens, x, output.log_total, output.g.clone()))
 
     def embedded(self, spec: TensorSpec, tokens: Tensor, token_ids: Tensor, g: Tensor) -> None:
         self.rows.append((tokens, token_ids, g))

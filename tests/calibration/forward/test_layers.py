@@ -12,12 +12,14 @@ from pico import pico_mixtral
 from torch import Tensor
 
 from calibration.forward import layers
+from calibration.forward.attention import Grouped, attend
 from calibration.forward.forward_pass import ForwardPass
+from calibration.forward.graph import ModelGraph, Unit, name_in_layer
 from calibration.forward.hidden import Storage
 from calibration.forward.int8 import round_f16
-from calibration.forward.layers import AttentionWeights, Linear
-from calibration.forward.parts import ATTENTION, EXPERTS, ROUTER
+from calibration.forward.layers import Linear, Norm
 from calibration.forward.rope import make_rope, rotate
+from calibration.forward.routing import Router
 from calibration.forward.run import forward
 from calibration.forward.saved_state import PassState
 from calibration.forward.settings import ForwardSettings
@@ -59,19 +61,26 @@ class Layer:
             self.weights[name, xid] = tensor.requires_grad_()
         return self.weights[name, xid]
 
+    def vector(self, name: str) -> Tensor:
+        return self.tensor(name).reshape(-1)
+
+    def norm(self, h: Tensor, name: str) -> Tensor:
+        return Norm(self.vector(name), self.source.hparams.norm_eps)(h)
+
     def __call__(self, h: Tensor) -> Tensor:
         """h [T, D] -> [T, D]."""
         hparams = self.source.hparams
-        q, k, v, o = (Linear(self.tensor(f"attn_{name}")) for name in ("q", "k", "v", "output"))
-        x = layers.rms_norm(h, self.tensor("attn_norm").reshape(-1), hparams.rms_norm_eps)
-        h = h + layers.attention(x, AttentionWeights(q, k, v, o), self.rope)
-        x = layers.rms_norm(h, self.tensor("ffn_norm").reshape(-1), hparams.rms_norm_eps)
-        routing = layers.route(x, self.tensor("ffn_gate_inp"), hparams.n_expert_used)
+        attention = ModelGraph(hparams, self.specs).attention(self.bid, self.rope, self.vector)
+        products = {name: Linear(self.tensor(name)) for name in attention.matrices}
+        x = self.norm(h, "attn_norm")
+        h = h + attention(x, products)
+        x = self.norm(h, "ffn_norm")
+        routing = Router(self.tensor("ffn_gate_inp"), hparams.n_expert_used)(x)
         y = torch.zeros_like(h)
         for xid in range(hparams.n_expert):
             places, slots = (routing.ids == xid).nonzero(as_tuple=True)
-            products = (Linear(self.tensor(f"ffn_{name}_exps", xid)) for name in ("gate", "up", "down"))
-            share = layers.expert(x[places], *products) * routing.weights[places, slots, None]
+            of_expert = (Linear(self.tensor(f"ffn_{name}_exps", xid)) for name in ("gate", "up", "down"))
+            share = layers.expert(x[places], *of_expert) * routing.weights[places, slots, None]
             y = y.index_add(0, places, share)
         return h + y
 
@@ -158,7 +167,7 @@ def test_equal_rows_of_a_router_tie(n_expert: int, n_token: int) -> None:
     generator = torch.Generator().manual_seed(n_expert)
     x, router = (torch.randn(n, 256, generator=generator) for n in (n_token, n_expert))
     router[n_expert // 2] = router[-1] = router[0]
-    routing = layers.route(x, router, 2)
+    routing = Router(router, 2)(x)
     equal = routing.probs[:, [0, n_expert // 2, -1]]
     assert (equal == equal[:, :1]).all()
     sums = (router[:, None].double() * x.double()).sum(-1)  # [E, T], each row added up alone
@@ -171,7 +180,7 @@ def test_equal_rows_of_a_router_tie(n_expert: int, n_token: int) -> None:
 def test_gates_of_zeros_choose_the_first_experts(dtype: torch.dtype) -> None:
     router = torch.zeros(4, 64, dtype=dtype)
     router[2] = -0.0
-    routing = layers.route(torch.randn(50, 64), router, 3)
+    routing = Router(router, 3)(torch.randn(50, 64))
     assert (routing.ids == torch.tensor([0, 1, 2])).all()
     torch.testing.assert_close(routing.weights, torch.full((50, 3), 1 / 3))
 
@@ -212,21 +221,22 @@ def test_keys_and_values_may_be_rounded_as_a_cache_does(folder: Path) -> None:
     generator = torch.Generator().manual_seed(4)
     x, q, k, v, o = (torch.randn(shape, 64, generator=generator) for shape in (24, 64, 32, 32, 64))
     rope = make_rope(open_checkpoint(folder).hparams, 12)
-    weights = AttentionWeights(Linear(q), Linear(k), Linear(v), Linear(o))
+    attention = Grouped(rope, n_head=4, n_head_kv=2, head_dim=16, head_dim_v=16, scale=0.25)
+    weights = dict(zip(attention.matrices, map(Linear, (q, k, v, o)), strict=True))
     seen: list[Tensor] = []
 
     def cached(values: Tensor) -> Tensor:
         seen.append(values)
         return round_f16(values)
 
-    found = layers.attention(x, weights, rope, cached)
+    found = attention(x, weights, cached)
     keys = rotate((x @ k.T).view(2, 12, 2, 16), rope)
     values = (x @ v.T).view(2, 12, 2, 16)
     for one, wanted in zip(seen, (keys, values), strict=True):
         torch.testing.assert_close(one, wanted)
-    mixed = layers.attend(rotate((x @ q.T).view(2, 12, 4, 16), rope), round_f16(keys), round_f16(values))
+    mixed = attend(rotate((x @ q.T).view(2, 12, 4, 16), rope), round_f16(keys), round_f16(values), 0.25)
     torch.testing.assert_close(found, mixed.reshape(24, -1) @ o.T)
-    assert (found != layers.attention(x, weights, rope)).any()
+    assert (found != attention(x, weights)).any()
 
 
 class Silent:
@@ -314,12 +324,20 @@ def test_an_observer_that_cannot_go_on_is_refused_at_once(folder: Path, tokens: 
     assert source.bytes_read == 0
 
 
-def test_parts_declare_their_tensors() -> None:
-    assert ATTENTION.names(2)[3] == "blk.2.attn_output.weight"
-    assert "blk.1.attn_k.bias" in ATTENTION.known(2)
-    assert "blk.2.attn_k.weight" not in ATTENTION.known(2)
-    assert EXPERTS.known(1) == {f"blk.0.ffn_{name}_exps.weight" for name in ("gate", "up", "down")}
-    assert ROUTER.known(1) == {"blk.0.ffn_gate_inp.weight"}
+def test_tensors_of_the_steps_of_a_layer(folder: Path) -> None:
+    source = open_checkpoint(folder)
+    names = {spec.name for spec in source.specs()}
+    graph = ModelGraph(source.hparams, names)
+    assert graph.router_name(1) == "blk.1.ffn_gate_inp.weight"
+    assert graph.feed_forward_norm(2) == name_in_layer(2, "ffn_norm") == "blk.2.ffn_norm.weight"
+    assert graph.units(1) == [Unit("expert", 1, xid) for xid in range(5)]
+    gate, up, down = graph.units(1)[3].names
+    assert (gate, up, down) == tuple(f"blk.1.ffn_{name}_exps.weight" for name in ("gate", "up", "down"))
+    shared = {"blk.1.ffn_gate_shexp.weight", "blk.1.ffn_gate_inp_shexp.weight"}
+    with_shared = ModelGraph(source.hparams, names | shared)
+    assert with_shared.units(1)[5] == Unit("shared", 1, gate_name="blk.1.ffn_gate_inp_shexp.weight")
+    assert len(with_shared.units(0)) == 5
+    assert ModelGraph(source.hparams, names - {"blk.0.ffn_gate_inp.weight"}).units(0) == [Unit("dense", 0)]
 
 
 def test_time_within_another_stage_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 from pico import pico_dense, pico_mixtral
 from places import BENCH, GOLDEN, needs_bench
 
-from calibration.forward.layers import Routing
+from calibration.forward.routing import Routing
 from calibration.forward.settings import ForwardSettings
 from calibration.forward.streams import Given, Observer
 from calibration.importance.imatrix import Imatrix

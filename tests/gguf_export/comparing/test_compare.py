@@ -22,7 +22,7 @@ from pico import pico_mixtral, read_checkpoint, write_checkpoint
 from places import GOLDEN
 from rich.console import Console
 
-from calibration.forward.layers import Routing
+from calibration.forward.routing import Routing
 from calibration.forward.run import forward
 from calibration.forward.streams import Observer, Stream
 from calibration.judging.kld import Scores, base_probs, log_probs, score
