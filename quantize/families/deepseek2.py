@@ -16,7 +16,7 @@ from gguf import GGUFValueType
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.graph import Graph
-from quantize.families.key_table import BASE, EXPERTS, ROUTER, known, replaced
+from quantize.families.key_table import BASE, EXPERTS, ROUTER, known, with_rows
 from quantize.families.keys import Config, Key, derived, whole_number
 from quantize.families.language import (
     GATE,
@@ -73,10 +73,10 @@ def _log_multiplier(config: Config) -> float | None:
 F32 = GGUFValueType.FLOAT32
 
 KEYS = (
-    *replaced(BASE, known("attention.head_count_kv", config=derived("1"))),
+    *with_rows(BASE, known("attention.head_count_kv", config=derived("1"))),
     known("expert_count", config="n_routed_experts"),
     EXPERTS[1],
-    *replaced(ROUTER, Key("expert_gating_func", "expert_gating_func", config=ROUTER[2].config, default=1)),
+    *with_rows(ROUTER, known("expert_gating_func", config=ROUTER[2].config, optional=True, default=1)),
     Key("attention.key_length", "head_dim", config=derived("kv_lora_rank+qk_rope_head_dim")),
     Key("attention.value_length", "head_dim_v", config="kv_lora_rank"),
     known("leading_dense_block_count", config="first_k_dense_replace", optional=True),

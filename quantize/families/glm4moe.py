@@ -10,7 +10,7 @@ from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.deepseek2 import DENSE, EXPERT_LAYERS
 from quantize.families.graph import Graph
-from quantize.families.key_table import BASE, EXPERTS, HEADS, MAX_LAYERS, ROUTER, known, replaced
+from quantize.families.key_table import BASE, EXPERTS, HEADS, MAX_LAYERS, ROUTER, known, with_rows
 from quantize.families.keys import Config, Key, derived
 from quantize.families.language import Family, each_layer, moe_layers, nextn_layers, tensor
 from quantize.families.llama import MODEL
@@ -34,7 +34,7 @@ def _n_rot(config: Config) -> int:
 
 
 KEYS = (
-    *replaced(
+    *with_rows(
         BASE,
         Key(
             "block_count",
@@ -51,7 +51,7 @@ KEYS = (
     known("expert_feed_forward_length", config="moe_intermediate_size"),
     Key("expert_shared_count", "n_expert_shared", config="n_shared_experts"),
     known("leading_dense_block_count", config="first_k_dense_replace", optional=True),
-    Key("expert_gating_func", "expert_gating_func", config=derived(str(SIGMOID)), default=SIGMOID),
+    known("expert_gating_func", config=derived(str(SIGMOID)), default=SIGMOID),
     known("expert_weights_scale", config="routed_scaling_factor", optional=True),
     known("expert_weights_norm", config="norm_topk_prob", optional=True),
     known("nextn_predict_layers", config="num_nextn_predict_layers", optional=True),

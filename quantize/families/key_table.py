@@ -26,7 +26,7 @@ __all__ = [
     "ROUTER",
     "SIZES",
     "known",
-    "replaced",
+    "with_rows",
 ]
 
 U32, F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
@@ -160,12 +160,19 @@ KNOWN: Mapping[str, Key] = {row.name: row for row in (*BASE, *EXPERTS, *ROUTER, 
 """All keys that are known here, by name."""
 
 
-def known(name: str, *, config: str | Callable[[Config], Value | None], optional: bool = False) -> Key:
-    """A row of `KNOWN` for a family whose config.json has a setting of its own for it."""
-    return replace(KNOWN[name], config=config, optional=optional)
+def known(
+    name: str,
+    *,
+    config: str | Callable[[Config], Value | None],
+    optional: bool = False,
+    default: int | str | None = None,
+) -> Key:
+    """A row of `KNOWN` for a family whose config.json has a setting of its own for it, or a default of its own."""
+    row = KNOWN[name]
+    return replace(row, config=config, optional=optional, default=row.default if default is None else default)
 
 
-def replaced(keys: Iterable[Key], *rows: Key) -> tuple[Key, ...]:
-    """Some keys in their order, with rows of the same names in the places of theirs."""
-    others = {row.name: row for row in rows}
-    return tuple(others.get(row.name, row) for row in keys)
+def with_rows(keys: Iterable[Key], *rows: Key) -> tuple[Key, ...]:
+    """A table in which some rows take the place of those of the same name."""
+    by_name = {row.name: row for row in rows}
+    return tuple(by_name.get(row.name, row) for row in keys)
