@@ -6,7 +6,7 @@ its matrices, by the names of these without layer and suffix, so that whoever ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from torch.nn import functional
 from calibration.forward.layers import Norm, Product
 from calibration.forward.rope import Rope, rotate
 
-__all__ = ["Attention", "Fused", "Grouped", "attend"]
+__all__ = ["Attention", "Fused", "Grouped", "Latent", "LatentQueries", "attend", "stacked"]
 
 Products = Mapping[str, Product]
 
@@ -27,7 +27,8 @@ class Attention:
     """Causal attention of one layer over whole chunks of `rope.n_ctx` tokens.
 
     `inputs` are the matrices that the normed hidden states are multiplied with, `inner` those within `mix`, `OUTPUT`
-    the one that is multiplied with what `mix` gives.
+    the one that is multiplied with what `mix` gives. A stack with a matrix per head is given as one product of
+    x [t, H, n_in] (see `stacked`).
     """
 
     OUTPUT: ClassVar[str] = "attn_output"
@@ -117,6 +118,69 @@ class Fused(Attention):
         return self._mixed(q, k, v, cached)
 
 
+@dataclass(frozen=True)
+class Latent(Attention):
+    """DeepSeek's latent attention (MLA) with the matrices of keys absorbed (llama.cpp's src/models/deepseek2.cpp).
+
+    All heads share one key, the normed latent vector [L] followed by a rotated part, and one value, the latent vector
+    itself. A query's part that is not rotated is taken into the latent space by its head's `attn_k_b`, the mixture of
+    latent vectors out of it by `attn_v_b`. `head_dim` and `head_dim_v` are those of heads as they were trained, rotated
+    part last; `k_norm` is over the latent vector, `q_norm` over that of queries.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ("attn_q", "attn_kv_a_mqa")
+    inner: ClassVar[tuple[str, ...]] = ("attn_k_b", "attn_v_b")
+
+    def mix(self, x: Tensor, products: Products, cached: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """See `Attention.mix`."""
+        assert self.k_norm is not None
+        n_latent, n_rot = len(self.k_norm.weight), self.rope.n_rot
+        shape = (len(x) // self.rope.n_ctx, self.rope.n_ctx)
+        q = self._queries(x, products).view(len(x), self.n_head, self.head_dim)
+        plain, rotated = torch.split(q, [self.head_dim - n_rot, n_rot], dim=-1)
+        absorbed = products["attn_k_b"](plain).view(*shape, self.n_head, n_latent)
+        q = torch.cat((absorbed, rotate(rotated.reshape(*shape, self.n_head, n_rot), self.rope)), dim=-1)
+        latent, rotated = torch.split(products["attn_kv_a_mqa"](x), [n_latent, n_rot], dim=-1)
+        latent = self.k_norm(latent).to(q.dtype).view(*shape, 1, n_latent)
+        k = torch.cat((latent, rotate(rotated.reshape(*shape, 1, n_rot), self.rope)), dim=-1)
+        if cached is not None:
+            k = cached(k)
+        mixed = attend(q, k, k[..., :n_latent], self.scale)
+        return products["attn_v_b"](mixed.reshape(len(x), self.n_head, n_latent)).flatten(1)
+
+    def _queries(self, x: Tensor, products: Products) -> Tensor:
+        """x [t, D] -> [t, H head_dim]."""
+        return products["attn_q"](x)
+
+
+@dataclass(frozen=True)
+class LatentQueries(Latent):
+    """The same with a latent vector of queries, too."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("attn_q_a", "attn_kv_a_mqa")
+    inner: ClassVar[tuple[str, ...]] = ("attn_q_b", "attn_k_b", "attn_v_b")
+
+    def _queries(self, x: Tensor, products: Products) -> Tensor:
+        """See `Latent`."""
+        assert self.q_norm is not None
+        latent = products["attn_q_a"](x)
+        return products["attn_q_b"](self.q_norm(latent).to(latent.dtype))
+
+
+def stacked(products: Sequence[Product]) -> Product:
+    """The product with a stack of matrices, one per head: x [t, H, n_in] -> [t, H, n_out]; a lone one is itself."""
+    if len(products) == 1:
+        return products[0]
+
+    def multiply(x: Tensor) -> Tensor:
+        heads = x.unbind(dim=1)
+        return torch.stack(
+            [product(head.contiguous()) for product, head in zip(products, heads, strict=True)], dim=1
+        )
+
+    return multiply
+
+
 def attend(
     q: Tensor, k: Tensor, v: Tensor, scale: float, *, window: int = 0, sinks: Tensor | None = None
 ) -> Tensor:
@@ -127,7 +191,9 @@ def attend(
     """
     n_group = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [C, H or G, P, d]
-    if n_group > 1:
+    if n_group > 1 and k.shape[1] == 1:
+        k, v = (x.expand(-1, n_group, -1, -1) for x in (k, v))
+    elif n_group > 1:
         k, v = k.repeat_interleave(n_group, dim=1), v.repeat_interleave(n_group, dim=1)
     n_ctx = q.shape[2]
     if sinks is None and not 0 < window < n_ctx:

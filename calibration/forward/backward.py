@@ -9,16 +9,16 @@ with which it began.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from calibration.forward import layers
-from calibration.forward.attention import Attention
+from calibration.forward.attention import Attention, stacked
 from calibration.forward.feed_forward import Choice, Share, shares
 from calibration.forward.forward_pass import ForwardPass
-from calibration.forward.gradients import GradientObserver, Output, Watched, read_products
+from calibration.forward.gradients import GradientObserver, Output, Watched, read_products, read_stack
 from calibration.forward.graph import EMBEDDING, OUTPUT_NORM, Unit, name_in_layer
 from calibration.forward.hidden import Storage
 from calibration.forward.layers import Norm
@@ -166,30 +166,33 @@ class BackwardPass:
         graph, vector = self.state.graph, self.state.vector
         assert self.state.rope is not None
         attention = graph.attention(bid, self.state.rope, vector)
-        products = read_products(self.state, [name_in_layer(bid, stem) for stem in attention.matrices])
+        steps = {stem: read_stack(self.state, name_in_layer(bid, stem)) for stem in attention.matrices}
         norm = graph.norm(graph.attention_norm(bid), vector)
         inputs = self._hidden
         # The feed-forward layer needs what attention adds; its graph would take more memory than to compute it again.
         self._hidden = self._middle
         for tokens in token_groups(torch.arange(len(inputs)), self.n_ctx):
             h = _of(inputs, tokens).to(self.settings.device, torch.float32, copy=True)
-            y = self._attention(h, norm, attention, products)
+            y = self._attention(h, norm, attention, steps)
             _of(self._hidden, tokens).copy_(h.add_(y))
         self.feed_forward(bid)
         self._hidden = inputs
+        products = [product for stack in steps.values() for product in stack]
         for tokens in token_groups(torch.arange(len(inputs)), self.n_ctx):
             h = self._rows(tokens).requires_grad_()
             with torch.enable_grad():
-                y = self._attention(h, norm, attention, products)
+                y = self._attention(h, norm, attention, steps)
             dy = self._gradient_rows(tokens)
             dh = self._flow_back(y, dy, h, products, tokens)
             self._put(tokens, dy + dh)
         self._finish(*(product.matrix for product in products))
 
-    def _attention(self, h: Tensor, norm: Norm, attention: Attention, products: Sequence[Watched]) -> Tensor:
+    def _attention(
+        self, h: Tensor, norm: Norm, attention: Attention, steps: Mapping[str, Sequence[Watched]]
+    ) -> Tensor:
         """What attention adds to the hidden states h [t, D] of whole chunks."""
         x = norm(h).to(self.settings.dtype)
-        y = attention(x, dict(zip(attention.matrices, products, strict=True)))
+        y = attention(x, {stem: stacked(products) for stem, products in steps.items()})
         return self._scaled(y)
 
     def _scaled(self, y: Tensor) -> Tensor:

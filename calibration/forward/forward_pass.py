@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from calibration.forward.attention import stacked
 from calibration.forward.audience import Audience
 from calibration.forward.feed_forward import feed_forward
 from calibration.forward.graph import EMBEDDING, OUTPUT_NORM, name_in_layer
@@ -172,20 +173,26 @@ class ForwardPass:
         vector = partial(self.audience.vector, state)
         norm = state.graph.norm(state.graph.attention_norm(bid), vector)
         attention = state.graph.attention(bid, state.rope, vector)
-        matrices = {stem: state.read(name_in_layer(bid, stem)) for stem in attention.matrices}
-        products = {stem: self.audience.product(state, matrix) for stem, matrix in matrices.items()}
-        inputs = [matrices[stem].spec for stem in attention.inputs]
+        matrices = {stem: state.read_stack(name_in_layer(bid, stem)) for stem in attention.matrices}
+        steps = {
+            stem: [(matrix, self.audience.product(state, matrix)) for matrix in stack]
+            for stem, stack in matrices.items()
+        }
+        plain = {stem: stacked([product for _, product in steps[stem]]) for stem in attention.inputs}
+        inputs = [matrix.spec for stem in attention.inputs for matrix in matrices[stem]]
         for tokens, x in state.normed_groups(norm, self.n_ctx):
             self.audience.show(state, inputs, 0, tokens, x)
             watched = {
-                stem: self.audience.shown(products[stem], state, matrices[stem], tokens)
+                stem: stacked(
+                    [self.audience.shown(product, state, matrix, tokens) for matrix, product in steps[stem]]
+                )
                 for stem in (*attention.inner, attention.OUTPUT)
             }
             with self.timings.measure(Stage.ATTENTION):
-                y = attention(x, {**products, **watched}, state.stream.round_cache)
+                y = attention(x, {**plain, **watched}, state.stream.round_cache)
             state.refuse_infinite(y, f"the attention of layer {bid}", f"blk.{bid}.attn_", "rope_f")
             state.add(tokens, y)
-        self.audience.hand_out(state, *matrices.values())
+        self.audience.hand_out(state, *(matrix for stack in matrices.values() for matrix in stack))
 
     def output(self, on_logits: OnLogits | None, first: int, *, observe: bool) -> None:
         """The final norm and, if they are wanted, the logits, always in float32."""

@@ -14,7 +14,7 @@ from calibration.forward.stream_state import StreamState
 from calibration.forward.timings import Stage
 from quantize.tensors import TensorSpec
 
-__all__ = ["GradientObserver", "Output", "Watched", "read_products"]
+__all__ = ["GradientObserver", "Output", "Watched", "read_products", "read_stack"]
 
 
 class Output(NamedTuple):
@@ -80,3 +80,10 @@ def read_products(state: StreamState, names: Sequence[str], xid: int = 0) -> lis
         linear = Linear(state.decoded(matrix, state.settings.dtype), state.bias(matrix))
         products.append(Watched(matrix, linear, state))
     return products
+
+
+def read_stack(state: StreamState, name: str) -> list[Watched]:
+    """Read all matrices of a tensor and their biases: one, or those of a stack."""
+    return [
+        product for xid in range(state.spec(name).n_matrix) for product in read_products(state, [name], xid)
+    ]

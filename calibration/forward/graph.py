@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from calibration.forward.attention import Attention, Fused, Grouped
+from calibration.forward.attention import Attention, Fused, Grouped, Latent, LatentQueries
 from calibration.forward.layers import Activation, Norm
-from calibration.forward.rope import Rope
+from calibration.forward.rope import Rope, latent_scale
 from calibration.forward.routing import Router
 from quantize.exceptions import CheckpointError
 from quantize.families import graph_of, known_archs
@@ -34,7 +34,7 @@ ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_
 
 WEIGHT, BIAS = ".weight", ".bias"
 
-KINDS: dict[str, type[Attention]] = {"grouped": Grouped, "fused": Fused}
+KINDS: dict[str, type[Attention]] = {"grouped": Grouped, "fused": Fused, "latent": Latent}
 GATINGS: dict[int, Gating] = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_weight"}
 """llama_expert_gating_func_type (llama.cpp's src/llama-hparams.h); a file without the key means softmax."""
 
@@ -103,6 +103,8 @@ class ModelGraph:
     @property
     def attention_kind(self) -> type[Attention]:
         """How queries, keys and values are made."""
+        if self.graph.attention == "latent" and name_in_layer(0, "attn_q_a") in self.names:
+            return LatentQueries
         return KINDS[self.graph.attention]
 
     def attention(self, bid: int, rope: Rope, vector: Vector) -> Attention:
@@ -113,8 +115,21 @@ class ModelGraph:
             name = name_in_layer(bid, stem)
             return name if name in self.names else None
 
+        kind = self.attention_kind
+        if issubclass(kind, Latent):
+            q_norm = found("attn_q_a_norm")
+            return kind(
+                rope=rope,
+                n_head=hparams.n_head,
+                n_head_kv=1,
+                head_dim=hparams.dims["head_dim_mla"],
+                head_dim_v=hparams.dims["head_dim_v_mla"],
+                scale=latent_scale(hparams),
+                q_norm=None if q_norm is None else self.norm(q_norm, vector),
+                k_norm=self.norm(name_in_layer(bid, "attn_kv_a_norm"), vector),
+            )
         q_norm, k_norm, sinks = (found(stem) for stem in ("attn_q_norm", "attn_k_norm", "attn_sinks"))
-        return self.attention_kind(
+        return kind(
             rope=rope,
             n_head=hparams.n_head,
             n_head_kv=hparams.n_head_kv,

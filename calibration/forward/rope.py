@@ -11,7 +11,7 @@ from torch import Tensor
 from quantize.exceptions import CheckpointError
 from quantize.hparams import Hparams
 
-__all__ = ["Rope", "make_rope", "rotate"]
+__all__ = ["Rope", "latent_scale", "make_rope", "rotate"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def make_rope(hparams: Hparams, n_ctx: int, factors: Tensor | None = None, devic
         ext_factor = 1.0 if scaling.ext_factor is None else scaling.ext_factor
         if ext_factor:
             ramp = _yarn_ramp(hparams) * ext_factor
-            magnitude *= 1.0 + 0.1 * math.log(scaling.factor)
+            # with DeepSeek's multiplier the scale of attention has it all (see latent_scale)
+            magnitude *= 1.0 if _log_multiplier(hparams) else 1.0 + 0.1 * math.log(scaling.factor)
         else:
             ramp = torch.zeros(d // 2, dtype=torch.float64)
             magnitude *= 1.0 if scaling.attn_factor is None else scaling.attn_factor
@@ -70,6 +71,28 @@ def make_rope(hparams: Hparams, n_ctx: int, factors: Tensor | None = None, devic
     angles = torch.arange(n_ctx, dtype=torch.float64)[:, None] * frequencies
     cos, sin = ((wave * magnitude).float().to(device) for wave in (angles.cos(), angles.sin()))
     return Rope(cos, sin, hparams.rope_neox)
+
+
+def latent_scale(hparams: Hparams) -> float:
+    """The factor of the products of queries and keys in latent attention.
+
+    1/sqrt(head_dim), times the square of what YaRN makes of it (llama.cpp's src/models/deepseek2.cpp: kq_scale, and
+    src/llama-context.cpp: yarn_attn_factor).
+    """
+    scaling = hparams.rope_scaling
+    log_factor = math.log(scaling.factor) if scaling.kind in ("linear", "yarn") else 0.0
+    is_extended = scaling.kind == "yarn" and scaling.ext_factor != 0
+    multiplier = _log_multiplier(hparams)
+    attn_factor = 1.0 if is_extended or scaling.attn_factor is None else scaling.attn_factor
+    if not (is_extended and multiplier):
+        attn_factor *= 1.0 + 0.1 * log_factor
+    mscale = attn_factor * (1.0 + 0.1 * multiplier * log_factor)
+    return mscale**2 / math.sqrt(hparams.dims["head_dim_mla"])
+
+
+def _log_multiplier(hparams: Hparams) -> float:
+    """YaRN's `mscale_all_dim`, of which the key holds a tenth; 0 where there is none."""
+    return float(hparams.extra.get("yarn_log_mul", 0.0)) / 0.1
 
 
 def _yarn_ramp(hparams: Hparams) -> Tensor:

@@ -85,6 +85,10 @@ class StreamState:
         with self.timings.measure(Stage.READING):
             return Matrix.read(self.stream.source, spec, xid)
 
+    def read_stack(self, name: str) -> list[Matrix]:
+        """Read all matrices of a tensor: one, or those of a stack."""
+        return [self.read(name, xid) for xid in range(self.spec(name).n_matrix)]
+
     def read_head(self) -> Matrix:
         """Read the output matrix; where the embedding is used again, it may be in memory already."""
         return self.tied or self.read(EMBEDDING if self.is_tied else OUTPUT)

@@ -11,7 +11,7 @@ from quantize.exceptions import CheckpointError
 from quantize.families.language import Family, Source, Tensor, evaluate
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of"]
+__all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of", "nextn_range"]
 
 REMEDIES = {
     "output.weight": "llama.cpp needs it here: store the token embedding a second time, as the output"
@@ -67,16 +67,17 @@ def bind(
         CheckpointError: a tensor or expert is missing, has a wrong shape or type, or a stored tensor is not read.
     """
     bindings: list[Binding] = []
+    absent = set(_absent_layers(family, dims, stored))
     for tensor in family.tensors:
         for bid in layers_of(family, tensor, dims):
-            bound = _bind(tensor, bid, dims, stored)
+            bound = None if bid in absent else _bind(tensor, bid, dims, stored)
             if bound is not None:
                 bindings.append(bound)
     read = {tensor.name for binding in bindings for tensor in binding.stored}
     names = {tensor.name: tensor for tensor in stored.values()}
     left = [name for name in names if name not in read]
-    ignored = [name for name in left if name.endswith(family.ignored) or name.startswith(family.left_out)]
-    unread = sorted(set(left) - set(ignored), key=left.index)
+    ignored = [name for name in left if _is_ignored(family, name, dims)]
+    unread = [name for name in left if not _is_ignored(family, name, dims)]
     if unread:
         more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
         raise CheckpointError(
@@ -98,8 +99,13 @@ def embedding_rows(family: Family, stored: Mapping[str, ShardTensor]) -> int | N
 
 def layers_of(family: Family, tensor: Tensor, dims: Mapping[str, int]) -> Iterator[int]:
     """The layers in which a tensor of a family is; only -1, which is no layer, for a tensor of the whole model."""
+    if not tensor.exists(dims):
+        return
     if tensor.where == "model":
         yield -1
+        return
+    if tensor.where == "nextn":
+        yield from nextn_range(dims)
         return
     first = evaluate(family.n_layer_dense_lead, dims)
     every = max(1, evaluate(family.moe_every, dims))
@@ -107,6 +113,31 @@ def layers_of(family: Family, tensor: Tensor, dims: Mapping[str, int]) -> Iterat
         has_experts = dims["n_expert"] > 0 and bid >= first and (bid + 1) % every == 0
         if tensor.where == "layer" or (tensor.where == "moe") == has_experts:
             yield bid
+
+
+def nextn_range(dims: Mapping[str, int]) -> range:
+    """The layers at the end that predict further tokens (MTP)."""
+    return range(dims["n_layer"] - dims.get("n_layer_nextn", 0), dims["n_layer"])
+
+
+def _absent_layers(
+    family: Family, dims: Mapping[str, int], stored: Mapping[str, ShardTensor]
+) -> Iterator[int]:
+    """The layers for further tokens of which nothing is stored: transformers saves none of them."""
+    for bid in nextn_range(dims):
+        in_layer = (tensor for tensor in family.tensors if tensor.where != "model")
+        names = (source.name.format(bid=bid, xid=0) for tensor in in_layer for source in tensor.sources)
+        if not any(name in stored for name in names):
+            yield bid
+
+
+def _is_ignored(family: Family, name: str, dims: Mapping[str, int]) -> bool:
+    """Whether no file needs a stored tensor."""
+    before, _, behind = family.ignored_layers.partition("{bid}")
+    number = name.removeprefix(before).partition(behind)[0] if before and name.startswith(before) else ""
+    is_layer = number.isdecimal() and len(number) < 10
+    is_behind = is_layer and int(number) >= dims["n_layer"]
+    return is_behind or name.endswith(family.ignored) or name.startswith(family.left_out)
 
 
 def _bind(

@@ -97,10 +97,9 @@ def read_config(family: Family, config: Mapping[str, Any], n_vocab: int) -> Conf
     # Of llama3 and longrope the config says more than the keys do: the rest is in tensors.
     magnitude = hparams.rope_scaling.rope_attn_factor
     hparams = replace(hparams, rope_scaling=replace(scaling, rope_attn_factor=magnitude))
-    if hparams.head_dim % 2:
-        raise CheckpointError(
-            "config.json", f"head_dim {hparams.head_dim} is odd: rotary positions need pairs"
-        )
+    if hparams.n_rot % 2:
+        which = "head_dim" if hparams.n_rot == hparams.head_dim else "the rotated part of a head"
+        raise CheckpointError("config.json", f"{which} {hparams.n_rot} is odd: rotary positions need pairs")
     _refuse_other_rotation(config["rope_parameters"], hparams)
     window = config.get("sliding_window")
     if type(window) is int and window < hparams.n_ctx_train and not family.graph.window_every:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from quantize.containers.untrusted import quoted
 from quantize.families import Family, families_of, graph_of
-from quantize.families.binding import layers_of
+from quantize.families.binding import layers_of, nextn_range
 from quantize.families.key_table import MAX_EXPERTS, MAX_LAYERS
 from quantize.hparams import Hparams
 from quantize.tensors import TensorSpec
@@ -54,6 +54,8 @@ def dimension_misfits(hparams: Hparams, keys: Mapping[str, Any]) -> Iterator[Mis
         yield misfit("rope.dimension_count", f"is {quoted(rope)}, heads have {hparams.head_dim} dimensions")
     if arch == "llama" and hparams.head_dim % 2:
         yield misfit("rope.dimension_count", f"is {hparams.head_dim}: rotary positions need pairs")
+    if not 0 <= hparams.n_layer_nextn < max(1, hparams.n_layer):
+        yield misfit("nextn_predict_layers", f"is {hparams.n_layer_nextn}, of {hparams.n_layer} layers")
     if hparams.norm_eps <= 0:
         graph = graph_of(arch)
         kind = "layer_norm" if graph is not None and graph.norm == "layer" else "layer_norm_rms"
@@ -106,7 +108,8 @@ def _expected(hparams: Hparams) -> dict[str, tuple[tuple[int, ...], bool]] | Non
             if family in fitting or tensor.optional:
                 sizes = tensor.sizes(dims)
                 for bid in layers_of(family, tensor, dims) if 0 not in sizes else ():
-                    expected[tensor.name.format(bid=bid)] = (sizes, tensor.optional)
+                    optional = tensor.optional or bid in nextn_range(dims)
+                    expected[tensor.name.format(bid=bid)] = (sizes, optional)
         for name in (*(computed.name for computed in family.computed), *ROPE_TABLES):
             expected[name] = ((hparams.head_dim // 2,), True)
     return expected

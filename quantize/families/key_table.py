@@ -158,7 +158,7 @@ def known(
     config: str | Callable[[Config], Value | None],
     optional: bool = False,
     leads: bool = False,
-    default: int | str | None = None,
+    default: int | float | str | None = None,
 ) -> Key:
     """A row of `KNOWN` for a family whose config.json has a setting of its own for it, or a default of its own."""
     row = KNOWN[name]

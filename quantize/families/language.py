@@ -35,8 +35,11 @@ A source is a Hugging Face name, or a name with words around it:
 * `mxfp4(source)`: rows of MXFP4, the codes in the stored tensor NAME_blocks, the exponents in NAME_scales.
 
 Several sources of one tensor are alternatives: layouts that exist in the wild, of which a checkpoint has one. A tensor
-may be `optional`. `each_layer`, `dense_layers` and `moe_layers` say in which layers their tensors are; the family says
-which layers have experts by `n_layer_dense_lead` (dense in the first k) and `moe_every` (one of every n).
+may be `optional`, or be there only `when` an expression is not 0 ("q_lora_rank", "not q_lora_rank"). `each_layer`,
+`dense_layers`, `moe_layers` and `nextn_layers` say in which layers their tensors are; the family says which layers have
+experts by `n_layer_dense_lead` (dense in the first k) and `moe_every` (one of every n). Layers that predict further
+tokens (`n_layer_nextn` of the hyper-parameters, the last ones) are whole layers with `nextn_layers` tensors on top; a
+checkpoint may lack such a layer as a whole.
 """
 
 from __future__ import annotations
@@ -69,13 +72,14 @@ __all__ = [
     "interleaved",
     "moe_layers",
     "mxfp4",
+    "nextn_layers",
     "part",
     "permuted",
     "tensor",
     "transposed",
 ]
 
-Where = Literal["model", "layer", "dense", "moe"]
+Where = Literal["model", "layer", "dense", "moe", "nextn"]
 
 GATE, UP = 0, 1  # the halves of a fused tensor
 
@@ -114,6 +118,7 @@ class Tensor:
     sources: tuple[Source, ...]
     optional: bool = False
     where: Where = "model"
+    when: str = ""  # expression, or "not" and one: the tensor is there where it is not 0
 
     def __post_init__(self) -> None:
         for source in self.sources:
@@ -133,6 +138,13 @@ class Tensor:
     def has_experts(self) -> bool:
         """Whether the tensor has one matrix per expert."""
         return len(self.axes) == 3 and self.axes[0] == "n_expert"
+
+    def exists(self, dims: Mapping[str, int]) -> bool:
+        """Whether a model of these dimensions has such a tensor."""
+        if not self.when:
+            return True
+        expression = self.when.removeprefix("not ")
+        return (evaluate(expression, dims) == 0) == (expression != self.when)
 
     def sizes(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of a model of these dimensions.
@@ -177,6 +189,10 @@ class Family:
     computed: tuple[Computed, ...] = ()
     ignored: tuple[str, ...] = COMMON_IGNORED  # endings of stored names that no GGUF needs
     left_out: tuple[str, ...] = ()  # beginnings of stored names that llama.cpp's converter leaves out
+    ignored_layers: str = (
+        ""  # prefix with {bid}: layers behind the last one, which llama.cpp's converter leaves out
+    )
+    ignored_when_tied: tuple[str, ...] = ()  # stored names that tie_word_embeddings makes superfluous
     rope_neox: bool = False
     graph: Graph = field(default_factory=Graph)
     vocab: VocabRules = field(default_factory=VocabRules)
@@ -193,9 +209,9 @@ class Family:
         return [name for name in plain if name and "." not in name]
 
 
-def tensor(name: str, shape: str, *sources: str | Source, optional: bool = False) -> Tensor:
+def tensor(name: str, shape: str, *sources: str | Source, optional: bool = False, when: str = "") -> Tensor:
     """A tensor by its GGUF name, its shape in NumPy's order, and where it may be stored."""
-    return Tensor(name, shape, tuple(_source(source) for source in sources), optional)
+    return Tensor(name, shape, tuple(_source(source) for source in sources), optional, when=when)
 
 
 def each_layer(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -211,6 +227,11 @@ def dense_layers(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
 def moe_layers(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Tensors of the layers with experts (shared experts included)."""
     return _in_layers("moe", prefix, tensors)
+
+
+def nextn_layers(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors that layers which predict further tokens (MTP) have beside those of any layer."""
+    return _in_layers("nextn", prefix, tensors)
 
 
 def fused(source: str | Source, half: int, axis: int = -2) -> Source:

@@ -83,6 +83,9 @@ class Checkpoint:
         self.stored, others = text_tensors(stored, self.config)
         """The tensors of the shards by the names that the family has for them."""
 
+        if self.config.get("tie_word_embeddings"):
+            tied = [name for name in self.family.ignored_when_tied if name in self.stored]
+            others += [self.stored.pop(name).name for name in tied]
         self._shards.keep(tensor.path for tensor in self.stored.values())
         self._layout = _layout_of(self.stored)
         rows = embedding_rows(self.family, self.stored)
