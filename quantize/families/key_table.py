@@ -17,8 +17,17 @@ from quantize.families.keys import MAX_SIZE, Config, Key, Value
 from quantize.families.rope import rope_scaling
 
 __all__ = [
-    *("BASE", "EXPERTS", "HEADS", "KNOWN", "MAX_EXPERTS", "MAX_LAYERS", "ROUTER", "SIZES"),
-    *("known", "unless_zero", "with_rows"),
+    "BASE",
+    "EXPERTS",
+    "HEADS",
+    "KNOWN",
+    "MAX_EXPERTS",
+    "MAX_LAYERS",
+    "ROUTER",
+    "SIZES",
+    "known",
+    "unless_zero",
+    "with_rows",
 ]
 
 U32, F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
