@@ -21,20 +21,9 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS / "helpers")]
 
 from gguf import GGUFReader, GGUFValueType  # noqa: E402
-from golden_keys import record  # noqa: E402
+from golden_keys import CONVERT, record  # noqa: E402
 from places import GOLDEN  # noqa: E402
 from tokenizer_cases import CASES, PRE, is_byte_level  # noqa: E402
-
-CONVERT = """
-import runpy, sys
-source, pre, *arguments = sys.argv[1:]
-sys.path[:0] = [source, source + "/gguf-py"]
-from conversion.base import TextModel
-if pre:
-    TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
-sys.argv = [source + "/convert_hf_to_gguf.py", *arguments]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 SPLIT = """
 import json, sys

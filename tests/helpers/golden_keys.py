@@ -11,6 +11,18 @@ from gguf import GGUFValueType
 
 LONG = 16
 
+CONVERT = """
+import runpy, sys
+source, pre, *arguments = sys.argv[1:]
+sys.path[:0] = [source, source + "/gguf-py"]
+from conversion.base import TextModel
+if pre:
+    TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+sys.argv = [source + "/convert_hf_to_gguf.py", *arguments]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""llama.cpp's converter, with the arguments: its source tree, the pre-tokenizer to be recognised or "", its own."""
+
 
 def record(key: str, kind: GGUFValueType, sub_type: GGUFValueType | None, value: Any) -> list[Any]:
     if GGUFValueType.FLOAT32 in (kind, sub_type):
