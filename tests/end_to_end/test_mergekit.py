@@ -1,15 +1,7 @@
-"""A frankenMoE that mergekit-moe really made, from two tiny Mistral-shaped donors.
-
-`mergekit-moe` is looked for in $MOE_GGUF_MERGEKIT, beside this Python, where `scripts/test` puts it, and on PATH.
-"""
+"""A frankenMoE that mergekit-moe really made, from two tiny Mistral-shaped donors."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import llama
@@ -17,6 +9,7 @@ import numpy as np
 import pico
 import pytest
 from agreement import check_agreement, export
+from merging import merged
 
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.tensors import QType
@@ -25,14 +18,6 @@ pytestmark = pytest.mark.slow
 
 DONORS = ("first", "second", "first")  # whose feed-forward each expert is; three, which is no power of two
 N_LAYER = 2
-
-
-def mergekit_moe() -> str | None:
-    """The path of the program, None where there is none."""
-    given = os.environ.get("MOE_GGUF_MERGEKIT")
-    if given:
-        return given
-    return shutil.which("mergekit-moe", path=str(Path(sys.executable).parent)) or shutil.which("mergekit-moe")
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +33,6 @@ def donors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def frankenmoe(donors: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that mergekit-moe writes: routers from hidden states of prompts, attention from the first donor."""
-    program = mergekit_moe()
-    if program is None:
-        pytest.skip("mergekit-moe is not installed: pip install 'mergekit>=0.1.5', or run scripts/test")
     folder = tmp_path_factory.mktemp("frankenmoe")
     prompts = ("the small town", "numbers and names", "a river in winter")
     recipe = {
@@ -62,28 +44,7 @@ def frankenmoe(donors: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
             for donor, prompt in zip(DONORS, prompts, strict=True)
         ],
     }
-    (folder / "recipe.yml").write_text(json.dumps(recipe), encoding="utf-8")  # YAML holds all of JSON
-    command = [
-        program,
-        str(folder / "recipe.yml"),
-        str(folder / "model"),
-        "--device",
-        "cpu",
-        "--random-seed",
-        "0",
-    ]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub"), "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(
-        command,
-        env=os.environ | offline,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder / "model"
+    return merged(folder, recipe)
 
 
 def test_the_layout_is_one_that_the_family_declares(frankenmoe: Path) -> None:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS.parent), str(TESTS / "helpers"), str(TESTS / "golden")]
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "helpers")]
 
 from gguf import GGUFReader, GGUFValueType  # noqa: E402
-from golden_keys import record  # noqa: E402
-from make_keys import CONVERT  # noqa: E402
+from golden_keys import CONVERT, record  # noqa: E402
 from pico_qwen import pico_qwen  # noqa: E402
 from places import GOLDEN  # noqa: E402
 from qwen_cases import CASES  # noqa: E402

@@ -21,7 +21,7 @@ if pre:
 sys.argv = [source + "/convert_hf_to_gguf.py", *arguments]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""A program that runs the converter of a source tree, with a pre-tokenizer where its hashes lead to none."""
+"""llama.cpp's converter, with the arguments: its source tree, the pre-tokenizer to be recognised or "", its own."""
 
 
 def record(key: str, kind: GGUFValueType, sub_type: GGUFValueType | None, value: Any) -> list[Any]:
