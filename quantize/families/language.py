@@ -163,6 +163,7 @@ class Family:
     )  # expressions for settings that are null or missing
     aliases: Mapping[str, str] = field(default_factory=dict)  # other spellings of settings
     dims: Mapping[str, str] = field(default_factory=dict)  # dimensions that no key holds -> their setting
+    vocab: VocabRules = field(default_factory=VocabRules)  # of its tokenizer's files
     n_layer_dense_lead: str = "0"  # expression: the number of layers without experts at the start
     moe_every: str = "1"  # expression: of the others, layer bid has experts where (bid + 1) % moe_every == 0
     accepted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # setting -> supported values
@@ -170,7 +171,6 @@ class Family:
     ignored: tuple[str, ...] = COMMON_IGNORED  # endings of stored names that no GGUF needs
     rope_neox: bool = False
     graph: Graph = field(default_factory=Graph)
-    vocab: VocabRules = field(default_factory=VocabRules)
 
     @property
     def settings(self) -> list[str]:
