@@ -182,6 +182,7 @@ class Family:
     )  # expressions for settings that are null or missing
     aliases: Mapping[str, str] = field(default_factory=dict)  # other spellings of settings
     dims: Mapping[str, str] = field(default_factory=dict)  # dimensions that no key holds -> their setting
+    vocab: VocabRules = field(default_factory=VocabRules)  # of its tokenizer's files
     n_layer_dense_lead: str = "0"  # expression: the number of layers without experts at the start
     moe_every: str = "1"  # expression: of the others, layer bid has experts where (bid + 1) % moe_every == 0
     accepted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # setting -> supported values
@@ -195,7 +196,6 @@ class Family:
     ignored_when_tied: tuple[str, ...] = ()  # stored names that tie_word_embeddings makes superfluous
     rope_neox: bool = False
     graph: Graph = field(default_factory=Graph)
-    vocab: VocabRules = field(default_factory=VocabRules)
 
     @property
     def has_mxfp4(self) -> bool:
