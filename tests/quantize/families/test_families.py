@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,10 @@ def test_expressions() -> None:
 # --- the families that are declared ----------------------------------------------------------------------------------
 
 
+NEED_SETTINGS = ("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "DbrxForCausalLM")
+"""Classes without defaults for all settings that a GGUF needs."""
+
+
 def test_every_family_says_what_it_needs() -> None:
     import pkgutil
 
@@ -270,6 +275,7 @@ def test_every_family_says_what_it_needs() -> None:
     modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
     assert modules == set(FAMILIES) | {
         "language",
+        "usual",
         "expressions",
         "graph",
         "keys",
@@ -284,13 +290,16 @@ def test_every_family_says_what_it_needs() -> None:
     assert "MixtralForCausalLM" in supported_architectures()
     for name in supported_architectures():
         family = family_of({"architectures": [name]})
-        assert family.arch == "llama" and name in family.architectures
+        assert name in family.architectures
+        if name in NEED_SETTINGS:
+            continue
         hparams = read_config(family, complete_config(family, {}), 32000).hparams
-        assert hparams.n_layer == 32 and bool(hparams.n_expert) == (name == "MixtralForCausalLM")
+        assert hparams.arch == family.arch and hparams.n_layer >= 16
+        assert bool(hparams.n_expert) == any(tensor.where == "moe" for tensor in family.tensors)
 
 
 @pytest.mark.parametrize(
-    "architectures", [None, [], "MixtralForCausalLM", ["Qwen3MoeForCausalLM"], [7], ["x\n"]]
+    "architectures", [None, [], "MixtralForCausalLM", ["Gemma3ForCausalLM"], [7], ["x\n"]]
 )
 def test_an_unsupported_architecture(architectures: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
@@ -357,14 +366,18 @@ CONFIGS: list[dict[str, Any]] = [
 ]
 
 
+WITHOUT_CLASS = ("bailingmoe", "bailingmoe2", "dbrx")
+"""Families that have no class in transformers, or one with settings of other names."""
+
+
 @pytest.mark.parametrize("raw", CONFIGS, ids=lambda raw: "-".join(raw) or "empty")
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WITHOUT_CLASS])
 def test_config_is_completed_as_transformers_does(tmp_path: Path, name: str, raw: dict[str, Any]) -> None:
     transformers = pytest.importorskip("transformers")
-    config = {"architectures": [f"{name.capitalize()}ForCausalLM"], "model_type": name} | raw
+    family: Family = import_module(f"quantize.families.{name}").FAMILY
+    config = {"architectures": [family.architectures[0]], "model_type": family.defaults["model_type"]} | raw
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     expected = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
-    family = family_of(config)
     found = complete_config(family, config)
     assert {key: found[key] for key in raw if key in expected} == {
         key: expected[key] for key in raw if key in expected
