@@ -6,13 +6,10 @@ head is rotated.
 
 from __future__ import annotations
 
-from typing import Any
-
-from quantize.exceptions import CheckpointError
 from quantize.families.bailingmoe import EMBEDDING, NORMS_AND_OUTPUT
 from quantize.families.graph import Graph
 from quantize.families.key_table import BASE, HEADS, ROUTER, known
-from quantize.families.keys import Config, Key, whole_number
+from quantize.families.keys import Config, Key, number, whole_number
 from quantize.families.language import Family, each_layer, moe_layers, tensor
 from quantize.families.usual import DENSE, LAYER, OUTPUT, OUTPUT_NORM, experts
 
@@ -21,11 +18,12 @@ USUAL_SHARE = 0.5
 
 
 def _n_rot(config: Config) -> int:
-    share: Any = config["rope_parameters"].get("partial_rotary_factor", USUAL_SHARE)
-    if type(share) not in (int, float):
-        raise CheckpointError("config.json", "partial_rotary_factor must be a number")
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return int(head_dim * share)
+    rope = {"partial_rotary_factor": USUAL_SHARE} | config["rope_parameters"]
+    if config.get("head_dim") is not None:
+        head_dim = whole_number(config, "head_dim", 2)
+    else:
+        head_dim = whole_number(config, "hidden_size", 1) // whole_number(config, "num_attention_heads", 1)
+    return int(head_dim * number(rope, "partial_rotary_factor"))
 
 
 def _shared_width(config: Config) -> int:

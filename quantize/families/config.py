@@ -15,6 +15,7 @@ from quantize.families.keys import (
     config_values,
     hparams_of,
     key_values,
+    number,
     setting,
     whole_number,
 )
@@ -134,7 +135,7 @@ def _refuse_other_rotation(rope: Mapping[str, Any], hparams: Hparams) -> None:
     share = rope.get("partial_rotary_factor")
     if share is None:
         return
-    if type(share) not in (int, float) or int(hparams.head_dim * share) != hparams.n_rot:
+    if int(hparams.head_dim * number(rope, "partial_rotary_factor")) != hparams.n_rot:
         message = (
             f"partial_rotary_factor {quoted(share)}: {hparams.n_rot} of the {hparams.head_dim} dimensions"
         )

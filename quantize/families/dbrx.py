@@ -4,9 +4,11 @@ values that are clamped.
 
 from __future__ import annotations
 
+from quantize.containers.untrusted import quoted
+from quantize.exceptions import CheckpointError
 from quantize.families.graph import Graph
 from quantize.families.key_table import known
-from quantize.families.keys import Config, setting
+from quantize.families.keys import Config, number, setting
 from quantize.families.language import Family, each_layer, flat, moe_layers, tensor, transposed
 
 LAYER = "transformer.blocks.{bid}."
@@ -19,9 +21,12 @@ def _epsilon(config: Config) -> float:
 
 
 def _theta(config: Config) -> float:
-    """The converter asks for the attention's own, which transformers 5 writes beside one of the whole model."""
-    own = setting(config, "attn_config.rope_theta")
-    return float(config["rope_parameters"]["rope_theta"] if own is None else own)
+    """The converter asks for the attention's own, which may stand beside one of the whole model, and for no scaling."""
+    kind = config["rope_parameters"]["rope_type"]
+    if kind != "default":
+        raise CheckpointError("config.json", f"rope scaling {quoted(kind)} is not supported for arch dbrx")
+    is_own = setting(config, "attn_config.rope_theta") is not None
+    return number(config["attn_config" if is_own else "rope_parameters"], "rope_theta")
 
 
 FAMILY = Family(
@@ -74,7 +79,13 @@ FAMILY = Family(
         "eos_token_id": None,
         "tie_word_embeddings": False,
     },
-    aliases={"attn_config.rope_theta": "rope_theta"},
+    aliases={
+        "attn_config.rope_theta": "rope_theta",
+        "hidden_size": "d_model",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+        "max_position_embeddings": "max_seq_len",
+    },
     accepted={
         "ffn_config.ffn_act_fn.name": ("silu", None),
         "ffn_config.moe_normalize_expert_weights": (1, None),

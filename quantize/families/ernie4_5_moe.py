@@ -66,7 +66,6 @@ FAMILY = Family(
         "moe_num_experts": 64,
         "moe_num_shared_experts": 2,
         "moe_layer_start_index": 1,
-        "moe_layer_end_index": -1,
         "moe_layer_interval": 1,
     },
     if_null={"num_key_value_heads": "num_attention_heads"},

@@ -13,7 +13,7 @@ from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.graph import Graph
 from quantize.families.key_table import BASE, HEADS, ROUTER, known
-from quantize.families.keys import Config, Key, Value, whole_number
+from quantize.families.keys import Config, Key, Value, number, whole_number
 from quantize.families.language import Family, each_layer, tensor
 from quantize.families.usual import ATTENTION, EMBEDDING, LAYER, OUTPUT_NORM, TIED_OUTPUT, experts
 
@@ -21,9 +21,15 @@ N_CTX, ALPHA, THETA, HEAD_DIM = 256 * 1024, 1000, 10000.0, 128
 """What the converter takes for granted where positions are stretched by an alpha (conversion/hunyuan.py)."""
 
 
+OF_THE_CLASS = {"moe_intermediate_size": "intermediate_size", "num_shared_expert": "1"}
+"""The class of transformers lacks these settings: its experts are as wide as a dense layer, and one is shared."""
+
+
 def _of_all_layers(name: str, config: Config) -> int:
     """A setting that is one number, or a list of one number for each layer."""
     value = config.get(name)
+    if value is None and name in OF_THE_CLASS:
+        return whole_number({"1": 1, **config}, OF_THE_CLASS[name], 1)
     if not isinstance(value, list):
         return whole_number(config, name, 1)
     if not value or value.count(value[0]) != len(value):
@@ -44,7 +50,7 @@ def _is_stretched(config: Config) -> bool:
     told = (
         rope.get("alpha", ALPHA),
         rope["rope_theta"],
-        config["hidden_size"] // config["num_attention_heads"],
+        whole_number(config, "hidden_size", 1) // whole_number(config, "num_attention_heads", 1),
     )
     if rope["rope_type"] != "dynamic" or told != (ALPHA, THETA, HEAD_DIM):
         message = f"rope scaling {quoted(rope['rope_type'])} with alpha, theta and head_dim {quoted(told)}"
@@ -57,7 +63,7 @@ def _freq_base(config: Config) -> float:
     if _is_stretched(config):
         stretched: float = THETA * ALPHA ** (HEAD_DIM / (HEAD_DIM - 2))
         return stretched
-    return float(config["rope_parameters"]["rope_theta"])
+    return number(config["rope_parameters"], "rope_theta")
 
 
 def _n_ctx(config: Config) -> int:
@@ -129,13 +135,10 @@ FAMILY = Family(
         "eos_token_id": 2,
         "tie_word_embeddings": False,
         "attention_bias": False,
-        # Of the class itself, which has no settings for them: a shared expert as wide as any other.
-        "num_shared_expert": 1,
+        "num_experts": 1,
+        "moe_topk": 1,
     },
-    if_null={
-        "num_key_value_heads": "num_attention_heads",
-        "moe_intermediate_size": "intermediate_size",
-    },
+    if_null={"num_key_value_heads": "num_attention_heads"},
     aliases={"num_local_experts": "num_experts", "num_experts_per_tok": "moe_topk"},
     accepted={"hidden_act": ("silu", "swish"), "attention_bias": (False, None)},
     rope_neox=True,

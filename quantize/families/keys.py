@@ -32,6 +32,7 @@ __all__ = [
     "derived",
     "hparams_of",
     "key_values",
+    "number",
     "setting",
     "whole_number",
 ]
@@ -116,9 +117,7 @@ def _config_value(row: Key, config: Config) -> Value | None:
     if row.type == U32:
         return whole_number(config, name, row.minimum, row.maximum)
     if row.type == F32:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= F32_MAX:
-            raise CheckpointError("config.json", f"{name} must be a number above 0, but is {quoted(value)}")
-        return float(value)
+        return number(config, name)
     expected, words = (bool, "true or false") if row.type == BOOL else (str, "a text")
     if not isinstance(value, expected):
         raise CheckpointError("config.json", f"{name} must be {words}, but is {quoted(value)}")
@@ -146,6 +145,18 @@ def whole_number(config: Config, name: str, minimum: int, maximum: int = MAX_SIZ
     if not minimum <= value <= maximum:
         raise CheckpointError("config.json", f"{name} {quoted(value)} is outside of {minimum}..{maximum}")
     return value
+
+
+def number(config: Config, name: str) -> float:
+    """A setting of config.json that must be a number above 0.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    value: Any = config.get(name)
+    if type(value) not in (int, float) or not 0 < value <= F32_MAX:
+        raise CheckpointError("config.json", f"{name} must be a number above 0, but is {quoted(value)}")
+    return float(value)
 
 
 def hparams_of(

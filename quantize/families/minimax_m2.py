@@ -5,11 +5,9 @@ Only the first `rotary_dim` dimensions of a head are rotated, and queries and ke
 
 from __future__ import annotations
 
-from typing import Any
-
 from quantize.families.graph import Graph
-from quantize.families.key_table import BASE, EXPERTS, HEADS, ROUTER, known
-from quantize.families.keys import Config, whole_number
+from quantize.families.key_table import BASE, EXPERTS, HEADS, gating_func, known
+from quantize.families.keys import Config, number, whole_number
 from quantize.families.language import Family, each_layer, moe_layers, tensor
 from quantize.families.mixtral import EXPERT_LAYERS
 from quantize.families.usual import ATTENTION, EMBEDDING, LAYER, OUTPUT, OUTPUT_NORM
@@ -19,8 +17,13 @@ def _rotary_dim(config: Config) -> int:
     """Dimensions of a head that are rotated: stated, or a share of the head as transformers 5 states it."""
     if config.get("rotary_dim") is not None:
         return whole_number(config, "rotary_dim", 2)
-    share: Any = config["rope_parameters"].get("partial_rotary_factor", 1)
-    return int(whole_number(config, "head_dim", 2) * share) if isinstance(share, int | float) else 0
+    rope = {"partial_rotary_factor": 1} | config["rope_parameters"]
+    return int(whole_number(config, "head_dim", 2) * number(rope, "partial_rotary_factor"))
+
+
+def _gating(config: Config) -> int | None:
+    """The class of transformers always takes the sigmoid; llama.cpp's graph aborts where the file does not say it."""
+    return gating_func({"scoring_func": "sigmoid"} | {**config})
 
 
 FAMILY = Family(
@@ -29,7 +32,7 @@ FAMILY = Family(
     keys=(
         *BASE,
         *EXPERTS,
-        *ROUTER,
+        known("expert_gating_func", config=_gating),
         *HEADS,
         known("expert_feed_forward_length", config="intermediate_size"),
         known("rope.dimension_count", config=_rotary_dim),
@@ -74,8 +77,6 @@ FAMILY = Family(
         "tie_word_embeddings": False,
         "num_experts_per_tok": 8,
         "num_local_experts": 256,
-        # The class has no such setting and always takes the sigmoid; llama.cpp aborts without the key.
-        "scoring_func": "sigmoid",
     },
     aliases={"num_experts": "num_local_experts"},
     accepted={"hidden_act": ("silu", "swish")},
