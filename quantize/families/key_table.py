@@ -17,8 +17,16 @@ from quantize.families.keys import MAX_SIZE, Config, Key, Value
 from quantize.families.rope import rope_scaling
 
 __all__ = [
-    *("BASE", "EXPERTS", "HEADS", "KNOWN", "MAX_EXPERTS", "MAX_LAYERS", "ROUTER", "SIZES"),
-    *("known", "unless_zero"),
+    "BASE",
+    "EXPERTS",
+    "HEADS",
+    "KNOWN",
+    "MAX_EXPERTS",
+    "MAX_LAYERS",
+    "ROUTER",
+    "SIZES",
+    "known",
+    "unless_zero",
 ]
 
 U32, F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
