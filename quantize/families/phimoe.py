@@ -112,7 +112,6 @@ FAMILY = Family(
         Computed("rope_factors_long.weight", long_factors),
         Computed("rope_factors_short.weight", short_factors),
     ),
-    aliases={"num_experts_per_token": "num_experts_per_tok", "num_experts": "num_local_experts"},
     rope_theta=1000000.0,
     defaults={  # transformers 5.23, models/phimoe/configuration_phimoe.py
         "model_type": "phimoe",
