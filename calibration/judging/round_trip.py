@@ -98,6 +98,8 @@ class RoundTrip(_Over):
     def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
         """The bytes that the file would hold: uint8 [n_rows, spec.row_bytes]."""
         origin = self._origins[spec.name]
+        if spec.qtype == origin.qtype and spec.qtype not in NUMPY_TYPES:
+            return self._source.read_blocks(origin, xid, rows)
         whole = rows in (None, (0, spec.n_row))
         weights = self._source.read(origin, xid) if whole else self._source.read(origin, xid, rows)
         if spec.qtype == origin.qtype and spec.qtype in NUMPY_TYPES:

@@ -92,8 +92,9 @@ class FileCheck:
         return self.is_copied(spec) or (can_decode(stored.spec.qtype) and can_decode(spec.qtype))
 
     def is_copied(self, spec: TensorSpec) -> bool:
-        """Whether a tensor keeps the type that a GGUF file has given it: its bytes stay, too."""
-        return self.source.kind == "gguf" and self.qtype(spec) == spec.qtype
+        """Whether a tensor keeps the type that a GGUF file has given it, or its blocks: its bytes stay, too."""
+        is_stored = self.source.kind == "gguf" or spec.qtype not in NUMPY_TYPES
+        return is_stored and self.qtype(spec) == spec.qtype
 
     def is_exact(self, spec: TensorSpec) -> bool:
         """Whether the bytes of a tensor follow from the source alone."""

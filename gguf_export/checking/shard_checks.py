@@ -11,6 +11,7 @@ from gguf_export.checking.findings import Finding, error, info, warning
 from quantize.containers.shard_index import INDEX, ShardTensor, index_shards
 from quantize.containers.untrusted import quoted, read_json
 from quantize.exceptions import CheckpointError
+from quantize.families.binding import QTYPES
 
 __all__ = ["check_shards", "check_types"]
 
@@ -87,7 +88,11 @@ def check_types(stored: Mapping[str, ShardTensor], routers: Container[str]) -> I
         stored: the tensors of the shards.
         routers: names of those that choose the experts; some models keep them alone in float32.
     """
-    matrices = {tensor.name: tensor for tensor in stored.values() if len(tensor.shape) > 1}
+    matrices = {
+        tensor.name: tensor
+        for tensor in stored.values()
+        if len(tensor.shape) > 1 and tensor.dtype in QTYPES  # not the codes of quantized matrices
+    }
     counts = Counter(tensor.dtype for tensor in matrices.values())
     if len(counts) < 2:
         return

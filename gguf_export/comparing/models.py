@@ -161,7 +161,7 @@ def _round_trips(
     remarks: list[Remark] = [] if imatrix is None else [*imatrix.check(specs)]
     plans = {
         recipe.ftype.name: make_plan(
-            specs, RecipeFacts.of(checkpoint.hparams), recipe, has_imatrix=imatrix is not None
+            specs, RecipeFacts.of(checkpoint.hparams), recipe, imatrix is not None, keeps_blocks=True
         )
         for recipe in choice.recipes
     }

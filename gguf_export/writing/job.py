@@ -160,6 +160,7 @@ def prepare(
             recipe,
             has_imatrix=imatrix is not None,
             left_as=partial(converted_type, arch=source.arch) if source.kind == "checkpoint" else _as_stored,
+            keeps_blocks=source.kind == "checkpoint",
             prune_layers=prune_layers,
             keeps_order=split is not None and split.keeps_parts,
         )
@@ -237,6 +238,8 @@ def _as_stored(spec: TensorSpec) -> QType:
 def _refuse_change(source: ModelFile, planned: PlannedTensor, allow_requantize: bool) -> None:
     """Refuse to make a type of a tensor of what cannot be read, or should not be quantized again.
 
+    A checkpoint whose matrices are quantized was published so: there is nothing better to make a file of.
+
     Raises:
         DecodeError: its type cannot be decoded here.
         RecipeError: it is quantized already.
@@ -247,7 +250,7 @@ def _refuse_change(source: ModelFile, planned: PlannedTensor, allow_requantize: 
     place = f"{source.label}: tensor {quoted(spec.name)}"
     if not can_decode(spec.qtype):
         raise DecodeError(place, f"is {spec.qtype.name}, which cannot be made {planned.qtype.name} here")
-    if not allow_requantize:
+    if source.kind == "gguf" and not allow_requantize:
         raise RecipeError(
             place,
             f"is {spec.qtype.name} already; made {planned.qtype.name}, it would lose twice",
@@ -258,10 +261,12 @@ def _refuse_change(source: ModelFile, planned: PlannedTensor, allow_requantize: 
 
 def _file_type(source: ModelFile, keys: Sequence[KeyValue], plan: Plan) -> int:
     """The number of the file type; of a copy that which the source states, or the one by its tensors."""
+    weights = [(planned.qtype, planned.spec.n_elements) for planned in plan.tensors]
+    keeps_blocks = plan.ftype.qtype in FLOATS and any(qtype is QType.MXFP4 for qtype, _ in weights)
+    if source.kind == "checkpoint" and (plan.ftype is COPY or keeps_blocks):
+        return converted_file_type(weights)
     if plan.ftype is not COPY:
         return plan.ftype.id
-    if source.kind == "checkpoint":
-        return converted_file_type((planned.qtype, planned.spec.n_elements) for planned in plan.tensors)
     stated = next((kv.value for kv in keys if kv.key == "general.file_type"), None)
     if stated is None:
         return guessed_file_type(spec.qtype for spec in file_order(source.specs()))

@@ -39,7 +39,8 @@ SHARED_EXPERT = moe_layers(
 
 
 def _shared_width(config: Config) -> int | None:
-    return whole_number(config, "shared_intermediate_size", 0) or None
+    setting = "shared_intermediate_size"
+    return None if config.get(setting) is None else whole_number(config, setting, 0) or None
 
 
 FAMILY = Family(
@@ -80,7 +81,6 @@ FAMILY = Family(
         "attention_multiplier": 1.0,
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
-        "shared_intermediate_size": 0,
     },
     if_null={"num_key_value_heads": "num_attention_heads"},
     accepted={"hidden_act": ("silu", "swish")},

@@ -1,9 +1,10 @@
 """Phi-3.5-MoE: PhiMoEForCausalLM -> arch `phimoe`; transformers 5 saves it as PhimoeForCausalLM, which is the same.
 
 llama.cpp's graph differs from the model's own code. Norms are layer norms; the graph takes the root mean square all
-the same, and adds the bias (src/models/phi3.cpp). The router is SparseMixer; the graph takes the softmax of all experts,
-and divides the weights of the chosen by their sum. Cosines and sines of long-rope are multiplied by `short_mscale` or
-`long_mscale`; a GGUF has a factor that follows from the two lengths of context (conversion/phi.py: Phi3MiniModel).
+the same, and adds the bias (src/models/phi3.cpp). The router is SparseMixer; the graph takes the softmax of all
+experts, and divides the weights of the chosen by their sum. Cosines and sines of long-rope are multiplied by
+`short_mscale` or `long_mscale`; a GGUF has a factor that follows from the two lengths of context (conversion/phi.py:
+Phi3MiniModel).
 """
 
 from __future__ import annotations
@@ -111,7 +112,6 @@ FAMILY = Family(
         Computed("rope_factors_long.weight", long_factors),
         Computed("rope_factors_short.weight", short_factors),
     ),
-    aliases={"num_experts_per_token": "num_experts_per_tok", "num_experts": "num_local_experts"},
     rope_theta=1000000.0,
     defaults={  # transformers 5.23, models/phimoe/configuration_phimoe.py
         "model_type": "phimoe",

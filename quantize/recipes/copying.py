@@ -36,7 +36,9 @@ def guessed_file_type(types: Iterable[QType]) -> int:
 
 
 def converted_file_type(weights: Iterable[tuple[QType, int]]) -> int:
-    """The number that a converter states for a checkpoint's own type: that of most weights.
+    """The number that a converter states for a checkpoint's own types: that of most weights, or of MXFP4.
+
+    Where there is MXFP4, the floats beside it do not count (conversion/base.py: ModelBase.prepare_metadata).
 
     Args:
         weights: the type of each tensor, and how many weights it has.
@@ -44,8 +46,9 @@ def converted_file_type(weights: Iterable[tuple[QType, int]]) -> int:
     counts = Counter[QType]()
     for qtype, n in weights:
         counts[qtype] += n
-    most = max(counts, key=lambda qtype: counts[qtype], default=QType.F32)
-    return int(LlamaFileType.MOSTLY_MXFP4_MOE) if most == QType.MXFP4 else _of_type(most)
+    if QType.MXFP4 in counts:
+        return int(LlamaFileType.MOSTLY_MXFP4_MOE)
+    return _of_type(max(counts, key=lambda qtype: counts[qtype], default=QType.F32))
 
 
 def _of_type(qtype: QType) -> int:

@@ -7,7 +7,8 @@ makes of a checkpoint: types, order and offsets. Decisions where the two-step ro
   would round an F32 checkpoint to F16 first. BF16 and F16 checkpoints give the same bytes on both routes.
 * A tensor that is left alone has the type that the converter gives it (`converted_type`): BF16 in a BF16 checkpoint.
   In a GGUF it keeps its type, which a converter has given it.
-* The file types F32, F16 and BF16 are llama-quantize's: all that may be quantized is converted, nothing else.
+* The file types F32, F16 and BF16 are llama-quantize's: all that may be quantized is converted, nothing else. MXFP4
+  matrices of a checkpoint stay, as in what the converter makes of it.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def make_plan(
     has_imatrix: bool,
     *,
     left_as: Callable[[TensorSpec], QType] = converted_type,
+    keeps_blocks: bool = False,
     prune_layers: Collection[int] = (),
     keeps_order: bool = False,
 ) -> Plan:
@@ -103,6 +105,7 @@ def make_plan(
         recipe: the rules.
         has_imatrix: an importance matrix will be used; some rules depend on it. See `require_importances`.
         left_as: the type of a tensor that is not quantized; by default as from a checkpoint.
+        keeps_blocks: the file types F32, F16 and BF16 leave quantized tensors as they are, as a converter does.
         prune_layers: layers that are left out; those behind them get new numbers, by which the rules go.
         keeps_order: the tensors stay in the order of `specs`, as llama-quantize --keep-split leaves them.
 
@@ -113,7 +116,7 @@ def make_plan(
     names, n_layer = renumbered([spec.name for spec in file_order(specs)], prune_layers)
     kept = [spec for spec in (specs if keeps_order else file_order(specs)) if spec.name in names]
     told = [replace(spec, name=names[spec.name]) for spec in kept]
-    chooser = _Chooser(told, facts, recipe, has_imatrix, left_as)
+    chooser = _Chooser(told, facts, recipe, has_imatrix, left_as, keeps_blocks)
     tensors: list[PlannedTensor] = []
     offset = 0
     for source, spec in zip(kept, told, strict=True):
@@ -168,11 +171,13 @@ class _Chooser:
         recipe: Recipe,
         has_imatrix: bool,
         left_as: Callable[[TensorSpec], QType],
+        keeps_blocks: bool,
     ) -> None:
         categories = Counter(category(spec.name) for spec in specs)
         self.n_attn_v = categories[Category.ATTN_V]
         self.tied = categories[Category.OUTPUT] == 0
-        self.facts, self.recipe, self.has_imatrix, self.left_as = facts, recipe, has_imatrix, left_as
+        self.facts, self.recipe, self.has_imatrix = facts, recipe, has_imatrix
+        self.left_as, self.keeps_blocks = left_as, keeps_blocks
         self.n_chosen = Counter[Category]()
         self.matched = set[int]()  # indices of patterns
 
@@ -195,7 +200,9 @@ class _Chooser:
         if kind is Category.OUTPUT and recipe.output_tensor_type is not None:
             return _demanded(spec, recipe.output_tensor_type, "output tensor type")
         if recipe.ftype.qtype in FLOATS:
-            return recipe.ftype.qtype, recipe.ftype.qtype
+            is_kept = self.keeps_blocks and spec.qtype not in FLOATS
+            chosen = spec.qtype if is_kept else recipe.ftype.qtype
+            return chosen, chosen
         index = self._pattern(spec.name)
         if index is not None:
             self.matched.add(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,37 +12,24 @@ from typing import Any, Literal
 import numpy as np
 
 from quantize.containers.keys import KeyValue
-from quantize.containers.shard_index import INDEX, ShardTensor, index_shards
+from quantize.containers.shard_index import ShardTensor, index_shards
 from quantize.containers.untrusted import quoted, read_json, refuse_foreign_links
-from quantize.decoding import to_f32
+from quantize.decoding import decode_stored, to_f32
 from quantize.exceptions import CheckpointError, ModelChangedError
 from quantize.families import Family, family_of
-from quantize.families.binding import QTYPES, Binding, bind, embedding_rows
+from quantize.families.binding import QTYPES, Binding, Cut, bind, embedding_rows
 from quantize.families.config import complete_config, read_config, shape_dims, text_config
 from quantize.families.stored_names import text_tensors
 from quantize.hparams import Hparams
+from quantize.sources.checkpoint_files import BESIDE_WEIGHTS
 from quantize.sources.fingerprint import SeenFiles, hashed
+from quantize.sources.repacking import neighbours, repacked
 from quantize.telling import Remark
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
-BESIDE_WEIGHTS = (
-    "config.json",
-    INDEX,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""The files of a checkpoint that say what its weights mean; they are read once, when a run begins."""
-
-STORED_TYPES = {name: NUMPY_TYPES[qtype] for name, qtype in QTYPES.items()}
+STORED_TYPES = {name: NUMPY_TYPES[qtype] for name, qtype in QTYPES.items()} | {"U8": np.dtype(np.uint8)}
 
 
 def open_checkpoint(path: Path | str, family: Family | None = None) -> Checkpoint:
@@ -188,12 +176,12 @@ class Checkpoint:
             ModelChangedError: it is no longer the one that was opened.
             IndexError: there is no such expert or row.
         """
-        first, last = rows or (0, spec.n_row)
-        if not 0 <= xid < spec.n_matrix or not 0 <= first < last <= spec.n_row:
-            raise IndexError(f"{spec.name} has {spec.n_matrix} matrices of {spec.n_row} rows: {xid}, {rows}")
+        first, last = _checked(spec, xid, rows)
         if spec.name in self._computed:
             return self._computed[spec.name].reshape(1, -1).copy()
         binding = self._bindings[spec.name]
+        if binding.source.mxfp4:
+            return decode_stored(self.read_blocks(spec, xid, rows), spec.qtype, spec.n_per_row)
         if len(spec.shape) == 1:
             values = self._read_vector(binding)
         elif _whole(binding):
@@ -204,15 +192,23 @@ class Checkpoint:
         return np.ascontiguousarray(to_f32(values) if mixed else values)
 
     def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
-        """The bytes of what `read` gives: uint8 [n_rows, spec.row_bytes]."""
-        return self.read(spec, xid, rows).view(np.uint8)
+        """The bytes of what `read` gives, or of MXFP4 decodes: uint8 [n_rows, spec.row_bytes]."""
+        binding = self._bindings.get(spec.name)
+        if binding is None or not binding.source.mxfp4:
+            return self.read(spec, xid, rows).view(np.uint8)
+        some = _checked(spec, xid, rows)
+        codes, exponents = (
+            self._load_rows(part, binding.cut, xid, some, part.n_bytes // math.prod(part.shape[:2]))
+            for part in binding.stored
+        )
+        return repacked(codes, exponents)
 
     def _read_vector(self, binding: Binding) -> Array:
         """[1, n]: a norm, or a bias whose elements may be permuted."""
         stored, cut = binding.stored[0], binding.cut
         values = self._load(stored, 0, stored.shape)[cut.first :: cut.step][: binding.spec.n_per_row]
         if binding.n_heads:
-            values = _neighbours(values.reshape(-1, 1), binding.n_heads)
+            values = neighbours(values.reshape(-1, 1), binding.n_heads)
         return values.reshape(1, -1)
 
     def _read_rows(self, binding: Binding, xid: int, first: int, last: int) -> Array:
@@ -221,15 +217,19 @@ class Checkpoint:
         step = self.row_step(spec)
         low, high = first // step * step, -(-last // step) * step
         stored, matrix = _stored_matrix(binding, xid)
-        start = matrix * cut.n_stored + low * cut.step
-        if cut.step > 1:
-            shape: tuple[int, ...] = (high - low, cut.step, spec.n_per_row)
-            values = self._load(stored, start * spec.n_per_row, shape)[:, cut.first]
-        else:
-            values = self._load(stored, (start + cut.first) * spec.n_per_row, (high - low, spec.n_per_row))
+        values = self._load_rows(stored, cut, matrix, (low, high), spec.n_per_row)
         if binding.n_heads:
-            values = _neighbours(values, (high - low) // step)[first - low : last - low]
+            values = neighbours(values, (high - low) // step)[first - low : last - low]
         return values
+
+    def _load_rows(self, stored: ShardTensor, cut: Cut, matrix: int, rows: Rows, n_per_row: int) -> Array:
+        """[n_rows, n_per_row]: of a stored matrix some of the rows that the tensor has of it."""
+        first, last = rows
+        start = matrix * cut.n_stored + first * cut.step
+        if cut.step == 1:
+            return self._load(stored, (start + cut.first) * n_per_row, (last - first, n_per_row))
+        shape = (last - first, cut.step, n_per_row)
+        return self._load(stored, start * n_per_row, shape)[:, cut.first]
 
     def _read_turned(self, binding: Binding, xid: int) -> Array:
         """[n_row, n_per_row] of a matrix whose rows do not lie together: it is read whole, and a view is given."""
@@ -242,7 +242,7 @@ class Checkpoint:
         values = values.T if binding.source.transposed else values
         taken = slice(cut.first, cut.first + cut.step * spec.shape[binding.axis], cut.step)
         values = values[:, taken] if binding.axis == -1 else values[taken]
-        return _neighbours(values, binding.n_heads) if binding.n_heads else values
+        return neighbours(values, binding.n_heads) if binding.n_heads else values
 
     def _load(self, stored: ShardTensor, start: int, shape: tuple[int, ...]) -> Array:
         """The elements from `start` on, counted in elements of the stored tensor; a file handle for every call."""
@@ -304,11 +304,9 @@ def _stored_matrix(binding: Binding, xid: int) -> tuple[ShardTensor, int]:
     return (binding.stored[xid], 0) if binding.source.per_expert else (binding.stored[0], xid)
 
 
-def _neighbours(values: Array, n_heads: int) -> Array:
-    """Rows of rotary halves -> rows of rotary pairs (`conversion/llama.py`: LlamaModel.permute).
-
-    values [n_heads * head_dim, n]: new_row[h*hd + 2*i + s] = old_row[h*hd + s*hd/2 + i].
-    """
-    n_row, n = values.shape
-    halves = values.reshape(n_heads, 2, n_row // n_heads // 2, n)
-    return halves.swapaxes(1, 2).reshape(n_row, n)
+def _checked(spec: TensorSpec, xid: int, rows: Rows | None) -> Rows:
+    """The rows, all where they are None, if they and the matrix are there."""
+    first, last = rows or (0, spec.n_row)
+    if not 0 <= xid < spec.n_matrix or not 0 <= first < last <= spec.n_row:
+        raise IndexError(f"{spec.name} has {spec.n_matrix} matrices of {spec.n_row} rows: {xid}, {rows}")
+    return first, last

@@ -5,8 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantize.containers.gguf_parts import parts_by_name
+from quantize.containers.shard_index import INDEX
 
-__all__ = ["files_of_model"]
+__all__ = ["BESIDE_WEIGHTS", "files_of_model"]
+
+BESIDE_WEIGHTS = (
+    "config.json",
+    INDEX,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""The files of a checkpoint that say what its weights mean; they are read once, when a run begins."""
 
 NAMES = (
     "config.json",
