@@ -11,9 +11,10 @@ from quantize.exceptions import CheckpointError
 from quantize.families.language import Family, Source, Tensor, evaluate
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of", "nextn_range"]
+__all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of", "nextn_range", "stored_qtype"]
 
-QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32}
+QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32, "F8_E4M3": QType.BF16}
+"""The types of stored numbers, and those in which they are read; FP8 has its scales beside it (`sources.fp8`)."""
 
 
 @dataclass(frozen=True)
@@ -203,13 +204,20 @@ def _stored_shape(shape: tuple[int, ...], source: Source, cut: Cut, axis: int) -
 
 def _qtype(stored: tuple[ShardTensor, ...]) -> QType:
     """The common type of the stored tensors; where they differ, F32, which holds them all."""
-    qtypes = set()
-    for tensor in stored:
-        if tensor.dtype not in QTYPES:
-            raise CheckpointError(
-                f"{tensor.path}: tensor {quoted(tensor.name)}",
-                f"is stored as {tensor.dtype}",
-                "only BF16, F16 and F32 can be read",
-            )
-        qtypes.add(QTYPES[tensor.dtype])
+    qtypes = {stored_qtype(tensor) for tensor in stored}
     return qtypes.pop() if len(qtypes) == 1 else QType.F32
+
+
+def stored_qtype(tensor: ShardTensor) -> QType:
+    """The type in which a stored tensor is read.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if tensor.dtype not in QTYPES:
+        raise CheckpointError(
+            f"{tensor.path}: tensor {quoted(tensor.name)}",
+            f"is stored as {tensor.dtype}",
+            "only BF16, F16 and F32 can be read",
+        )
+    return QTYPES[tensor.dtype]

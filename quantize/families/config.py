@@ -40,7 +40,7 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: the model is quantized already, or has a switch that the family does not support.
     """
-    if raw.get("quantization_config"):
+    if raw.get("quantization_config") and not _is_read_decoded(raw["quantization_config"]):
         remedy = "give the BF16, F16 or F32 original instead"
         raise CheckpointError("config.json", "has a quantization_config", remedy)
     config = dict(raw)
@@ -125,6 +125,14 @@ def shape_dims(family: Family, config: Mapping[str, Any], hparams: Hparams) -> d
         CheckpointError: a dimension is missing from the config or is not a size.
     """
     return hparams.dims | {name: whole_number(config, setting, 0) for name, setting in family.dims.items()}
+
+
+def _is_read_decoded(told: Any) -> bool:
+    """Whether a quantization_config is of weights that are decoded while they are read: FP8."""
+    if not isinstance(told, dict):
+        return False
+    method = told.get("quant_method")
+    return method == "fp8" or (method == "compressed-tensors" and told.get("format") == "float-quantized")
 
 
 def _derived(config: Mapping[str, Any], key: str, expression: str) -> int:
