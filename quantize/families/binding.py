@@ -11,7 +11,7 @@ from quantize.exceptions import CheckpointError
 from quantize.families.language import Family, Source, Tensor, evaluate
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of", "nextn_range"]
+__all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of", "nextn_range", "stored_qtype"]
 
 REMEDIES = {
     "output.weight": "llama.cpp needs it here: store the token embedding a second time, as the output"
@@ -24,7 +24,8 @@ MXFP4_PARTS = ("_blocks", "_scales")
 MXFP4_SIZE = 32
 """Weights of a block."""
 
-QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32}
+QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32, "F8_E4M3": QType.BF16}
+"""The types of stored numbers, and those in which they are read; FP8 has its scales beside it (`sources.fp8`)."""
 
 
 @dataclass(frozen=True)
@@ -222,15 +223,7 @@ def _stored_shape(shape: tuple[int, ...], source: Source, cut: Cut, axis: int) -
 
 def _qtype(stored: tuple[ShardTensor, ...]) -> QType:
     """The common type of the stored tensors; where they differ, F32, which holds them all."""
-    qtypes = set()
-    for tensor in stored:
-        if tensor.dtype not in QTYPES:
-            raise CheckpointError(
-                f"{tensor.path}: tensor {quoted(tensor.name)}",
-                f"is stored as {tensor.dtype}",
-                "only BF16, F16 and F32 can be read",
-            )
-        qtypes.add(QTYPES[tensor.dtype])
+    qtypes = {stored_qtype(tensor) for tensor in stored}
     return qtypes.pop() if len(qtypes) == 1 else QType.F32
 
 
@@ -249,3 +242,18 @@ def _packed_qtype(stored: tuple[ShardTensor, ...]) -> QType:
             message = f"is stored as {tensor.dtype}, MXFP4 as U8"
             raise CheckpointError(f"{tensor.path}: tensor {quoted(tensor.name)}", message)
     return QType.MXFP4
+
+
+def stored_qtype(tensor: ShardTensor) -> QType:
+    """The type in which a stored tensor is read.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if tensor.dtype not in QTYPES:
+        raise CheckpointError(
+            f"{tensor.path}: tensor {quoted(tensor.name)}",
+            f"is stored as {tensor.dtype}",
+            "only BF16, F16 and F32 can be read",
+        )
+    return QTYPES[tensor.dtype]

@@ -50,7 +50,7 @@ def complete_config(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: the model is quantized already, or has a setting that the family does not support, or with
             which llama.cpp cannot run it.
     """
-    if raw.get("quantization_config") and not (family.has_mxfp4 and _quant_method(raw) == "mxfp4"):
+    if raw.get("quantization_config") and not _is_read(family, raw["quantization_config"]):
         remedy = "give the BF16, F16 or F32 original instead"
         raise CheckpointError("config.json", "has a quantization_config", remedy)
     config = dict(raw)
@@ -151,9 +151,14 @@ def shape_dims(family: Family, config: Mapping[str, Any], hparams: Hparams) -> d
     return hparams.dims | {name: whole_number(config, setting, 0) for name, setting in family.dims.items()}
 
 
-def _quant_method(raw: Mapping[str, Any]) -> object:
-    told = raw["quantization_config"]
-    return told.get("quant_method") if isinstance(told, dict) else None
+def _is_read(family: Family, told: Any) -> bool:
+    """Whether a quantization_config is of weights that can be read: FP8, which is decoded, or MXFP4 where it may be."""
+    if not isinstance(told, dict):
+        return False
+    method = told.get("quant_method")
+    if method == "compressed-tensors":
+        return told.get("format") == "float-quantized"
+    return method == "fp8" or (method == "mxfp4" and family.has_mxfp4)
 
 
 def _derived(config: Mapping[str, Any], key: str, expression: str) -> int:

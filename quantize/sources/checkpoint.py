@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,19 +16,19 @@ from quantize.containers.untrusted import quoted, read_json, refuse_foreign_link
 from quantize.decoding import decode_stored, to_f32
 from quantize.exceptions import CheckpointError, ModelChangedError
 from quantize.families import Family, family_of
-from quantize.families.binding import QTYPES, Binding, Cut, bind, embedding_rows
+from quantize.families.binding import Binding, Cut, bind, embedding_rows, stored_qtype
 from quantize.families.config import complete_config, read_config, shape_dims, text_config
 from quantize.families.stored_names import text_tensors
 from quantize.hparams import Hparams
 from quantize.sources.checkpoint_files import BESIDE_WEIGHTS
 from quantize.sources.fingerprint import SeenFiles, hashed
+from quantize.sources.fp8 import Fp8Tensor, with_scales
 from quantize.sources.repacking import neighbours, repacked
+from quantize.sources.shard_reader import ShardReader
 from quantize.telling import Remark
-from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
+from quantize.tensors import Array, QType, Rows, TensorSpec
 
 __all__ = ["Checkpoint", "open_checkpoint"]
-
-STORED_TYPES = {name: NUMPY_TYPES[qtype] for name, qtype in QTYPES.items()} | {"U8": np.dtype(np.uint8)}
 
 
 def open_checkpoint(path: Path | str, family: Family | None = None) -> Checkpoint:
@@ -76,6 +75,7 @@ class Checkpoint:
             others += [self.stored.pop(name).name for name in tied]
         self._shards.keep(tensor.path for tensor in self.stored.values())
         self._layout = _layout_of(self.stored)
+        self.stored = with_scales(self.stored, self.config)
         rows = embedding_rows(self.family, self.stored)
         self._facts = read_config(self.family, self.config, rows or 1)
         dims = shape_dims(self.family, self.config, self.hparams)
@@ -93,8 +93,7 @@ class Checkpoint:
         self.remarks: tuple[Remark, ...] = tuple(remarks)
         """Facts that a careful reader wants to know: fallbacks taken, tensors ignored, settings a GGUF cannot say."""
 
-        self._bytes_read = 0
-        self._lock = threading.Lock()
+        self._reader = ShardReader()
 
     def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path, Family | None], dict[str, SeenFiles]]:
         seen = {"_shards": self._shards, "_beside": self._beside}  # those of the one that was pickled
@@ -152,7 +151,7 @@ class Checkpoint:
     @property
     def bytes_read(self) -> int:
         """Bytes of weights read from the shards so far, by all threads."""
-        return self._bytes_read
+        return self._reader.bytes_read
 
     def specs(self) -> Sequence[TensorSpec]:
         """All tensors in the order of the family's declaration."""
@@ -245,22 +244,8 @@ class Checkpoint:
         return neighbours(values, binding.n_heads) if binding.n_heads else values
 
     def _load(self, stored: ShardTensor, start: int, shape: tuple[int, ...]) -> Array:
-        """The elements from `start` on, counted in elements of the stored tensor; a file handle for every call."""
-        values: Array = np.empty(shape, STORED_TYPES[stored.dtype])
-        left = values.data.cast("B")
-        try:
-            with stored.path.open("rb", buffering=0) as file:
-                file.seek(stored.start + start * values.itemsize)
-                while left and (n_bytes := file.readinto(left)):
-                    left = left[n_bytes:]
-                self._shards.confirm(stored.path, file.fileno())
-        except OSError as failure:
-            raise CheckpointError(str(stored.path), f"cannot be read: {failure.strerror}") from None
-        if left:
-            raise CheckpointError(str(stored.path), "ends before its size says", "see to the disk")
-        with self._lock:
-            self._bytes_read += values.nbytes
-        return values
+        """The elements from `start` on, counted in elements of the stored tensor."""
+        return self._reader.load(stored, start, shape, self._shards)
 
     def _compute(self) -> dict[str, Array]:
         made = ((computed.name, computed.make(self.hparams)) for computed in self.family.computed)
@@ -277,8 +262,12 @@ class Checkpoint:
         mixed = [
             name
             for name, binding in self._bindings.items()
-            if len({stored.dtype for stored in binding.stored}) > 1
+            if not binding.source.mxfp4 and len({stored_qtype(stored) for stored in binding.stored}) > 1
         ]
+        n_fp8 = sum(isinstance(tensor, Fp8Tensor) for tensor in self.stored.values())
+        if n_fp8:
+            message = f"{n_fp8} tensors are FP8 with scales, and are read as the BF16 numbers nearest to them"
+            remarks.append(Remark(str(self.path), message))
         if mixed:
             message = f"{len(mixed)} tensors have experts of different types and are read as F32: {mixed[0]}"
             remarks.append(Remark(str(self.path), message))

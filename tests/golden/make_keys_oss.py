@@ -23,13 +23,11 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS / "helpers")]
 
 from gguf import GGMLQuantizationType as QType  # noqa: E402
 from gguf import GGUFReader, GGUFValueType  # noqa: E402
-from golden_keys import record  # noqa: E402
+from golden_keys import CONVERT, record  # noqa: E402
 from oss_cases import CASES  # noqa: E402
 from pico_oss import pico_oss  # noqa: E402
 from places import GOLDEN  # noqa: E402
 from tokenizer_cases import PRE, byte_level, write_json  # noqa: E402
-
-from tests.golden.make_keys import CONVERT  # noqa: E402
 
 
 def converted(source: str, folder: Path) -> dict[str, Any]:
