@@ -77,6 +77,8 @@ def with_scales(stored: Mapping[str, ShardTensor], config: Mapping[str, Any]) ->
                 message = f"is stored as {FP8}, but config.json has no quantization_config"
                 raise CheckpointError(f"{tensor.path}: tensor {quoted(tensor.name)}", message)
         return dict(stored)
+    if told.get("quant_method") == "mxfp4":
+        return dict(stored)
     is_fp8 = told.get("quant_method") == "fp8"
     suffix = "_scale_inv" if is_fp8 else "_scale"
     block = _block_size(told.get("weight_block_size") if is_fp8 else _compressed_block(told))
