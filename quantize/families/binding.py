@@ -13,9 +13,7 @@ from quantize.tensors import QType, TensorSpec
 
 __all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of", "nextn_range", "stored_qtype"]
 
-REMEDIES = {
-    "output.weight": "llama.cpp needs it here: store a copy of the token embedding"
-}
+REMEDIES = {"output.weight": "llama.cpp needs it here: store a copy of the token embedding"}
 """What to do where a tensor is missing that other architectures can do without."""
 
 MXFP4_PARTS = ("_blocks", "_scales")

@@ -7,6 +7,7 @@ from typing import Any
 from quantize.families.key_table import BASE, HEADS
 from quantize.families.language import Family
 from quantize.families.usual import ATTENTION, DENSE, EMBEDDING, OUTPUT_NORM, TIED_OUTPUT
+from quantize.families.vocab_rules import ERNIE_VOCAB
 
 MODEL = (EMBEDDING, OUTPUT_NORM, TIED_OUTPUT, *ATTENTION, *DENSE)
 
@@ -29,6 +30,7 @@ ACCEPTED: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu", "swish"), "use_bi
 FAMILY = Family(
     architectures=("Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"),
     arch="ernie4_5",
+    vocab=ERNIE_VOCAB,
     keys=(*BASE, *HEADS),
     tensors=MODEL,
     rope_theta=500000.0,

@@ -8,6 +8,7 @@ from quantize.families.key_table import BASE, HEADS, known
 from quantize.families.keys import Config, Key, whole_number
 from quantize.families.language import Family, moe_layers, tensor
 from quantize.families.usual import LAYER, experts
+from quantize.families.vocab_rules import ERNIE_VOCAB
 
 
 def _shared_width(config: Config) -> int | None:
@@ -31,6 +32,7 @@ def _shared_width(config: Config) -> int | None:
 FAMILY = Family(
     architectures=("Ernie4_5_MoeForCausalLM",),
     arch="ernie4_5-moe",
+    vocab=ERNIE_VOCAB,
     keys=(
         *BASE,
         *HEADS,

@@ -14,6 +14,7 @@ from quantize.families.key_table import BASE, EXPERTS, HEADS, MAX_LAYERS, ROUTER
 from quantize.families.keys import Config, Key, derived
 from quantize.families.language import Family, each_layer, moe_layers, nextn_layers, tensor
 from quantize.families.llama import MODEL
+from quantize.families.vocab_rules import GLM_VOCAB
 
 LAYER = "model.layers.{bid}."
 SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE_SIGMOID
@@ -87,6 +88,7 @@ NEXTN = nextn_layers(
 FAMILY = Family(
     architectures=("Glm4MoeForCausalLM",),
     arch="glm4moe",
+    vocab=GLM_VOCAB,
     keys=KEYS,
     tensors=MODEL + ATTENTION + DENSE + EXPERT_LAYERS + SELECTION_BIAS + NEXTN,
     n_layer_dense_lead="n_layer_dense_lead",

@@ -11,6 +11,7 @@ from quantize.families.key_table import BASE, EXPERTS, ROUTER, SIZES, known, unl
 from quantize.families.keys import Config, whole_number
 from quantize.families.language import GATE, UP, Family, fused, moe_layers, tensor
 from quantize.families.llama import ATTENTION, ATTENTION_BIASES, COMPUTED, LAYER, MODEL
+from quantize.families.vocab_rules import LLAMA_VOCAB
 
 EXPERT_LAYERS = moe_layers(
     LAYER + "block_sparse_moe.",
@@ -46,6 +47,7 @@ def _shared_width(config: Config) -> int | None:
 FAMILY = Family(
     architectures=("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),
     arch="granitemoe",
+    vocab=LLAMA_VOCAB,
     keys=(  # none of the width of a head, which is always n_embd / n_head
         *BASE,
         *EXPERTS,

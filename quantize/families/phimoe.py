@@ -16,6 +16,7 @@ from quantize.families.keys import Config, Key, whole_number
 from quantize.families.language import GATE, UP, Computed, Family, each_layer, fused, moe_layers, tensor
 from quantize.families.llama import LAYER
 from quantize.families.rope import long_factors, rope_scaling, short_factors
+from quantize.families.vocab_rules import PHI_VOCAB
 
 
 def _n_ctx_orig(config: Config) -> int:
@@ -91,6 +92,7 @@ EXPERT_LAYERS = moe_layers(
 FAMILY = Family(
     architectures=("PhiMoEForCausalLM", "PhimoeForCausalLM"),
     arch="phimoe",
+    vocab=PHI_VOCAB,
     keys=(
         known("rope.scaling.attn_factor", config=_attn_factor, optional=True, leads=True),
         KNOWN["context_length"],
