@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Write a synthetic MixtralForCausalLM checkpoint: random bf16 weights, real shards, index, config and tokenizer.
+"""Write a synthetic checkpoint: random bf16 weights, real shards, index, config and tokenizer.
 
-By default two layers of Harmony-4x7B's shapes (3.5 GB), for measuring memory and speed without its weights:
+By default a Mixtral with two layers of Harmony-4x7B's shapes (3.5 GB), for measuring memory and speed without its
+weights. The last line gives one layer of Qwen3-30B-A3B (1.3 GB):
 
     python scripts/make_synthetic.py OUT
     python scripts/make_synthetic.py OUT --layers 8 --layout fused
+    python scripts/make_synthetic.py OUT --family qwen3moe --layers 1
 
 Weights are streamed in pieces of a few megabytes. The two layouts of one seed hold the same numbers.
 """
@@ -28,6 +30,10 @@ import numpy as np
 
 SHARD_BYTES = 1_000_000_000
 PIECE = 1 << 22  # weights made at a time
+DEFAULTS = {  # the sizes of Harmony-4x7B and of Qwen3-30B-A3B, the layers and the vocabulary aside
+    "mixtral": {"experts": 4, "n_embd": 4096, "n_ff": 14336, "n_head": 32, "n_head_kv": 8, "head_dim": 128},
+    "qwen3moe": {"experts": 128, "n_embd": 2048, "n_ff": 768, "n_head": 32, "n_head_kv": 4, "head_dim": 128},
+}
 STD = 0.02  # of a matrix's weights; a norm is 1 + as much
 
 
@@ -46,7 +52,7 @@ class Stored:
 
 def declare(args: argparse.Namespace) -> Iterator[Stored]:
     """All tensors in checkpoint order."""
-    width = args.n_embd // args.n_head
+    width = args.head_dim
 
     def plain(name: str, *shape: int) -> Stored:
         return Stored(name, shape, (name,))
@@ -59,6 +65,9 @@ def declare(args: argparse.Namespace) -> Iterator[Stored]:
         yield plain(layer + "self_attn.k_proj.weight", args.n_head_kv * width, args.n_embd)
         yield plain(layer + "self_attn.v_proj.weight", args.n_head_kv * width, args.n_embd)
         yield plain(layer + "self_attn.o_proj.weight", args.n_embd, args.n_head * width)
+        if args.family == "qwen3moe":
+            yield plain(layer + "self_attn.q_norm.weight", width)
+            yield plain(layer + "self_attn.k_norm.weight", width)
         yield plain(layer + "post_attention_layernorm.weight", args.n_embd)
         yield from declare_experts(layer, args)
     yield plain("model.norm.weight", args.n_embd)
@@ -66,10 +75,12 @@ def declare(args: argparse.Namespace) -> Iterator[Stored]:
 
 
 def declare_experts(layer: str, args: argparse.Namespace) -> Iterator[Stored]:
-    """Router and experts of a layer, in the layout asked for; w1 is the gate, w3 up, w2 down."""
+    """Router and experts of a layer, in the layout asked for; of Mixtral w1 is the gate, w3 up, w2 down."""
     experts, n_embd, n_ff = args.experts, args.n_embd, args.n_ff
-    old, new = layer + "block_sparse_moe.", layer + "mlp."
-    w = [[f"{old}experts.{xid}.w{i}.weight" for i in (1, 2, 3)] for xid in range(experts)]
+    is_mixtral = args.family == "mixtral"
+    old, new = layer + ("block_sparse_moe." if is_mixtral else "mlp."), layer + "mlp."
+    parts = ("w1", "w2", "w3") if is_mixtral else ("gate_proj", "down_proj", "up_proj")
+    w = [[f"{old}experts.{xid}.{part}.weight" for part in parts] for xid in range(experts)]
     router = (old + "gate.weight",)
     if args.layout == "split":
         yield Stored(router[0], (experts, n_embd), router)
@@ -127,10 +138,21 @@ def write_matrix(file: BinaryIO, name: str, n: int, seed: int) -> None:
 
 
 def config_of(args: argparse.Namespace) -> dict[str, Any]:
-    """config.json, with the settings of Harmony-4x7B where no option says otherwise."""
+    """config.json, with the settings of the model of `DEFAULTS` where no option says otherwise."""
+    qwen = {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": args.n_ff,
+        "num_experts": args.experts,
+        "num_experts_per_tok": min(8, args.experts),
+        "norm_topk_prob": True,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+    }
     return {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
+        "head_dim": args.head_dim,
         "hidden_size": args.n_embd,
         "intermediate_size": args.n_ff,
         "num_hidden_layers": args.layers,
@@ -148,7 +170,7 @@ def config_of(args: argparse.Namespace) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "sliding_window": None,
         "torch_dtype": "bfloat16",
-    }
+    } | (qwen if args.family == "qwen3moe" else {})
 
 
 def pieces(n: int) -> Iterator[tuple[str, float, int]]:
@@ -203,14 +225,20 @@ def main() -> None:
     parser.add_argument(
         "out", type=Path, metavar="OUT", help="folder to write; must not hold a checkpoint yet"
     )
-    for name, default in (("layers", 2), ("experts", 4), ("n-embd", 4096), ("n-ff", 14336), ("vocab", 32000)):
+    parser.add_argument("--family", choices=tuple(DEFAULTS), default="mixtral", help="default mixtral")
+    for name, default in (("layers", 2), ("vocab", 32000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    for name, default in (("n-head", 32), ("n-head-kv", 8), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    for name in DEFAULTS["mixtral"]:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="default: the family's model")
     parser.add_argument("--layout", choices=("split", "fused"), default="split", help="default split")
     args = parser.parse_args()
-    if args.n_embd % args.n_head or args.vocab < 300:
-        parser.error("--n-embd must be a multiple of --n-head, --vocab at least 300")
+    sizes = DEFAULTS[args.family]
+    if args.head_dim is None and (args.n_embd or args.n_head):
+        args.head_dim = (args.n_embd or sizes["n_embd"]) // (args.n_head or sizes["n_head"])
+    for name, default in sizes.items():
+        setattr(args, name, getattr(args, name) or default)
+    if args.vocab < 300:
+        parser.error("--vocab must be at least 300")
     if (args.out / "config.json").exists():
         parser.error(f"{args.out} holds a checkpoint already")
     args.out.mkdir(parents=True, exist_ok=True)
