@@ -40,6 +40,7 @@ FAMILIES = (
     "bailingmoe",
     "bailingmoe2",
     "dbrx",
+    "qwen3next",
 )
 """The modules of this package that offer `FAMILY: Family`."""
 

@@ -32,10 +32,14 @@ A source is a Hugging Face name, or a name with words around it:
 * `transposed(source)`: each matrix is stored as [n_in, n_out].
 * `flat(source)`: the rows of all matrices of a stack lie in one stored matrix, one matrix after the other.
 * `permuted(source, heads)`: rows of q or k for rotary halves, to be turned into neighbours (arch `llama`).
+* `regrouped(source, groups, parts, taken)`: the stored rows come in groups with several parts each; some of the parts
+  are taken, one behind the other, each from all groups.
+* `plus_one(source)`, `minus_exp(source)`: 1 + x, -exp(x), in float32.
 
 Several sources of one tensor are alternatives: layouts that exist in the wild, of which a checkpoint has one. A tensor
 may be `optional`. `each_layer`, `dense_layers` and `moe_layers` say in which layers their tensors are; the family says
-which layers have experts by `n_layer_dense_lead` (dense in the first k) and `moe_every` (one of every n).
+which layers have experts by `n_layer_dense_lead` (dense in the first k) and `moe_every` (one of every n). Where not
+all layers attend, `attending_layers` and `recurrent_layers` go by `attention_every`.
 """
 
 from __future__ import annotations
@@ -58,20 +62,26 @@ __all__ = [
     "Source",
     "Tensor",
     "Where",
+    "attending_layers",
     "dense_layers",
     "each_layer",
     "evaluate",
     "flat",
     "fused",
     "interleaved",
+    "minus_exp",
     "moe_layers",
     "part",
     "permuted",
+    "plus_one",
+    "recurrent_layers",
+    "regrouped",
     "tensor",
     "transposed",
 ]
 
-Where = Literal["model", "layer", "dense", "moe"]
+Where = Literal["model", "layer", "dense", "moe", "attending", "recurrent"]
+Change = Literal["", "plus_one", "minus_exp"]
 
 GATE, UP = 0, 1  # the halves of a fused tensor
 
@@ -93,6 +103,10 @@ class Source:
     transposed: bool = False
     flat: bool = False  # a stack is stored as one matrix
     heads: str = ""  # the dimension that counts the heads whose rows are permuted
+    groups: str = ""  # expression: the rows come in so many groups
+    group_parts: tuple[str, ...] = ()  # expressions: the rows of each part of a group
+    taken: tuple[int, ...] = ()  # the parts that are the tensor's
+    change: Change = ""  # what is done to each number
 
     @property
     def per_expert(self) -> bool:
@@ -164,6 +178,7 @@ class Family:
     dims: Mapping[str, str] = field(default_factory=dict)  # dimensions that no key holds -> their setting
     n_layer_dense_lead: str = "0"  # expression: the number of layers without experts at the start
     moe_every: str = "1"  # expression: of the others, layer bid has experts where (bid + 1) % moe_every == 0
+    attention_every: str = "1"  # expression: layer bid attends where (bid + 1) % attention_every == 0
     accepted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # setting -> supported values
     computed: tuple[Computed, ...] = ()
     ignored: tuple[str, ...] = COMMON_IGNORED  # endings of stored names that no GGUF needs
@@ -196,6 +211,16 @@ def dense_layers(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
 def moe_layers(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Tensors of the layers with experts (shared experts included)."""
     return _in_layers("moe", prefix, tensors)
+
+
+def attending_layers(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of the layers with attention, in a family where not all have it."""
+    return _in_layers("attending", prefix, tensors)
+
+
+def recurrent_layers(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of the layers without attention."""
+    return _in_layers("recurrent", prefix, tensors)
 
 
 def fused(source: str | Source, half: int, axis: int = -2) -> Source:
@@ -231,6 +256,21 @@ def flat(source: str | Source) -> Source:
 def permuted(source: str | Source, heads: str) -> Source:
     """Rows (of a bias: elements) in Hugging Face's order of rotary halves, in `heads` heads."""
     return replace(_source(source), heads=heads)
+
+
+def regrouped(source: str | Source, groups: str, parts: tuple[str, ...], taken: tuple[int, ...]) -> Source:
+    """Some parts of the rows, each from all groups: stored as q0 k0 q1 k1, taken as q0 q1 (or as q0 q1 k0 k1)."""
+    return replace(_source(source), groups=groups, group_parts=parts, taken=taken)
+
+
+def plus_one(source: str | Source) -> Source:
+    """Stored without the 1 that the model's code adds: a norm."""
+    return replace(_source(source), change="plus_one")
+
+
+def minus_exp(source: str | Source) -> Source:
+    """Stored as the logarithm of what is subtracted."""
+    return replace(_source(source), change="minus_exp")
 
 
 def _source(source: str | Source) -> Source:

@@ -18,6 +18,7 @@ from quantize.exceptions import CheckpointError, ModelChangedError
 from quantize.families import Family, family_of
 from quantize.families.binding import QTYPES, Binding, bind, embedding_rows
 from quantize.families.config import complete_config, read_config, shape_dims, text_config
+from quantize.families.language import Change
 from quantize.families.stored_names import text_tensors
 from quantize.hparams import Hparams
 from quantize.sources.fingerprint import SeenFiles, hashed
@@ -198,7 +199,8 @@ class Checkpoint:
         else:
             values = self._read_rows(binding, xid, first, last)
         mixed = binding.spec.qtype is QType.F32 and values.dtype != np.float32
-        return np.ascontiguousarray(to_f32(values) if mixed else values)
+        values = _changed(to_f32(values) if mixed else values, binding.source.change)
+        return np.ascontiguousarray(values)
 
     def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
         """The bytes of what `read` gives: uint8 [n_rows, spec.row_bytes]."""
@@ -237,6 +239,8 @@ class Checkpoint:
         shape = (sizes[1], sizes[0]) if binding.source.transposed else (sizes[0], sizes[1])
         values = self._load(stored, matrix * sizes[0] * sizes[1], shape)
         values = values.T if binding.source.transposed else values
+        if binding.runs:
+            return np.concatenate([values[run] for run in binding.runs])
         taken = slice(cut.first, cut.first + cut.step * spec.shape[binding.axis], cut.step)
         values = values[:, taken] if binding.axis == -1 else values[taken]
         return _neighbours(values, binding.n_heads) if binding.n_heads else values
@@ -293,12 +297,23 @@ def _layout_of(stored: Mapping[str, ShardTensor]) -> bytes:
 
 def _whole(binding: Binding) -> bool:
     """Whether the rows do not lie together, so that the matrix can only be read whole."""
-    return binding.source.transposed or (binding.axis == -1 and not binding.cut.is_whole)
+    is_apart = bool(binding.runs) or (binding.axis == -1 and not binding.cut.is_whole)
+    return binding.source.transposed or is_apart
 
 
 def _stored_matrix(binding: Binding, xid: int) -> tuple[ShardTensor, int]:
     """The stored tensor of an expert, and the expert's place in it."""
     return (binding.stored[xid], 0) if binding.source.per_expert else (binding.stored[0], xid)
+
+
+def _changed(values: Array, change: Change) -> Array:
+    """float32 numbers after what the converter does to them."""
+    if change == "plus_one":
+        return values + np.float32(1)
+    if change == "minus_exp":  # rounded once, which is what a good single-precision exp gives
+        exponentials: Array = -np.exp(values.astype(np.float64)).astype(np.float32)
+        return exponentials
+    return values
 
 
 def _neighbours(values: Array, n_heads: int) -> Array:
