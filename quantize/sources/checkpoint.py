@@ -18,9 +18,9 @@ from quantize.exceptions import CheckpointError, ModelChangedError
 from quantize.families import Family, family_of
 from quantize.families.binding import QTYPES, Binding, bind, embedding_rows
 from quantize.families.config import complete_config, read_config, shape_dims, text_config
-from quantize.families.language import Change
 from quantize.families.stored_names import text_tensors
 from quantize.hparams import Hparams
+from quantize.sources.changes import changed
 from quantize.sources.fingerprint import SeenFiles, hashed
 from quantize.telling import Remark
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
@@ -199,7 +199,7 @@ class Checkpoint:
         else:
             values = self._read_rows(binding, xid, first, last)
         mixed = binding.spec.qtype is QType.F32 and values.dtype != np.float32
-        values = _changed(to_f32(values) if mixed else values, binding.source.change)
+        values = changed(to_f32(values) if mixed else values, binding.source.change)
         return np.ascontiguousarray(values)
 
     def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
@@ -304,16 +304,6 @@ def _whole(binding: Binding) -> bool:
 def _stored_matrix(binding: Binding, xid: int) -> tuple[ShardTensor, int]:
     """The stored tensor of an expert, and the expert's place in it."""
     return (binding.stored[xid], 0) if binding.source.per_expert else (binding.stored[0], xid)
-
-
-def _changed(values: Array, change: Change) -> Array:
-    """float32 numbers after what the converter does to them."""
-    if change == "plus_one":
-        return values + np.float32(1)
-    if change == "minus_exp":  # rounded once, which is what a good single-precision exp gives
-        exponentials: Array = -np.exp(values.astype(np.float64)).astype(np.float32)
-        return exponentials
-    return values
 
 
 def _neighbours(values: Array, n_heads: int) -> Array:
