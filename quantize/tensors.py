@@ -24,6 +24,7 @@ __all__ = [
     "bits_per_weight",
     "layer_of",
     "names_experts",
+    "same_shape",
 ]
 
 Array = npt.NDArray[Any]
@@ -119,6 +120,11 @@ def layer_of(name: str) -> int | None:
 def bits_per_weight(n_bytes: int, n_elements: int) -> float:
     """What some tensors take together; 0 where there are no weights."""
     return 8 * n_bytes / max(1, n_elements)
+
+
+def same_shape(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether shapes are the same but for axes of length one, which mean nothing to ggml."""
+    return [n for n in one if n != 1] == [n for n in other if n != 1]
 
 
 def names_experts(name: str) -> bool:

@@ -9,6 +9,7 @@ from calibration.forward.streams import Stream
 from quantize.containers.untrusted import printable
 from quantize.exceptions import CheckpointError, GGUFError
 from quantize.families.fit import dimension_misfits, known_tensors, tensor_misfits
+from quantize.tensors import same_shape
 
 __all__ = ["refuse_unknown"]
 
@@ -35,7 +36,7 @@ def refuse_unknown(streams: Sequence[Stream]) -> None:
                 raise CheckpointError(
                     stream.name, f"the forward pass does not know tensor {printable(spec.name)}"
                 )
-            if first.get(spec.name) != spec.shape:
+            if not same_shape(first.get(spec.name, (0,)), spec.shape):
                 raise CheckpointError(
                     f"{stream.name}: {spec.name}" if stream.name else spec.name,
                     f"has shape {spec.shape} in one model and {first.get(spec.name)} in the other",

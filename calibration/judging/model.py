@@ -9,6 +9,7 @@ from calibration.importance.imatrix import Imatrix
 from quantize.containers.untrusted import printable, quoted
 from quantize.exceptions import GGUFError
 from quantize.sources.model_source import ModelSource
+from quantize.tensors import same_shape
 
 __all__ = ["Model", "refuse_other_model"]
 
@@ -63,6 +64,6 @@ def refuse_other_model(base: Model, model: Model) -> None:
         place = "only there" if name in base_shapes else "only here"
         raise GGUFError(model.name, f"{message}: tensor {printable(name)} is {place}")
     for name, shape in shapes.items():
-        if base_shapes.get(name, shape) != shape:
+        if not same_shape(base_shapes.get(name, shape), shape):
             shapes_differ = f"has shape {shape} here, {base_shapes[name]} there"
             raise GGUFError(model.name, f"{message}: {printable(name)} {shapes_differ}")

@@ -34,7 +34,7 @@ FAMILIES = (
     *("qwen2", "qwen3", "qwen2moe", "qwen3moe", "olmoe"),
     *("deepseek2", "deepseek3", "glm4moe"),
     *("minimax_m2", "ernie4_5", "ernie4_5_moe", "hunyuan_moe", "bailingmoe", "bailingmoe2"),
-    *("dbrx", "granitemoe", "phimoe", "gpt_oss"),
+    *("dbrx", "granitemoe", "phimoe", "gpt_oss", "qwen3next"),
 )
 """The modules of this package that offer `FAMILY: Family`."""
 

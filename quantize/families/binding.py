@@ -9,7 +9,7 @@ from quantize.containers.shard_index import ShardTensor
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.language import Family, Source, Tensor, evaluate
-from quantize.tensors import QType, TensorSpec
+from quantize.tensors import QType, TensorSpec, same_shape
 
 __all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of", "nextn_range", "stored_qtype"]
 
@@ -50,6 +50,7 @@ class Binding:
     cut: Cut
     axis: int  # of one matrix, along which it is cut: -2 or -1
     n_heads: int = 0  # in which the rows are permuted; 0 where they are not
+    runs: tuple[slice, ...] = ()  # of stored rows, in the order of the tensor, where they do not lie together
 
     @property
     def n_bytes(self) -> int:
@@ -108,9 +109,15 @@ def layers_of(family: Family, tensor: Tensor, dims: Mapping[str, int]) -> Iterat
         return
     first = evaluate(family.n_layer_dense_lead, dims)
     every = max(1, evaluate(family.moe_every, dims))
+    attention_every = max(1, evaluate(family.attention_every, dims))
     for bid in range(dims["n_layer"]):
         has_experts = dims["n_expert"] > 0 and bid >= first and (bid + 1) % every == 0
-        if tensor.where == "layer" or (tensor.where == "moe") == has_experts:
+        attends = (bid + 1) % attention_every == 0
+        if tensor.where in (
+            "layer",
+            "moe" if has_experts else "dense",
+            "attending" if attends else "recurrent",
+        ):
             yield bid
 
 
@@ -168,15 +175,15 @@ def _bind(
     expected = _stored_shape(shape, source, cut, axis)
     for i, shard_tensor in enumerate(tensors):
         asked = _packed_shape(expected, i) if source.mxfp4 else expected
-        is_row = len(shape) == 1 and shard_tensor.shape == (1, *asked)  # ggml drops such an axis
-        if shard_tensor.shape != asked and not is_row:
+        if not same_shape(shard_tensor.shape, asked):
             raise CheckpointError(
                 f"{shard_tensor.path}: tensor {quoted(shard_tensor.name)}",
                 f"has shape {list(shard_tensor.shape)}, but config.json asks for {list(asked)}",
             )
     n_heads = dims[source.heads] if source.heads else 0
-    qtype = _packed_qtype(tensors) if source.mxfp4 else _qtype(tensors)
-    return Binding(TensorSpec(spec_name, shape, qtype), source, tensors, cut, axis, n_heads)
+    qtype = QType.F32 if source.change else _qtype(tensors, source)
+    runs = _runs(source, dims) if source.groups else ()
+    return Binding(TensorSpec(spec_name, shape, qtype), source, tensors, cut, axis, n_heads, runs)
 
 
 def _names(source: Source, bid: int, n_expert: int) -> list[str]:
@@ -193,8 +200,26 @@ def _missing(source: Source, names: list[str], missing: list[str]) -> str:
     return f"the checkpoint lacks tensor {quoted(missing[0])}{of_expert}{more}"
 
 
+def _group_sizes(source: Source, dims: Mapping[str, int]) -> tuple[int, list[int]]:
+    """The number of groups, and the rows of each part of a group."""
+    return evaluate(source.groups, dims), [evaluate(rows, dims) for rows in source.group_parts]
+
+
+def _runs(source: Source, dims: Mapping[str, int]) -> tuple[slice, ...]:
+    """The rows of the parts that are taken, part by part and there group by group."""
+    n_groups, sizes = _group_sizes(source, dims)
+    starts = [(group * sum(sizes), part) for part in source.taken for group in range(n_groups)]
+    firsts = [(start + sum(sizes[:part]), sizes[part]) for start, part in starts]
+    return tuple(slice(first, first + n) for first, n in firsts)
+
+
 def _cut(spec_name: str, source: Source, size: int, dims: Mapping[str, int]) -> Cut:
     """The `size` rows or columns of a tensor within the stored ones."""
+    if source.groups:
+        n_groups, sizes = _group_sizes(source, dims)
+        if n_groups * sum(sizes[part] for part in source.taken) != size:
+            raise CheckpointError("config.json", f"{spec_name} would not have {size} rows by its groups")
+        return Cut(0, 1, n_groups * sum(sizes))
     if not source.rows:
         first = source.part if source.by_turns else source.part * size
         return Cut(first, source.n_parts if source.by_turns else 1, source.n_parts * size)
@@ -219,8 +244,10 @@ def _stored_shape(shape: tuple[int, ...], source: Source, cut: Cut, axis: int) -
     return tuple(sizes[1:] if source.per_expert else sizes)
 
 
-def _qtype(stored: tuple[ShardTensor, ...]) -> QType:
+def _qtype(stored: tuple[ShardTensor, ...], source: Source) -> QType:
     """The common type of the stored tensors; where they differ, F32, which holds them all."""
+    if source.mxfp4:
+        return _packed_qtype(stored)
     qtypes = {stored_qtype(tensor) for tensor in stored}
     return qtypes.pop() if len(qtypes) == 1 else QType.F32
 

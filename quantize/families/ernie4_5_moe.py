@@ -49,7 +49,10 @@ FAMILY = Family(
         *experts(shared="mlp.shared_experts", may_lack=True),
         *moe_layers(
             LAYER,
-            tensor("exp_probs_b.bias", "n_expert", "mlp.moe_statics.e_score_correction_bias", optional=True),
+            # One row: llama.cpp's converter keeps the axis of the stored tensor.
+            tensor(
+                "exp_probs_b.bias", "1 n_expert", "mlp.moe_statics.e_score_correction_bias", optional=True
+            ),
         ),
     ),
     n_layer_dense_lead="n_layer_dense_lead",

@@ -24,8 +24,11 @@ class Graph:
     feed_forward_norm: str = "ffn_norm"
     """The norm in front of the feed-forward layer: the name without layer and suffix."""
 
-    attention: Literal["grouped", "fused", "latent"] = "grouped"
-    """Queries, keys and values by a matrix each, by `attn_qkv`, or through the latent vectors of DeepSeek (MLA)."""
+    attention: Literal["grouped", "fused", "latent", "delta"] = "grouped"
+    """Queries, keys and values by a matrix each, by `attn_qkv`, or through the latent vectors of DeepSeek (MLA).
+
+    `delta`: gated attention in some layers, gated delta nets in the others (Qwen3-Next).
+    """
 
     norm_behind_rotation: bool = False
     """Queries and keys are normed (where the model has such norms) behind the rotation, not in front of it."""

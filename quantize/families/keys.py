@@ -53,7 +53,7 @@ class Key:
 
     `config` is the setting of config.json, with a dot where it lies within another ("rope_parameters.rope_theta"), or
     a function of the whole config that gives None where nothing is to be written. `made` is an expression in the
-    model's dimensions, for a key that only repeats them.
+    model's dimensions, for a key that only repeats them; `flags` gives a switch for each layer.
 
     A file that lacks the key means `default`: a value, or an expression in dimensions that stand before it in the
     table. Without one the key is required, unless it is `optional`: then `Hparams` has a default itself.
@@ -64,6 +64,7 @@ class Key:
     type: GGUFValueType = U32
     config: str | Callable[[Config], Value | None] = ""
     made: str = ""
+    flags: Callable[[Hparams], list[bool]] | None = None
     default: int | float | str | None = None
     optional: bool = False  # config.json may leave it out
     per_layer: bool = False  # llama.cpp takes an array of one number for each layer, too
@@ -195,6 +196,11 @@ def key_values(keys: Iterable[Key], values: Mapping[str, Value], hparams: Hparam
     """The keys of a file in the order of the table: those that have a value, and those that repeat a dimension."""
     said = dict(values)
     said |= {row.name: evaluate(row.made, hparams.dims) for row in keys if row.made}
-    return [
-        KeyValue(f"{hparams.arch}.{row.name}", said[row.name], row.type) for row in keys if row.name in said
-    ]
+    found = []
+    for row in keys:
+        name = f"{hparams.arch}.{row.name}"
+        if row.flags is not None:
+            found.append(KeyValue.array(name, row.flags(hparams), BOOL))
+        elif row.name in said:
+            found.append(KeyValue(name, said[row.name], row.type))
+    return found

@@ -22,24 +22,15 @@ Shapes are in NumPy's order; an axis is a sum of products of dimensions (`expres
 numbers among the hyper-parameters, to which the family's table of keys adds its own, and `Family.dims`. Three axes are
 a stack of matrices: of experts where the first is `n_expert`, else of heads or the like.
 
-A source is a Hugging Face name, or a name with words around it:
-
-* `{bid}` in it is the layer; `{xid}` means "for each expert": one stored matrix per expert. A stack of experts
-  without `{xid}` is stored in one tensor.
-* `fused(source, half)`: gate and up are stored in one tensor, all rows of the gate first.
-* `interleaved(source, half)`: gate and up are stored in one tensor, their rows by turns (gate 0, up 0, gate 1, ...).
-* `part(source, "a:b", of="c")`: rows a to b of each stored matrix, which has c rows; either end may be left out.
-* `transposed(source)`: each matrix is stored as [n_in, n_out].
-* `flat(source)`: the rows of all matrices of a stack lie in one stored matrix, one matrix after the other.
-* `permuted(source, heads)`: rows of q or k for rotary halves, to be turned into neighbours (arch `llama`).
-* `mxfp4(source)`: rows of MXFP4, the codes in the stored tensor NAME_blocks, the exponents in NAME_scales.
+A source is a Hugging Face name, or a name with words around it (`stored`).
 
 Several sources of one tensor are alternatives: layouts that exist in the wild, of which a checkpoint has one. A tensor
 may be `optional`, or be there only `when` an expression is not 0 ("q_lora_rank", "not q_lora_rank"). `each_layer`,
 `dense_layers`, `moe_layers` and `nextn_layers` say in which layers their tensors are; the family says which layers have
 experts by `n_layer_dense_lead` (dense in the first k) and `moe_every` (one of every n). Layers that predict further
 tokens (`n_layer_nextn` of the hyper-parameters, the last ones) are whole layers with `nextn_layers` tensors on top; a
-checkpoint may lack such a layer as a whole.
+checkpoint may lack such a layer as a whole. Where not all layers attend, `attending_layers` and `recurrent_layers` go
+by `attention_every`.
 """
 
 from __future__ import annotations
@@ -52,6 +43,22 @@ from quantize.families.expressions import evaluate
 from quantize.families.graph import Graph
 from quantize.families.keys import Key
 from quantize.families.limits import Limit
+from quantize.families.stored import (
+    GATE,
+    UP,
+    Source,
+    as_source,
+    flat,
+    fused,
+    interleaved,
+    minus_exp,
+    mxfp4,
+    part,
+    permuted,
+    plus_one,
+    regrouped,
+    transposed,
+)
 from quantize.families.vocab_rules import VocabRules
 from quantize.hparams import Hparams
 from quantize.tensors import Array
@@ -64,49 +71,27 @@ __all__ = [
     "Source",
     "Tensor",
     "Where",
+    "attending_layers",
     "dense_layers",
     "each_layer",
     "evaluate",
     "flat",
     "fused",
     "interleaved",
+    "minus_exp",
     "moe_layers",
     "mxfp4",
     "nextn_layers",
     "part",
     "permuted",
+    "plus_one",
+    "recurrent_layers",
+    "regrouped",
     "tensor",
     "transposed",
 ]
 
-Where = Literal["model", "layer", "dense", "moe", "nextn"]
-
-GATE, UP = 0, 1  # the halves of a fused tensor
-
-
-@dataclass(frozen=True)
-class Source:
-    """The stored tensors that hold the numbers of a tensor, and the changes that these need.
-
-    A stored tensor may hold more than this one: one of `n_parts` equal parts, or the range `rows` of `of` rows.
-    """
-
-    name: str
-    part: int = 0
-    n_parts: int = 1
-    by_turns: bool = False  # the parts alternate instead of following each other
-    rows: str = ""  # "a:b", both expressions
-    of: str = ""  # expression
-    axis: int = -2  # along which the parts lie: -2 rows, -1 columns (the biases of all experts, one row each)
-    transposed: bool = False
-    flat: bool = False  # a stack is stored as one matrix
-    heads: str = ""  # the dimension that counts the heads whose rows are permuted
-    mxfp4: bool = False  # two stored tensors: codes [..., n_in / 32, 16] and exponents [..., n_in / 32]
-
-    @property
-    def per_expert(self) -> bool:
-        """Whether each expert is stored in a tensor of its own."""
-        return "{xid}" in self.name
+Where = Literal["model", "layer", "dense", "moe", "nextn", "attending", "recurrent"]
 
 
 @dataclass(frozen=True)
@@ -185,6 +170,7 @@ class Family:
     vocab: VocabRules = field(default_factory=VocabRules)  # of its tokenizer's files
     n_layer_dense_lead: str = "0"  # expression: the number of layers without experts at the start
     moe_every: str = "1"  # expression: of the others, layer bid has experts where (bid + 1) % moe_every == 0
+    attention_every: str = "1"  # expression: layer bid attends where (bid + 1) % attention_every == 0
     accepted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # setting -> supported values
     limits: tuple[Limit, ...] = ()  # settings that llama.cpp's graph does not follow
     computed: tuple[Computed, ...] = ()
@@ -211,7 +197,7 @@ class Family:
 
 def tensor(name: str, shape: str, *sources: str | Source, optional: bool = False, when: str = "") -> Tensor:
     """A tensor by its GGUF name, its shape in NumPy's order, and where it may be stored."""
-    return Tensor(name, shape, tuple(_source(source) for source in sources), optional, when=when)
+    return Tensor(name, shape, tuple(as_source(source) for source in sources), optional, when=when)
 
 
 def each_layer(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -234,50 +220,14 @@ def nextn_layers(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     return _in_layers("nextn", prefix, tensors)
 
 
-def fused(source: str | Source, half: int, axis: int = -2) -> Source:
-    """Half of a stored tensor: `half` GATE is the first half of its rows, UP the second (axis -1: of its columns)."""
-    return replace(_source(source), part=half, n_parts=2, axis=axis)
+def attending_layers(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of the layers with attention, in a family where not all have it."""
+    return _in_layers("attending", prefix, tensors)
 
 
-def interleaved(source: str | Source, half: int, axis: int = -2) -> Source:
-    """Every other row of a stored tensor: `half` GATE the even ones, UP the odd ones (axis -1: columns)."""
-    return replace(_source(source), part=half, n_parts=2, by_turns=True, axis=axis)
-
-
-def part(source: str | Source, rows: str, *, of: str, axis: int = -2) -> Source:
-    """Some rows in a row (axis -1: columns) of each stored matrix, which has `of` of them.
-
-    `rows` is "first:last", half open as in Python: "n_rot:", ":kv_lora_rank", "n_head:n_head+2".
-    """
-    if rows.count(":") != 1:
-        raise ValueError(f"{rows!r} is no range of the form first:last")
-    return replace(_source(source), rows=rows, of=of, axis=axis)
-
-
-def transposed(source: str | Source) -> Source:
-    """Each matrix is stored as [n_in, n_out]; parts and rows are counted after it is turned."""
-    return replace(_source(source), transposed=True)
-
-
-def flat(source: str | Source) -> Source:
-    """A stack of n matrices of r rows is stored as one matrix of n*r rows; all else is said of each of the n."""
-    return replace(_source(source), flat=True)
-
-
-def mxfp4(source: str | Source) -> Source:
-    """Rows of MXFP4 as OpenAI stores them: uint8 codes in NAME_blocks, two of neighbours in a byte, the first one low,
-    and uint8 exponents in NAME_scales.
-    """
-    return replace(_source(source), mxfp4=True)
-
-
-def permuted(source: str | Source, heads: str) -> Source:
-    """Rows (of a bias: elements) in Hugging Face's order of rotary halves, in `heads` heads."""
-    return replace(_source(source), heads=heads)
-
-
-def _source(source: str | Source) -> Source:
-    return Source(source) if isinstance(source, str) else source
+def recurrent_layers(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of the layers without attention."""
+    return _in_layers("recurrent", prefix, tensors)
 
 
 def _in_layers(where: Where, prefix: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

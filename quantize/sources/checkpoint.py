@@ -20,6 +20,7 @@ from quantize.families.binding import Binding, Cut, bind, embedding_rows, stored
 from quantize.families.config import complete_config, read_config, shape_dims, text_config
 from quantize.families.stored_names import text_tensors
 from quantize.hparams import Hparams
+from quantize.sources.changes import changed
 from quantize.sources.checkpoint_files import BESIDE_WEIGHTS
 from quantize.sources.fingerprint import SeenFiles, hashed
 from quantize.sources.fp8 import Fp8Tensor, with_scales
@@ -188,7 +189,8 @@ class Checkpoint:
         else:
             values = self._read_rows(binding, xid, first, last)
         mixed = binding.spec.qtype is QType.F32 and values.dtype != np.float32
-        return np.ascontiguousarray(to_f32(values) if mixed else values)
+        values = changed(to_f32(values) if mixed else values, binding.source.change)
+        return np.ascontiguousarray(values)
 
     def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
         """The bytes of what `read` gives, or of MXFP4 decodes: uint8 [n_rows, spec.row_bytes]."""
@@ -239,6 +241,8 @@ class Checkpoint:
         shape = (sizes[1], sizes[0]) if binding.source.transposed else (sizes[0], sizes[1])
         values = self._load(stored, matrix * sizes[0] * sizes[1], shape)
         values = values.T if binding.source.transposed else values
+        if binding.runs:
+            return np.concatenate([values[run] for run in binding.runs])
         taken = slice(cut.first, cut.first + cut.step * spec.shape[binding.axis], cut.step)
         values = values[:, taken] if binding.axis == -1 else values[taken]
         return neighbours(values, binding.n_heads) if binding.n_heads else values
@@ -285,7 +289,8 @@ def _layout_of(stored: Mapping[str, ShardTensor]) -> bytes:
 
 def _whole(binding: Binding) -> bool:
     """Whether the rows do not lie together, so that the matrix can only be read whole."""
-    return binding.source.transposed or (binding.axis == -1 and not binding.cut.is_whole)
+    is_apart = bool(binding.runs) or (binding.axis == -1 and not binding.cut.is_whole)
+    return binding.source.transposed or is_apart
 
 
 def _stored_matrix(binding: Binding, xid: int) -> tuple[ShardTensor, int]:

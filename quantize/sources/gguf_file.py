@@ -263,12 +263,9 @@ def _with_all_axes(stored: GGUFTensor) -> GGUFTensor:
     """The tensor with the axis of its experts, which ggml's writer leaves out where there is only one expert.
 
     llama.cpp's converter writes (1, n_ff, n_embd), and llama-quantize makes (n_ff, n_embd) of it (ggml_n_dims); their
-    loader takes either. So it does with the one row of ernie4_5-moe's exp_probs_b.bias, which is a vector here. The
-    gate of shared experts has one row in any model.
+    loader takes either. The gate of shared experts has one row in any model.
     """
     spec = stored.spec
-    if spec.name.endswith(".exp_probs_b.bias") and spec.shape[:-1] == (1,):
-        return replace(stored, spec=replace(spec, shape=spec.shape[1:]))
     n_axes = 2 if spec.name.endswith(ROUTERS) else 3 if names_experts(spec.name) else 0
     if not spec.name.endswith(".weight") or len(spec.shape) != n_axes - 1:
         return stored

@@ -30,7 +30,7 @@ source, *arguments = sys.argv[1:]
 sys.path[:0] = [source, source + "/gguf-py"]
 import importlib
 from conversion.base import ModelBase
-for name in ("ernie", "hunyuan", "bailingmoe", "dbrx", "minimax"):
+for name in ("ernie", "hunyuan", "bailingmoe", "dbrx", "minimax", "qwen"):
     module = importlib.import_module("conversion." + name)
     for one in vars(module).values():
         if isinstance(one, type) and issubclass(one, ModelBase):
@@ -43,6 +43,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def convert(source: str, folder: Path) -> dict[str, Any]:
     output = folder.with_suffix(".gguf")
     arguments = [str(folder), "--outtype", "bf16", "--outfile", str(output)]
+    arguments += ["--no-mtp"] if folder.name == "qwen3next" else []
     subprocess.run([sys.executable, "-c", CONVERT, source, *arguments], check=True, capture_output=True)
     file = GGUFReader(output)
     arch = file.fields["general.architecture"].contents()

@@ -293,9 +293,64 @@ def dbrx(seed: int = 0) -> Case:
     return w, config
 
 
+def qwen3next(seed: int = 0) -> Case:
+    """Three gated delta nets and a layer with gated attention; experts, a shared one with a gate; an MTP block."""
+    w = Weights(seed)
+    w.ends()
+    key_heads, value_heads, width = 2, 4, 8
+    for bid in range(4):
+        layer = f"model.layers.{bid}."
+        w.add(layer + "input_layernorm.weight", D)
+        w.add(layer + "post_attention_layernorm.weight", D)
+        if bid == 3:
+            w.add(layer + "self_attn.q_proj.weight", 2 * H * HD, D)
+            w.add(layer + "self_attn.k_proj.weight", G * HD, D)
+            w.add(layer + "self_attn.v_proj.weight", G * HD, D)
+            w.add(layer + "self_attn.o_proj.weight", D, H * HD)
+            w.add(layer + "self_attn.q_norm.weight", HD)
+            w.add(layer + "self_attn.k_norm.weight", HD)
+        else:
+            net = layer + "linear_attn."
+            n_values = value_heads * width
+            w.add(net + "in_proj_qkvz.weight", 2 * key_heads * width + 2 * n_values, D)
+            w.add(net + "in_proj_ba.weight", 2 * value_heads, D)
+            w.add(net + "conv1d.weight", 2 * key_heads * width + n_values, 1, 4)
+            w.add(net + "dt_bias", value_heads)
+            w.add(net + "A_log", value_heads)
+            w.add(net + "norm.weight", width)
+            w.add(net + "out_proj.weight", D, n_values)
+        w.add(layer + "mlp.gate.weight", E, D)
+        w.add(layer + "mlp.shared_expert_gate.weight", 1, D)
+        w.feed_forward(layer + "mlp.shared_expert", F, PROJ)
+        for xid in range(E):
+            w.feed_forward(f"{layer}mlp.experts.{xid}", FX, PROJ)
+    w.add("mtp.fc.weight", D, 2 * D)
+    config = {
+        "architectures": ["Qwen3NextForCausalLM"],
+        "model_type": "qwen3_next",
+        "num_hidden_layers": 4,
+        "intermediate_size": F,
+        "moe_intermediate_size": FX,
+        "shared_expert_intermediate_size": F,
+        "head_dim": HD,
+        "num_experts": E,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "partial_rotary_factor": 0.25,
+        "full_attention_interval": 4,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": width,
+        "linear_value_head_dim": width,
+        "linear_num_key_heads": key_heads,
+        "linear_num_value_heads": value_heads,
+    }
+    return w, COMMON | config
+
+
 CASES: dict[str, Callable[..., Case]] = {
     build.__name__: build
-    for build in (minimax_m2, ernie4_5, ernie4_5_moe, hunyuan_moe, bailingmoe, bailingmoe2, dbrx)
+    for build in (minimax_m2, ernie4_5, ernie4_5_moe, hunyuan_moe, bailingmoe, bailingmoe2, dbrx, qwen3next)
 }
 
 

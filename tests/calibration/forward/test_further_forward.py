@@ -198,7 +198,7 @@ def our_logits(path: Path) -> Tensor:
     return torch.stack([found[chunk] for chunk in range(len(TOKENS))])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LAYERS)
 def test_logits_are_those_of_plain_torch(tmp_path: Path, name: str) -> None:
     tensors, config = CASES[name](seed=3)
     ours = our_logits(write(tmp_path, (tensors, config)))
@@ -230,6 +230,14 @@ def test_a_selection_bias_only_selects(tmp_path: Path) -> None:
     one = our_logits(write(tmp_path / "even", (even, config)))
     other = our_logits(write(tmp_path / "none", (none, config)))
     torch.testing.assert_close(one, other)
+
+
+def test_delta_nets_are_refused_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match="the forward pass does not know arch 'qwen3next'; known: "
+    ) as caught:
+        our_logits(write(tmp_path, CASES["qwen3next"]()))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_tensor_that_no_step_takes_is_refused(tmp_path: Path) -> None:

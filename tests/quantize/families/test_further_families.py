@@ -62,7 +62,7 @@ def test_every_tensor_is_llama_cpps(tmp_path: Path, name: str, layout: str) -> N
     for spec in specs.values():
         qtype, shape, sha256 = golden[spec.name]
         assert converted_type(spec, checkpoint.arch).name == qtype, spec.name
-        assert spec.shape == tuple(shape[-len(spec.shape) :]), spec.name
+        assert spec.shape == tuple(shape), spec.name
         assert hashlib.sha256(bytes_of(checkpoint, spec)).hexdigest() == sha256, spec.name
 
 
@@ -90,6 +90,17 @@ def test_rotated_dimensions_may_be_said_as_a_share(tmp_path: Path) -> None:
     hparams = open_checkpoint(write(tmp_path, (tensors, config))).hparams
     assert (hparams.n_rot, hparams.head_dim) == (4, 16)
     assert hparams.expert_gating_func == 2  # the class knows nothing else than the sigmoid
+
+
+def test_layers_of_qwen3next_attend_as_the_config_says(tmp_path: Path) -> None:
+    tensors, config = CASES["qwen3next"]()
+    types = ["linear_attention"] * 3 + ["full_attention"]
+    one = open_checkpoint(write(tmp_path / "interval", (tensors, config)))
+    other = open_checkpoint(write(tmp_path / "types", (tensors, config | {"layer_types": types})))
+    assert [kv.value for kv in one.arch_keys()] == [kv.value for kv in other.arch_keys()]
+    assert [kv.value for kv in one.arch_keys() if kv.key.endswith("recurrent_layers")] == [
+        [True, True, True, False]
+    ]
 
 
 def test_ernie_without_shared_experts(tmp_path: Path) -> None:
@@ -157,6 +168,11 @@ def test_hunyuan_stretches_positions_by_another_base(tmp_path: Path) -> None:
         ("bailingmoe2", {"num_nextn_predict_layers": 1}, "num_nextn_predict_layers 1 is not supported"),
         ("bailingmoe2", {"num_shared_experts": 2}, "has shape"),
         ("bailingmoe2", {"partial_rotary_factor": "half"}, "partial_rotary_factor must be a number"),
+        ("qwen3next", {"full_attention_interval": 2}, "full_attention_interval 2 without layer_types"),
+        ("qwen3next", {"layer_types": ["full_attention"] * 4}, "attention in every 4th layer"),
+        ("qwen3next", {"linear_value_head_dim": 16, "linear_num_value_heads": 2}, "has shape"),
+        ("qwen3next", {"linear_num_key_heads": 3}, r"attn_qkv.weight would not have \d+ rows"),
+        ("qwen3next", {"norm_topk_prob": False}, "norm_topk_prob False is not supported"),
         ("dbrx", {"attn_config": None}, "attn_config must be an object, but is None"),
         ("dbrx", {"ffn_config__ffn_act_fn": {"name": "gelu"}}, "ffn_act_fn.name 'gelu' is not supported"),
         ("dbrx", {"attn_config__kv_n_heads": 3}, "4 attention heads cannot share 3"),
