@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from gguf.constants import GGML_QUANT_SIZES
+
 from quantize.containers.shard_index import ShardTensor
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
-from quantize.families.language import Family, Source, Tensor, evaluate
+from quantize.families.language import MXFP4_PARTS, Family, Source, Tensor, evaluate
 from quantize.tensors import QType, TensorSpec
 
 __all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of"]
-
-MXFP4_PARTS = ("_blocks", "_scales")
-"""The ends of the names of the two tensors of which MXFP4 matrices are stored."""
-
-MXFP4_SIZE = 32
-"""Weights of a block."""
 
 QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32}
 
@@ -93,6 +89,8 @@ def embedding_rows(family: Family, stored: Mapping[str, ShardTensor]) -> int | N
 
 def layers_of(family: Family, tensor: Tensor, dims: Mapping[str, int]) -> Iterator[int]:
     """The layers in which a tensor of a family is; only -1, which is no layer, for a tensor of the whole model."""
+    if not tensor.exists(dims):
+        return
     if tensor.where == "model":
         yield -1
         return
@@ -109,14 +107,12 @@ def _bind(
 ) -> Binding | None:
     """Choose the layout of which most tensors are present, so that an error names what that layout lacks.
 
-    None where an optional tensor is absent, and for a tensor without weights: shared experts of a width of 0.
+    None where an optional tensor is absent.
     """
     shape = tensor.sizes(dims)
     spec_name = tensor.name.format(bid=bid)
-    if min(shape) < 0:
-        raise CheckpointError("config.json", f"{spec_name} would have the shape {list(shape)}")
-    if 0 in shape:
-        return None
+    if min(shape) < 1:
+        raise CheckpointError("config.json", f"{spec_name} would be empty: {list(shape)}")
     n_expert = shape[0] if tensor.has_experts else 1
     layouts = [(source, _names(source, bid, n_expert)) for source in tensor.sources]
     source, names = max(
@@ -183,6 +179,24 @@ def _stored_shape(shape: tuple[int, ...], source: Source, cut: Cut, axis: int) -
     return tuple(sizes[1:] if source.per_expert else sizes)
 
 
+def _packed_shape(shape: tuple[int, ...], i: int) -> tuple[int, ...]:
+    """Of MXFP4 matrices of a shape the codes (`i` 0) of each block of 32, or the exponents (1)."""
+    size, _ = GGML_QUANT_SIZES[QType.MXFP4]
+    n_block, left = divmod(shape[-1], size)
+    if left:
+        message = f"rows of {shape[-1]} weights do not divide into MXFP4 blocks of {size}"
+        raise CheckpointError("config.json", message)
+    return (*shape[:-1], n_block, size // 2) if i == 0 else (*shape[:-1], n_block)
+
+
+def _packed_qtype(stored: tuple[ShardTensor, ...]) -> QType:
+    for tensor in stored:
+        if tensor.dtype != "U8":
+            message = f"is stored as {tensor.dtype}, MXFP4 as U8"
+            raise CheckpointError(f"{tensor.path}: tensor {quoted(tensor.name)}", message)
+    return QType.MXFP4
+
+
 def _qtype(stored: tuple[ShardTensor, ...]) -> QType:
     """The common type of the stored tensors; where they differ, F32, which holds them all."""
     qtypes = set()
@@ -195,20 +209,3 @@ def _qtype(stored: tuple[ShardTensor, ...]) -> QType:
             )
         qtypes.add(QTYPES[tensor.dtype])
     return qtypes.pop() if len(qtypes) == 1 else QType.F32
-
-
-def _packed_shape(shape: tuple[int, ...], i: int) -> tuple[int, ...]:
-    """Of MXFP4 matrices of a shape the codes (`i` 0) of each block of 32, or the exponents (1)."""
-    n_block, left = divmod(shape[-1], MXFP4_SIZE)
-    if left:
-        message = f"rows of {shape[-1]} weights do not divide into MXFP4 blocks of {MXFP4_SIZE}"
-        raise CheckpointError("config.json", message)
-    return (*shape[:-1], n_block, MXFP4_SIZE // 2) if i == 0 else (*shape[:-1], n_block)
-
-
-def _packed_qtype(stored: tuple[ShardTensor, ...]) -> QType:
-    for tensor in stored:
-        if tensor.dtype != "U8":
-            message = f"is stored as {tensor.dtype}, MXFP4 as U8"
-            raise CheckpointError(f"{tensor.path}: tensor {quoted(tensor.name)}", message)
-    return QType.MXFP4

@@ -83,8 +83,7 @@ def read_config(family: Family, config: Mapping[str, Any], n_vocab: int) -> Conf
     scaling, remarks = rope_scaling(config["rope_parameters"])
     hparams = hparams_of(family.arch, family.keys, values, n_vocab, rope_neox=family.rope_neox)
     # Of llama3 and longrope the config says more than the keys do: the rest is in tensors.
-    magnitude = hparams.rope_scaling.rope_attn_factor
-    hparams = replace(hparams, rope_scaling=replace(scaling, rope_attn_factor=magnitude))
+    hparams = replace(hparams, rope_scaling=scaling)
     if hparams.head_dim % 2:
         raise CheckpointError(
             "config.json", f"head_dim {hparams.head_dim} is odd: rotary positions need pairs"

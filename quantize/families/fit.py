@@ -102,9 +102,8 @@ def _expected(hparams: Hparams) -> dict[str, tuple[tuple[int, ...], bool]] | Non
     for family in families:
         for tensor in family.tensors:
             if family in fitting or tensor.optional:
-                sizes = tensor.sizes(dims)
-                for bid in layers_of(family, tensor, dims) if 0 not in sizes else ():
-                    expected[tensor.name.format(bid=bid)] = (sizes, tensor.optional)
+                for bid in layers_of(family, tensor, dims):
+                    expected[tensor.name.format(bid=bid)] = (tensor.sizes(dims), tensor.optional)
         for name in (*(computed.name for computed in family.computed), *ROPE_TABLES):
             expected[name] = ((hparams.head_dim // 2,), True)
     return expected

@@ -11,23 +11,12 @@ from functools import partial
 
 from gguf import GGUFValueType
 
-from quantize.containers.untrusted import F32_MAX, quoted
+from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.keys import MAX_SIZE, Config, Key, Value
 from quantize.families.rope import rope_scaling
 
-__all__ = [
-    "BASE",
-    "EXPERTS",
-    "HEADS",
-    "KNOWN",
-    "MAX_EXPERTS",
-    "MAX_LAYERS",
-    "ROUTER",
-    "SIZES",
-    "known",
-    "unless_zero",
-]
+__all__ = ["BASE", "EXPERTS", "HEADS", "KNOWN", "MAX_EXPERTS", "MAX_LAYERS", "ROUTER", "SIZES", "known"]
 
 U32, F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
 STRING, BOOL = GGUFValueType.STRING, GGUFValueType.BOOL
@@ -151,7 +140,7 @@ FURTHER = (
     Key("residual_scale", "residual_scale", F32, optional=True),
     Key("logit_scale", "logit_scale", F32, optional=True),
     Key("rope.scale_linear", type=F32),
-    Key("rope.scaling.attn_factor", "rope_scaling.rope_attn_factor", F32, optional=True),
+    Key("rope.scaling.attn_factor", "rope_attn_factor", F32, optional=True),
     Key("rope.scaling.finetuned", type=BOOL),
 )
 """Keys of other architectures (src/llama-model.cpp: load_hparams)."""
@@ -160,22 +149,6 @@ KNOWN: Mapping[str, Key] = {row.name: row for row in (*BASE, *EXPERTS, *ROUTER, 
 """All keys that are known here, by name."""
 
 
-def known(
-    name: str, *, config: str | Callable[[Config], Value | None], optional: bool = False, leads: bool = False
-) -> Key:
+def known(name: str, *, config: str | Callable[[Config], Value | None], optional: bool = False) -> Key:
     """A row of `KNOWN` for a family whose config.json has a setting of its own for it."""
-    return replace(KNOWN[name], config=config, optional=optional, leads=leads)
-
-
-def unless_zero(setting: str) -> Callable[[Config], Value | None]:
-    """A factor of config.json that is written only where it is not zero; zero and null mean that there is none."""
-    return partial(_unless_zero, setting)
-
-
-def _unless_zero(setting: str, config: Config) -> Value | None:
-    value = config.get(setting)
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not abs(value) <= F32_MAX:
-        raise CheckpointError("config.json", f"{setting} must be a number, but is {quoted(value)}")
-    return float(value) or None
+    return replace(KNOWN[name], config=config, optional=optional)

@@ -35,8 +35,9 @@ A source is a Hugging Face name, or a name with words around it:
 * `mxfp4(source)`: rows of MXFP4, the codes in the stored tensor NAME_blocks, the exponents in NAME_scales.
 
 Several sources of one tensor are alternatives: layouts that exist in the wild, of which a checkpoint has one. A tensor
-may be `optional`. `each_layer`, `dense_layers` and `moe_layers` say in which layers their tensors are; the family says
-which layers have experts by `n_layer_dense_lead` (dense in the first k) and `moe_every` (one of every n).
+may be `optional`, or be there only `when` an expression is not 0 ("q_lora_rank", "not q_lora_rank"). `each_layer`,
+`dense_layers` and `moe_layers` say in which layers their tensors are; the family says which layers have experts by
+`n_layer_dense_lead` (dense in the first k) and `moe_every` (one of every n).
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from quantize.tensors import Array
 
 __all__ = [
     "GATE",
+    "MXFP4_PARTS",
     "UP",
     "Computed",
     "Family",
@@ -76,6 +78,9 @@ __all__ = [
 Where = Literal["model", "layer", "dense", "moe"]
 
 GATE, UP = 0, 1  # the halves of a fused tensor
+
+MXFP4_PARTS = ("_blocks", "_scales")
+"""The ends of the names of the two tensors of which MXFP4 matrices are stored."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class Tensor:
     sources: tuple[Source, ...]
     optional: bool = False
     where: Where = "model"
+    when: str = ""  # expression, or "not" and one: the tensor is there where it is not 0
 
     def __post_init__(self) -> None:
         for source in self.sources:
@@ -131,6 +137,13 @@ class Tensor:
     def has_experts(self) -> bool:
         """Whether the tensor has one matrix per expert."""
         return len(self.axes) == 3 and self.axes[0] == "n_expert"
+
+    def exists(self, dims: Mapping[str, int]) -> bool:
+        """Whether a model of these dimensions has such a tensor."""
+        if not self.when:
+            return True
+        expression = self.when.removeprefix("not ")
+        return (evaluate(expression, dims) == 0) == (expression != self.when)
 
     def sizes(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of a model of these dimensions.
@@ -188,9 +201,9 @@ class Family:
         return [name for name in plain if name and "." not in name]
 
 
-def tensor(name: str, shape: str, *sources: str | Source, optional: bool = False) -> Tensor:
+def tensor(name: str, shape: str, *sources: str | Source, optional: bool = False, when: str = "") -> Tensor:
     """A tensor by its GGUF name, its shape in NumPy's order, and where it may be stored."""
-    return Tensor(name, shape, tuple(_source(source) for source in sources), optional)
+    return Tensor(name, shape, tuple(_source(source) for source in sources), optional, when=when)
 
 
 def each_layer(prefix: str, *tensors: Tensor) -> tuple[Tensor, ...]:
