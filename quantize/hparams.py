@@ -19,7 +19,6 @@ class RopeScaling:
     beta_slow: float | None = None  # yarn
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
-    rope_attn_factor: float = 1.0  # factor of cosines and sines, whatever the kind is
     short_factors: tuple[float, ...] = ()  # longrope: divisors of the frequencies up to n_ctx_orig tokens
     long_factors: tuple[float, ...] = ()  # longrope: those of longer texts
 
@@ -63,6 +62,7 @@ class Hparams:
     )
     expert_weights_scale: float = 0.0  # 0: they are not scaled
     expert_weights_norm: bool = False
+    rope_attn_factor: float = 1.0  # of cosines and sines, beside what their scaling makes of them
     attention_scale: float = 0.0  # of the products of queries and keys; 0: 1/sqrt(head_dim)
     embedding_scale: float = 0.0  # factors; 0: none
     residual_scale: float = 0.0

@@ -49,7 +49,7 @@ def make_rope(hparams: Hparams, n_ctx: int, factors: Tensor | None = None, devic
     frequencies = hparams.rope_freq_base**-exponents  # [n_rot/2]
     if factors is not None:
         frequencies = frequencies / factors.double()
-    magnitude = scaling.rope_attn_factor
+    magnitude = 1.0
     if scaling.kind == "linear":
         frequencies = frequencies / scaling.factor
     elif scaling.kind == "yarn":
@@ -57,10 +57,10 @@ def make_rope(hparams: Hparams, n_ctx: int, factors: Tensor | None = None, devic
         if ext_factor:
             ramp = _yarn_ramp(hparams) * ext_factor
             # with DeepSeek's multiplier the scale of attention has it all (see latent_scale)
-            magnitude *= 1.0 if _log_multiplier(hparams) else 1.0 + 0.1 * math.log(scaling.factor)
+            magnitude = 1.0 if _log_multiplier(hparams) else 1.0 + 0.1 * math.log(scaling.factor)
         else:
             ramp = torch.zeros(d // 2, dtype=torch.float64)
-            magnitude *= 1.0 if scaling.attn_factor is None else scaling.attn_factor
+            magnitude = 1.0 if scaling.attn_factor is None else scaling.attn_factor
         frequencies = frequencies / scaling.factor * (1 - ramp) + frequencies * ramp
     elif scaling.kind not in ("none", "llama3", "longrope"):
         raise CheckpointError(
@@ -69,6 +69,7 @@ def make_rope(hparams: Hparams, n_ctx: int, factors: Tensor | None = None, devic
             "known: linear, yarn, llama3, longrope",
         )
     angles = torch.arange(n_ctx, dtype=torch.float64)[:, None] * frequencies
+    magnitude *= hparams.rope_attn_factor
     cos, sin = ((wave * magnitude).float().to(device) for wave in (angles.cos(), angles.sin()))
     return Rope(cos, sin, hparams.rope_neox)
 

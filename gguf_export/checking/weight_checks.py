@@ -16,6 +16,7 @@ from quantize.decoding import to_f32
 from quantize.exceptions import NotFiniteError
 from quantize.families.roles import is_router
 from quantize.finite import refuse_non_finite
+from quantize.recipes.left_alone import allows_quantization
 from quantize.sources.checkpoint import Checkpoint
 from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import Array, Rows, TensorSpec
@@ -137,7 +138,7 @@ def _widths(checkpoint: Checkpoint) -> Iterator[Finding]:
     narrow = [
         spec
         for spec in checkpoint.specs()
-        if spec.is_matrix and spec.n_per_row % K_BLOCK and not is_router(spec)
+        if allows_quantization(spec, checkpoint.arch) and spec.n_per_row % K_BLOCK
     ]
     if narrow:
         yield info(

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from gguf.constants import GGML_QUANT_SIZES
+
 from quantize.containers.shard_index import ShardTensor
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.language import Family, Source, Tensor, evaluate
+from quantize.families.stored import MXFP4_PARTS
 from quantize.tensors import QType, TensorSpec, same_shape
 
 __all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of", "nextn_range", "stored_qtype"]
 
 REMEDIES = {"output.weight": "llama.cpp needs it here: store a copy of the token embedding"}
 """What to do where a tensor is missing that other architectures can do without."""
-
-MXFP4_PARTS = ("_blocks", "_scales")
-"""The ends of the names of the two tensors of which MXFP4 matrices are stored."""
-
-MXFP4_SIZE = 32
-"""Weights of a block."""
 
 QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32, "F8_E4M3": QType.BF16}
 """The types of stored numbers, and those in which they are read; FP8 has its scales beside it (`sources.fp8`)."""
@@ -151,14 +148,12 @@ def _bind(
 ) -> Binding | None:
     """Choose the layout of which most tensors are present, so that an error names what that layout lacks.
 
-    None where an optional tensor is absent, and for a tensor without weights: shared experts of a width of 0.
+    None where an optional tensor is absent.
     """
     shape = tensor.sizes(dims)
     spec_name = tensor.name.format(bid=bid)
-    if min(shape) < 0:
-        raise CheckpointError("config.json", f"{spec_name} would have the shape {list(shape)}")
-    if 0 in shape:
-        return None
+    if min(shape) < 1:
+        raise CheckpointError("config.json", f"{spec_name} would be empty: {list(shape)}")
     n_expert = shape[0] if tensor.has_experts else 1
     layouts = [(source, _names(source, bid, n_expert)) for source in tensor.sources]
     source, names = max(
@@ -254,11 +249,12 @@ def _qtype(stored: tuple[ShardTensor, ...], source: Source) -> QType:
 
 def _packed_shape(shape: tuple[int, ...], i: int) -> tuple[int, ...]:
     """Of MXFP4 matrices of a shape the codes (`i` 0) of each block of 32, or the exponents (1)."""
-    n_block, left = divmod(shape[-1], MXFP4_SIZE)
+    size, _ = GGML_QUANT_SIZES[QType.MXFP4]
+    n_block, left = divmod(shape[-1], size)
     if left:
-        message = f"rows of {shape[-1]} weights do not divide into MXFP4 blocks of {MXFP4_SIZE}"
+        message = f"rows of {shape[-1]} weights do not divide into MXFP4 blocks of {size}"
         raise CheckpointError("config.json", message)
-    return (*shape[:-1], n_block, MXFP4_SIZE // 2) if i == 0 else (*shape[:-1], n_block)
+    return (*shape[:-1], n_block, size // 2) if i == 0 else (*shape[:-1], n_block)
 
 
 def _packed_qtype(stored: tuple[ShardTensor, ...]) -> QType:

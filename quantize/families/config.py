@@ -96,8 +96,7 @@ def read_config(family: Family, config: Mapping[str, Any], n_vocab: int) -> Conf
     scaling, remarks = rope_scaling(config["rope_parameters"])
     hparams = hparams_of(family.arch, family.keys, values, n_vocab, rope_neox=family.rope_neox)
     # Of llama3 and longrope the config says more than the keys do: the rest is in tensors.
-    magnitude = hparams.rope_scaling.rope_attn_factor
-    hparams = replace(hparams, rope_scaling=replace(scaling, rope_attn_factor=magnitude))
+    hparams = replace(hparams, rope_scaling=scaling)
     if hparams.n_rot % 2:
         which = "head_dim" if hparams.n_rot == hparams.head_dim else "the rotated part of a head"
         raise CheckpointError("config.json", f"{which} {hparams.n_rot} is odd: rotary positions need pairs")

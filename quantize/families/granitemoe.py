@@ -7,8 +7,8 @@ A model with a `shared_intermediate_size` has a shared expert, which is stored f
 
 from __future__ import annotations
 
-from quantize.families.key_table import BASE, EXPERTS, ROUTER, SIZES, known, unless_zero
-from quantize.families.keys import Config, whole_number
+from quantize.families.key_table import BASE, EXPERTS, ROUTER, SIZES, known
+from quantize.families.keys import Config, unless_zero, whole_number
 from quantize.families.language import GATE, UP, Family, fused, moe_layers, tensor
 from quantize.families.llama import ATTENTION, ATTENTION_BIASES, COMPUTED, LAYER, MODEL
 from quantize.families.vocab_rules import LLAMA_VOCAB
@@ -33,9 +33,11 @@ EXPERT_LAYERS = moe_layers(
 
 SHARED_EXPERT = moe_layers(
     LAYER + "shared_mlp.",
-    tensor("ffn_gate_shexp.weight", "n_ff_shexp n_embd", fused("input_linear.weight", GATE)),
-    tensor("ffn_up_shexp.weight", "n_ff_shexp n_embd", fused("input_linear.weight", UP)),
-    tensor("ffn_down_shexp.weight", "n_embd n_ff_shexp", "output_linear.weight"),
+    tensor(
+        "ffn_gate_shexp.weight", "n_ff_shexp n_embd", fused("input_linear.weight", GATE), when="n_ff_shexp"
+    ),
+    tensor("ffn_up_shexp.weight", "n_ff_shexp n_embd", fused("input_linear.weight", UP), when="n_ff_shexp"),
+    tensor("ffn_down_shexp.weight", "n_embd n_ff_shexp", "output_linear.weight", when="n_ff_shexp"),
 )
 
 

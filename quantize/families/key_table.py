@@ -11,7 +11,7 @@ from functools import partial
 
 from gguf import GGUFValueType
 
-from quantize.containers.untrusted import F32_MAX, quoted
+from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.keys import MAX_SIZE, Config, Key, Value
 from quantize.families.rope import rope_scaling
@@ -27,7 +27,6 @@ __all__ = [
     "SIZES",
     "gating_func",
     "known",
-    "unless_zero",
     "with_rows",
 ]
 
@@ -153,7 +152,7 @@ FURTHER = (
     Key("residual_scale", "residual_scale", F32, optional=True),
     Key("logit_scale", "logit_scale", F32, optional=True),
     Key("rope.scale_linear", type=F32),
-    Key("rope.scaling.attn_factor", "rope_scaling.rope_attn_factor", F32, optional=True),
+    Key("rope.scaling.attn_factor", "rope_attn_factor", F32, optional=True),
     Key("rope.scaling.finetuned", type=BOOL),
 )
 """Keys of other architectures (src/llama-model.cpp: load_hparams)."""
@@ -167,30 +166,15 @@ def known(
     *,
     config: str | Callable[[Config], Value | None],
     optional: bool = False,
-    leads: bool = False,
     default: int | float | str | None = None,
 ) -> Key:
     """A row of `KNOWN` for a family whose config.json has a setting of its own for it, or a default of its own."""
     row = KNOWN[name]
     default = row.default if default is None else default
-    return replace(row, config=config, made="", optional=optional, leads=leads, default=default)
+    return replace(row, config=config, made="", optional=optional, default=default)
 
 
 def with_rows(keys: Iterable[Key], *rows: Key) -> tuple[Key, ...]:
     """A table in which some rows take the place of those of the same name."""
     by_name = {row.name: row for row in rows}
     return tuple(by_name.get(row.name, row) for row in keys)
-
-
-def unless_zero(setting: str) -> Callable[[Config], Value | None]:
-    """A factor of config.json that is written only where it is not zero; zero and null mean that there is none."""
-    return partial(_unless_zero, setting)
-
-
-def _unless_zero(setting: str, config: Config) -> Value | None:
-    value = config.get(setting)
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not abs(value) <= F32_MAX:
-        raise CheckpointError("config.json", f"{setting} must be a number, but is {quoted(value)}")
-    return float(value) or None

@@ -34,6 +34,7 @@ __all__ = [
     "key_values",
     "number",
     "setting",
+    "unless_zero",
     "whole_number",
 ]
 
@@ -88,6 +89,20 @@ def _derived(expression: str, config: Config) -> Value | None:
         return evaluate(expression, config)
     except (KeyError, TypeError, ValueError, ArithmeticError):
         raise CheckpointError("config.json", f"{expression} cannot be computed") from None
+
+
+def unless_zero(setting: str) -> Callable[[Config], Value | None]:
+    """A factor of config.json that is written only where it is not zero; zero and null mean that there is none."""
+    return partial(_unless_zero, setting)
+
+
+def _unless_zero(setting: str, config: Config) -> Value | None:
+    value = config.get(setting)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not abs(value) <= F32_MAX:
+        raise CheckpointError("config.json", f"{setting} must be a number, but is {quoted(value)}")
+    return float(value) or None
 
 
 def config_values(keys: Iterable[Key], config: Config) -> dict[str, Value]:

@@ -10,6 +10,7 @@ Phi3MiniModel).
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from quantize.families.key_table import KNOWN, known
 from quantize.families.keys import Config, Key, whole_number
@@ -94,7 +95,7 @@ FAMILY = Family(
     arch="phimoe",
     vocab=PHI_VOCAB,
     keys=(
-        known("rope.scaling.attn_factor", config=_attn_factor, optional=True, leads=True),
+        replace(KNOWN["rope.scaling.attn_factor"], config=_attn_factor, leads=True),
         KNOWN["context_length"],
         known("rope.scaling.original_context_length", config=_n_ctx_orig, optional=True),
         KNOWN["embedding_length"],

@@ -23,6 +23,7 @@ from typing import Literal
 
 __all__ = [
     "GATE",
+    "MXFP4_PARTS",
     "UP",
     "Source",
     "as_source",
@@ -41,6 +42,9 @@ __all__ = [
 Change = Literal["", "plus_one", "minus_exp"]
 
 GATE, UP = 0, 1  # the halves of a fused tensor
+
+MXFP4_PARTS = ("_blocks", "_scales")
+"""The ends of the names of the two tensors of which MXFP4 matrices are stored."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.families.language import Change
+from quantize.families.stored import Change
 from quantize.tensors import Array
 
 __all__ = ["changed"]
