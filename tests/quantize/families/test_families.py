@@ -284,9 +284,10 @@ def test_every_family_says_what_it_needs() -> None:
     assert "MixtralForCausalLM" in supported_architectures()
     for name in supported_architectures():
         family = family_of({"architectures": [name]})
-        assert family.arch == "llama" and name in family.architectures
-        hparams = read_config(family, complete_config(family, {}), 32000).hparams
-        assert hparams.n_layer == 32 and bool(hparams.n_expert) == (name == "MixtralForCausalLM")
+        assert name in family.architectures
+        if family.arch == "llama":
+            hparams = read_config(family, complete_config(family, {}), 32000).hparams
+            assert hparams.n_layer == 32 and bool(hparams.n_expert) == (name == "MixtralForCausalLM")
 
 
 @pytest.mark.parametrize(
