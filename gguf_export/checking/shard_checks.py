@@ -11,6 +11,7 @@ from gguf_export.checking.findings import Finding, error, info, warning
 from quantize.containers.shard_index import INDEX, ShardTensor, index_shards
 from quantize.containers.untrusted import quoted, read_json
 from quantize.exceptions import CheckpointError
+from quantize.sources.fp8 import Fp8Tensor
 
 __all__ = ["check_shards", "check_types"]
 
@@ -84,10 +85,14 @@ def check_types(stored: Mapping[str, ShardTensor], routers: Container[str]) -> I
     """A mixture of float types: some tensors were rounded and others not.
 
     Args:
-        stored: the tensors of the shards.
+        stored: the tensors of the shards; those of FP8 with scales are not counted, for other matrices are not.
         routers: names of those that choose the experts; some models keep them alone in float32.
     """
-    matrices = {tensor.name: tensor for tensor in stored.values() if len(tensor.shape) > 1}
+    matrices = {
+        tensor.name: tensor
+        for tensor in stored.values()
+        if len(tensor.shape) > 1 and not isinstance(tensor, Fp8Tensor)
+    }
     counts = Counter(tensor.dtype for tensor in matrices.values())
     if len(counts) < 2:
         return
