@@ -12,6 +12,7 @@ from quantize.containers.shard_index import INDEX, ShardTensor, index_shards
 from quantize.containers.untrusted import quoted, read_json
 from quantize.exceptions import CheckpointError
 from quantize.families.binding import QTYPES
+from quantize.sources.fp8 import Fp8Tensor
 
 __all__ = ["check_shards", "check_types"]
 
@@ -85,13 +86,14 @@ def check_types(stored: Mapping[str, ShardTensor], routers: Container[str]) -> I
     """A mixture of float types: some tensors were rounded and others not.
 
     Args:
-        stored: the tensors of the shards.
+        stored: the tensors of the shards; those of FP8 with scales are not counted, for other matrices are not.
         routers: names of those that choose the experts; some models keep them alone in float32.
     """
     matrices = {
         tensor.name: tensor
         for tensor in stored.values()
-        if len(tensor.shape) > 1 and tensor.dtype in QTYPES  # not the codes of quantized matrices
+        # codes of quantized matrices are of no float type
+        if len(tensor.shape) > 1 and tensor.dtype in QTYPES and not isinstance(tensor, Fp8Tensor)
     }
     counts = Counter(tensor.dtype for tensor in matrices.values())
     if len(counts) < 2:

@@ -118,7 +118,7 @@ def decoded(tensor: Fp8Tensor, codes: Array, scales: Array, first: int) -> Array
         rows = slice(begin - first, end - first)
         for i, table in enumerate(tables[tensor.scale_row(begin) - low]):
             columns = slice(i * n_col, (i + 1) * n_col)
-            found[rows, columns] = table[codes[rows, columns]]
+            table.take(codes[rows, columns], out=found[rows, columns], mode="clip")
     return found
 
 
