@@ -53,6 +53,7 @@ def experts(
         router: its stored name.
         may_lack: there are models of the family without shared experts.
     """
+    when = n_ff_shexp if may_lack else ""
     of_all = (
         tensor("ffn_gate_inp.weight", "n_expert n_embd", router),
         tensor(
@@ -80,7 +81,7 @@ def experts(
         LAYER,
         *of_all,
         *(
-            tensor(f"ffn_{name}_shexp.weight", shape, f"{shared}.{name}_proj.weight", optional=may_lack)
+            tensor(f"ffn_{name}_shexp.weight", shape, f"{shared}.{name}_proj.weight", when=when)
             for name, shape in (
                 ("gate", f"{n_ff_shexp} n_embd"),
                 ("up", f"{n_ff_shexp} n_embd"),

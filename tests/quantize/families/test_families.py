@@ -263,7 +263,12 @@ def test_expressions() -> None:
 # --- the families that are declared ----------------------------------------------------------------------------------
 
 
-NEED_SETTINGS = ("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "DbrxForCausalLM")
+NEED_SETTINGS = (
+    "BailingMoeForCausalLM",
+    "BailingMoeV2ForCausalLM",
+    "DbrxForCausalLM",
+    "DeepseekV2ForCausalLM",
+)
 """Classes without defaults for all settings that a GGUF needs."""
 
 
