@@ -114,7 +114,7 @@ def _bind(
     """
     shape = tensor.sizes(dims)
     spec_name = tensor.name.format(bid=bid)
-    if min(shape) < 1 and tensor.optional:
+    if tensor.optional and (min(shape) < 1 or not tensor.sources):
         return None
     if min(shape) < 1:
         raise CheckpointError("config.json", f"{spec_name} would be empty: {list(shape)}")

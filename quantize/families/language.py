@@ -37,9 +37,10 @@ A source is a Hugging Face name, or a name with words around it:
 * `plus_one(source)`, `minus_exp(source)`: 1 + x, -exp(x), in float32.
 
 Several sources of one tensor are alternatives: layouts that exist in the wild, of which a checkpoint has one. A tensor
-may be `optional`. `each_layer`, `dense_layers` and `moe_layers` say in which layers their tensors are; the family says
-which layers have experts by `n_layer_dense_lead` (dense in the first k) and `moe_every` (one of every n). Where not
-all layers attend, `attending_layers` and `recurrent_layers` go by `attention_every`.
+may be `optional`; without a source it is one of files that others made. `each_layer`, `dense_layers` and `moe_layers`
+say in which layers their tensors are; the family says which layers have experts by `n_layer_dense_lead` (dense in the
+first k) and `moe_every` (one of every n). Where not all layers attend, `attending_layers` and `recurrent_layers` go by
+`attention_every`.
 """
 
 from __future__ import annotations
