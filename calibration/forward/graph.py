@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
 
 from calibration.forward.attention import Attention, Fused, Grouped, Latent, LatentQueries
+from calibration.forward.delta_net import DeltaNet, DeltaNetWeights, Gated
 from calibration.forward.layers import Activation, Norm
 from calibration.forward.rope import Rope, latent_scale
 from calibration.forward.routing import Router
@@ -34,7 +36,12 @@ ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_
 
 WEIGHT, BIAS = ".weight", ".bias"
 
-KINDS: dict[str, type[Attention]] = {"grouped": Grouped, "fused": Fused, "latent": Latent}
+KINDS: dict[str, type[Attention]] = {
+    "grouped": Grouped,
+    "fused": Fused,
+    "latent": Latent,
+    "delta": Gated,
+}
 GATINGS: dict[int, Gating] = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_weight"}
 """llama_expert_gating_func_type (llama.cpp's src/llama-hparams.h); a file without the key means softmax."""
 
@@ -81,7 +88,7 @@ class ModelGraph:
         if graph is None or graph.attention not in KINDS:
             message = f"the forward pass does not know arch {hparams.arch!r}"
             raise CheckpointError(label, message, f"known: {', '.join(_archs())}")
-        self.hparams, self.names, self.graph = hparams, names, graph
+        self.hparams, self.names, self.graph, self.label = hparams, names, graph, label
 
     # -- norms
 
@@ -129,7 +136,9 @@ class ModelGraph:
                 k_norm=self.norm(name_in_layer(bid, "attn_kv_a_norm"), vector),
             )
         q_norm, k_norm, sinks = (found(stem) for stem in ("attn_q_norm", "attn_k_norm", "attn_sinks"))
-        return kind(
+        has_net = name_in_layer(bid, DeltaNet.OUTPUT) in self.names
+        make = partial(DeltaNet, net=self._delta_net(bid, vector)) if has_net else kind
+        return make(
             rope=rope,
             n_head=hparams.n_head,
             n_head_kv=hparams.n_head_kv,
@@ -142,6 +151,26 @@ class ModelGraph:
             k_norm=None if k_norm is None else self.norm(k_norm, vector),
             norm_behind_rotation=self.graph.norm_behind_rotation,
             clamp=hparams.clamp_kqv,
+        )
+
+    def _delta_net(self, bid: int, vector: Vector) -> DeltaNetWeights:
+        """What a layer of a gated delta net has beside its matrices.
+
+        Raises:
+            CheckpointError: the matrices lie as llama.cpp's converter first wrote them.
+        """
+        old = name_in_layer(bid, "ssm_in")
+        if old in self.names:
+            message = f"{old} is of a layout that the forward pass does not know"
+            raise CheckpointError(self.label, message, "convert the model again")
+        extra = self.hparams.extra
+        return DeltaNetWeights(
+            conv=vector(name_in_layer(bid, "ssm_conv1d")).view(-1, int(extra["ssm_d_conv"])),
+            dt_bias=vector(f"blk.{bid}.ssm_dt{BIAS}"),
+            decay=vector(f"blk.{bid}.ssm_a"),
+            norm=self.norm(name_in_layer(bid, "ssm_norm"), vector),
+            n_key_heads=int(extra["ssm_n_group"]),
+            width=int(extra["ssm_d_state"]),
         )
 
     def _sees_window(self, bid: int) -> bool:

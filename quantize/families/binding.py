@@ -152,6 +152,8 @@ def _bind(
     """
     shape = tensor.sizes(dims)
     spec_name = tensor.name.format(bid=bid)
+    if tensor.optional and not tensor.sources:
+        return None
     if min(shape) < 1:
         raise CheckpointError("config.json", f"{spec_name} would be empty: {list(shape)}")
     n_expert = shape[0] if tensor.has_experts else 1

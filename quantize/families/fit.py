@@ -102,6 +102,9 @@ def _expected(hparams: Hparams) -> dict[str, tuple[tuple[int, ...], bool]] | Non
     fitting = [family for family in families if _has_experts(family) == (hparams.n_expert > 0)]
     if not fitting or any(family.dims for family in families) or hparams.n_layer > MAX_LAYERS:
         return None
+    tensors = [tensor for family in families for tensor in family.tensors]
+    if hparams.n_layer_nextn and not any("nextn." in tensor.name for tensor in tensors):
+        return None  # layers that predict further tokens, of which nothing is said here
     expected: dict[str, tuple[tuple[int, ...], bool]] = {}
     for family in families:
         for tensor in family.tensors:

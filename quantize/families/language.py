@@ -25,12 +25,12 @@ a stack of matrices: of experts where the first is `n_expert`, else of heads or 
 A source is a Hugging Face name, or a name with words around it (`stored`).
 
 Several sources of one tensor are alternatives: layouts that exist in the wild, of which a checkpoint has one. A tensor
-may be `optional`, or be there only `when` an expression is not 0 ("q_lora_rank", "not q_lora_rank"). `each_layer`,
-`dense_layers`, `moe_layers` and `nextn_layers` say in which layers their tensors are; the family says which layers have
-experts by `n_layer_dense_lead` (dense in the first k) and `moe_every` (one of every n). Layers that predict further
-tokens (`n_layer_nextn` of the hyper-parameters, the last ones) are whole layers with `nextn_layers` tensors on top; a
-checkpoint may lack such a layer as a whole. Where not all layers attend, `attending_layers` and `recurrent_layers` go
-by `attention_every`.
+may be `optional` (without a source it is one of files that others made), or be there only `when` an expression is not 0
+("q_lora_rank", "not q_lora_rank"). `each_layer`, `dense_layers`, `moe_layers` and `nextn_layers` say in which layers
+their tensors are; the family says which layers have experts by `n_layer_dense_lead` (dense in the first k) and
+`moe_every` (one of every n). Layers that predict further tokens (`n_layer_nextn` of the hyper-parameters, the last
+ones) are whole layers with `nextn_layers` tensors on top; a checkpoint may lack such a layer as a whole. Where not all
+layers attend, `attending_layers` and `recurrent_layers` go by `attention_every`.
 """
 
 from __future__ import annotations

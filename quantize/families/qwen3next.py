@@ -119,12 +119,16 @@ FAMILY = Family(
                 "attn_qkv.weight",
                 f"2*ssm_d_state*ssm_n_group+{VALUES} n_embd",
                 regrouped("linear_attn.in_proj_qkvz.weight", "ssm_n_group", QKVZ, (0, 1, 2)),
+                optional=True,
             ),
             tensor(
                 "attn_gate.weight",
                 f"{VALUES} n_embd",
                 regrouped("linear_attn.in_proj_qkvz.weight", "ssm_n_group", QKVZ, (3,)),
+                optional=True,
             ),
+            # The converter's first versions left that matrix as it is stored.
+            tensor("ssm_in.weight", f"2*ssm_d_state*ssm_n_group+2*{VALUES} n_embd", optional=True),
             tensor(
                 "ssm_conv1d.weight",
                 f"2*ssm_d_state*ssm_n_group+{VALUES} ssm_d_conv",

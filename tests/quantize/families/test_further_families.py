@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,23 @@ def test_rotated_dimensions_may_be_said_as_a_share(tmp_path: Path) -> None:
     hparams = open_checkpoint(write(tmp_path, (tensors, config))).hparams
     assert (hparams.n_rot, hparams.head_dim) == (4, 16)
     assert hparams.expert_gating_func == 2  # the class knows nothing else than the sigmoid
+
+
+def test_files_of_others_may_have_more(tmp_path: Path) -> None:
+    """The first converter left the input matrix of a delta net whole; later ones write layers for further tokens."""
+    checkpoint = open_checkpoint(write(tmp_path, CASES["qwen3next"]()))
+    hparams = checkpoint.hparams
+    whole = [
+        replace(spec, name=spec.name.replace("attn_qkv", "ssm_in"), shape=(96, 64))
+        if "attn_qkv" in spec.name
+        else spec
+        for spec in checkpoint.specs()
+        if "attn_gate" not in spec.name
+    ]
+    assert not list(tensor_misfits(hparams, whole))
+    further = [*checkpoint.specs(), TensorSpec("blk.4.nextn.eh_proj.weight", (64, 128), QType.BF16)]
+    assert [misfit.place for misfit in tensor_misfits(hparams, further)] == ["'blk.4.nextn.eh_proj.weight'"]
+    assert not list(tensor_misfits(replace(hparams, n_layer=5, n_layer_nextn=1), further))
 
 
 def test_layers_of_qwen3next_attend_as_the_config_says(tmp_path: Path) -> None:
