@@ -220,7 +220,6 @@ FAMILY = Family(
         "topk_method": "greedy",
         "norm_topk_prob": False,
         "moe_intermediate_size": 1407,
-        "moe_layer_freq": 1,  # not transformers'; llama.cpp gives every layer behind the dense ones experts
     },
-    accepted={"hidden_act": ("silu", "swish"), "moe_layer_freq": (1,)},
+    accepted={"hidden_act": ("silu", "swish"), "moe_layer_freq": (1, None)},
 )

@@ -49,7 +49,6 @@ FAMILY = Family(
         "norm_topk_prob": True,
         "rope_interleave": True,
         "moe_intermediate_size": 2048,
-        "moe_layer_freq": 1,  # not transformers'; llama.cpp gives every layer behind the dense ones experts
     },
-    accepted={"hidden_act": ("silu", "swish"), "moe_layer_freq": (1,), "rope_interleave": (True,)},
+    accepted={"hidden_act": ("silu", "swish"), "moe_layer_freq": (1, None), "rope_interleave": (True,)},
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,10 @@ def test_expressions() -> None:
 # --- the families that are declared ----------------------------------------------------------------------------------
 
 
+NO_DEFAULTS = {"num_experts_per_tok": 2, "head_dim": 128}
+"""Settings for which transformers has no default in some families, or none that fits the others."""
+
+
 def test_every_family_says_what_it_needs() -> None:
     import pkgutil
 
@@ -285,9 +290,9 @@ def test_every_family_says_what_it_needs() -> None:
     for name in supported_architectures():
         family = family_of({"architectures": [name]})
         assert name in family.architectures
-        if family.arch == "llama":
-            hparams = read_config(family, complete_config(family, {}), 32000).hparams
-            assert hparams.n_layer == 32 and bool(hparams.n_expert) == (name == "MixtralForCausalLM")
+        hparams = read_config(family, complete_config(family, NO_DEFAULTS), 32000).hparams
+        assert hparams.arch == family.arch and hparams.n_layer >= 16
+        assert bool(hparams.n_expert) == any(tensor.where == "moe" for tensor in family.tensors)
 
 
 @pytest.mark.parametrize(
@@ -362,14 +367,15 @@ CONFIGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("name", FAMILIES)
 def test_config_is_completed_as_transformers_does(tmp_path: Path, name: str, raw: dict[str, Any]) -> None:
     transformers = pytest.importorskip("transformers")
-    config = {"architectures": [f"{name.capitalize()}ForCausalLM"], "model_type": name} | raw
+    family: Family = import_module(f"quantize.families.{name}").FAMILY
+    config = {"architectures": [family.architectures[0]], "model_type": family.defaults["model_type"]} | raw
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     expected = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
-    family = family_of(config)
     found = complete_config(family, config)
     assert {key: found[key] for key in raw if key in expected} == {
         key: expected[key] for key in raw if key in expected
     }
+    expected = expected["rope_parameters"] | expected  # the part of heads that is rotated is only there
     for key in [*family.defaults, *family.if_null, "rope_parameters"]:
         assert found[key] == expected[key], key
 
