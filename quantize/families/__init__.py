@@ -35,6 +35,7 @@ FAMILIES = (
     "deepseek2",
     "deepseek3",
     "glm4moe",
+    "glm4moelite",
 )
 """The modules of this package that offer `FAMILY: Family`."""
 

@@ -33,16 +33,15 @@ def _n_rot(config: Config) -> int:
     return int(head_dim * factor)
 
 
+WITH_NEXTN = Key(
+    "block_count",
+    "n_layer",
+    config=derived("num_hidden_layers+num_nextn_predict_layers"),
+    maximum=MAX_LAYERS,
+)
+
 KEYS = (
-    *with_rows(
-        BASE,
-        Key(
-            "block_count",
-            "n_layer",
-            config=derived("num_hidden_layers+num_nextn_predict_layers"),
-            maximum=MAX_LAYERS,
-        ),
-    ),
+    *with_rows(BASE, WITH_NEXTN),
     known("expert_count", config="n_routed_experts"),
     EXPERTS[1],
     *ROUTER[:2],

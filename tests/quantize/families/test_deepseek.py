@@ -12,7 +12,7 @@ import numpy as np
 import pico
 import pytest
 import torch
-from deep_cases import DEEP_CASES, V2, YARN
+from deep_cases import DEEP_CASES, FLASH, V2, YARN
 from golden_keys import record
 from pico_deep import FX, HEADS, HV, KV_LORA, NOPE, ROT, E, pico_deepseek
 from places import GOLDEN
@@ -28,7 +28,8 @@ from calibration.forward.run import forward
 from calibration.forward.settings import ForwardSettings
 from calibration.forward.streams import Observer, Stream
 from quantize.exceptions import CheckpointError
-from quantize.families import deepseek2
+from quantize.families import deepseek2, known_keys
+from quantize.families.keys import hparams_of
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.tensors import TensorSpec
 
@@ -102,6 +103,21 @@ def test_the_layer_for_further_tokens_is_left_out(tmp_path: Path) -> None:
     assert source.hparams.n_layer == 3 and max(spec.bid or 0 for spec in source.specs()) == 2
     (remark,) = [remark for remark in source.remarks if "ignored" in remark.message]
     assert "'model.layers.3." in remark.message
+
+
+def test_glm_flash_keeps_the_layer_for_further_tokens(tmp_path: Path) -> None:
+    source = open_checkpoint(pico_deepseek(tmp_path / "m", architecture=FLASH, n_mtp=1))
+    names = {spec.name for spec in source.specs() if spec.bid == 3}
+    assert {"blk.3.nextn.eh_proj.weight", "blk.3.attn_k_b.weight", "blk.3.ffn_up_exps.weight"} < names
+    assert source.hparams.n_layer_run == 3 and not source.remarks
+
+
+@pytest.mark.parametrize(("n_layer", "n_vocab", "gating"), [(47, 154880, 2), (47, 1000, 1), (61, 154880, 1)])
+def test_a_file_that_does_not_name_the_router(n_layer: int, n_vocab: int, gating: int) -> None:
+    """As the loader takes it (src/models/deepseek2.cpp: load_arch_hparams)."""
+    table = known_keys("deepseek2").values()
+    values = {row.name: 7 for row in table if row.is_required} | {"block_count": n_layer}
+    assert hparams_of("deepseek2", table, values, n_vocab).expert_gating_func == gating
 
 
 def test_a_tied_output_is_the_embedding(tmp_path: Path) -> None:
