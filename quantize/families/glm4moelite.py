@@ -7,15 +7,22 @@ config.json does not name the router's sigmoid, and neither does the file: llama
 from __future__ import annotations
 
 from quantize.families.deepseek2 import GRAPH, KEYS, TENSORS
-from quantize.families.glm4moe import NEXTN, WITH_NEXTN
-from quantize.families.key_table import known, with_rows
-from quantize.families.keys import Config
+from quantize.families.glm4moe import NEXTN
+from quantize.families.key_table import MAX_LAYERS, known, with_rows
+from quantize.families.keys import Config, whole_number
 from quantize.families.language import Family
 
 
 def _n_layer_nextn(config: Config) -> int | None:
     """Layers for further tokens; written only where there are any."""
-    return config.get("num_nextn_predict_layers") or None
+    if config.get("num_nextn_predict_layers") is None:
+        return None
+    return whole_number(config, "num_nextn_predict_layers", 0, MAX_LAYERS) or None
+
+
+def _n_layer(config: Config) -> int:
+    """All layers, those for further tokens among them."""
+    return whole_number(config, "num_hidden_layers", 1, MAX_LAYERS) + (_n_layer_nextn(config) or 0)
 
 
 LENGTHS = ("attention.key_length", "attention.value_length")
@@ -23,7 +30,7 @@ BEHIND = "attention.kv_lora_rank"
 """Behind it these keys stand: transformers' config of this class has no head_dim, which would write them before."""
 
 _moved = [row for row in KEYS if row.name in LENGTHS]
-_others = [row for row in with_rows(KEYS, WITH_NEXTN) if row.name not in LENGTHS]
+_others = [row for row in with_rows(KEYS, known("block_count", config=_n_layer)) if row.name not in LENGTHS]
 _place = [row.name for row in _others].index(BEHIND) + 1
 
 FAMILY = Family(
@@ -70,6 +77,5 @@ FAMILY = Family(
         "rope_interleave": True,
         "moe_intermediate_size": 1536,
     },
-    if_null={"num_nextn_predict_layers": "0"},
     accepted={"hidden_act": ("silu", "swish"), "rope_interleave": (True,)},
 )
