@@ -32,7 +32,7 @@ __all__ = [
 FAMILIES = (
     *("llama", "mistral", "mixtral"),
     *("qwen2", "qwen3", "qwen2moe", "qwen3moe", "olmoe"),
-    *("deepseek2", "deepseek3", "glm4moe"),
+    *("deepseek2", "deepseek3", "glm4moe", "glm4moelite"),
     *("minimax_m2", "ernie4_5", "ernie4_5_moe", "hunyuan_moe", "bailingmoe", "bailingmoe2"),
     *("dbrx", "granitemoe", "phimoe", "gpt_oss", "qwen3next"),
 )

@@ -9,7 +9,9 @@ Rotary pairs are neighbours in the checkpoint already: nothing is permuted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from gguf import GGUFValueType
 
@@ -38,6 +40,13 @@ LAYER = "model.layers.{bid}."
 LITE_LAYERS = (26, 27)
 LITE_LAYERS_AND_VOCAB = (48, 128256)
 """By these llama.cpp takes a model for a Lite one, without a latent vector of queries (src/models/deepseek2.cpp)."""
+
+
+SOFTMAX, SIGMOID = 1, 2  # llama_expert_gating_func_type
+GLM_LAYERS, GLM_VOCAB = (
+    (47, 48, 49),
+    154880,
+)  # a layer for further tokens counts here, and does not in llama.cpp
 
 
 def _q_lora_rank(config: Config) -> int | None:
@@ -70,13 +79,19 @@ def _log_multiplier(config: Config) -> float | None:
     return float(0.1 * mscale)
 
 
+def _gating(dims: Mapping[str, Any]) -> int:
+    """The router's function where the file does not say it: softmax, but for GLM-4.7-Flash, known by its size."""
+    is_glm = dims["n_layer"] in GLM_LAYERS and dims["n_vocab"] == GLM_VOCAB
+    return SIGMOID if is_glm else SOFTMAX
+
+
 F32 = GGUFValueType.FLOAT32
 
 KEYS = (
     *with_rows(BASE, known("attention.head_count_kv", config=derived("1"))),
     known("expert_count", config="n_routed_experts"),
     EXPERTS[1],
-    *with_rows(ROUTER, known("expert_gating_func", config=ROUTER[2].config, optional=True, default=1)),
+    *with_rows(ROUTER, known("expert_gating_func", config=ROUTER[2].config, optional=True, default=_gating)),
     Key("attention.key_length", "head_dim", config=derived("kv_lora_rank+qk_rope_head_dim")),
     Key("attention.value_length", "head_dim_v", config="kv_lora_rank"),
     known("leading_dense_block_count", config="first_k_dense_replace", optional=True),

@@ -10,7 +10,7 @@ from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
 from quantize.families.deepseek2 import DENSE, EXPERT_LAYERS
 from quantize.families.graph import Graph
-from quantize.families.key_table import BASE, EXPERTS, HEADS, MAX_LAYERS, ROUTER, known, with_rows
+from quantize.families.key_table import BASE, EXPERTS, HEADS, ROUTER, known, with_rows
 from quantize.families.keys import Config, Key, derived
 from quantize.families.language import Family, each_layer, moe_layers, nextn_layers, tensor
 from quantize.families.llama import MODEL
@@ -35,15 +35,7 @@ def _n_rot(config: Config) -> int:
 
 
 KEYS = (
-    *with_rows(
-        BASE,
-        Key(
-            "block_count",
-            "n_layer",
-            config=derived("num_hidden_layers+num_nextn_predict_layers"),
-            maximum=MAX_LAYERS,
-        ),
-    ),
+    *with_rows(BASE, known("block_count", config=derived("num_hidden_layers+num_nextn_predict_layers"))),
     known("expert_count", config="n_routed_experts"),
     EXPERTS[1],
     *ROUTER[:2],

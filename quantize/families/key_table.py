@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from gguf import GGUFValueType
 
@@ -166,7 +167,7 @@ def known(
     *,
     config: str | Callable[[Config], Value | None],
     optional: bool = False,
-    default: int | float | str | None = None,
+    default: int | float | str | Callable[[Mapping[str, Any]], Value] | None = None,
 ) -> Key:
     """A row of `KNOWN` for a family whose config.json has a setting of its own for it, or a default of its own."""
     row = KNOWN[name]

@@ -57,7 +57,8 @@ class Key:
     model's dimensions, for a key that only repeats them; `flags` gives a switch for each layer.
 
     A file that lacks the key means `default`: a value, or an expression in dimensions that stand before it in the
-    table. Without one the key is required, unless it is `optional`: then `Hparams` has a default itself.
+    table, or a function of these. Without one the key is required, unless it is `optional`: then `Hparams` has a
+    default itself.
     """
 
     name: str  # behind "{arch}."
@@ -66,7 +67,7 @@ class Key:
     config: str | Callable[[Config], Value | None] = ""
     made: str = ""
     flags: Callable[[Hparams], list[bool]] | None = None
-    default: int | float | str | None = None
+    default: int | float | str | Callable[[Mapping[str, Any]], Value] | None = None
     optional: bool = False  # config.json may leave it out
     per_layer: bool = False  # llama.cpp takes an array of one number for each layer, too
     leads: bool = False  # written with the tensors, and so right behind general.architecture
@@ -198,13 +199,20 @@ def hparams_of(
         if value is None and row.is_required:
             raise KeyError(row.name)
         if value is None:
-            value = evaluate(row.default, known_fields) if isinstance(row.default, str) else row.default
+            value = _meant(row, known_fields)
         outer, _, field = row.field.rpartition(".")
         if field and value is not None:
             (scaling if outer else known_fields)[field] = value
     known_fields.setdefault("head_dim", known_fields["n_embd"] // known_fields["n_head"])
     extra = {name: known_fields.pop(name) for name in [*known_fields] if name not in HPARAMS_FIELDS}
     return Hparams(**known_fields, rope_scaling=RopeScaling(**scaling), extra=extra)
+
+
+def _meant(row: Key, known_fields: Mapping[str, Any]) -> Value | None:
+    """The value that a file without this key means, by the dimensions that are known before it."""
+    if callable(row.default):
+        return row.default(known_fields)
+    return evaluate(row.default, known_fields) if isinstance(row.default, str) else row.default
 
 
 def key_values(keys: Iterable[Key], values: Mapping[str, Value], hparams: Hparams) -> list[KeyValue]:

@@ -27,8 +27,8 @@ import runpy, sys
 source, *arguments = sys.argv[1:]
 sys.path[:0] = [source, source + "/gguf-py"]
 from conversion.deepseek import DeepseekV2Model
-from conversion.glm import Glm4MoeModel
-for model in (DeepseekV2Model, Glm4MoeModel):
+from conversion.glm import Glm4MoeLiteModel, Glm4MoeModel
+for model in (DeepseekV2Model, Glm4MoeLiteModel, Glm4MoeModel):
     model.set_vocab = lambda self: None
 sys.argv = [source + "/convert_hf_to_gguf.py", *arguments]
 runpy.run_path(sys.argv[0], run_name="__main__")

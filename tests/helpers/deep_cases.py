@@ -18,7 +18,7 @@ YARN = {
     "beta_slow": 1,
 }
 
-V2 = "DeepseekV2ForCausalLM"
+V2, FLASH = "DeepseekV2ForCausalLM", "Glm4MoeLiteForCausalLM"
 
 DEEP_CASES: Mapping[str, Callable[[Path], Path]] = {
     "deepseek-v2": partial(pico_deepseek, architecture=V2),
@@ -29,6 +29,8 @@ DEEP_CASES: Mapping[str, Callable[[Path], Path]] = {
     "deepseek-v3-mtp": partial(
         pico_deepseek, n_mtp=1, n_shared=1, rope_scaling=YARN | {"mscale_all_dim": 1.0}
     ),
+    "glm-flash": partial(pico_deepseek, architecture=FLASH, scoring_func=None, n_mtp=1),
+    "glm-flash without mtp": partial(pico_deepseek, architecture=FLASH),
     "glm-4.5": pico_glm,
     "glm-4.5-air": partial(pico_glm, n_layer=2, qk_norm=False, biases=False, stored_mtp=False),
     "glm without mtp": partial(pico_glm, n_mtp=0, norm_topk_prob=False),

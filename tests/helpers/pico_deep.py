@@ -17,6 +17,13 @@ HEADS, Q_LORA, KV_LORA, NOPE, ROT, HV = 4, 14, 10, 6, 4, 5
 GLM_HEADS, GLM_KV_HEADS, GLM_HEAD_DIM = 4, 2, 8
 
 
+MODEL_TYPES = {
+    "DeepseekV2ForCausalLM": "deepseek_v2",
+    "DeepseekV3ForCausalLM": "deepseek_v3",
+    "Glm4MoeLiteForCausalLM": "glm4_moe_lite",
+}
+
+
 def pico_deepseek(
     folder: Path,
     *,
@@ -33,6 +40,7 @@ def pico_deepseek(
     """A DeepSeek with one dense layer; `n_mtp` layers more are stored behind the last. Returns the folder."""
     rng = np.random.default_rng(seed)
     weights = _outside(rng, tied)
+    is_v3 = architecture != "DeepseekV2ForCausalLM"
     for bid in range(n_layer + n_mtp):
         layer = f"model.layers.{bid}."
         attention = layer + "self_attn."
@@ -47,11 +55,12 @@ def pico_deepseek(
         weights[attention + "kv_b_proj.weight"] = _normal(rng, HEADS * (NOPE + HV), KV_LORA)
         weights[attention + "o_proj.weight"] = _normal(rng, D, HEADS * HV)
         _feed_forward(weights, rng, layer, is_dense=bid < 1, n_shared=n_shared, fused=fused)
-        if architecture == "DeepseekV3ForCausalLM" and bid >= 1:
+        if is_v3 and bid >= 1:
             weights[layer + "mlp.gate.e_score_correction_bias"] = 0.1 * _normal(rng, E)
-    is_v3 = architecture == "DeepseekV3ForCausalLM"
+        if bid >= n_layer:
+            _nextn(weights, rng, layer)
     settings = _config(architecture, n_layer, tied) | {
-        "model_type": "deepseek_v3" if is_v3 else "deepseek_v2",
+        "model_type": MODEL_TYPES[architecture],
         "num_attention_heads": HEADS,
         "num_key_value_heads": HEADS,
         "q_lora_rank": q_lora_rank,
@@ -102,11 +111,7 @@ def pico_glm(
         if bid >= 1:
             weights[layer + "mlp.gate.e_score_correction_bias"] = 0.1 * _normal(rng, E)
         if bid >= n_layer:
-            weights[layer + "eh_proj.weight"] = _normal(rng, D, 2 * D)
-            for name in ("enorm", "hnorm", "shared_head.norm"):
-                weights[f"{layer}{name}.weight"] = _norm(rng, D)
-            weights[layer + "embed_tokens.weight"] = _normal(rng, V, D)
-            weights[layer + "shared_head.head.weight"] = _normal(rng, V, D)
+            _nextn(weights, rng, layer)
     settings = _config("Glm4MoeForCausalLM", n_layer, tied=False) | {
         "model_type": "glm4_moe",
         "num_attention_heads": GLM_HEADS,
@@ -200,6 +205,15 @@ def _feed_forward(
         return
     weights[mlp + "experts.gate_up_proj"] = _normal(rng, E, 2 * FX, D)
     weights[mlp + "experts.down_proj"] = _normal(rng, E, D, FX)
+
+
+def _nextn(weights: dict[str, Array], rng: np.random.Generator, layer: str) -> None:
+    """What a layer for further tokens has beside the tensors of any layer."""
+    weights[layer + "eh_proj.weight"] = _normal(rng, D, 2 * D)
+    for name in ("enorm", "hnorm", "shared_head.norm"):
+        weights[f"{layer}{name}.weight"] = _norm(rng, D)
+    weights[layer + "embed_tokens.weight"] = _normal(rng, V, D)
+    weights[layer + "shared_head.head.weight"] = _normal(rng, V, D)
 
 
 def _gated(weights: dict[str, Array], rng: np.random.Generator, prefix: str, width: int) -> None:

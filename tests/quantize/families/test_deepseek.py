@@ -12,17 +12,24 @@ import numpy as np
 import pico
 import pytest
 import torch
-from deep_cases import DEEP_CASES, V2, YARN
+from deep_cases import DEEP_CASES, FLASH, V2, YARN
 from golden_keys import record
 from pico_deep import FX, HEADS, HV, KV_LORA, NOPE, ROT, E, pico_deepseek
 from places import GOLDEN
 from torch import Tensor
 from torch.nn.functional import silu
 
+from calibration.forward.backward import BackwardPass
+from calibration.forward.forward_pass import ForwardPass
+from calibration.forward.gradients import GradientObserver
 from calibration.forward.graph import ModelGraph
+from calibration.forward.hidden import Storage
 from calibration.forward.run import forward
+from calibration.forward.settings import ForwardSettings
 from calibration.forward.streams import Observer, Stream
 from quantize.exceptions import CheckpointError
+from quantize.families import deepseek2, known_keys
+from quantize.families.keys import hparams_of
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.tensors import TensorSpec
 
@@ -96,6 +103,21 @@ def test_the_layer_for_further_tokens_is_left_out(tmp_path: Path) -> None:
     assert source.hparams.n_layer == 3 and max(spec.bid or 0 for spec in source.specs()) == 2
     (remark,) = [remark for remark in source.remarks if "ignored" in remark.message]
     assert "'model.layers.3." in remark.message
+
+
+def test_glm_flash_keeps_the_layer_for_further_tokens(tmp_path: Path) -> None:
+    source = open_checkpoint(pico_deepseek(tmp_path / "m", architecture=FLASH, n_mtp=1))
+    names = {spec.name for spec in source.specs() if spec.bid == 3}
+    assert {"blk.3.nextn.eh_proj.weight", "blk.3.attn_k_b.weight", "blk.3.ffn_up_exps.weight"} < names
+    assert source.hparams.n_layer_run == 3 and not source.remarks
+
+
+@pytest.mark.parametrize(("n_layer", "n_vocab", "gating"), [(47, 154880, 2), (47, 1000, 1), (61, 154880, 1)])
+def test_a_file_that_does_not_name_the_router(n_layer: int, n_vocab: int, gating: int) -> None:
+    """As the loader takes it (src/models/deepseek2.cpp: load_arch_hparams)."""
+    table = known_keys("deepseek2").values()
+    values = {row.name: 7 for row in table if row.is_required} | {"block_count": n_layer}
+    assert hparams_of("deepseek2", table, values, n_vocab).expert_gating_func == gating
 
 
 def test_a_tied_output_is_the_embedding(tmp_path: Path) -> None:
@@ -222,14 +244,15 @@ def tokens() -> np.ndarray:
     [
         {},
         {"architecture": V2, "rope_scaling": YARN},
-        {"architecture": V2, "n_layer": 26, "q_lora_rank": None},
+        {"architecture": V2, "n_layer": 2, "q_lora_rank": None},
         {"n_mtp": 1, "rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
     ],
     ids=["v3", "v2 with yarn", "v2-lite", "v3 with yarn"],
 )
 def test_logits_are_those_of_the_unabsorbed_model(
-    options: dict[str, Any], tokens: np.ndarray, tmp_path: Path
+    options: dict[str, Any], tokens: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(deepseek2, "LITE_LAYERS", (2,))
     folder = pico_deepseek(tmp_path / "m", **options)
     found: list[Tensor] = []
     forward(
@@ -259,3 +282,32 @@ def test_observers_see_the_inputs_of_each_head(tokens: np.ndarray, tmp_path: Pat
             assert [seen[spec.name, xid] for xid in range(spec.n_matrix)] == [tokens.size] * spec.n_matrix
     attention = ModelGraph(source.hparams, {spec.name for spec in source.specs()}).attention_kind
     assert attention.inner == ("attn_q_b", "attn_k_b", "attn_v_b")
+
+
+@pytest.mark.numeric
+def test_gradients_of_each_head_are_those_of_the_unabsorbed_matrix(
+    tokens: np.ndarray, tmp_path: Path
+) -> None:
+    folder = pico_deepseek(tmp_path / "m")
+    sums: dict[tuple[str, int], Tensor] = {}
+
+    class Sums(GradientObserver):
+        def gradients(self, spec: TensorSpec, xid: int, tokens: Tensor, x: Tensor, g: Tensor) -> None:
+            sums[spec.name, xid] = sums.get((spec.name, xid), torch.zeros(())) + g.T @ x
+
+    settings = ForwardSettings()
+    there = ForwardPass(
+        [Stream(open_checkpoint(folder))], tokens, settings, Storage(settings), keep_layers=True
+    )
+    there.run()
+    back = BackwardPass(there, [Sums()])
+    back.run()
+    model, name = Written(folder), "model.layers.1.self_attn.kv_b_proj.weight"
+    kv_b = model.weights[name].requires_grad_()
+    logits = torch.cat([model.logits(chunk) for chunk in tokens])
+    loss = torch.nn.functional.cross_entropy(logits, back.labels, reduction="sum")
+    (wanted,) = torch.autograd.grad(loss, kv_b)
+    for xid, of_head in enumerate(wanted.view(HEADS, NOPE + HV, KV_LORA)):
+        keys, values = sums["blk.1.attn_k_b.weight", xid], sums["blk.1.attn_v_b.weight", xid]
+        torch.testing.assert_close(keys.T, of_head[:NOPE], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(values, of_head[NOPE:], rtol=1e-3, atol=1e-3)
