@@ -16,18 +16,7 @@ from quantize.exceptions import CheckpointError
 from quantize.families.keys import MAX_SIZE, Config, Key, Value
 from quantize.families.rope import rope_scaling
 
-__all__ = [
-    "BASE",
-    "EXPERTS",
-    "HEADS",
-    "KNOWN",
-    "MAX_EXPERTS",
-    "MAX_LAYERS",
-    "ROUTER",
-    "SIZES",
-    "gating_func",
-    "known",
-]
+__all__ = ["BASE", "EXPERTS", "HEADS", "KNOWN", "MAX_EXPERTS", "MAX_LAYERS", "ROUTER", "SIZES", "known"]
 
 U32, F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
 STRING, BOOL = GGUFValueType.STRING, GGUFValueType.BOOL
@@ -66,7 +55,7 @@ def _groups(setting: str, config: Config) -> int | None:
     return n_groups
 
 
-def gating_func(config: Config) -> int | None:
+def _gating(config: Config) -> int | None:
     """The function that makes probabilities of the router's logits."""
     score = next((config[name] for name in SCORE_SETTINGS if config.get(name) is not None), None)
     if score is None:
@@ -119,7 +108,7 @@ ROUTER = (
         optional=True,
         minimum=0,
     ),
-    Key("expert_gating_func", "expert_gating_func", config=gating_func, optional=True),
+    Key("expert_gating_func", "expert_gating_func", config=_gating, optional=True),
 )
 """How experts are chosen, where config.json says it (ibid.)."""
 
@@ -162,4 +151,4 @@ KNOWN: Mapping[str, Key] = {row.name: row for row in (*BASE, *EXPERTS, *ROUTER, 
 
 def known(name: str, *, config: str | Callable[[Config], Value | None], optional: bool = False) -> Key:
     """A row of `KNOWN` for a family whose config.json has a setting of its own for it."""
-    return replace(KNOWN[name], config=config, made="", optional=optional)
+    return replace(KNOWN[name], config=config, optional=optional)
