@@ -43,7 +43,7 @@ FAMILY = Family(
         known("expert_used_count", config="num_experts_per_tok"),
         *ROUTER,
         *HEADS,
-        known("rope.dimension_count", config=_n_rot),
+        Key("rope.dimension_count", "n_rot", config=_n_rot, optional=True),
         known("leading_dense_block_count", config="first_k_dense_replace"),
         Key("vocab_size", made="n_vocab"),
         known("expert_feed_forward_length", config="moe_intermediate_size"),

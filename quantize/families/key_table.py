@@ -68,7 +68,7 @@ def _groups(setting: str, config: Config) -> int | None:
     return n_groups
 
 
-def gating_func(config: Config) -> int | None:
+def _gating(config: Config) -> int | None:
     """The function that makes probabilities of the router's logits."""
     score = next((config[name] for name in SCORE_SETTINGS if config.get(name) is not None), None)
     if score is None:
@@ -121,7 +121,7 @@ ROUTER = (
         optional=True,
         minimum=0,
     ),
-    Key("expert_gating_func", "expert_gating_func", config=gating_func, optional=True),
+    Key("expert_gating_func", "expert_gating_func", config=_gating, optional=True),
 )
 """How experts are chosen, where config.json says it (ibid.)."""
 

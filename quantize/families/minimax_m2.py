@@ -6,8 +6,8 @@ Only the first `rotary_dim` dimensions of a head are rotated, and queries and ke
 from __future__ import annotations
 
 from quantize.families.graph import Graph
-from quantize.families.key_table import BASE, EXPERTS, HEADS, gating_func, known
-from quantize.families.keys import Config, number, whole_number
+from quantize.families.key_table import BASE, EXPERTS, HEADS, KNOWN, known
+from quantize.families.keys import Config, Key, Value, number, whole_number
 from quantize.families.language import Family, each_layer, moe_layers, tensor
 from quantize.families.mixtral import EXPERT_LAYERS
 from quantize.families.usual import ATTENTION, EMBEDDING, LAYER, OUTPUT, OUTPUT_NORM
@@ -21,9 +21,11 @@ def _rotary_dim(config: Config) -> int:
     return int(whole_number(config, "head_dim", 2) * number(rope, "partial_rotary_factor"))
 
 
-def _gating(config: Config) -> int | None:
+def _gating(config: Config) -> Value | None:
     """The class of transformers always takes the sigmoid; llama.cpp's graph aborts where the file does not say it."""
-    return gating_func({"scoring_func": "sigmoid"} | {**config})
+    asked = KNOWN["expert_gating_func"].config
+    assert callable(asked)
+    return asked({"scoring_func": "sigmoid"} | {**config})
 
 
 FAMILY = Family(
@@ -35,7 +37,7 @@ FAMILY = Family(
         known("expert_gating_func", config=_gating),
         *HEADS,
         known("expert_feed_forward_length", config="intermediate_size"),
-        known("rope.dimension_count", config=_rotary_dim),
+        Key("rope.dimension_count", "n_rot", config=_rotary_dim, optional=True),
     ),
     tensors=(
         EMBEDDING,

@@ -92,7 +92,7 @@ FAMILY = Family(
         Key("ssm.inner_size", config=derived("linear_value_head_dim*linear_num_value_heads")),
         Key("attention.recurrent_layers", type=GGUFValueType.ARRAY, flags=_recurrent),
         Key("full_attention_interval", "full_attention_interval", config=_interval, default=USUAL_INTERVAL),
-        known("rope.dimension_count", config=_n_rot),
+        Key("rope.dimension_count", "n_rot", config=_n_rot, optional=True),
     ),
     tensors=(
         EMBEDDING,
