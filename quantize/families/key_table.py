@@ -26,7 +26,6 @@ __all__ = [
     "MAX_LAYERS",
     "ROUTER",
     "SIZES",
-    "gating_func",
     "known",
     "with_rows",
 ]
