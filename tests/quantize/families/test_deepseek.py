@@ -29,9 +29,10 @@ from calibration.forward.settings import ForwardSettings
 from calibration.forward.streams import Observer, Stream
 from quantize.exceptions import CheckpointError
 from quantize.families import deepseek2, known_keys
+from quantize.families.fit import tensor_misfits
 from quantize.families.keys import hparams_of
 from quantize.sources.checkpoint import open_checkpoint
-from quantize.tensors import TensorSpec
+from quantize.tensors import QType, TensorSpec
 
 KEYS = json.loads((GOLDEN / "deep_keys.json").read_text(encoding="utf-8"))
 LAYER = "model.layers.{}."
@@ -118,6 +119,21 @@ def test_a_file_that_does_not_name_the_router(n_layer: int, n_vocab: int, gating
     table = known_keys("deepseek2").values()
     values = {row.name: 7 for row in table if row.is_required} | {"block_count": n_layer}
     assert hparams_of("deepseek2", table, values, n_vocab).expert_gating_func == gating
+
+
+def test_files_from_before_the_matrices_of_keys_were_absorbed() -> None:
+    """The loader takes them yet (src/models/deepseek2.cpp: is_mla)."""
+    table = known_keys("deepseek2").values()
+    values: dict[str, Any] = {row.name: 2 for row in table if row.is_required}
+    values |= {"attention.head_count": HEADS, "attention.head_count_kv": HEADS, "expert_count": E}
+    values |= {"attention.key_length": NOPE + ROT, "attention.value_length": HV, "rope.dimension_count": ROT}
+    values |= {"attention.kv_lora_rank": KV_LORA, "embedding_length": 32}
+    hparams = hparams_of("deepseek2", table, values, 48)
+    kv_b = TensorSpec("blk.0.attn_kv_b.weight", (HEADS * (NOPE + HV), KV_LORA), QType.BF16)
+    q = TensorSpec("blk.0.attn_q.weight", (HEADS * (NOPE + ROT), 32), QType.BF16)
+    places = {misfit.place for misfit in tensor_misfits(hparams, [kv_b, q])}
+    assert "blk.1.attn_kv_b.weight" in places and "blk.1.attn_q.weight" in places
+    assert not places & {kv_b.name, q.name, "blk.1.attn_k_b.weight", "blk.1.attn_q_a.weight"}
 
 
 def test_a_tied_output_is_the_embedding(tmp_path: Path) -> None:
