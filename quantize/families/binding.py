@@ -14,7 +14,7 @@ from quantize.tensors import QType, TensorSpec
 __all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of"]
 
 REMEDIES = {
-    "output.weight": "llama.cpp needs it here: store the token embedding a second time, as the output"
+    "output.weight": "llama.cpp cannot tie it here: store a copy of the token embedding under this name"
 }
 """What to do where a tensor is missing that other architectures can do without."""
 
