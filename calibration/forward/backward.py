@@ -18,7 +18,7 @@ from calibration.forward import layers
 from calibration.forward.attention import Attention
 from calibration.forward.feed_forward import Choice, Share, shares
 from calibration.forward.forward_pass import ForwardPass
-from calibration.forward.gradients import GradientObserver, Watched, read_products
+from calibration.forward.gradients import GradientObserver, Output, Watched, read_products
 from calibration.forward.graph import EMBEDDING, OUTPUT_NORM, Unit, name_in_layer
 from calibration.forward.hidden import Storage
 from calibration.forward.layers import Norm
@@ -138,7 +138,7 @@ class BackwardPass:
         """Draw labels, and begin with the gradient of their cross entropy."""
         state = self.state
         head, norm = state.read_head(), state.graph.norm(OUTPUT_NORM, state.vector)
-        weight = state.decoded(head, self.settings.dtype)
+        weight, bias = state.decoded(head, self.settings.dtype), state.bias(head)
         n_together = max(1, LOGIT_BYTES // (4 * head.spec.n_row))
         for start in range(0, len(self.tokens), n_together):
             tokens = torch.arange(start, min(start + n_together, len(self.tokens)))
@@ -151,9 +151,10 @@ class BackwardPass:
             labels = _drawn(g, self._draws[tokens].to(g.device))
             g[torch.arange(len(g), device=g.device), labels] -= 1.0
             self.labels[tokens] = labels.cpu()
+            output = Output(log_total, g, bias)
             with state.timings.measure(Stage.OBSERVING):
                 for observer in self.observers:
-                    observer.outputs(head.spec, self.places[tokens], x.detach(), log_total, g)
+                    observer.outputs(head.spec, self.places[tokens], x.detach(), output)
             with state.timings.measure(Stage.PRODUCTS):
                 dx = (g.to(weight.dtype) @ weight).float()
             self._put(tokens, torch.autograd.grad(x, h, dx)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,19 @@ from calibration.forward.stream_state import StreamState
 from calibration.forward.timings import Stage
 from quantize.tensors import TensorSpec
 
-__all__ = ["GradientObserver", "Watched", "read_products"]
+__all__ = ["GradientObserver", "Output", "Watched", "read_products"]
+
+
+class Output(NamedTuple):
+    """What the output matrix makes of a group of tokens.
+
+    `log_total` f32 [t] is ln(sum of exp(logits)), `g` f32 [t, V] the gradient of the logits, and `bias` f32 [V] what is
+    added to each of them, if there is such.
+    """
+
+    log_total: Tensor
+    g: Tensor
+    bias: Tensor | None = None
 
 
 class GradientObserver:
@@ -26,11 +39,8 @@ class GradientObserver:
     def gradients(self, spec: TensorSpec, xid: int, tokens: Tensor, x: Tensor, g: Tensor) -> None:
         """A group of inputs x [t, n_per_row] of a matrix in a layer, and the gradient g [t, n_row] of its results."""
 
-    def outputs(self, spec: TensorSpec, tokens: Tensor, x: Tensor, log_total: Tensor, g: Tensor) -> None:
-        """A group of inputs x f32 [t, D] of the output matrix, and the gradient g f32 [t, V] of the logits.
-
-        `log_total` f32 [t] is ln(sum of exp(logits)); g is borrowed.
-        """
+    def outputs(self, spec: TensorSpec, tokens: Tensor, x: Tensor, output: Output) -> None:
+        """A group of inputs x f32 [t, D] of the output matrix, and what it makes of them; its gradient is borrowed."""
 
     def embedded(self, spec: TensorSpec, tokens: Tensor, token_ids: Tensor, g: Tensor) -> None:
         """A group of tokens int64 [t], and the gradient g f32 [t, D] of the rows that were looked up for them."""

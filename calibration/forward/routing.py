@@ -22,7 +22,10 @@ BEST_OF_GROUP = 2  # experts whose scores are the score of their group
 
 @dataclass(frozen=True)
 class Routing:
-    """Which experts each token goes to: `ids` int64 [T, K], their `weights` f32 [T, K], all `probs` f32 [T, E]."""
+    """Which experts each token goes to: `ids` int64 [T, K], and their `weights` f32 [T, K].
+
+    `probs` f32 [T, E] are what the router finds of all experts, with a sum of 1 for each token whatever its function.
+    """
 
     ids: Tensor
     weights: Tensor
@@ -33,8 +36,8 @@ class Routing:
 class Router:
     """llama.cpp's build_moe_ffn (src/llama-graph.cpp) up to the weights of the experts; the defaults are Mixtral's.
 
-    `weight` [E, D] and x are taken in float32. With `softmax_weight` the probabilities are the logits themselves, and
-    the softmax is taken over the chosen ones.
+    `weight` [E, D] and x are taken in float32. With `softmax_weight` experts are chosen by their logits, of which the
+    softmax is taken over the chosen ones.
     """
 
     weight: Tensor
@@ -68,7 +71,12 @@ class Router:
             weights = weights.softmax(-1)
         if self.is_normalized:
             weights = weights / weights.sum(-1, keepdim=True).clamp(min=MIN_WEIGHT_SUM)
-        return Routing(ids, weights * self.scale if self.scale else weights, probs)
+        return Routing(ids, weights * self.scale if self.scale else weights, self._distribution(probs))
+
+    def _distribution(self, probs: Tensor) -> Tensor:
+        if self.gating == "softmax":
+            return probs
+        return probs.softmax(-1) if self.gating == "softmax_weight" else probs / probs.sum(-1, keepdim=True)
 
     def _first_equal(self) -> Tensor:
         if self.bias is None:

@@ -84,16 +84,18 @@ def spreads_of_logits(
     guide: Guide | None,
     x: Tensor,
     log_total: Tensor,
+    bias: Tensor | None,
     dtype: torch.dtype,
 ) -> F64:
     """The share that some rows of the output matrix have in the first and second moments of E x, [n_type, 2, t].
 
-    x f32 [t, D]; the expectations of a token are exp(logits - log_total), `log_total` f32 [t]. Products with errors are
-    taken in `dtype`.
+    x f32 [t, D]; the expectations of a token are exp(logits - log_total), `log_total` f32 [t], with `bias`
+    f32 [V] in the logits. Products with errors are taken in `dtype`.
     """
     with torch.inference_mode():
         weights = torch.from_numpy(to_f32(rows.weights)).to(x.device)
-        probs = functional.linear(x, weights).sub_(log_total[:, None]).exp_()
+        of_rows = None if bias is None else bias[rows.first : rows.first + len(weights)]
+        probs = functional.linear(x, weights, of_rows).sub_(log_total[:, None]).exp_()
         narrow, found = x.to(dtype), []
         for error in _errors(rows.weights, qtypes, guide, narrow):
             z = functional.linear(narrow, error).float()

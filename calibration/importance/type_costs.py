@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from calibration.forward.backward import forward_and_back
-from calibration.forward.gradients import GradientObserver
+from calibration.forward.gradients import GradientObserver, Output
 from calibration.forward.graph import EMBEDDING
 from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.forward.stored import Matrix
@@ -163,16 +163,18 @@ class CostObserver(GradientObserver):
         self._lookups: list[tuple[Tensor, Tensor]] = []
         self._outputs: list[tuple[Tensor, Tensor]] = []
         self._head = ""  # the name of the output matrix
+        self._head_bias: Tensor | None = None
 
     def gradients(self, spec: TensorSpec, xid: int, tokens: Tensor, x: Tensor, g: Tensor) -> None:
         """Keep a group until the matrix is finished."""
         self._groups[spec.name, xid].append((x, g))
 
-    def outputs(self, spec: TensorSpec, tokens: Tensor, x: Tensor, log_total: Tensor, g: Tensor) -> None:
+    def outputs(self, spec: TensorSpec, tokens: Tensor, x: Tensor, output: Output) -> None:
         """Keep some of the tokens, spread evenly."""
         self._head = spec.name
         step = max(1, self.n_token // N_OUTPUT)
-        self._outputs.append((x[::step].clone(), log_total[::step].clone()))
+        self._outputs.append((x[::step].clone(), output.log_total[::step].clone()))
+        self._head_bias = output.bias
 
     def embedded(self, spec: TensorSpec, tokens: Tensor, token_ids: Tensor, g: Tensor) -> None:
         """Keep a group until the embedding is finished."""
@@ -203,7 +205,13 @@ class CostObserver(GradientObserver):
         """Half the variance of the changes of the logits under the model's own expectations, for each type."""
         x, log_total = (torch.cat(parts) for parts in zip(*self._outputs, strict=True))
         work = partial(
-            spreads_of_logits, qtypes=qtypes, guide=guide, x=x, log_total=log_total, dtype=self._dtype
+            spreads_of_logits,
+            qtypes=qtypes,
+            guide=guide,
+            x=x,
+            log_total=log_total,
+            bias=self._head_bias,
+            dtype=self._dtype,
         )
         moments = sum_of_rows(self._engine, work, matrix.whole())
         variances: F64 = moments[:, 1] - moments[:, 0] ** 2

@@ -17,6 +17,7 @@ from calibration.forward import backward, layers, stream_state
 from calibration.forward.attention import Grouped
 from calibration.forward.backward import BackwardPass, GradientObserver, forward_and_back
 from calibration.forward.forward_pass import ForwardPass
+from calibration.forward.gradients import Output
 from calibration.forward.hidden import Storage
 from calibration.forward.layers import Norm
 from calibration.forward.rope import make_rope
@@ -133,8 +134,9 @@ class Gathered(GradientObserver):
     def gradients(self, spec: TensorSpec, xid: int, tokens: Tensor, x: Tensor, g: Tensor) -> None:
         self.groups[spec.name, xid].append((tokens, x, g))
 
-    def outputs(self, spec: TensorSpec, tokens: Tensor, x: Tensor, log_total: Tensor, g: Tensor) -> None:
-        self.logits.append((tokens, x, log_total, g.clone()))
+    def outputs(self, spec: TensorSpec, tokens: Tensor, x: Tensor, output: Output) -> None:
+        assert output.bias is None
+        self.logits.append((tokens, x, output.log_total, output.g.clone()))
 
     def embedded(self, spec: TensorSpec, tokens: Tensor, token_ids: Tensor, g: Tensor) -> None:
         self.rows.append((tokens, token_ids, g))

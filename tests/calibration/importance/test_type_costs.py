@@ -12,6 +12,7 @@ from pico import pico_dense, pico_mixtral
 from torch import Tensor
 
 from calibration.forward.backward import GradientObserver, forward_and_back
+from calibration.forward.gradients import Output
 from calibration.forward.settings import ForwardSettings
 from calibration.forward.stored import Matrix, to_tensor
 from calibration.importance import error_effects, type_costs
@@ -58,7 +59,7 @@ class Long(GradientObserver):
             change = torch.einsum("to,oi,ti->t", g, self.error(spec, xid, qtype), x)
             self.add(spec.name, qtype, change.square().sum() / (2 * self.n_token))
 
-    def outputs(self, spec: TensorSpec, tokens: Tensor, x: Tensor, log_total: Tensor, g: Tensor) -> None:
+    def outputs(self, spec: TensorSpec, tokens: Tensor, x: Tensor, output: Output) -> None:
         probs = (x @ to_tensor(self.source.read(spec), dtype=torch.float32).T).softmax(-1)
         for qtype in TYPES:
             z = x @ self.error(spec, 0, qtype).T
