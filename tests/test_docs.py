@@ -12,6 +12,7 @@ from help_texts import help_texts
 from places import DEMO_MODEL, ROOT, SNAPSHOTS
 
 from gguf_export.cli import main
+from quantize.families import family_of, supported_architectures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HELP = help_texts()
@@ -30,6 +31,14 @@ def test_every_snapshot_is_of_a_command() -> None:
 @pytest.mark.parametrize("verb", sorted(main.commands))
 def test_readme_names_every_verb(verb: str) -> None:
     assert f"| `moe-gguf {verb} " in README
+
+
+@pytest.mark.parametrize("architecture", supported_architectures())
+def test_readme_names_every_architecture(architecture: str) -> None:
+    other_spellings = ("LLaMAForCausalLM", "LlamaModel", "Ernie4_5_ForCausalLM")
+    arch = family_of({"architectures": [architecture]}).arch
+    rows = [line for line in README.splitlines() if line.startswith("| ") and architecture in line]
+    assert architecture in other_spellings or (len(rows) == 1 and arch in rows[0])
 
 
 def test_readme_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

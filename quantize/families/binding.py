@@ -16,7 +16,9 @@ from quantize.tensors import QType, TensorSpec, same_shape
 
 __all__ = ["QTYPES", "Binding", "Cut", "bind", "embedding_rows", "layers_of", "nextn_range", "stored_qtype"]
 
-REMEDIES = {"output.weight": "llama.cpp needs it here: store a copy of the token embedding"}
+REMEDIES = {
+    "output.weight": "llama.cpp cannot tie it here: store a copy of the token embedding under this name"
+}
 """What to do where a tensor is missing that other architectures can do without."""
 
 QTYPES = {"BF16": QType.BF16, "F16": QType.F16, "F32": QType.F32, "F8_E4M3": QType.BF16}

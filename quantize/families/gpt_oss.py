@@ -19,6 +19,7 @@ from quantize.families.language import (
     tensor,
     transposed,
 )
+from quantize.families.limits import Limit
 from quantize.families.llama import LAYER
 
 GATE_UP, DOWN = "experts.gate_up_proj", "experts.down_proj"
@@ -113,6 +114,10 @@ FAMILY = Family(
         "head_dim": "hidden_size/num_attention_heads",
     },
     accepted={"hidden_act": ("silu", "swish")},
+    limits=(
+        Limit("swiglu_limit", (7.0, 7, None), "limits gate and up to 7"),
+        Limit("swiglu_alpha", (1.702, None), "multiplies the gate by 1.702 in its sigmoid"),
+    ),
     rope_neox=True,
     graph=Graph(
         feed_forward_norm="post_attention_norm",
