@@ -33,6 +33,7 @@ from quantize.families.language import (
     tensor,
     transposed,
 )
+from quantize.families.limits import Limit
 from quantize.families.llama import MODEL
 
 LAYER = "model.layers.{bid}."
@@ -237,4 +238,11 @@ FAMILY = Family(
         "moe_intermediate_size": 1407,
     },
     accepted={"hidden_act": ("silu", "swish"), "moe_layer_freq": (1, None)},
+    limits=(
+        Limit(
+            "topk_method",
+            ("greedy", "noaux_tc", None),
+            "judges a group of experts by the sum of its best two (DeepSeek-V3's way)",
+        ),
+    ),
 )

@@ -11,6 +11,7 @@ from quantize.families.glm4moe import NEXTN
 from quantize.families.key_table import MAX_LAYERS, known, with_rows
 from quantize.families.keys import Config, whole_number
 from quantize.families.language import Family
+from quantize.families.vocab_rules import GLM_VOCAB
 
 
 def _n_layer_nextn(config: Config) -> int | None:
@@ -77,5 +78,6 @@ FAMILY = Family(
         "rope_interleave": True,
         "moe_intermediate_size": 1536,
     },
+    vocab=GLM_VOCAB,
     accepted={"hidden_act": ("silu", "swish"), "rope_interleave": (True,)},
 )
