@@ -110,7 +110,7 @@ def _expected(hparams: Hparams) -> dict[str, tuple[tuple[int, ...], bool]] | Non
         for tensor in family.tensors:
             if family in fitting or tensor.optional:
                 sizes = tensor.sizes(dims)
-                for bid in layers_of(family, tensor, dims) if 0 not in sizes else ():
+                for bid in layers_of(family, tensor, dims):
                     optional = tensor.optional or bid in nextn_range(dims)
                     expected[tensor.name.format(bid=bid)] = (sizes, optional)
         for name in (*(computed.name for computed in family.computed), *ROPE_TABLES):
