@@ -1,16 +1,17 @@
 """Ling 2.0 and Ring 2.0: BailingMoeV2ForCausalLM -> arch `bailingmoe2`; norms of queries and keys, a sigmoid router.
 
 Like `bailingmoe`, it has no class in transformers; queries, keys and values stay in one matrix, and only a part of each
-head is rotated.
+head is rotated. Layers that predict further tokens are the last ones, with a norm of what they give.
 """
 
 from __future__ import annotations
 
 from quantize.families.bailingmoe import EMBEDDING, NORMS_AND_OUTPUT
+from quantize.families.glm4moe import NEXTN
 from quantize.families.graph import Graph
-from quantize.families.key_table import BASE, HEADS, ROUTER, known
+from quantize.families.key_table import BASE, HEADS, ROUTER, known, n_layer_with, with_rows
 from quantize.families.keys import Config, Key, number, whole_number
-from quantize.families.language import Family, each_layer, moe_layers, tensor
+from quantize.families.language import Family, each_layer, moe_layers, nextn_layers, tensor
 from quantize.families.usual import DENSE, LAYER, OUTPUT, OUTPUT_NORM, experts
 
 USUAL_SHARE = 0.5
@@ -38,7 +39,7 @@ FAMILY = Family(
     architectures=("BailingMoeV2ForCausalLM",),
     arch="bailingmoe2",
     keys=(
-        *BASE,
+        *with_rows(BASE, known("block_count", config=n_layer_with("num_nextn_predict_layers"))),
         known("expert_count", config="num_experts"),
         known("expert_used_count", config="num_experts_per_tok"),
         *ROUTER,
@@ -71,6 +72,8 @@ FAMILY = Family(
         # llama.cpp's loader multiplies the width of the shared experts by their number once more.
         *experts(shared="mlp.shared_experts", n_ff_shexp="n_ff_shexp*n_expert_shared"),
         *moe_layers(LAYER, tensor("exp_probs_b.bias", "n_expert", "mlp.gate.expert_bias", optional=True)),
+        *NEXTN,
+        *nextn_layers(LAYER, tensor("layer_output_norm.weight", "n_embd", "final_layernorm.weight")),
     ),
     n_layer_dense_lead="n_layer_dense_lead",
     rope_theta=10000.0,
@@ -87,8 +90,8 @@ FAMILY = Family(
         "hidden_act": ("silu", "swish"),
         "use_bias": (False, None),
         "use_qkv_bias": (False, None),
-        "num_nextn_predict_layers": (0, None),
     },
+    nextn_may_lack=False,
     rope_neox=True,
     graph=Graph(attention="fused", gating=None, normalized=None, scaled=True),
 )

@@ -111,7 +111,7 @@ def layers_of(family: Family, tensor: Tensor, dims: Mapping[str, int]) -> Iterat
     attention_every = max(1, evaluate(family.attention_every, dims))
     for bid in range(dims["n_layer"]):
         has_experts = dims["n_expert"] > 0 and bid >= first and (bid + 1) % every == 0
-        attends = (bid + 1) % attention_every == 0
+        attends = (bid + 1) % attention_every == 0 or bid in nextn_range(dims)
         if tensor.where in (
             "layer",
             "moe" if has_experts else "dense",
@@ -128,12 +128,21 @@ def nextn_range(dims: Mapping[str, int]) -> range:
 def _absent_layers(
     family: Family, dims: Mapping[str, int], stored: Mapping[str, ShardTensor]
 ) -> Iterator[int]:
-    """The layers for further tokens of which nothing is stored: transformers saves none of them."""
+    """The layers for further tokens of which nothing is stored: transformers saves none of them.
+
+    Raises:
+        CheckpointError: llama.cpp could not load a file without.
+    """
     for bid in nextn_range(dims):
         in_layer = (tensor for tensor in family.tensors if tensor.where != "model")
         names = (source.name.format(bid=bid, xid=0) for tensor in in_layer for source in tensor.sources)
-        if not any(name in stored for name in names):
-            yield bid
+        if any(name in stored for name in names):
+            continue
+        if not family.nextn_may_lack:
+            message = f"counts a layer {bid} that predicts further tokens, of which nothing is stored"
+            remedy = "let it count none: llama.cpp loads no file without such a layer"
+            raise CheckpointError("config.json", message, remedy)
+        yield bid
 
 
 def _is_ignored(family: Family, name: str, dims: Mapping[str, int]) -> bool:

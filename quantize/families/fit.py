@@ -111,7 +111,8 @@ def _expected(hparams: Hparams) -> dict[str, tuple[tuple[int, ...], bool]] | Non
             if family in fitting or tensor.optional:
                 sizes = tensor.sizes(dims)
                 for bid in layers_of(family, tensor, dims):
-                    optional = tensor.optional or bid in nextn_range(dims)
+                    may_lack = family.nextn_may_lack and bid in nextn_range(dims)
+                    optional = tensor.optional or may_lack
                     expected[tensor.name.format(bid=bid)] = (sizes, optional)
         for name in (*(computed.name for computed in family.computed), *ROPE_TABLES):
             expected[name] = ((hparams.head_dim // 2,), True)

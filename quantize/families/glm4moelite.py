@@ -8,30 +8,17 @@ from __future__ import annotations
 
 from quantize.families.deepseek2 import GRAPH, KEYS, TENSORS
 from quantize.families.glm4moe import NEXTN
-from quantize.families.key_table import MAX_LAYERS, known, with_rows
-from quantize.families.keys import Config, whole_number
+from quantize.families.key_table import known, n_layer_with, unless_none, with_rows
 from quantize.families.language import Family
 from quantize.families.vocab_rules import GLM_VOCAB
-
-
-def _n_layer_nextn(config: Config) -> int | None:
-    """Layers for further tokens; written only where there are any."""
-    if config.get("num_nextn_predict_layers") is None:
-        return None
-    return whole_number(config, "num_nextn_predict_layers", 0, MAX_LAYERS) or None
-
-
-def _n_layer(config: Config) -> int:
-    """All layers, those for further tokens among them."""
-    return whole_number(config, "num_hidden_layers", 1, MAX_LAYERS) + (_n_layer_nextn(config) or 0)
-
 
 LENGTHS = ("attention.key_length", "attention.value_length")
 BEHIND = "attention.kv_lora_rank"
 """Behind it these keys stand: transformers' config of this class has no head_dim, which would write them before."""
 
 _moved = [row for row in KEYS if row.name in LENGTHS]
-_others = [row for row in with_rows(KEYS, known("block_count", config=_n_layer)) if row.name not in LENGTHS]
+_all = with_rows(KEYS, known("block_count", config=n_layer_with("num_nextn_predict_layers")))
+_others = [row for row in _all if row.name not in LENGTHS]
 _place = [row.name for row in _others].index(BEHIND) + 1
 
 FAMILY = Family(
@@ -41,7 +28,7 @@ FAMILY = Family(
         *_others[:_place],
         *_moved,
         *_others[_place:],
-        known("nextn_predict_layers", config=_n_layer_nextn, optional=True),
+        known("nextn_predict_layers", config=unless_none("num_nextn_predict_layers"), optional=True),
     ),
     tensors=TENSORS + NEXTN,
     n_layer_dense_lead="n_layer_dense_lead",

@@ -14,7 +14,7 @@ from gguf import GGUFValueType
 
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
-from quantize.families.keys import MAX_SIZE, Config, Key, Value
+from quantize.families.keys import MAX_SIZE, Config, Key, Value, whole_number
 from quantize.families.rope import rope_scaling
 
 __all__ = [
@@ -27,6 +27,8 @@ __all__ = [
     "ROUTER",
     "SIZES",
     "known",
+    "n_layer_with",
+    "unless_none",
     "with_rows",
 ]
 
@@ -172,6 +174,26 @@ def known(
     row = KNOWN[name]
     default = row.default if default is None else default
     return replace(row, config=config, made="", optional=optional, default=default)
+
+
+def n_layer_with(further: str) -> Callable[[Config], Value | None]:
+    """The number of layers, those for further tokens among them; `further` is the setting that counts these."""
+    return partial(_n_layer_with, further)
+
+
+def _n_layer_with(further: str, config: Config) -> int:
+    return whole_number(config, "num_hidden_layers", 1, MAX_LAYERS) + (_n_further(further, config) or 0)
+
+
+def unless_none(further: str) -> Callable[[Config], Value | None]:
+    """The number of layers for further tokens, which is written only where there are any."""
+    return partial(_n_further, further)
+
+
+def _n_further(setting: str, config: Config) -> int | None:
+    if config.get(setting) is None:
+        return None
+    return whole_number(config, setting, 0, MAX_LAYERS) or None
 
 
 def with_rows(keys: Iterable[Key], *rows: Key) -> tuple[Key, ...]:

@@ -29,8 +29,9 @@ may be `optional` (without a source it is one of files that others made), or be 
 ("q_lora_rank", "not q_lora_rank"). `each_layer`, `dense_layers`, `moe_layers` and `nextn_layers` say in which layers
 their tensors are; the family says which layers have experts by `n_layer_dense_lead` (dense in the first k) and
 `moe_every` (one of every n). Layers that predict further tokens (`n_layer_nextn` of the hyper-parameters, the last
-ones) are whole layers with `nextn_layers` tensors on top; a checkpoint may lack such a layer as a whole. Where not all
-layers attend, `attending_layers` and `recurrent_layers` go by `attention_every`.
+ones) are whole layers with `nextn_layers` tensors on top, which attend. A checkpoint may lack such a layer as a whole
+where `nextn_may_lack`; where it keeps them apart from the others, `nextn_apart` has their names. Where not all layers
+attend, `attending_layers` and `recurrent_layers` go by `attention_every`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from quantize.families.expressions import evaluate
 from quantize.families.graph import Graph
 from quantize.families.keys import Key
 from quantize.families.limits import Limit
+from quantize.families.nextn import StoredApart
 from quantize.families.stored import (
     GATE,
     UP,
@@ -179,6 +181,8 @@ class Family:
     ignored_layers: str = (
         ""  # prefix with {bid}: layers behind the last one, which llama.cpp's converter leaves out
     )
+    nextn_may_lack: bool = True  # llama.cpp loads a file that lacks a layer for further tokens
+    nextn_apart: StoredApart | None = None  # names of these layers where they are not stored as others are
     ignored_when_tied: tuple[str, ...] = ()  # stored names that tie_word_embeddings makes superfluous
     rope_neox: bool = False
     graph: Graph = field(default_factory=Graph)

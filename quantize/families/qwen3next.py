@@ -1,7 +1,7 @@
 """Qwen3-Next: Qwen3NextForCausalLM -> arch `qwen3next`; three of four layers are gated delta nets instead of attention.
 
 Norms are stored without their 1, and the rows of a delta net's input matrix by key heads. The block that predicts
-further tokens (`mtp.`) is left out, as the converter leaves it out with --no-mtp.
+further tokens (`mtp.`) becomes the last layer, which attends (conversion/qwen.py: _QwenMtpMixin).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from gguf import GGUFValueType
 
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
+from quantize.families.glm4moe import NEXTN
 from quantize.families.graph import Graph
-from quantize.families.key_table import BASE, HEADS, ROUTER, known
+from quantize.families.key_table import BASE, HEADS, ROUTER, known, n_layer_with, unless_none, with_rows
 from quantize.families.keys import Config, Key, derived, number, whole_number
 from quantize.families.language import (
     Family,
@@ -28,12 +29,25 @@ from quantize.families.language import (
     regrouped,
     tensor,
 )
+from quantize.families.nextn import StoredApart
 from quantize.families.usual import EMBEDDING, LAYER, OUTPUT_NORM, TIED_OUTPUT, experts
 from quantize.hparams import Hparams
 
 USUAL_INTERVAL, USUAL_SHARE = 4, 0.25  # conversion/qwen.py: Qwen3NextModel
 VALUES = "ssm_d_state*ssm_dt_rank"  # rows of the values of a delta net
 QKVZ = ("ssm_d_state", "ssm_d_state", f"{VALUES}/ssm_n_group", f"{VALUES}/ssm_n_group")
+
+
+MTP = StoredApart(
+    "mtp_num_hidden_layers",
+    "mtp.layers.",
+    {
+        "mtp.fc.": "eh_proj.",
+        "mtp.pre_fc_norm_embedding.": "enorm.",
+        "mtp.pre_fc_norm_hidden.": "hnorm.",
+        "mtp.norm.": "shared_head.norm.",
+    },
+)
 
 
 def _interval(config: Config) -> int:
@@ -62,7 +76,8 @@ def _types(n_layer: int, interval: int) -> list[str]:
 
 def _recurrent(hparams: Hparams) -> list[bool]:
     interval = int(hparams.extra["full_attention_interval"])
-    return [(bid + 1) % interval != 0 for bid in range(hparams.n_layer)]
+    n_run = hparams.n_layer_run
+    return [bid < n_run and (bid + 1) % interval != 0 for bid in range(hparams.n_layer)]
 
 
 def _n_rot(config: Config) -> int:
@@ -78,13 +93,14 @@ FAMILY = Family(
     architectures=("Qwen3NextForCausalLM",),
     arch="qwen3next",
     keys=(
-        *BASE,
+        *with_rows(BASE, known("block_count", config=n_layer_with(MTP.setting))),
         known("expert_count", config="num_experts"),
         known("expert_used_count", config="num_experts_per_tok"),
         *ROUTER,
         *HEADS,
         known("expert_feed_forward_length", config="moe_intermediate_size"),
         known("expert_shared_feed_forward_length", config="shared_expert_intermediate_size"),
+        known("nextn_predict_layers", config=unless_none(MTP.setting), optional=True),
         Key("ssm.conv_kernel", "ssm_d_conv", config="linear_conv_kernel_dim"),
         Key("ssm.state_size", "ssm_d_state", config="linear_key_head_dim"),
         Key("ssm.group_count", "ssm_n_group", config="linear_num_key_heads"),
@@ -142,9 +158,11 @@ FAMILY = Family(
         ),
         *experts(shared="mlp.shared_expert"),
         *moe_layers(LAYER, tensor("ffn_gate_inp_shexp.weight", "1 n_embd", "mlp.shared_expert_gate.weight")),
+        *(_stored_less_one(one) if one.name.endswith("norm.weight") else one for one in NEXTN),
     ),
     attention_every="full_attention_interval",
-    left_out=("mtp.", "model.mtp."),
+    nextn_may_lack=False,
+    nextn_apart=MTP,
     rope_theta=10000.0,
     defaults={  # transformers 5.23, models/qwen3_next/configuration_qwen3_next.py
         "model_type": "qwen3_next",

@@ -71,6 +71,8 @@ class Checkpoint:
         self.stored, others = text_tensors(stored, self.config)
         """The tensors of the shards by the names that the family has for them."""
 
+        if self.family.nextn_apart is not None:
+            self.stored, self.config = self.family.nextn_apart.as_layers(self.stored, self.config)
         if self.config.get("tie_word_embeddings"):
             tied = [name for name in self.family.ignored_when_tied if name in self.stored]
             others += [self.stored.pop(name).name for name in tied]

@@ -188,9 +188,9 @@ def hunyuan_moe(seed: int = 0) -> Case:
     return w, COMMON | config
 
 
-def _bailing(w: Weights, *, norms: bool, n_dense: int, shared: int) -> None:
+def _bailing(w: Weights, *, norms: bool, n_dense: int, shared: int, n_nextn: int = 0) -> None:
     w.ends("model.word_embeddings.weight")
-    for bid in range(N):
+    for bid in range(N + n_nextn):
         layer = f"model.layers.{bid}."
         w.add(layer + "input_layernorm.weight", D)
         w.add(layer + "post_attention_layernorm.weight", D)
@@ -206,6 +206,10 @@ def _bailing(w: Weights, *, norms: bool, n_dense: int, shared: int) -> None:
         w.feed_forward(layer + "mlp.shared_experts", shared, PROJ)
         for xid in range(E):
             w.feed_forward(f"{layer}mlp.experts.{xid}", FX, PROJ)
+        if bid >= N:
+            w.add(layer + "eh_proj.weight", D, 2 * D)
+            for name in ("enorm", "hnorm", "final_layernorm"):
+                w.add(f"{layer}{name}.weight", D)
 
 
 BAILING: dict[str, Any] = {
@@ -235,11 +239,11 @@ def bailingmoe(seed: int = 0) -> Case:
     return w, COMMON | BAILING | config
 
 
-def bailingmoe2(seed: int = 0) -> Case:
+def bailingmoe2(seed: int = 0, n_nextn: int = 0) -> Case:
     """Groups of experts by a sigmoid, of which half is asked; a dense layer; half of each head rotated."""
     w = Weights(seed)
-    _bailing(w, norms=True, n_dense=1, shared=FX)
-    for bid in range(1, N):
+    _bailing(w, norms=True, n_dense=1, shared=FX, n_nextn=n_nextn)
+    for bid in range(1, N + n_nextn):
         w.add(f"model.layers.{bid}.mlp.gate.expert_bias", E)
     config = {
         "architectures": ["BailingMoeV2ForCausalLM"],
@@ -251,7 +255,7 @@ def bailingmoe2(seed: int = 0) -> Case:
         "routed_scaling_factor": 2.5,
         "score_function": "sigmoid",
         "partial_rotary_factor": 0.5,
-        "num_nextn_predict_layers": 0,
+        "num_nextn_predict_layers": n_nextn,
         "use_qk_norm": True,
     }
     return w, COMMON | BAILING | config
@@ -293,16 +297,20 @@ def dbrx(seed: int = 0) -> Case:
     return w, config
 
 
-def qwen3next(seed: int = 0) -> Case:
-    """Three gated delta nets and a layer with gated attention; experts, a shared one with a gate; an MTP block."""
+def bailingmoe2_mtp(seed: int = 0) -> Case:
+    """Two layers more, which predict further tokens."""
+    return bailingmoe2(seed, n_nextn=2)
+
+
+def qwen3next(seed: int = 0, mtp: bool = False) -> Case:
+    """Three gated delta nets and a layer with gated attention; experts, a shared one with a gate."""
     w = Weights(seed)
     w.ends()
     key_heads, value_heads, width = 2, 4, 8
-    for bid in range(4):
-        layer = f"model.layers.{bid}."
+    for layer in [f"model.layers.{bid}." for bid in range(4)] + ["mtp.layers.0."] * mtp:
         w.add(layer + "input_layernorm.weight", D)
         w.add(layer + "post_attention_layernorm.weight", D)
-        if bid == 3:
+        if layer in ("model.layers.3.", "mtp.layers.0."):
             w.add(layer + "self_attn.q_proj.weight", 2 * H * HD, D)
             w.add(layer + "self_attn.k_proj.weight", G * HD, D)
             w.add(layer + "self_attn.v_proj.weight", G * HD, D)
@@ -324,7 +332,10 @@ def qwen3next(seed: int = 0) -> Case:
         w.feed_forward(layer + "mlp.shared_expert", F, PROJ)
         for xid in range(E):
             w.feed_forward(f"{layer}mlp.experts.{xid}", FX, PROJ)
-    w.add("mtp.fc.weight", D, 2 * D)
+    if mtp:
+        w.add("mtp.fc.weight", D, 2 * D)
+        for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
+            w.add(f"mtp.{name}.weight", D)
     config = {
         "architectures": ["Qwen3NextForCausalLM"],
         "model_type": "qwen3_next",
@@ -348,9 +359,25 @@ def qwen3next(seed: int = 0) -> Case:
     return w, COMMON | config
 
 
+def qwen3next_mtp(seed: int = 0) -> Case:
+    """With a block that predicts further tokens, as it is published."""
+    return qwen3next(seed, mtp=True)
+
+
 CASES: dict[str, Callable[..., Case]] = {
     build.__name__: build
-    for build in (minimax_m2, ernie4_5, ernie4_5_moe, hunyuan_moe, bailingmoe, bailingmoe2, dbrx, qwen3next)
+    for build in (
+        minimax_m2,
+        ernie4_5,
+        ernie4_5_moe,
+        hunyuan_moe,
+        bailingmoe,
+        bailingmoe2,
+        bailingmoe2_mtp,
+        dbrx,
+        qwen3next,
+        qwen3next_mtp,
+    )
 }
 
 

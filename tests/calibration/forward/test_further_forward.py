@@ -288,3 +288,15 @@ def test_a_tensor_that_no_step_takes_is_refused(tmp_path: Path) -> None:
     tensors["model.layers.0.attention.query_layernorm.weight"] = np.ones(HD, np.float32)
     with pytest.raises(CheckpointError, match="would not be read"):
         open_checkpoint(write(tmp_path, (tensors, config)))
+
+
+@pytest.mark.parametrize(
+    ("name", "trunk"), [("bailingmoe2_mtp", "bailingmoe2"), ("qwen3next_mtp", "qwen3next")]
+)
+def test_layers_for_further_tokens_are_no_part_of_the_pass(tmp_path: Path, name: str, trunk: str) -> None:
+    tensors, config = CASES[name](seed=3)
+    ours = our_logits(write(tmp_path, (tensors, config)))
+    stored = {key: torch.from_numpy(to_f32(values)) for key, values in as_stored(tensors, "BF16").items()}
+    for chunk, ids in enumerate(TOKENS):
+        truth = logits_of(trunk, stored, torch.from_numpy(ids).long())
+        torch.testing.assert_close(ours[chunk], truth, rtol=1e-4, atol=2e-4)

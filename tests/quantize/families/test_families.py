@@ -297,6 +297,7 @@ def test_every_family_says_what_it_needs() -> None:
         "rope",
         "roles",
         "fit",
+        "nextn",
         "stored_names",
         "vocab_rules",
     }

@@ -107,7 +107,63 @@ def test_files_of_others_may_have_more(tmp_path: Path) -> None:
     assert not list(tensor_misfits(hparams, whole))
     further = [*checkpoint.specs(), TensorSpec("blk.4.nextn.eh_proj.weight", (64, 128), QType.BF16)]
     assert [misfit.place for misfit in tensor_misfits(hparams, further)] == ["'blk.4.nextn.eh_proj.weight'"]
-    assert not list(tensor_misfits(replace(hparams, n_layer=5, n_layer_nextn=1), further))
+
+
+@pytest.mark.parametrize(
+    ("name", "may_lack"),
+    [
+        ("bailingmoe2_mtp", {"exp_probs_b.bias"}),
+        ("qwen3next_mtp", {"nextn.shared_head_norm.weight"}),
+    ],
+)
+def test_what_a_layer_for_further_tokens_must_have(tmp_path: Path, name: str, may_lack: set[str]) -> None:
+    """Whatever its part in a pass, llama.cpp loads no file without one of these."""
+    checkpoint = open_checkpoint(write(tmp_path, CASES[name]()))
+    last = f"blk.{checkpoint.hparams.n_layer - 1}."
+    for spec in checkpoint.specs():
+        if spec.name.startswith(last):
+            without = [one for one in checkpoint.specs() if one is not spec]
+            missing = [misfit.place for misfit in tensor_misfits(checkpoint.hparams, without)]
+            assert missing == ([] if spec.name.removeprefix(last) in may_lack else [spec.name])
+
+
+def test_mtp_layers_of_qwen3next_are_those_that_are_stored(tmp_path: Path) -> None:
+    tensors, config = CASES["qwen3next_mtp"]()
+    published = open_checkpoint(write(tmp_path / "published", (tensors, config)))
+    within = {f"model.{name}" if name.startswith("mtp.") else name: one for name, one in tensors.items()}
+    other = open_checkpoint(write(tmp_path / "within", (within, config | {"mtp_num_hidden_layers": 1})))
+    assert [kv.value for kv in other.arch_keys()] == [kv.value for kv in published.arch_keys()]
+    assert other.specs() == published.specs()
+    assert all(bytes_of(other, spec) == bytes_of(published, spec) for spec in other.specs())
+    assert not other.remarks and not published.remarks
+    kept = {name: one for name, one in tensors.items() if not name.startswith("mtp.")}
+    saved = open_checkpoint(write(tmp_path / "saved", (kept, config | {"mtp_num_hidden_layers": 1})))
+    plain = open_checkpoint(write(tmp_path / "plain", CASES["qwen3next"]()))
+    assert [kv.value for kv in saved.arch_keys()] == [kv.value for kv in plain.arch_keys()]
+    assert saved.specs() == plain.specs()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("", "model.mtp.fc.weight", "'model.mtp.fc.weight' and 'mtp.fc.weight' would both be"),
+        ("", "model.layers.4.hnorm.weight", "would both be 'model.layers.4.hnorm.weight'"),
+        ("", "mtp.embed_tokens.weight", "'mtp.embed_tokens.weight' would not be read"),
+        ("", "mtp.layers.00.input_layernorm.weight", "layers.00.input_layernorm.weight' would not be read"),
+        ("", "mtp.layers.1.input_layernorm.weight", "lacks tensor 'model.layers.5.post_attention"),
+        ("", "mtp.layers.511.input_layernorm.weight", "block_count would be 516"),
+        ("", "mtp.layers.512.input_layernorm.weight", "would not be read"),
+        ("", f"mtp.layers.{'9' * 5000}.input_layernorm.weight", "would not be read"),
+        ("mtp.norm.weight", "mtp.other.weight", "'mtp.other.weight' would not be read"),
+        ("mtp.pre_fc_norm_hidden.weight", "", "lacks tensor 'model.layers.4.hnorm.weight'"),
+    ],
+)
+def test_mtp_names_that_nobody_knows(tmp_path: Path, old: str, new: str, message: str) -> None:
+    tensors, config = CASES["qwen3next_mtp"]()
+    named = {name: values for name, values in tensors.items() if name != old}
+    named |= {new: tensors[old or "mtp.norm.weight"]} if new else {}
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(write(tmp_path, (named, config)))
 
 
 def test_layers_of_qwen3next_attend_as_the_config_says(tmp_path: Path) -> None:
@@ -183,7 +239,21 @@ def test_hunyuan_stretches_positions_by_another_base(tmp_path: Path) -> None:
         ("hunyuan_moe", {"rope_scaling": {"type": "dynamic", "alpha": 50.0}}, "is not supported"),
         ("bailingmoe", {"first_k_dense_replace": 1}, "first_k_dense_replace 1 is not supported"),
         ("bailingmoe", {"norm_head": True}, "norm_head True is not supported"),
-        ("bailingmoe2", {"num_nextn_predict_layers": 1}, "num_nextn_predict_layers 1 is not supported"),
+        ("bailingmoe2", {"num_nextn_predict_layers": 1}, "counts a layer 3 that predicts further tokens"),
+        (
+            "bailingmoe2",
+            {"num_nextn_predict_layers": "one"},
+            "num_nextn_predict_layers must be a whole number",
+        ),
+        ("bailingmoe2", {"num_nextn_predict_layers": 510}, "block_count would be 513"),
+        ("bailingmoe2_mtp", {"num_nextn_predict_layers": 1}, "tensor 'model.layers.4.*would not be read"),
+        ("bailingmoe2_mtp", {"num_nextn_predict_layers": None}, "tensor 'model.layers.3.*would not be read"),
+        (
+            "qwen3next_mtp",
+            {"mtp_num_hidden_layers": 2},
+            "mtp_num_hidden_layers is 2, but 1 such layers are stored",
+        ),
+        ("qwen3next_mtp", {"num_hidden_layers": "four"}, "num_hidden_layers must be a whole number"),
         ("bailingmoe2", {"num_shared_experts": 2}, "has shape"),
         ("bailingmoe2", {"partial_rotary_factor": "half"}, "partial_rotary_factor must be a number"),
         ("qwen3next", {"full_attention_interval": 2}, "full_attention_interval 2 without layer_types"),
