@@ -9,41 +9,18 @@ tensors: name, type, shape in NumPy's order.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS / "helpers")]
 
-from gguf import GGUFReader, GGUFValueType  # noqa: E402
-from golden_keys import CONVERT, record  # noqa: E402
+from golden_keys import converted, write_converted  # noqa: E402
 from pico_qwen import pico_qwen  # noqa: E402
 from places import GOLDEN  # noqa: E402
 from qwen_cases import CASES  # noqa: E402
-from tokenizer_cases import PRE, byte_level, write_json  # noqa: E402
-
-
-def converted(source: str, folder: Path) -> dict[str, Any]:
-    output = folder.with_suffix(".gguf")
-    arguments = [str(folder), "--outtype", "bf16", "--outfile", str(output)]
-    command = [sys.executable, "-c", CONVERT, source, PRE, *arguments]
-    subprocess.run(command, check=True, capture_output=True)
-    reader = GGUFReader(output)
-    arch = str(reader.fields["general.architecture"].contents())
-    keys = [
-        record(name, GGUFValueType(field.types[0]), None, field.contents())
-        for name, field in reader.fields.items()
-        if name.startswith(f"{arch}.")
-    ]
-    tensors = {
-        tensor.name: [tensor.tensor_type.name, [int(n) for n in reversed(tensor.shape)]]
-        for tensor in reader.tensors
-    }
-    return {"keys": keys, "tensors": dict(sorted(tensors.items()))}
+from tokenizer_cases import byte_level, write_json  # noqa: E402
 
 
 def main() -> None:
@@ -55,13 +32,7 @@ def main() -> None:
             write_json(folder, "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
             made[case] = converted(sys.argv[1], folder)
             print(f"{case}: {len(made[case]['keys'])} keys, {len(made[case]['tensors'])} tensors")
-    lines = [
-        f"{json.dumps(case)}: {{\n"
-        + ",\n".join(f"{json.dumps(part)}: {json.dumps(rows)}" for part, rows in parts.items())
-        + "\n}"
-        for case, parts in made.items()
-    ]
-    (GOLDEN / "keys_qwen.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    write_converted(GOLDEN / "keys_qwen.json", made)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,9 @@ from golden_keys import record
 from oss_cases import CASES
 from pico_oss import ARCHITECTURES, MXFP4, N_EXPERT, N_FF, longrope, pico_oss
 from places import GOLDEN
+from streamed import streamed_logits
 from torch.nn import functional
 
-from calibration.forward.run import forward
-from calibration.forward.streams import Stream
 from gguf_export.checking.doctor import doctor
 from gguf_export.checking.structure import check_structure
 from gguf_export.writing.export import prepare, run
@@ -352,15 +351,6 @@ def tokens() -> Any:
     return np.random.default_rng(5).integers(0, 320, (2, 24)).astype(np.int32)
 
 
-def logits_of(folder: Path, tokens: Any) -> torch.Tensor:
-    """[C, P, V] of the streamed pass."""
-    found: list[torch.Tensor] = []
-    forward(
-        [Stream(open_checkpoint(folder))], tokens, on_logits=lambda _, logits: found.append(logits[0].clone())
-    )
-    return torch.stack(found)
-
-
 class Plain:
     """The same models as llama.cpp's graphs compute them, written out: one chunk at a time, all experts."""
 
@@ -493,7 +483,9 @@ def test_logits_are_those_of_the_model_written_out(
 ) -> None:
     folder = pico_oss(tmp_path, name, seed=3, n_layer=3, **options)
     plain = Plain(folder)
-    assert worst(logits_of(folder, tokens), torch.stack([plain.logits(chunk) for chunk in tokens])) < 1e-5
+    assert (
+        worst(streamed_logits(folder, tokens), torch.stack([plain.logits(chunk) for chunk in tokens])) < 1e-5
+    )
 
 
 @pytest.mark.numeric
@@ -508,7 +500,7 @@ def test_mxfp4_gives_the_logits_of_its_weights(tmp_path: Path, tokens: Any) -> N
     config = json.loads((folder / "config.json").read_text())
     del config["quantization_config"]
     pico.write_checkpoint(tmp_path / "bf16", floats, config)
-    one, other = logits_of(folder, tokens), logits_of(tmp_path / "bf16", tokens)
+    one, other = streamed_logits(folder, tokens), streamed_logits(tmp_path / "bf16", tokens)
     assert torch.equal(one, other)
 
 
@@ -522,4 +514,4 @@ def test_logits_are_those_of_transformers(tmp_path: Path, name: str, tokens: Any
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens).long()).logits
-    assert worst(logits_of(folder, tokens), expected) < 1e-5
+    assert worst(streamed_logits(folder, tokens), expected) < 1e-5

@@ -15,10 +15,9 @@ from golden_keys import record
 from pico_qwen import ARCHITECTURES, N_EXPERT, WITH_EXPERTS, pico_qwen
 from places import GOLDEN
 from qwen_cases import CASES, YARN
+from streamed import streamed_logits
 from torch.nn import functional
 
-from calibration.forward.run import forward
-from calibration.forward.streams import Stream
 from gguf_export.checking.doctor import doctor
 from gguf_export.checking.structure import check_structure
 from gguf_export.writing.export import prepare, run
@@ -302,15 +301,6 @@ def tokens() -> Any:
     return np.random.default_rng(5).integers(0, 320, (2, 24)).astype(np.int32)
 
 
-def logits_of(folder: Path, tokens: Any) -> torch.Tensor:
-    """[C, P, V] of the streamed pass."""
-    found: list[torch.Tensor] = []
-    forward(
-        [Stream(open_checkpoint(folder))], tokens, on_logits=lambda _, logits: found.append(logits[0].clone())
-    )
-    return torch.stack(found)
-
-
 class Plain:
     """The same models, written out: no streams, no cache, one chunk at a time, all experts computed."""
 
@@ -407,14 +397,16 @@ def worst(found: torch.Tensor, expected: torch.Tensor) -> float:
 def test_logits_are_those_of_the_model_written_out(tmp_path: Path, name: str, tokens: Any) -> None:
     folder = pico_qwen(tmp_path, name, seed=3)
     plain = Plain(folder)
-    assert worst(logits_of(folder, tokens), torch.stack([plain.logits(chunk) for chunk in tokens])) < 1e-5
+    assert (
+        worst(streamed_logits(folder, tokens), torch.stack([plain.logits(chunk) for chunk in tokens])) < 1e-5
+    )
 
 
 @pytest.mark.numeric
 def test_the_graph_counts_and_not_the_config(tmp_path: Path, tokens: Any) -> None:
     """What is lost in the file is lost in the pass, too: it judges what llama.cpp will compute."""
-    followed = logits_of(pico_qwen(tmp_path / "one", "qwen3moe"), tokens)
-    lost = logits_of(pico_qwen(tmp_path / "other", "qwen3moe", norm_topk_prob=False), tokens)
+    followed = streamed_logits(pico_qwen(tmp_path / "one", "qwen3moe"), tokens)
+    lost = streamed_logits(pico_qwen(tmp_path / "other", "qwen3moe", norm_topk_prob=False), tokens)
     assert torch.equal(followed, lost)
 
 
@@ -432,4 +424,4 @@ def test_logits_are_those_of_transformers(tmp_path: Path, case: str, tokens: Any
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens).long()).logits
-    assert worst(logits_of(folder, tokens), expected) < 1e-5
+    assert worst(streamed_logits(folder, tokens), expected) < 1e-5
