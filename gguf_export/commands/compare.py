@@ -92,14 +92,17 @@ class OutputOptions:
         """Write the files that are asked for.
 
         Raises:
-            OutputError: the disk is full or broken.
+            OutputError: the disk is full or broken; or `OutputExistsError`, another run has made one meanwhile.
         """
-        from gguf_export.files.replacing import write_files
+        from gguf_export.files.outputs import refuse_existing
+        from gguf_export.files.replacing import is_device, write_files
         from gguf_export.reports.compare_data import compare_csv, compare_json
         from gguf_export.reports.compare_page import compare_page
         from gguf_export.reports.compare_plots import plot_file
         from gguf_export.reports.compare_tables import compare_markdown
 
+        if not self.force:
+            refuse_existing(path for path in self.paths if not is_device(path))
         contents: list[tuple[Path, bytes]] = []
         for path, make in (
             (self.json_path, compare_json),

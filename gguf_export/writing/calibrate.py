@@ -8,7 +8,7 @@ from pathlib import Path
 from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.importance.observers import Collected, collect_imatrix
 from calibration.text.text_settings import TextSettings, cut_text
-from gguf_export.files.outputs import refuse_outputs
+from gguf_export.files.outputs import refuse_existing, refuse_outputs
 from gguf_export.writing import fingerprint
 from gguf_export.writing.importances import write_imatrix
 from gguf_export.writing.state_file import StateFile, discard_older, state_path, working_files
@@ -85,6 +85,8 @@ def calibrate(
             keeper = stack.enter_context(
                 StateFile(state_path(path), path.name, prints, restart=restart, note=note)
             )
+            if not force:
+                refuse_existing([path])  # another run may have ended before the lock was ours
         collected = collect_imatrix(
             source,
             chunks,

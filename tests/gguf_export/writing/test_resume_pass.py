@@ -527,6 +527,23 @@ def test_two_runs_into_one_file(folder: Path, tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("make", [imatrix_words, compare_words])
+def test_a_run_that_ended_before_the_lock_was_taken(
+    make: Callable[..., list[str]], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is there by then, and is not replaced."""
+    real = StateFile.__init__
+
+    def late(self: StateFile, *args: Any, **options: Any) -> None:
+        (tmp_path / "m").write_text("of another run")
+        real(self, *args, **options)
+
+    monkeypatch.setattr(StateFile, "__init__", late)
+    done = invoke(*make(folder, tmp_path / "m"))
+    assert done.exit_code == 1 and "m: exists already; pass --force to replace it" in done.stderr
+    assert (tmp_path / "m").read_text() == "of another run"
+
+
 @pytest.mark.parametrize("verb", ["imatrix", "compare"])
 def test_ctrl_c(folder: Path, tmp_path: Path, verb: str) -> None:
     make = imatrix_words if verb == "imatrix" else compare_words
