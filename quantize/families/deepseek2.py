@@ -21,22 +21,17 @@ from quantize.families.graph import Graph
 from quantize.families.key_table import BASE, EXPERTS, ROUTER, known, with_rows
 from quantize.families.keys import Config, Key, derived, whole_number
 from quantize.families.language import (
-    GATE,
-    UP,
     Family,
-    dense_layers,
     each_layer,
     flat,
-    fused,
     moe_layers,
     part,
     tensor,
     transposed,
 )
 from quantize.families.limits import Limit
-from quantize.families.llama import MODEL
-
-LAYER = "model.layers.{bid}."
+from quantize.families.llama import LAYER, MODEL
+from quantize.families.usual import DENSE, experts
 
 LITE_LAYERS = (26, 27)
 LITE_LAYERS_AND_VOCAB = (48, 128256)
@@ -156,38 +151,7 @@ ATTENTION = each_layer(
     tensor("ffn_norm.weight", "n_embd", "post_attention_layernorm.weight"),
 )
 
-DENSE = dense_layers(
-    LAYER,
-    tensor("ffn_gate.weight", "n_ff n_embd", "mlp.gate_proj.weight"),
-    tensor("ffn_up.weight", "n_ff n_embd", "mlp.up_proj.weight"),
-    tensor("ffn_down.weight", "n_embd n_ff", "mlp.down_proj.weight"),
-)
-
-EXPERT_LAYERS = moe_layers(
-    LAYER,
-    tensor("ffn_gate_inp.weight", "n_expert n_embd", "mlp.gate.weight"),
-    tensor(
-        "ffn_gate_exps.weight",
-        "n_expert n_ff_exp n_embd",
-        "mlp.experts.{xid}.gate_proj.weight",
-        fused("mlp.experts.gate_up_proj", GATE),
-    ),
-    tensor(
-        "ffn_up_exps.weight",
-        "n_expert n_ff_exp n_embd",
-        "mlp.experts.{xid}.up_proj.weight",
-        fused("mlp.experts.gate_up_proj", UP),
-    ),
-    tensor(
-        "ffn_down_exps.weight",
-        "n_expert n_embd n_ff_exp",
-        "mlp.experts.{xid}.down_proj.weight",
-        "mlp.experts.down_proj",
-    ),
-    tensor("ffn_gate_shexp.weight", "n_ff_exp*n_expert_shared n_embd", "mlp.shared_experts.gate_proj.weight"),
-    tensor("ffn_up_shexp.weight", "n_ff_exp*n_expert_shared n_embd", "mlp.shared_experts.up_proj.weight"),
-    tensor("ffn_down_shexp.weight", "n_embd n_ff_exp*n_expert_shared", "mlp.shared_experts.down_proj.weight"),
-)
+EXPERT_LAYERS = experts("mlp.shared_experts", n_ff_shexp="n_ff_exp*n_expert_shared")
 
 SELECTION_BIAS = moe_layers(
     LAYER, tensor("exp_probs_b.bias", "n_expert", "mlp.gate.e_score_correction_bias", optional=True)

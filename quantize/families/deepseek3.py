@@ -6,8 +6,9 @@ for further tokens (MTP) is left out, as the converter leaves it out.
 
 from __future__ import annotations
 
-from quantize.families.deepseek2 import GRAPH, KEYS, LAYER, TENSORS
+from quantize.families.deepseek2 import GRAPH, KEYS, TENSORS
 from quantize.families.language import Family
+from quantize.families.llama import LAYER
 
 FAMILY = Family(
     architectures=("DeepseekV3ForCausalLM",),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
-from quantize.families.deepseek2 import DENSE, EXPERT_LAYERS
+from quantize.families.deepseek2 import EXPERT_LAYERS
 from quantize.families.graph import Graph
 from quantize.families.key_table import BASE, EXPERTS, HEADS, ROUTER, known, with_rows
 from quantize.families.keys import Config, Key, derived
 from quantize.families.language import Family, each_layer, moe_layers, nextn_layers, tensor
 from quantize.families.llama import MODEL
+from quantize.families.usual import DENSE
 from quantize.families.vocab_rules import GLM_VOCAB
 
 LAYER = "model.layers.{bid}."

@@ -20,15 +20,9 @@ from quantize.families.language import (
     transposed,
 )
 from quantize.families.limits import Limit
-from quantize.families.llama import LAYER
+from quantize.families.usual import EMBEDDING, LAYER, OUTPUT, OUTPUT_NORM
 
 GATE_UP, DOWN = "experts.gate_up_proj", "experts.down_proj"
-
-MODEL = (
-    tensor("token_embd.weight", "n_vocab n_embd", "model.embed_tokens.weight"),
-    tensor("output_norm.weight", "n_embd", "model.norm.weight"),
-    tensor("output.weight", "n_vocab n_embd", "lm_head.weight"),
-)
 
 ATTENTION = each_layer(
     LAYER,
@@ -78,7 +72,7 @@ FAMILY = Family(
         known("attention.sliding_window", config="sliding_window"),
         known("expert_feed_forward_length", config="intermediate_size"),
     ),
-    tensors=MODEL + ATTENTION + EXPERT_LAYERS,
+    tensors=(EMBEDDING, OUTPUT_NORM, OUTPUT, *ATTENTION, *EXPERT_LAYERS),
     aliases={"num_experts": "num_local_experts"},
     rope_theta=150000.0,
     rope_default={

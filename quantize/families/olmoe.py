@@ -9,8 +9,9 @@ from quantize.families.language import Family, each_layer, tensor
 from quantize.families.limits import Limit
 from quantize.families.llama import LAYER
 from quantize.families.qwen2 import ATTENTION, HEADS_FILL_WIDTH
-from quantize.families.qwen2moe import COUNTED_EXPERTS, EXPERT_LAYERS, MODEL_WITH_OUTPUT
+from quantize.families.qwen2moe import COUNTED_EXPERTS, EXPERT_LAYERS
 from quantize.families.qwen3 import NO_OUTPUT_BIAS
+from quantize.families.usual import EMBEDDING, OUTPUT, OUTPUT_NORM
 
 NORM_EPS = 1e-5  # conversion/olmo.py: OlmoeModel.set_gguf_parameters writes it whatever config.json says
 
@@ -35,7 +36,7 @@ FAMILY = Family(
         *ROUTER,
         *HEADS,
     ),
-    tensors=MODEL_WITH_OUTPUT + ATTENTION + NORMS + EXPERT_LAYERS,
+    tensors=(EMBEDDING, OUTPUT_NORM, OUTPUT, *ATTENTION, *NORMS, *EXPERT_LAYERS),
     aliases={"num_local_experts": "num_experts"},
     rope_neox=True,
     rope_theta=10000.0,

@@ -7,43 +7,14 @@ sometimes with `.weight` after the name.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from quantize.families.graph import Graph
 from quantize.families.key_table import BASE, EXPERTS, HEADS, ROUTER, known, with_rows
-from quantize.families.language import GATE, UP, Family, fused, moe_layers, tensor
+from quantize.families.language import Family, moe_layers, tensor
 from quantize.families.limits import Limit
-from quantize.families.llama import LAYER, MODEL
 from quantize.families.qwen2 import ATTENTION, HEADS_FILL_WIDTH
+from quantize.families.usual import EMBEDDING, LAYER, OUTPUT, OUTPUT_NORM, experts
 
-MODEL_WITH_OUTPUT = tuple(replace(tensor, optional=False) for tensor in MODEL)
-"""For graphs that do not take the embedding as the output."""
-
-EXPERT_LAYERS = moe_layers(
-    LAYER,
-    tensor("ffn_gate_inp.weight", "n_expert n_embd", "mlp.gate.weight"),
-    tensor(
-        "ffn_gate_exps.weight",
-        "n_expert n_ff_exp n_embd",
-        "mlp.experts.{xid}.gate_proj.weight",
-        fused("mlp.experts.gate_up_proj", GATE),
-        fused("mlp.experts.gate_up_proj.weight", GATE),
-    ),
-    tensor(
-        "ffn_up_exps.weight",
-        "n_expert n_ff_exp n_embd",
-        "mlp.experts.{xid}.up_proj.weight",
-        fused("mlp.experts.gate_up_proj", UP),
-        fused("mlp.experts.gate_up_proj.weight", UP),
-    ),
-    tensor(
-        "ffn_down_exps.weight",
-        "n_expert n_embd n_ff_exp",
-        "mlp.experts.{xid}.down_proj.weight",
-        "mlp.experts.down_proj",
-        "mlp.experts.down_proj.weight",
-    ),
-)
+EXPERT_LAYERS = experts()
 
 SHARED_EXPERT = moe_layers(
     LAYER,
@@ -75,7 +46,7 @@ FAMILY = Family(
         EXPERT_WIDTH,
         known("expert_shared_feed_forward_length", config="shared_expert_intermediate_size", default="n_ff"),
     ),
-    tensors=MODEL_WITH_OUTPUT + ATTENTION + EXPERT_LAYERS + SHARED_EXPERT,
+    tensors=(EMBEDDING, OUTPUT_NORM, OUTPUT, *ATTENTION, *EXPERT_LAYERS, *SHARED_EXPERT),
     aliases={"num_local_experts": "num_experts"},
     rope_neox=True,
     rope_theta=10000.0,

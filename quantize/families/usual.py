@@ -6,16 +6,16 @@ halves (NEOX) or because the checkpoint has neighbours already.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantize.families.language import GATE, UP, Tensor, dense_layers, each_layer, fused, moe_layers, tensor
+from quantize.families.llama import LAYER, MODEL
 
 __all__ = ["ATTENTION", "DENSE", "EMBEDDING", "LAYER", "OUTPUT", "OUTPUT_NORM", "TIED_OUTPUT", "experts"]
 
-LAYER = "model.layers.{bid}."
-
-EMBEDDING = tensor("token_embd.weight", "n_vocab n_embd", "model.embed_tokens.weight")
-OUTPUT_NORM = tensor("output_norm.weight", "n_embd", "model.norm.weight")
-OUTPUT = tensor("output.weight", "n_vocab n_embd", "lm_head.weight")
-TIED_OUTPUT = tensor("output.weight", "n_vocab n_embd", "lm_head.weight", optional=True)
+EMBEDDING, OUTPUT_NORM, TIED_OUTPUT = MODEL
+OUTPUT = replace(TIED_OUTPUT, optional=False)
+"""For graphs that do not take the embedding as the output."""
 
 ATTENTION = each_layer(
     LAYER,
@@ -44,7 +44,7 @@ def experts(
     *,
     may_lack: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Router and experts under `mlp.experts`, one by one or, since transformers 5, fused.
+    """Router and experts under `mlp.experts`, one by one or, since transformers 5, fused, sometimes with `.weight`.
 
     Args:
         shared: what the names of the shared experts begin with; empty where there are none.
@@ -61,18 +61,21 @@ def experts(
             f"n_expert {n_ff_exp} n_embd",
             "mlp.experts.{xid}.gate_proj.weight",
             fused("mlp.experts.gate_up_proj", GATE),
+            fused("mlp.experts.gate_up_proj.weight", GATE),
         ),
         tensor(
             "ffn_up_exps.weight",
             f"n_expert {n_ff_exp} n_embd",
             "mlp.experts.{xid}.up_proj.weight",
             fused("mlp.experts.gate_up_proj", UP),
+            fused("mlp.experts.gate_up_proj.weight", UP),
         ),
         tensor(
             "ffn_down_exps.weight",
             f"n_expert n_embd {n_ff_exp}",
             "mlp.experts.{xid}.down_proj.weight",
             "mlp.experts.down_proj",
+            "mlp.experts.down_proj.weight",
         ),
     )
     if not shared:
