@@ -2,11 +2,15 @@
 """Write a synthetic checkpoint: random bf16 weights, real shards, index, config and tokenizer.
 
 By default a Mixtral with two layers of Harmony-4x7B's shapes (3.5 GB), for measuring memory and speed without its
-weights. The last line gives one layer of Qwen3-30B-A3B (1.3 GB):
+weights:
 
     python scripts/make_synthetic.py OUT
     python scripts/make_synthetic.py OUT --layers 8 --layout fused
     python scripts/make_synthetic.py OUT --family qwen3moe --layers 1
+    python scripts/make_synthetic.py OUT --layers 32 --no-weights
+
+The last line but one gives one layer of Qwen3-30B-A3B (1.3 GB), the last one all layers with holes in the place of
+weights, which take no room on the disk: for plans and sizes.
 
 Weights are streamed in pieces of a few megabytes. The two layouts of one seed hold the same numbers.
 """
@@ -108,8 +112,8 @@ def into_shards(tensors: Iterator[Stored]) -> list[list[Stored]]:
     return shards
 
 
-def write_shard(path: Path, tensors: list[Stored], seed: int) -> None:
-    """A safetensors file: u64 length of the header, JSON header, data."""
+def write_shard(path: Path, tensors: list[Stored], seed: int | None) -> None:
+    """A safetensors file: u64 length of the header, JSON header, data; without a seed a hole in its place."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for one in tensors:
@@ -119,6 +123,9 @@ def write_shard(path: Path, tensors: list[Stored], seed: int) -> None:
     content += b" " * (-len(content) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(content)) + content)
+        if seed is None:
+            file.truncate(file.tell() + end)
+            return
         for one in tensors:
             for name in one.matrices:
                 write_matrix(file, name, math.prod(one.shape) // len(one.matrices), seed)
@@ -231,6 +238,7 @@ def main() -> None:
     for name in DEFAULTS["mixtral"]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="default: the family's model")
     parser.add_argument("--layout", choices=("split", "fused"), default="split", help="default split")
+    parser.add_argument("--no-weights", action="store_true", help="holes in the place of weights")
     args = parser.parse_args()
     sizes = DEFAULTS[args.family]
     if args.head_dim is None and (args.n_embd or args.n_head):
@@ -247,7 +255,7 @@ def main() -> None:
     weight_map: dict[str, str] = {}
     for i, tensors in enumerate(shards):
         path = args.out / f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        write_shard(path, tensors, args.seed)
+        write_shard(path, tensors, None if args.no_weights else args.seed)
         weight_map |= dict.fromkeys((one.name for one in tensors), path.name)
         print(f"{path}: {path.stat().st_size / 1e9:.2f} GB, {time.monotonic() - started:.0f} s", flush=True)
     n_bytes = sum(one.n_bytes for tensors in shards for one in tensors)

@@ -24,7 +24,7 @@ from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.tensors import TensorSpec, bits_per_weight
 
-__all__ = ["ModelFacts", "TensorFacts", "TypeFacts", "in_words", "inspect"]
+__all__ = ["ModelFacts", "TensorFacts", "TypeFacts", "ftype_name", "in_words", "inspect"]
 
 MAX_SHOWN = 64  # elements of an array
 
@@ -115,16 +115,20 @@ def _file_facts(path: Path) -> ModelFacts | ImatrixFacts:
     if file.keys.get("general.type") == "imatrix":
         return imatrix_facts(path)
     model = file if file.place is None else _model_of(file, file.place)
-    try:
-        ftype = LlamaFileType(model.keys.get("general.file_type", -1)).name
-    except ValueError:
-        ftype = "unknown"
-    ftype = ftype.removeprefix("MOSTLY_").removeprefix("ALL_")
     name = str(model.keys.get("general.name", ""))
     keys = {key: _shortened(value) for key, value in file.keys.items()}
-    facts = _facts(path, "gguf", name, ftype, model.hparams, file.specs(), keys)
+    facts = _facts(path, "gguf", name, ftype_name(model.keys), model.hparams, file.specs(), keys)
     part = None if file.place is None else file.place.no + 1
     return replace(facts, is_vocabulary=model.is_vocabulary, n_parts=len(model.parts), part=part)
+
+
+def ftype_name(keys: Mapping[str, Any]) -> str:
+    """The name of the file type that the keys of a GGUF file state."""
+    try:
+        ftype = LlamaFileType(keys.get("general.file_type", -1)).name
+    except ValueError:
+        return "unknown"
+    return ftype.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def _model_of(file: GGUFFile, place: Place) -> GGUFFile:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gguf_export.commands.fit_options import FIT, FitOptions, fit_options
 from gguf_export.commands.options import FILE
-from gguf_export.commands.streams import show_json
+from gguf_export.commands.streams import show, show_json
 from gguf_export.commands.verb import Verb, option
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ MOST_STARVED = 24
 """Experts that are listed without being asked for."""
 
 
-@click.command(cls=Verb)
+@click.command(cls=Verb, modes={"fit": FIT})
 @click.argument("path", type=FILE)
 @option("--json", "as_json", is_flag=True, help="Everything, as JSON for programs.")
 @option(
@@ -28,11 +29,18 @@ MOST_STARVED = 24
     is_flag=True,
     help="One line for each tensor, too; of an importance matrix also for each expert.",
 )
-def inspect(path: Path, as_json: bool, tensors: bool) -> None:
+@fit_options
+def inspect(path: Path, as_json: bool, tensors: bool, fitting: FitOptions) -> None:
     """Say what PATH is: a checkpoint folder or a GGUF file; its architecture, experts, types, sizes.
 
     Of an importance matrix: the figures of llama-imatrix --show-statistics, and the experts that few tokens reached.
+
+    With --fit: what the files of a folder, or the file types of a checkpoint, take on a graphics card, and which is the
+    largest that fits.
     """
+    if fitting.fit:
+        _print_fit(path, fitting, as_json)
+        return
     from gguf_export.checking import inspect as checking
 
     facts = checking.inspect(path)
@@ -64,6 +72,22 @@ def inspect(path: Path, as_json: bool, tensors: bool) -> None:
                 for tensor in facts.tensors
             ],
         )
+
+
+def _print_fit(path: Path, fitting: FitOptions, as_json: bool) -> None:
+    from gguf_export.checking.fit import fit
+
+    found = fit(path, **fitting.settings())
+    if as_json:
+        show_json(found.as_dict())
+        return
+    from gguf_export.commands.console import print_table
+    from gguf_export.reports.fit_tables import assumptions, choices_table, needs_table
+
+    print_table(str(path), *needs_table(found))
+    print_table("the largest file that fits", *choices_table(found))
+    for line in assumptions(found):
+        show(line)
 
 
 def _print_imatrix(facts: ImatrixFacts, tensors: bool) -> None:

@@ -46,9 +46,11 @@ def force(needs: Sequence[str] = ()) -> Decorator:
     return option("--force", is_flag=True, needs=needs, help="Replace files that exist.")
 
 
-def ftypes(text: str, *, required: bool = False) -> Decorator:
+def ftypes(text: str, *, required: bool = False, needs: Sequence[str] = ()) -> Decorator:
     """The file or tensor types of a verb."""
-    return option("-t", "--type", "types", multiple=True, required=required, metavar="TYPE", help=text)
+    return option(
+        "-t", "--type", "types", multiple=True, required=required, metavar="TYPE", needs=needs, help=text
+    )
 
 
 def prior(needs: Sequence[str]) -> Decorator:
