@@ -13,6 +13,7 @@ from typing import Any
 
 from gguf_export.checking.inspect import ftype_name
 from quantize.containers.gguf_parts import model_stem
+from quantize.containers.hub_names import refuse_hub_name
 from quantize.containers.untrusted import label
 from quantize.exceptions import ChoiceError, GGUFError, RecipeError
 from quantize.families import known_archs
@@ -147,7 +148,7 @@ def fit(
         cache_type: of keys and values.
 
     Raises:
-        ChoiceError: there is nothing at that path, or no model in it.
+        ChoiceError: there is nothing at that path, or no model in it, or its heads have no q8_0 keys.
         CheckpointError, GGUFError: it is damaged.
         RecipeError: no such file type, or file types of finished files.
 
@@ -155,6 +156,7 @@ def fit(
     'Q8_0'
     """
     path = Path(path)
+    refuse_hub_name(path, ChoiceError)
     if not path.exists():
         raise ChoiceError(str(path), "does not exist")
     files = _gguf_files(path)
@@ -164,6 +166,10 @@ def fit(
     models = sorted(found, key=lambda model: -model.n_bytes)
     if not models:
         raise ChoiceError(str(path), "holds no GGUF file with a model")
+    head_dims = {size for model in models for size in (model.hparams.head_dim, model.hparams.head_dim_v)}
+    if cache_type == "q8_0" and any(size % 32 for size in head_dims):
+        message = "q8_0 keys and values need heads of 32 dimensions, or a multiple of it"
+        raise ChoiceError(str(path), message, "leave {setting} at f16", setting="cache_type")
     contexts = tuple(dict.fromkeys(contexts))
     needs = tuple(model.needs(contexts, cache_type) for model in models)
     return Fit(

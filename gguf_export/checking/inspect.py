@@ -16,6 +16,7 @@ from gguf_export.metadata.feedback_keys import feedback_in_words
 from gguf_export.metadata.type_keys import choice_in_words
 from quantize.containers.gguf import MAGIC
 from quantize.containers.gguf_parts import Place, first_part
+from quantize.containers.hub_names import refuse_hub_name
 from quantize.containers.keys import elements
 from quantize.containers.untrusted import label, regular_size
 from quantize.exceptions import ChoiceError, GGUFError
@@ -95,6 +96,7 @@ def inspect(path: str | Path) -> ModelFacts | ImatrixFacts:
     path = Path(path)
     if path.is_dir():
         return _checkpoint_facts(path)
+    refuse_hub_name(path, ChoiceError)
     if not path.exists():
         raise ChoiceError(str(path), "does not exist")
     return _file_facts(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from quantize.blocks import can_encode
+from quantize.containers.hub_names import refuse_hub_name
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode
@@ -97,6 +98,7 @@ def open_stored(path: Path | str) -> ModelFile:
     """
     if Path(path).is_file():
         return GGUFFile(path)
+    refuse_hub_name(path, CheckpointError)
     if not os.path.lexists(path):
         remedy = "give the folder of a Hugging Face checkpoint, or a GGUF file"
         raise CheckpointError(str(path), "no such file or folder", remedy)
