@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gguf_export.commands.completion import mixed_names
 from gguf_export.commands.options import (
     FILE,
     MODEL,
@@ -34,7 +35,7 @@ MOST_NAMED = 10
 
 @click.command(cls=Verb)
 @MODEL
-@ftypes("Tensor type, such as Q4_K; may be repeated.", required=True)
+@ftypes("Tensor type, such as Q4_K; may be repeated.", required=True, names=mixed_names)
 @text_options
 @option(
     "--held-out",

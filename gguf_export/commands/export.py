@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gguf_export.commands.completion import written_type_names
 from gguf_export.commands.options import (
     FILE,
     MODEL,
@@ -105,7 +106,10 @@ run_options = group("running", RunOptions, jobs(), force(), RESTART)
 
 @click.command(cls=Verb)
 @MODEL
-@ftypes("File type, such as Q4_K_M; give it several times for several files from one read.")
+@ftypes(
+    "File type, such as Q4_K_M; give it several times for several files from one read.",
+    names=written_type_names,
+)
 @option(
     "--types",
     "types_file",

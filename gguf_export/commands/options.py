@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gguf_export.commands.completion import Complete, device_names, file_type_names, pre_names
 from gguf_export.commands.verb import Decorator, group, option
 
 if TYPE_CHECKING:
@@ -25,7 +26,12 @@ TEXT = ("texts", "prompts")
 MODEL = click.argument("model", type=FILE)
 QUIET = option("-q", "--quiet", is_flag=True, help="No progress and no table.")
 RESTART = option("--restart", is_flag=True, help="Begin afresh, whatever a run that was stopped has left.")
-PRE = option("--pre", metavar="NAME", help="Pre-tokenizer (tokenizer.ggml.pre), where it is not recognised.")
+PRE = option(
+    "--pre",
+    metavar="NAME",
+    shell_complete=pre_names,
+    help="Pre-tokenizer (tokenizer.ggml.pre), where it is not recognised.",
+)
 JSON = option("--json", "as_json", is_flag=True, help="The findings, as JSON for programs.")
 
 
@@ -46,10 +52,20 @@ def force(needs: Sequence[str] = ()) -> Decorator:
     return option("--force", is_flag=True, needs=needs, help="Replace files that exist.")
 
 
-def ftypes(text: str, *, required: bool = False, needs: Sequence[str] = ()) -> Decorator:
-    """The file or tensor types of a verb."""
+def ftypes(
+    text: str, *, required: bool = False, needs: Sequence[str] = (), names: Complete = file_type_names
+) -> Decorator:
+    """The file or tensor types of a verb; `names` completes them in a shell."""
     return option(
-        "-t", "--type", "types", multiple=True, required=required, metavar="TYPE", needs=needs, help=text
+        "-t",
+        "--type",
+        "types",
+        multiple=True,
+        required=required,
+        metavar="TYPE",
+        needs=needs,
+        shell_complete=names,
+        help=text,
     )
 
 
@@ -203,6 +219,7 @@ def forward_options(needs: Sequence[str] = ()) -> Decorator:
             "--device",
             default="cpu",
             show_default=True,
+            shell_complete=device_names,
             needs=needs,
             help="Where torch does the arithmetic, such as cuda.",
         ),

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from gguf_export.commands.completion import file_type_names, tensor_type_names
 from gguf_export.commands.verb import Decorator, group, option
 
 BUDGET = ("like", "size", "bpw")
@@ -50,7 +51,12 @@ def planning_options(letter: Sequence[str] = (), needs: Sequence[str] = ()) -> D
     return group(
         "planning",
         PlanningOptions,
-        option("--like", metavar="TYPE", help="Take as many bytes as this file type, such as Q4_K_M, would."),
+        option(
+            "--like",
+            metavar="TYPE",
+            shell_complete=file_type_names,
+            help="Take as many bytes as this file type, such as Q4_K_M, would.",
+        ),
         option("--size", metavar="SIZE", help="Take so many bytes for the whole file: 13.5GiB, 14.2GB."),
         option(
             "--bpw",
@@ -64,6 +70,7 @@ def planning_options(letter: Sequence[str] = (), needs: Sequence[str] = ()) -> D
             multiple=True,
             metavar="TYPE",
             needs=needs,
+            shell_complete=tensor_type_names,
             help="A tensor type that may be chosen; may be repeated.  [default: Q2_K to Q6_K, and Q8_0]",
         ),
         option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from gguf_export.commands.completion import file_or, written_type_names
 from gguf_export.commands.options import QUIET, imatrix
 from gguf_export.commands.recipe_options import (
     RecipeOptions,
@@ -16,7 +17,13 @@ from gguf_export.commands.verb import Verb, option
 
 
 @click.command(cls=Verb)
-@click.argument("words", nargs=-1, required=True, metavar="IN.gguf [OUT.gguf] TYPE [NTHREADS]")
+@click.argument(
+    "words",
+    nargs=-1,
+    required=True,
+    metavar="IN.gguf [OUT.gguf] TYPE [NTHREADS]",
+    shell_complete=file_or(written_type_names),
+)
 @imatrix("Importance matrix: llama.cpp's GGUF form or the legacy .dat.")
 @source_options(("imatrix",))
 @recipe_options()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gguf_export.commands.completion import tensor_type_names
 from gguf_export.commands.options import FILE
 from gguf_export.commands.verb import Decorator, group, option
 
@@ -79,8 +80,20 @@ def recipe_options(needs: Sequence[str] = ()) -> Decorator:
             needs=needs,
             help="A file of PATTERN=TYPE entries, as llama-quantize reads it.",
         ),
-        option("--output-tensor-type", metavar="TYPE", needs=needs, help="Type of output.weight."),
-        option("--token-embedding-type", metavar="TYPE", needs=needs, help="Type of token_embd.weight."),
+        option(
+            "--output-tensor-type",
+            metavar="TYPE",
+            needs=needs,
+            shell_complete=tensor_type_names,
+            help="Type of output.weight.",
+        ),
+        option(
+            "--token-embedding-type",
+            metavar="TYPE",
+            needs=needs,
+            shell_complete=tensor_type_names,
+            help="Type of token_embd.weight.",
+        ),
         option("--pure", is_flag=True, needs=needs, help="One type for all quantized tensors, no mixture."),
         option(
             "--leave-output-tensor", is_flag=True, needs=needs, help="Keep output.weight as it is stored."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from gguf_export.commands.completion import file_or, none_name
 from gguf_export.commands.options import FILE, JSON, QUIET, jobs, prior
 from gguf_export.commands.verb import Verb, option
 
@@ -22,6 +23,7 @@ from gguf_export.commands.verb import Verb, option
     "--imatrix",
     metavar="FILE|none",
     needs=("against",),
+    shell_complete=file_or(none_name),
     help="With --against: the importance matrix that was used, or none; every byte must be llama.cpp's.",
 )
 @option(
