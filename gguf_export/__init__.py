@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from calibration.judging.encoding_errors import ErrorSettings
     from calibration.text.text_settings import TextSettings
     from gguf_export.checking.doctor import doctor
+    from gguf_export.checking.fit import fit
     from gguf_export.checking.inspect import inspect
     from gguf_export.checking.verify import verify
     from gguf_export.comparing.errors import errors
@@ -38,6 +39,7 @@ __all__ = [
     "doctor",
     "errors",
     "export",
+    "fit",
     "inspect",
     "merge_imatrices",
     "plan",
@@ -57,6 +59,7 @@ _MODULES = {
     "doctor": "gguf_export.checking.doctor",
     "errors": "gguf_export.comparing.errors",
     "export": "gguf_export.writing.export",
+    "fit": "gguf_export.checking.fit",
     "inspect": "gguf_export.checking.inspect",
     "merge_imatrices": "gguf_export.writing.importances",
     "plan": "gguf_export.writing.export",

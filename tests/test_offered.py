@@ -20,6 +20,7 @@ OFFERED = {
         "doctor",
         "errors",
         "export",
+        "fit",
         "inspect",
         "merge_imatrices",
         "plan",

@@ -6,5 +6,6 @@ Nothing here changes a model; `verify` can add a line to the SHA256SUMS beside i
     verify     a file: structure, stored_numbers, checksums; beside its checkpoint key_checks and against, which goes
                through file_check (one slab), deviations, verdicts (one tensor) and origins
     inspect    the figures of either
+    fit        what files take on a graphics card, and which one fits
     findings   what doctor and verify say
 """
