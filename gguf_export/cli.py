@@ -56,7 +56,11 @@ class _Group(click.Group):
             sys.exit(1)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="docs/levels.md says which level to take, docs/glossary.md what the words mean, docs/faq.md the rest.",
+)
 @click.version_option(package_name="moe-gguf", prog_name="moe-gguf")
 def main() -> None:
     """Quantized GGUF files from bf16 Mixture-of-Experts checkpoints, in one streaming pass."""

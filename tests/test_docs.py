@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from help_texts import help_texts
 from places import DEMO_MODEL, ROOT, SNAPSHOTS
 
+from gguf_export.checking.fit import GIB, fit
 from gguf_export.cli import main
+from gguf_export.reports import compare_page, error_page
+from gguf_export.reports.fit_tables import choices_table
 from quantize.families import family_of, supported_architectures
 
+DOCUMENTS = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HELP = help_texts()
 
@@ -63,15 +69,64 @@ def test_the_changelog_begins_with_the_version() -> None:
     assert newest and version and newest[1] == version[1]
 
 
-def test_links_of_the_documents_lead_somewhere() -> None:
-    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
-        text = document.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+def anchors(document: Path) -> list[str]:
+    """The headings of a document, spelled as links spell them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_of_the_documents_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
+        there = document.parent / target if target else document
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_of_the_documents_are_there(document: Path) -> None:
+    """Each verb and each of its options that stands in a line of code."""
+    text = re.sub(r"\\\n +", " ", document.read_text(encoding="utf-8"))
+    lines = [line for line in text.splitlines() if re.match(" {4,}moe-gguf ", line)]
+    for command in [*lines, *re.findall(r"`(moe-gguf [^`]+)`", text)]:
+        verb, *words = command.split()[1:]
+        if verb not in main.commands and verb.isupper():
+            continue  # `moe-gguf COMMAND --help`
+        assert verb in main.commands, command
+        known = {name for param in main.commands[verb].params for name in param.opts} | {"--help"}
+        assert not {word for word in words if re.match("--?[a-z]", word)} - known, command
+
+
+def test_the_glossary_has_each_word_once_and_those_of_the_pages() -> None:
+    path = ROOT / "docs" / "glossary.md"
+    text = path.read_text(encoding="utf-8")
+    words = re.findall(r"^### (.+)$", text, re.MULTILINE)
+    assert len(anchors(path)) == len(set(anchors(path)))
+    spelled = [word for word in words if word[0].isalpha() and word.isascii()]
+    assert spelled == sorted(spelled, key=str.lower)
+    for term, _meaning in (*compare_page.MEANINGS, *error_page.MEANINGS):
+        assert term in text, term
+
+
+def test_the_sizes_of_the_levels_are_those_that_the_command_prints(tmp_path: Path) -> None:
+    folder = tmp_path / "Harmony-4x7B"
+    script = ROOT / "scripts" / "make_synthetic.py"
+    command = [sys.executable, str(script), str(folder), "--layers", "32", "--no-weights"]
+    subprocess.run(command, check=True, capture_output=True)
+    found, text = fit(folder), (ROOT / "docs" / "levels.md").read_text(encoding="utf-8")
+    for one in found.models:
+        on_gpu, in_ram = (
+            [need for need in one.needs if need.experts_in_ram is apart] for apart in (False, True)
+        )
+        sizes = [one.n_bytes, *(need.gpu for need in on_gpu), in_ram[0].ram, *(need.gpu for need in in_ram)]
+        assert f"| {one.name} | {' | '.join(f'{size / GIB:.2f}' for size in sizes)} |" in text
+    for row in choices_table(found)[1]:
+        assert f"| {' | '.join(row)} |" in text
 
 
 def test_scripts_and_files_that_the_documents_name_are_there() -> None:
-    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+    for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         for name in re.findall(r"`((?:scripts|tests|quantize|calibration|gguf_export|docs)/[\w./*-]*)", text):
             assert list(ROOT.glob(name.rstrip("/"))), f"{document.name}: {name}"
