@@ -20,6 +20,7 @@ from quantize.families.keys import setting
 from quantize.families.limits import remarks_on_limits
 from quantize.families.roles import is_router
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
+from quantize.sources.hub import local_path
 from quantize.telling import OnProgress, Remark, silent
 
 __all__ = ["doctor"]
@@ -47,7 +48,11 @@ def doctor(
     >>> doctor(demo_model).summary()
     'nothing is wrong'
     """
-    return Findings(_check(Path(path), full, pre, progress))
+    try:
+        folder = local_path(path)
+    except CheckpointError as fault:
+        return Findings([Finding.of(fault, place=str(path))])
+    return Findings(_check(folder, full, pre, progress))
 
 
 def _check(path: Path, full: bool, pre: str | None, progress: OnProgress) -> list[Finding]:

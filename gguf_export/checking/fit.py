@@ -13,7 +13,6 @@ from typing import Any
 
 from gguf_export.checking.inspect import ftype_name
 from quantize.containers.gguf_parts import model_stem
-from quantize.containers.hub_names import refuse_hub_name
 from quantize.containers.untrusted import label
 from quantize.exceptions import ChoiceError, GGUFError, RecipeError
 from quantize.families import known_archs
@@ -25,6 +24,7 @@ from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.hub import local_path
 from quantize.tensors import TensorSpec
 
 __all__ = [
@@ -155,8 +155,7 @@ def fit(
     >>> fit(demo_model, vram=[1.0]).choices[0].name
     'Q8_0'
     """
-    path = Path(path)
-    refuse_hub_name(path, ChoiceError)
+    path = local_path(path)
     if not path.exists():
         raise ChoiceError(str(path), "does not exist")
     files = _gguf_files(path)

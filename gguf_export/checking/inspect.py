@@ -16,13 +16,13 @@ from gguf_export.metadata.feedback_keys import feedback_in_words
 from gguf_export.metadata.type_keys import choice_in_words
 from quantize.containers.gguf import MAGIC
 from quantize.containers.gguf_parts import Place, first_part
-from quantize.containers.hub_names import refuse_hub_name
 from quantize.containers.keys import elements
 from quantize.containers.untrusted import label, regular_size
 from quantize.exceptions import ChoiceError, GGUFError
 from quantize.hparams import Hparams
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.hub import local_path
 from quantize.tensors import TensorSpec, bits_per_weight
 
 __all__ = ["ModelFacts", "TensorFacts", "TypeFacts", "ftype_name", "in_words", "inspect"]
@@ -93,10 +93,9 @@ def inspect(path: str | Path) -> ModelFacts | ImatrixFacts:
     >>> facts.hparams.n_expert, facts.hparams.n_expert_used, len(facts.tensors)
     (4, 2, 33)
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir():
         return _checkpoint_facts(path)
-    refuse_hub_name(path, ChoiceError)
     if not path.exists():
         raise ChoiceError(str(path), "does not exist")
     return _file_facts(path)

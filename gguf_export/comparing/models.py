@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.importance.imatrix import Imatrix
@@ -20,6 +20,7 @@ from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.hub import local_path
 from quantize.sources.model_source import open_gguf
 from quantize.telling import Note, Remark, discard
 from quantize.tensors import bits_per_weight
@@ -63,6 +64,11 @@ class ModelChoice:
         recipes = tuple(Recipe(ftype(name)) for name in types)
         return cls(tuple(map(Path, paths)), None if base is None else Path(base), recipes, imatrix)
 
+    def on_disk(self) -> ModelChoice:
+        """The same with folders for the models of the Hub (`local_path`)."""
+        base = None if self.base is None else local_path(self.base)
+        return replace(self, paths=tuple(map(local_path, self.paths)), base=base)
+
     def refuse_repeated(self) -> None:
         """Refuse to measure a model twice: it would cost its time twice, and reports could not tell the two apart.
 
@@ -96,6 +102,7 @@ def open_models(choice: ModelChoice, note: Note = discard) -> OpenModels:
         MoeGgufError: a file is damaged, of an unknown type or of another model, or given twice, as may be a type; a
             tokenizer differs.
     """
+    choice = choice.on_disk()
     choice.refuse_repeated()
     checkpoint = _only_checkpoint(choice.paths)
     paths = [path for path in choice.paths if not path.is_dir()]

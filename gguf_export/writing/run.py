@@ -5,6 +5,7 @@ Several threads work, for the kernels release the GIL.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
@@ -56,7 +57,7 @@ def run(
         done, total = 0, sum(slab.n_bytes for slab in slabs)
         units = (_unit(job, files, slab) for slab in slabs)  # one by one: each brings its importances
         # Closed before the files are: an error or Ctrl-C must not close a file that is written to.
-        with closing(_written(files, units, jobs, engine)) as finished:
+        with closing(_written(files, units, jobs or _n_thread(job), engine)) as finished:
             for slab, spent in finished:
                 seconds.add(spent)
                 done += slab.n_bytes
@@ -71,8 +72,13 @@ def _unit(job: ExportJob, files: OpenFiles, slab: Slab) -> SlabUnit:
     return SlabUnit(job.source, slab, files.types_for(slab), guide)
 
 
+def _n_thread(job: ExportJob) -> int:
+    """One for each processor, or as many as the source can be read with."""
+    return max(os.cpu_count() or 1, job.source.n_read)
+
+
 def _written(
-    files: OpenFiles, units: Iterable[SlabUnit], jobs: int | None, engine: Engine | None
+    files: OpenFiles, units: Iterable[SlabUnit], jobs: int, engine: Engine | None
 ) -> Generator[tuple[Slab, Seconds], None, None]:
     """Yield each slab when it is in all files, with the seconds that it took."""
     if engine is not None:  # it may work anywhere; what comes back is written here

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import yaml
 
-from quantize.containers.hub_names import refuse_hub_name
 from quantize.exceptions import CheckpointError, MoeGgufError
 
 __all__ = [
@@ -122,7 +121,6 @@ def refuse_foreign_links(folder: Path) -> None:
     Raises:
         CheckpointError: a file that is read leads elsewhere.
     """
-    refuse_hub_name(folder, CheckpointError)
     if not folder.is_dir():
         remedy = "give the folder of a Hugging Face checkpoint"
         raise CheckpointError(str(folder), "no such folder", remedy)

@@ -24,8 +24,8 @@ from quantize.sources.changes import changed
 from quantize.sources.checkpoint_files import BESIDE_WEIGHTS
 from quantize.sources.fingerprint import SeenFiles, hashed
 from quantize.sources.fp8 import Fp8Tensor, with_scales
+from quantize.sources.hub import local_path, reader_of
 from quantize.sources.repacking import neighbours, repacked
-from quantize.sources.shard_reader import ShardReader
 from quantize.telling import Remark
 from quantize.tensors import Array, QType, Rows, TensorSpec
 
@@ -33,13 +33,13 @@ __all__ = ["Checkpoint", "open_checkpoint"]
 
 
 def open_checkpoint(path: Path | str, family: Family | None = None) -> Checkpoint:
-    """Open the folder of a Hugging Face checkpoint; reads config, index and headers, but no weight.
+    """Open the folder of a Hugging Face checkpoint, or one on the Hub; reads config, index and headers, no weight.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged, inconsistent, or of an unknown architecture.
     """
     try:
-        return Checkpoint(path, family)
+        return Checkpoint(local_path(path), family)
     except OSError as failure:
         message = f"cannot be read: {failure.strerror or quoted(failure)}"
         raise CheckpointError(str(path), message) from None
@@ -96,7 +96,7 @@ class Checkpoint:
         self.remarks: tuple[Remark, ...] = tuple(remarks)
         """Facts that a careful reader wants to know: fallbacks taken, tensors ignored, settings a GGUF cannot say."""
 
-        self._reader = ShardReader()
+        self._reader = reader_of(self.path)
 
     def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path, Family | None], dict[str, SeenFiles]]:
         seen = {"_shards": self._shards, "_beside": self._beside}  # those of the one that was pickled
@@ -122,7 +122,7 @@ class Checkpoint:
         return self._facts.keys
 
     def fingerprint(self) -> str:
-        """A hash of the config, of where each tensor lies in the shards, and of these (`SeenFiles.fingerprint`).
+        """A hash of the config, of where each tensor lies in the shards, and of these (`ShardReader.identity`).
 
         Tokenizer and model card are not part of it: what becomes of them, tokens and keys, is known to whoever asks.
 
@@ -131,7 +131,7 @@ class Checkpoint:
             ModelChangedError: a shard is no longer the one that was opened.
         """
         config = json.dumps(self.config, sort_keys=True, default=str).encode()
-        return hashed([config, self._layout, *self._shards.fingerprint()])
+        return hashed([config, self._layout, *self._reader.identity(self._shards)])
 
     def refuse_changed(self) -> None:
         """See `ModelSource.refuse_changed`; of a changed config or tokenizer, the weights that were read are good.
@@ -155,6 +155,11 @@ class Checkpoint:
     def bytes_read(self) -> int:
         """Bytes of weights read from the shards so far, by all threads."""
         return self._reader.bytes_read
+
+    @property
+    def n_read(self) -> int:
+        """Reads that go best at once: more than one where each waits for an answer from afar."""
+        return self._reader.n_read
 
     def specs(self) -> Sequence[TensorSpec]:
         """All tensors in the order of the family's declaration."""

@@ -16,7 +16,6 @@ from gguf import GGUFValueType
 
 from quantize.containers.gguf import GGUFTensor, read_container
 from quantize.containers.gguf_parts import Place, place_of, read_others
-from quantize.containers.hub_names import refuse_hub_name
 from quantize.containers.keys import KeyValue, elements
 from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode, decode_stored
@@ -63,7 +62,6 @@ class GGUFFile:
             any_part: take a later part, too, for itself: its own keys, and the tensors that lie in it.
         """
         self.path = Path(path)
-        refuse_hub_name(self.path, GGUFError)
         self._seen = SeenFiles([self.path], GGUFError)
         first = read_container(self.path)
         place = place_of(self.path, first.keys)
@@ -93,6 +91,11 @@ class GGUFFile:
     def label(self) -> str:
         """The path."""
         return str(self.path)
+
+    @property
+    def n_read(self) -> int:
+        """Reads that go best at once."""
+        return 1
 
     @property
     def bytes_read(self) -> int:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from quantize.blocks import can_encode
-from quantize.containers.hub_names import refuse_hub_name
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode
 from quantize.exceptions import CheckpointError, DecodeError
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.sources.hub import local_path
 from quantize.telling import Note, Remark, discard
 from quantize.tensors import Array, Rows, TensorSource, TensorSpec
 
@@ -80,7 +80,7 @@ ModelFile = Checkpoint | GGUFFile
 
 
 def open_source(path: Path | str, note: Note = discard) -> ModelFile:
-    """The checkpoint in a folder, or a finished GGUF file (see `open_gguf`); no weight is read.
+    """The checkpoint in a folder or on the Hub, or a finished GGUF file (see `open_gguf`); no weight is read.
 
     Raises:
         CheckpointError: the folder cannot be read, or there is nothing at that path.
@@ -90,7 +90,7 @@ def open_source(path: Path | str, note: Note = discard) -> ModelFile:
 
 
 def open_stored(path: Path | str) -> ModelFile:
-    """The checkpoint in a folder, or a GGUF file of any types, which need not be decoded where they are copied.
+    """The checkpoint in a folder or on the Hub, or a GGUF file of any types, which need not be decoded.
 
     Raises:
         CheckpointError: the folder cannot be read, or there is nothing at that path.
@@ -98,7 +98,7 @@ def open_stored(path: Path | str) -> ModelFile:
     """
     if Path(path).is_file():
         return GGUFFile(path)
-    refuse_hub_name(path, CheckpointError)
+    path = local_path(path)
     if not os.path.lexists(path):
         remedy = "give the folder of a Hugging Face checkpoint, or a GGUF file"
         raise CheckpointError(str(path), "no such file or folder", remedy)

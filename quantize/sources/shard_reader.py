@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,18 @@ STORED_TYPES: dict[str, np.dtype[Any]] = {
 class ShardReader:
     """Reads into fresh arrays: nothing is mapped, nothing is kept; from several threads, too."""
 
+    n_read = 1
+    """Reads that go best at once."""
+
     def __init__(self) -> None:
         self.bytes_read = 0
         """Bytes of weights read so far, by all threads."""
 
         self._lock = threading.Lock()
+
+    def identity(self, shards: SeenFiles) -> Iterable[bytes]:
+        """What decides whether shards are those of an earlier run."""
+        return shards.fingerprint()
 
     def load(self, stored: ShardTensor, start: int, shape: tuple[int, ...], shards: SeenFiles) -> Array:
         """The elements from `start` on, counted in elements of the stored tensor; of FP8 whole rows, as bfloat16.

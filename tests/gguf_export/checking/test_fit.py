@@ -163,10 +163,11 @@ def test_what_makes_no_sense_is_said(demo_model: Path, words: list[str], message
         ["compare", "FILE", "MODEL", "--text", "TEXT"],
     ],
 )
-def test_a_name_of_the_hub_gets_the_command_that_downloads_it(
+def test_a_name_of_the_hub_gets_the_command_that_downloads_it_where_the_hub_is_not_asked(
     words: list[str], demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     gguf_export.export(demo_model, "Q8_0", tmp_path)
     (tmp_path / "TEXT").write_text("a river runs through the town. " * 100, encoding="utf-8")
     (file,) = tmp_path.glob("*.gguf")
@@ -177,6 +178,7 @@ def test_a_name_of_the_hub_gets_the_command_that_downloads_it(
 
 def test_doctor_says_how_to_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     done = invoke("doctor", "https://huggingface.co/somebody/Harmony-4x7B")
     assert done.exit_code and "hf download somebody/Harmony-4x7B --local-dir Harmony-4x7B" in done.output
 
