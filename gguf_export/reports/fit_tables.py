@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from gguf_export.checking.fit import GIB, RESERVE, Choice, Fit, ModelNeeds
 from gguf_export.files.sizes import size_in_words
 from gguf_export.reports.figures import NOTHING
@@ -49,18 +51,24 @@ def choices_table(fit: Fit) -> TableText:
     contexts = list(dict.fromkeys(choice.n_ctx for choice in fit.choices))
     cards = list(dict.fromkeys(choice.vram for choice in fit.choices))
     chosen = {(choice.vram, choice.n_ctx): choice for choice in fit.choices}
+    n_same = _n_same([model.name for model in fit.models])
     columns = ("GPU", *(context_words(n_ctx) for n_ctx in contexts))
     return columns, [
-        (f"{vram:g} GiB", *(_choice_words(chosen[vram, n_ctx]) for n_ctx in contexts)) for vram in cards
+        (f"{vram:g} GiB", *(_choice_words(chosen[vram, n_ctx], n_same) for n_ctx in contexts))
+        for vram in cards
     ]
 
 
-def _choice_words(choice: Choice) -> str:
+def _n_same(names: list[str]) -> int:
+    """Characters with which all names begin, up to a hyphen or a dot; what is behind them tells the files apart."""
+    same = os.path.commonprefix(names) if len(names) > 1 else ""
+    return max(same.rfind("-"), same.rfind(".")) + 1
+
+
+def _choice_words(choice: Choice, n_same: int) -> str:
     if choice.need is None or choice.name is None:
         return "none"
-    if choice.need.experts_in_ram:
-        return f"{choice.name}, experts in RAM"
-    return choice.name
+    return choice.name[n_same:] + (", experts in RAM" if choice.need.experts_in_ram else "")
 
 
 def assumptions(fit: Fit) -> list[str]:
