@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from gguf_export.checking.fit import GIB, RESERVE, Choice, Fit, ModelNeeds
 from gguf_export.files.sizes import size_in_words
 from gguf_export.reports.figures import NOTHING
@@ -61,7 +59,8 @@ def choices_table(fit: Fit) -> TableText:
 
 def _n_same(names: list[str]) -> int:
     """Characters with which all names begin, up to a hyphen or a dot; what is behind them tells the files apart."""
-    same = os.path.commonprefix(names) if len(names) > 1 else ""
+    first, last = min(names), max(names)
+    same = first[: next((i for i, pair in enumerate(zip(first, last, strict=False)) if len({*pair}) > 1), 0)]
     return max(same.rfind("-"), same.rfind(".")) + 1
 
 
