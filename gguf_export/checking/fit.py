@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from quantize.families.key_table import MAX_LAYERS
 from quantize.families.placement import placement
 from quantize.hparams import Hparams
 from quantize.recipes.ftypes import ftype
+from quantize.recipes.left_alone import converted_type
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
@@ -242,8 +244,10 @@ def _levels(path: Path, types: Iterable[str]) -> Iterator[_Model]:
         raise ChoiceError(str(path), "holds neither a checkpoint (config.json) nor a GGUF file")
     checkpoint = open_checkpoint(path)
     specs, facts = checkpoint.specs(), RecipeFacts.of(checkpoint.hparams)
+    left_as = partial(converted_type, arch=checkpoint.hparams.arch)
     for name in dict.fromkeys(ftype(name).name for name in types):
-        plan = make_plan(specs, facts, Recipe(ftype(name)), has_imatrix=True)
+        recipe = Recipe(ftype(name))
+        plan = make_plan(specs, facts, recipe, has_imatrix=True, left_as=left_as, keeps_blocks=True)
         yield _Model(name, name, checkpoint.hparams, [tensor.target for tensor in plan.tensors])
 
 

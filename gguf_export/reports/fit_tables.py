@@ -49,18 +49,25 @@ def choices_table(fit: Fit) -> TableText:
     contexts = list(dict.fromkeys(choice.n_ctx for choice in fit.choices))
     cards = list(dict.fromkeys(choice.vram for choice in fit.choices))
     chosen = {(choice.vram, choice.n_ctx): choice for choice in fit.choices}
+    n_same = _n_same([model.name for model in fit.models])
     columns = ("GPU", *(context_words(n_ctx) for n_ctx in contexts))
     return columns, [
-        (f"{vram:g} GiB", *(_choice_words(chosen[vram, n_ctx]) for n_ctx in contexts)) for vram in cards
+        (f"{vram:g} GiB", *(_choice_words(chosen[vram, n_ctx], n_same) for n_ctx in contexts))
+        for vram in cards
     ]
 
 
-def _choice_words(choice: Choice) -> str:
+def _n_same(names: list[str]) -> int:
+    """Characters with which all names begin, up to a hyphen or a dot; what is behind them tells the files apart."""
+    first, last = min(names), max(names)
+    same = first[: next((i for i, pair in enumerate(zip(first, last, strict=False)) if len({*pair}) > 1), 0)]
+    return max(same.rfind("-"), same.rfind(".")) + 1
+
+
+def _choice_words(choice: Choice, n_same: int) -> str:
     if choice.need is None or choice.name is None:
         return "none"
-    if choice.need.experts_in_ram:
-        return f"{choice.name}, experts in RAM"
-    return choice.name
+    return choice.name[n_same:] + (", experts in RAM" if choice.need.experts_in_ram else "")
 
 
 def assumptions(fit: Fit) -> list[str]:
