@@ -64,7 +64,7 @@ def planning_options(letter: Sequence[str] = (), needs: Sequence[str] = ()) -> D
             multiple=True,
             metavar="TYPE",
             needs=needs,
-            help="A tensor type that may be chosen; may be repeated.  [default: Q2_K to Q6_K, and Q8_0]",
+            help="A tensor type that may be chosen; may be repeated.  [default: Q2_K to Q6_K, IQ4_XS and Q8_0]",
         ),
         option(
             "--cost-tokens",
