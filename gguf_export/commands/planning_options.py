@@ -71,7 +71,7 @@ def planning_options(letter: Sequence[str] = (), needs: Sequence[str] = ()) -> D
             metavar="TYPE",
             needs=needs,
             shell_complete=tensor_type_names,
-            help="A tensor type that may be chosen; may be repeated.  [default: Q2_K to Q6_K, and Q8_0]",
+            help="A tensor type that may be chosen; may be repeated.  [default: Q2_K to Q6_K, IQ4_XS and Q8_0]",
         ),
         option(
             "--cost-tokens",

@@ -17,7 +17,7 @@ from gguf_export.files.sizes import size_in_words
 from gguf_export.metadata.feedback_keys import feedback_keys
 from gguf_export.metadata.type_keys import FISHER, type_keys
 from gguf_export.planning.budget import Budget
-from gguf_export.planning.mixtures import K_QUANTS, nearest_ftype
+from gguf_export.planning.mixtures import CANDIDATES, nearest_ftype
 from gguf_export.writing.calibrated import Calibration, expected_imatrix
 from gguf_export.writing.job import ExportJob, prepare
 from quantize.exceptions import RecipeError
@@ -160,7 +160,7 @@ def prepare_types(
         MoeGgufError: the model, the text or the importances cannot be used.
     """
     naming = naming or Naming()
-    qtypes = tuple(parse_qtype(name) for name in candidates) or K_QUANTS
+    qtypes = tuple(parse_qtype(name) for name in candidates) or CANDIDATES
     for qtype in qtypes:
         if qtype in FLOATS:
             raise RecipeError(

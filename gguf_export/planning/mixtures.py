@@ -12,10 +12,13 @@ from quantize.recipes.recipe import Recipe, make_plan
 from quantize.sources.model_source import ModelFile
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["K_QUANTS", "nearest_ftype"]
+__all__ = ["CANDIDATES", "nearest_ftype"]
 
 K_QUANTS = (QType.Q2_K, QType.Q3_K, QType.Q4_K, QType.Q5_K, QType.Q6_K, QType.Q8_0)
-"""The types that are chosen from by default, and those of the mixtures that may give a file its name."""
+"""Those of the mixtures that may give a file its name."""
+
+CANDIDATES = tuple(sorted({*K_QUANTS, QType.IQ4_XS}))
+"""The types that are chosen from by default: IQ4_XS lies between Q3_K and Q4_K, where there is nothing else."""
 
 MIXTURES = tuple(known for known in FTYPES if known.qtype in K_QUANTS and not known.needs_imatrix)
 

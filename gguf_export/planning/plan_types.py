@@ -70,7 +70,7 @@ def plan_types(
         size: bytes of the whole file; or a text such as "13.5GiB".
         bpw: bits per weight. One of the three is given.
         output: the file of tensor types that is written, for `export` and for llama-quantize; None writes none.
-        candidates: the types that are allowed, by default Q2_K, Q3_K, Q4_K, Q5_K, Q6_K and Q8_0.
+        candidates: the types that are allowed, by default Q2_K, Q3_K, IQ4_XS, Q4_K, Q5_K, Q6_K and Q8_0.
         imatrix: importances, or the file that holds them; by default the text gives them on the way.
         save_imatrix: keep the importances in this file.
         prior: draws an expert's importances toward its layer's mean with the weight of so many tokens.

@@ -18,6 +18,8 @@ from quantize.blocks.iq4 import VALUES, fit_scales, round_to_table
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ONE, ZERO
 from quantize.blocks.nibbles import QK, pack_4
+from quantize.blocks.parts import PartFormat
+from quantize.blocks.q4_0 import join, split
 from quantize.blocks.tiles import LANES, store_halves
 from quantize.tensors import Array, QType
 
@@ -53,3 +55,5 @@ def unpack(blocks: Array, values: Array) -> None:
 
 
 FORMAT = BlockFormat(QType.IQ4_NL, QK, TYPE_SIZE, fit, pack_4, unpack)
+
+PARTS = PartFormat(QType.IQ4_NL, QK, TYPE_SIZE, 1, VALUES, 1, 1, 0, split, join)

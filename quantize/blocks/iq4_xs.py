@@ -19,6 +19,7 @@ from quantize.blocks.half import load_f16
 from quantize.blocks.iq4 import VALUES, fit_scales, round_to_table
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ONE, ZERO, nearest_code
+from quantize.blocks.parts import PartFormat, store_f16
 from quantize.blocks.signed import largest_scale
 from quantize.blocks.tiles import LANES, row, store_halves
 from quantize.tensors import Array, QType
@@ -107,3 +108,35 @@ def unpack(blocks: Array, values: Array) -> None:
 
 
 FORMAT = BlockFormat(QType.IQ4_XS, QK_K, TYPE_SIZE, fit, pack, unpack)
+
+
+@kernel
+def split(blocks: Array, codes: Array, scales: Array, mins: Array, factors: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        block = blocks[b]
+        factors[b, 0] = load_f16(block, 0)
+        for j in range(N_SUB):
+            low = block[SCALES_L + j // 2] >> (4 * (j % 2)) & 15
+            high = block[SCALES_H + j // 4] >> (2 * (j % 4)) & 3
+            scales[b, j] = int(low | high << 4) - 32
+            for k in range(16):
+                byte = block[QS + 16 * j + k]
+                codes[b, SUB * j + k], codes[b, SUB * j + k + 16] = byte & 15, byte >> 4
+
+
+@kernel
+def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        block = blocks[b]
+        store_f16(block, 0, factors[b, 0])
+        for j in range(N_SUB):
+            sc = int(scales[b, j]) + 32
+            block[SCALES_L + j // 2] |= (sc & 15) << (4 * (j % 2))
+            block[SCALES_H + j // 4] |= (sc >> 4) << (2 * (j % 4))
+            for k in range(16):
+                block[QS + 16 * j + k] = codes[b, SUB * j + k] | codes[b, SUB * j + k + 16] << 4
+
+
+PARTS = PartFormat(QType.IQ4_XS, QK_K, TYPE_SIZE, N_SUB, VALUES, -32, 31, 0, split, join)

@@ -1,6 +1,6 @@
 """Blocks taken apart into what can be moved: codes, the scales and mins of sub-blocks, the factors of the block.
 
-    value = (d * scale) * (code - offset) - (dmin * min)
+    value = (d * scale) * levels[code] - (dmin * min)
 
 Here blocks lie as in a file, one after the other, and not in tiles: whoever moves the parts goes through rows.
 """
@@ -28,6 +28,8 @@ MOVABLE: tuple[QType, ...] = (
     QType.Q6_K,
     QType.Q4_0,
     QType.Q5_0,
+    QType.IQ4_NL,
+    QType.IQ4_XS,
 )
 """The formats whose parts can be moved. The module `quantize.blocks.q4_k` offers `PARTS` for Q4_K, and so on."""
 
@@ -46,26 +48,30 @@ class Parts:
     factors: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PartFormat:
     """How the blocks of a format come apart, and the limits within which each part can move.
 
-    Codes lie between 0 and `n_code` - 1, scales between `least_scale` and `most_scale`, mins between 0 and `most_min`;
-    `most_min` is 0 where there are none. `split_kernel(blocks, codes, scales, mins, factors)` fills the parts (see
-    `Parts`) of blocks uint8 [n, type_size]; `join_kernel`, with the blocks last, is its reverse.
+    Codes are indices of `levels`, float32 and ascending. Scales lie between `least_scale` and `most_scale`, mins
+    between 0 and `most_min`, which is 0 where there are none. `split_kernel(blocks, codes, scales, mins, factors)`
+    fills the parts (see `Parts`) of blocks uint8 [n, type_size]; `join_kernel`, with the blocks last, is its reverse.
     """
 
     qtype: QType
     block_size: int
     type_size: int
     n_sub: int
-    n_code: int
-    offset: int
+    levels: Array
     least_scale: int
     most_scale: int
     most_min: int
     split_kernel: Callable[[Array, Array, Array, Array, Array], None]
     join_kernel: Callable[[Array, Array, Array, Array, Array], None]
+
+    @property
+    def is_even(self) -> bool:
+        """Whether each level is one more than the one below it, so that a code follows by rounding."""
+        return bool((np.diff(self.levels) == 1).all())
 
     def split(self, blocks: Array) -> Parts:
         """The parts of blocks uint8 [n, type_size]."""

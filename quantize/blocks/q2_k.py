@@ -126,4 +126,4 @@ def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array
             block[CODES + 32 * (k // 128) + k % 32] |= codes[b, k] << (2 * (k // 32 % 4))
 
 
-PARTS = PartFormat(QType.Q2_K, QK_K, TYPE_SIZE, N_SUB, 4, 0, 0, 15, 15, split, join)
+PARTS = PartFormat(QType.Q2_K, QK_K, TYPE_SIZE, N_SUB, LEVELS, 0, 15, 15, split, join)

@@ -193,4 +193,4 @@ def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array
             block[k % 32] |= (codes[b, k] >> 2) << (k // 32)
 
 
-PARTS = PartFormat(QType.Q3_K, QK_K, TYPE_SIZE, N_SUB, 8, 4, -32, 31, 0, split, join)
+PARTS = PartFormat(QType.Q3_K, QK_K, TYPE_SIZE, N_SUB, LEVELS, -32, 31, 0, split, join)

@@ -59,4 +59,4 @@ def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array
             blocks[b, 2 + k] = codes[b, k] | codes[b, k + 16] << 4
 
 
-PARTS = PartFormat(QType.Q4_0, QK, TYPE_SIZE, 1, 16, 8, 1, 1, 0, split, join)
+PARTS = PartFormat(QType.Q4_0, QK, TYPE_SIZE, 1, LEVELS, 1, 1, 0, split, join)

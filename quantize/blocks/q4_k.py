@@ -80,4 +80,4 @@ def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array
                 blocks[b, HEAD + SUB * c + k] = codes[b, 64 * c + k] | codes[b, 64 * c + SUB + k] << 4
 
 
-PARTS = PartFormat(QType.Q4_K, QK_K, TYPE_SIZE, N_SUB, 16, 0, 0, 63, 63, split, join)
+PARTS = PartFormat(QType.Q4_K, QK_K, TYPE_SIZE, N_SUB, LEVELS, 0, 63, 63, split, join)

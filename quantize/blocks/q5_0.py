@@ -63,4 +63,4 @@ def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array
             block[6 + k] = codes[b, k] & 15 | (codes[b, k + 16] & 15) << 4
 
 
-PARTS = PartFormat(QType.Q5_0, QK, TYPE_SIZE, 1, 32, 16, 1, 1, 0, split, join)
+PARTS = PartFormat(QType.Q5_0, QK, TYPE_SIZE, 1, LEVELS, 1, 1, 0, split, join)

@@ -90,4 +90,4 @@ def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array
                 block[HEAD + k] |= (code >> 4) << j
 
 
-PARTS = PartFormat(QType.Q5_K, QK_K, TYPE_SIZE, N_SUB, 32, 0, 0, 63, 63, split, join)
+PARTS = PartFormat(QType.Q5_K, QK_K, TYPE_SIZE, N_SUB, LEVELS, 0, 63, 63, split, join)

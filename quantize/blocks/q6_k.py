@@ -146,4 +146,4 @@ def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array
             block[QH + 32 * half + k % 32] |= (codes[b, k] >> 4) << (2 * quarter)
 
 
-PARTS = PartFormat(QType.Q6_K, QK_K, TYPE_SIZE, N_SUB, 64, 32, -128, 127, 0, split, join)
+PARTS = PartFormat(QType.Q6_K, QK_K, TYPE_SIZE, N_SUB, LEVELS, -128, 127, 0, split, join)

@@ -118,7 +118,7 @@ class _Columns:
             fitted = form.split(encode(x, form.qtype, Guide(known.importance[block])))
             errors = np.empty_like(x)
             factor = np.ascontiguousarray(known.factor[block, block])
-            push_errors(x, factor, *_arrays(fitted), form.offset, form.n_code, errors)
+            push_errors(x, factor, *_arrays(fitted), form.levels, form.is_even, errors)
             if block.stop < left.shape[1]:
                 left[:, block.stop :] -= errors @ known.factor[block, block.stop :]
             parts.append(fitted)
@@ -137,8 +137,8 @@ class _Columns:
             n_sub = size // form.n_sub
             sums = own.reshape(size, form.n_sub, n_sub)[np.arange(size), np.arange(size) // n_sub].sum(1)
             arrays = _arrays(of_column)
-            move_scales(g, own, sums, *arrays, form.offset, self._limits, moved)
-            move_codes(g, own, *arrays, form.offset, form.n_code, moved)
+            move_scales(g, own, sums, *arrays, form.levels, self._limits, moved)
+            move_codes(g, own, *arrays, form.levels, form.is_even, moved)
             gradient -= moved @ moments[block]
 
     def _values(self, parts: Sequence[Parts]) -> Array:
@@ -146,14 +146,14 @@ class _Columns:
         values = np.empty((len(parts[0].codes), len(parts) * size), np.float32)
         for index, of_column in enumerate(parts):
             columns = slice(index * size, (index + 1) * size)
-            values_of(*_arrays(of_column), self._form.offset, values[:, columns])
+            values_of(*_arrays(of_column), self._form.levels, values[:, columns])
         return values
 
     def _move_factors(self, g: Array, own: Array, parts: Parts, moved: Array) -> None:
         """Move d and dmin to the halves at which the error is least, where that lowers it."""
         form = self._form
         s = form.block_size // form.n_sub
-        v = np.repeat(parts.scales, s, axis=1) * (parts.codes.astype(np.float32) - np.float32(form.offset))
+        v = np.repeat(parts.scales, s, axis=1) * form.levels[parts.codes]
         vh = v @ own
         square, slope = (vh * v).sum(1), (g * v).sum(1)
         with np.errstate(all="ignore"):

@@ -1,7 +1,7 @@
 """Kernels that move the parts of one block column: each works row by row, so rows can be divided among threads.
 
 Letters: n rows, b weights of a block, s weights of a sub-block. A weight stands for
-(d * scale) * (code - offset) - (dmin * min), see `quantize.blocks.parts`.
+(d * scale) * levels[code] - (dmin * min), see `quantize.blocks.parts`; `is_even` where levels are 1 apart.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EPS = np.float32(1e-6)
 
 
 @kernel
-def values_of(codes: Array, scales: Array, mins: Array, factors: Array, offset: int, values: Array) -> None:
+def values_of(codes: Array, scales: Array, mins: Array, factors: Array, levels: Array, values: Array) -> None:
     """The weights float32 [n, b] that parts stand for."""
     n_sub = scales.shape[1]
     s = codes.shape[1] // n_sub
@@ -27,7 +27,19 @@ def values_of(codes: Array, scales: Array, mins: Array, factors: Array, offset: 
         for j in range(n_sub):
             scale, minimum = factors[r, 0] * scales[r, j], factors[r, 1] * mins[r, j]
             for k in range(j * s, (j + 1) * s):
-                values[r, k] = scale * np.float32(np.int32(codes[r, k]) - np.int32(offset)) - minimum
+                values[r, k] = scale * levels[codes[r, k]] - minimum
+
+
+@kernel
+def _nearest(y: np.float32, levels: Array, is_even: bool) -> np.uint8:
+    """The code of the level nearest to y."""
+    last = len(levels) - 1
+    if is_even:
+        return np.uint8(min(max(np.floor(y - levels[0] + HALF), ZERO), np.float32(last)))
+    code = 0
+    for above in range(last):
+        code += y >= HALF * (levels[above] + levels[above + 1])
+    return np.uint8(code)
 
 
 @kernel
@@ -38,8 +50,8 @@ def push_errors(
     scales: Array,
     mins: Array,
     factors: Array,
-    offset: int,
-    n_code: int,
+    levels: Array,
+    is_even: bool,
     errors: Array,
 ) -> None:
     """Choose codes column by column; the error of each moves into the columns to its right.
@@ -48,26 +60,22 @@ def push_errors(
         x: the weights float32 [n, b], which change.
         factor: float32 [b, b], the block on the diagonal of the upper triangular factor U of the inverse of the
             moments, U^T U.
-        codes, scales, mins, factors, offset, n_code: the parts; codes change. Where a scale is 0 they stay.
+        codes, scales, mins, factors, levels, is_even: the parts; codes change. Where a scale is 0 they stay.
         errors: float32 [n, b], filled with errors / diag(U): the columns beyond the block are to be lowered by their
             product with U's rows.
     """
     n_sub = scales.shape[1]
     b = x.shape[1]
     s = b // n_sub
-    most = np.float32(n_code - 1)
     for r in range(len(x)):
         w = x[r]
         for k in range(b):
             j = k // s
             scale, minimum = factors[r, 0] * scales[r, j], factors[r, 1] * mins[r, j]
-            code = np.float32(codes[r, k])
             if scale != ZERO:
-                code = np.floor((w[k] + minimum) / scale + (np.float32(offset) + HALF))
-                code = min(max(code, ZERO), most)
-                codes[r, k] = np.uint8(code)
+                codes[r, k] = _nearest((w[k] + minimum) / scale, levels, is_even)
             row = factor[k]
-            error = (w[k] - (scale * (code - np.float32(offset)) - minimum)) / row[k]
+            error = (w[k] - (scale * levels[codes[r, k]] - minimum)) / row[k]
             errors[r, k] = error
             for i in range(k + 1, b):
                 w[i] -= error * row[i]
@@ -81,8 +89,8 @@ def move_codes(
     scales: Array,
     mins: Array,
     factors: Array,
-    offset: int,
-    n_code: int,
+    levels: Array,
+    is_even: bool,
     moved: Array,
 ) -> None:
     """Move each code to where the error is least while all others stay.
@@ -90,13 +98,12 @@ def move_codes(
     Args:
         gradient: float32 [n, b], the block's columns of (target - weights) moments; kept up to date.
         moments: float32 [b, b], the block on the diagonal.
-        codes, scales, mins, factors, offset, n_code: the parts; codes change.
+        codes, scales, mins, factors, levels, is_even: the parts; codes change.
         moved: float32 [n, b]: what the weights have moved by is added.
     """
     n_sub = scales.shape[1]
     b = gradient.shape[1]
     s = b // n_sub
-    most = np.float32(n_code - 1)
     for r in range(len(gradient)):
         g = gradient[r]
         for j in range(n_sub):
@@ -105,12 +112,13 @@ def move_codes(
                 continue
             for k in range(j * s, (j + 1) * s):
                 curvature = moments[k, k]
-                old = np.float32(codes[r, k])
-                new = np.floor(old + g[k] / (curvature * scale) + HALF)
-                new = min(max(new, ZERO), most)
-                if new != old and curvature > ZERO:
-                    codes[r, k] = np.uint8(new)
-                    step = scale * (new - old)
+                if not curvature > ZERO:
+                    continue
+                old = codes[r, k]
+                new = _nearest(levels[old] + g[k] / (curvature * scale), levels, is_even)
+                if new != old:
+                    codes[r, k] = new
+                    step = scale * (levels[new] - levels[old])
                     moved[r, k] += step
                     row = moments[k]
                     for i in range(b):
@@ -126,7 +134,7 @@ def move_scales(
     scales: Array,
     mins: Array,
     factors: Array,
-    offset: int,
+    levels: Array,
     limits: Array,
     moved: Array,
 ) -> None:
@@ -135,7 +143,7 @@ def move_scales(
     Args:
         gradient, moments, moved: see `move_codes`.
         sums: float32 [b], the sum of each row of `moments` over the columns of its own sub-block.
-        codes, scales, mins, factors, offset: the parts; scales and mins change.
+        codes, scales, mins, factors, levels: the parts; scales and mins change.
         limits: float32 [3], the least and the most scale, and the most min (0: there are none).
     """
     n_sub = scales.shape[1]
@@ -148,7 +156,7 @@ def move_scales(
             first = j * s
             square, slope = ZERO, ZERO
             for k in range(s):
-                v[k] = factors[r, 0] * np.float32(np.int32(codes[r, first + k]) - np.int32(offset))
+                v[k] = factors[r, 0] * levels[codes[r, first + k]]
                 slope += g[first + k] * v[k]
             product[:] = ZERO
             for k in range(s):  # moments are symmetric; sums of vectors are quick, those within one are not

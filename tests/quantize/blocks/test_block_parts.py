@@ -32,13 +32,13 @@ def test_parts_are_the_block(qtype: QType) -> None:
         parts = form.split(blocks)
         assert len(blocks) > 20
         assert np.array_equal(form.join(parts), blocks)
-        assert parts.codes.max() < form.n_code
+        assert parts.codes.max() < len(form.levels)
         assert form.least_scale <= parts.scales.min() <= parts.scales.max() <= form.most_scale
         assert parts.mins.max() <= form.most_min
         d, dmin = parts.factors[:, :1], parts.factors[:, 1:]
         n = form.block_size // form.n_sub
         scales, mins = np.repeat(d * parts.scales, n, 1), np.repeat(dmin * parts.mins, n, 1)
-        values = scales * (parts.codes.astype(np.float32) - form.offset) - mins
+        values = scales * form.levels[parts.codes] - mins
         assert np.array_equal(values, decode(blocks, qtype, form.block_size))
 
 
