@@ -46,22 +46,24 @@ TOOL_LIST_DIALOGUE = Dialogue(PLAIN_DIALOGUE.messages, TOOLS, generation=True)
 TOOL_DIALOGUE = Dialogue(tool_dialogue('{"river": "Rhine"}'), TOOLS, generation=True)
 
 
-def read_dialogues(path: Path) -> list[Dialogue]:
-    """The dialogues of a file of JSON lines, each `{"messages": [...]}` or `{"messages": [...], "tools": [...]}`.
+def read_dialogues(path: Path) -> tuple[list[Dialogue], list[int]]:
+    """The dialogues of a file of JSON lines, and the number of each one's line.
 
+    A line is `{"messages": [...]}` or `{"messages": [...], "tools": [...]}`.
     A message is an object with a `role`. Blank lines are passed over.
 
     Raises:
         TextError: the file cannot be read or has no dialogue, or a line is none; the message names the line.
     """
     raw = read_bytes(path, MAX_BYTES, TextError)
-    dialogues = []
+    dialogues, lines = [], []
     for number, line in enumerate(raw.split(b"\n"), 1):
         if line.strip():
             dialogues.append(_dialogue(line, f"{path}: line {number}"))
+            lines.append(number)
     if not dialogues:
         raise TextError(str(path), "the text is empty")
-    return dialogues
+    return dialogues, lines
 
 
 def _dialogue(line: bytes, place: str) -> Dialogue:

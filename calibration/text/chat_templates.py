@@ -98,14 +98,8 @@ def template_in_folder(files: TokenizerFiles, vocabulary: Vocabulary) -> ChatTem
     templates = folder_templates(files)
     if templates.default is None:
         return None
-    by_default = {"bos": 1, "eos": 2} if vocabulary.kind == SPM else {}
-    texts = {}
-    for kind in ("bos", "eos"):
-        token_id = vocabulary.special.ids.get(kind, by_default.get(kind))
-        is_token = token_id is not None and token_id < vocabulary.n_vocab
-        texts[kind] = vocabulary.texts[token_id] if is_token and token_id is not None else ""
     place = str(Path(files.folder) / templates.place)
-    return ChatTemplate(templates.default, place, texts["bos"], texts["eos"])
+    return ChatTemplate(templates.default, place, *vocabulary.end_texts)
 
 
 def template_of_keys(label: str, keys: Mapping[str, Any], name: str = "") -> ChatTemplate | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_export.commands.options import (
+    CHAT_TEMPLATE,
     FILE,
     MODEL,
     PRE,
@@ -48,6 +49,7 @@ class NamingOptions:
     name: str | None
     override_kv: tuple[str, ...]
     pre: str | None
+    chat_template: str | None
     lmstudio: bool
     publisher: str | None
 
@@ -63,6 +65,7 @@ naming_options = group(
         help="Metadata to set; TYPE is int, float, bool or str.",
     ),
     PRE,
+    CHAT_TEMPLATE,
     option("--lmstudio", is_flag=True, help="Write DIR/publisher/model/file.gguf, where LM Studio looks."),
     option(
         "--publisher",

@@ -26,6 +26,12 @@ MODEL = click.argument("model", type=FILE)
 QUIET = option("-q", "--quiet", is_flag=True, help="No progress and no table.")
 RESTART = option("--restart", is_flag=True, help="Begin afresh, whatever a run that was stopped has left.")
 PRE = option("--pre", metavar="NAME", help="Pre-tokenizer (tokenizer.ggml.pre), where it is not recognised.")
+CHAT_TEMPLATE = option(
+    "--chat-template",
+    metavar="CHOICE",
+    help="The chat template: a file of Jinja; donor:N, of expert N in mergekit_moe_config.yml; a name of llama.cpp's "
+    "such as chatml, llama3 or mistral-v7; none; or as-is, MODEL's own unchecked.  [default: MODEL's own]",
+)
 JSON = option("--json", "as_json", is_flag=True, help="The findings, as JSON for programs.")
 
 
