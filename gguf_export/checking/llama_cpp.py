@@ -134,7 +134,8 @@ def _message(body: str) -> str:
 
 def _reason(log: str, status: int) -> str:
     """The line of llama.cpp's log that tells why it gave up."""
-    reasons = re.findall(r"error loading model: .*|GGML_ASSERT.*|.*(?:[Tt]emplate|[Jj]inja).*", log)
+    template = re.search(r"chat template parsing error: (.*?)\n[0-9.]+ [A-Z] ", log, re.S)
+    reasons = [template[1]] if template else re.findall(r"error loading model: .*|GGML_ASSERT.*", log)
     return _one_line(reasons[-1]) if reasons else f"it ended with status {status}: {_one_line(log[-300:])}"
 
 

@@ -44,6 +44,7 @@ def check_templates(label: str, model: Path, keys: Sequence[KeyValue]) -> Iterat
         if checked.error is not None:
             yield Finding.of(checked.error, "warning" if _is_written_anyway(keys) else "error")
         yield from (Finding.of_remark(remark, "warning") for remark in checked.remarks)
+        yield from (Finding.of_remark(remark) for remark in checked.notes)
         yield from _in_llama_cpp(default, keys, checked)
     for name in names:
         named = template_in(label, keys, name)

@@ -28,6 +28,7 @@ CHAT_TOKENS = (
     "<|assistant|>",
 )
 _TRIED = (PLAIN_DIALOGUE, PLAIN_DIALOGUE.without_system(), TOOL_LIST_DIALOGUE, TOOL_DIALOGUE)
+_SAID = PLAIN_DIALOGUE.messages[-1]["content"]
 _REMEDY = "choose another one with {setting}: a file, donor:N or a name such as chatml; none leaves it out"
 
 
@@ -36,12 +37,14 @@ class TemplateCheck:
     """What a template did.
 
     error: why no application can chat with the model, None where one can.
-    remarks: what does not work, or works otherwise than it seems.
+    remarks: what does not work.
+    notes: what works in another way than it seems.
     tried: the dialogues, and the text of each, or why there is none.
     """
 
     error: TokenizerError | None
     remarks: tuple[Remark, ...] = ()
+    notes: tuple[Remark, ...] = ()
     tried: tuple[tuple[Dialogue, str | Fault], ...] = ()
 
 
@@ -61,31 +64,26 @@ def check_template(template: ChatTemplate) -> TemplateCheck:
     remarks = [
         Remark(template.place, f"it uses {name}, which llama.cpp does not know") for name in made.unknown
     ]
+    notes = []
     if not made.abilities.system:
-        remarks.append(
-            Remark(
-                template.place,
-                "the chat template has no place for a system message",
-                "llama.cpp puts it before what the user says first",
-            )
-        )
+        message = "the chat template has no place for a system message"
+        notes.append(Remark(template.place, message, "llama.cpp puts it before what the user says first"))
     failed = texts["plain"]
     if isinstance(failed, Fault) and isinstance(texts["without system"], str) and failed.kind == "refused":
-        remarks.append(
-            Remark(template.place, f"the chat template refuses a system message: {failed.message}")
-        )
+        notes.append(Remark(template.place, f"the chat template refuses a system message: {failed.message}"))
         failed = texts["without system"]
     with_tools = texts.get("tools")
     if not isinstance(failed, Fault) and isinstance(with_tools, Fault) and with_tools.kind != "refused":
         failed = with_tools
     if isinstance(failed, Fault):
         return TemplateCheck(_error(template, failed, has_tools=failed is with_tools))
+    if _SAID not in failed:
+        remarks.append(Remark(template.place, "the chat template leaves out what the user says"))
     calls = texts.get("calls")
     if isinstance(calls, Fault):
-        remarks.append(
-            Remark(template.place, f"the chat template cannot write a call of a tool: {calls.message}")
-        )
-    return TemplateCheck(None, tuple(remarks), tuple(zip(tried, made.texts, strict=True)))
+        message = f"the chat template cannot write a call of a tool: {calls.message}"
+        remarks.append(Remark(template.place, message))
+    return TemplateCheck(None, tuple(remarks), tuple(notes), tuple(zip(tried, made.texts, strict=True)))
 
 
 def _error(template: ChatTemplate, fault: Fault, *, has_tools: bool = False) -> TokenizerError:
