@@ -77,6 +77,10 @@ def _dialogue(line: bytes, place: str) -> Dialogue:
             raise TextError(place, f"a message has no role: {quoted(message)}")
         if "content" not in message and "tool_calls" not in message:
             raise TextError(place, f"the message of role {quoted(message['role'])} has no content")
+        content = message.get("content")
+        if not isinstance(content, (str, list, type(None))):
+            what = f"the content of the message of role {quoted(message['role'])}"
+            raise TextError(place, f"{what} is neither text nor a list of parts")
     tools = found.get("tools")
     if tools is not None and not isinstance(tools, list):
         raise TextError(place, "tools is not a list")

@@ -137,7 +137,12 @@ text_options = group(
     "text",
     TextOptions,
     option(
-        "--text", "texts", multiple=True, type=FILE, metavar="FILE", help="Calibration text; may be repeated."
+        "--text",
+        "texts",
+        multiple=True,
+        type=FILE,
+        metavar="FILE",
+        help="Calibration text; may be repeated. FILE.jsonl is dialogues, which the chat template writes.",
     ),
     option(
         "--prompts",

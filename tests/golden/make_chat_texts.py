@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS / "helpers")]
@@ -20,7 +21,7 @@ from places import GOLDEN  # noqa: E402
 from calibration.chat.abilities import TOOLS  # noqa: E402
 
 THOUGHT = "<think>\nIt is 4.\n</think>\n\nFour."
-DIALOGUES = [
+DIALOGUES: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": "Hello"}]},
     {
         "messages": [
@@ -50,7 +51,7 @@ def main() -> None:
         made = texts[template.stem] = []
         for dialogue in DIALOGUES:
             for opens in (False, True):
-                rendered, _ = render_jinja_template(
+                rendered = render_jinja_template(
                     [dialogue["messages"]],
                     tools=dialogue.get("tools"),
                     chat_template=template.read_text("utf-8"),
@@ -58,7 +59,7 @@ def main() -> None:
                     bos_token="<s>",
                     eos_token="</s>",
                 )
-                made.append(rendered[0])
+                made.append(str(rendered[0][0]))
     written = {"dialogues": DIALOGUES, "texts": texts}
     path.write_text(json.dumps(written, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
