@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -104,15 +103,12 @@ def _answered(request: bytes, seconds: int) -> Rendered:
     home = str(Path(__file__).parents[2])
     boot = _BOOT.format(paths=[home, *(path for path in sys.path if path)])
     command = [sys.executable, "-I", "-S", "-X", "utf8", "-c", boot]
-    environment = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if "SYSTEMROOT" in os.environ else {}
-    environment |= {"TZ": os.environ["TZ"]} if "TZ" in os.environ else {}
     try:
         done = subprocess.run(
             command,
             input=request,
             capture_output=True,
             timeout=4 * seconds + 10,
-            env=environment,
             check=False,
         )
     except subprocess.TimeoutExpired:

@@ -86,4 +86,7 @@ def _result(run: Any, dialogue: dict[str, Any], abilities: Abilities) -> dict[st
 
 
 def _told(fault: TemplateFault) -> dict[str, str]:
-    return {"kind": fault.kind, "message": str(fault)[:1000]}
+    return {
+        "kind": fault.kind,
+        "message": " ".join(str(fault).split())[:300],
+    }  # a stranger may have written it
