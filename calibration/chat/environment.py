@@ -153,6 +153,10 @@ class Program:
             raise fault from None
         except (RecursionError, SyntaxError, MemoryError):
             raise TooMuchError("its parts lie too deep in one another") from None
+        except TemplateFault:
+            raise
+        except Exception as error:  # numbers of thousands of digits, a NUL
+            raise TemplateFault(str(error)) from error
         self.unknown = sorted(
             [f"the filter '{name}'" for name in rewritten.filters if not is_filter(name)]
             + [f"the test '{name}'" for name in rewritten.tests if name not in TESTS]

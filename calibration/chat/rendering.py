@@ -21,7 +21,7 @@ SECONDS = 5  # on the processor for a template and a few dialogues
 SECONDS_PER_MB = 10  # more for many of them
 MEMORY = 2**29  # bytes; jinja2 itself takes some 50 MB
 MEMORY_PER_BYTE = 40  # more for many dialogues
-_BOOT = "import sys; sys.path[:0] = {paths!r}; from calibration.chat.worker import main; main()"
+_BOOT = "import sys; sys.path[:0] = {paths!r}; from calibration.chat.worker import main; main({seconds}, {n_bytes})"
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,17 @@ def render(
                 }
                 for dialogue in dialogues
             ],
-            "seconds": 0,
-            "n_bytes": 0,
         }
     ).encode()
     seconds = SECONDS + SECONDS_PER_MB * len(request) // 2**20
-    limits = f'"seconds": {seconds}, "n_bytes": {MEMORY + MEMORY_PER_BYTE * len(request)}}}'
-    request = request.rpartition(b'"seconds": 0')[0] + limits.encode()
-    return _answered(request, seconds)
+    return _answered(request, seconds, MEMORY + MEMORY_PER_BYTE * len(request))
 
 
-def _answered(request: bytes, seconds: int) -> Rendered:
+def _answered(request: bytes, seconds: int, n_bytes: int) -> Rendered:
+    """The answer of a child process that may take so many seconds on the processor and bytes of memory."""
     home = str(Path(__file__).parents[2])
-    boot = _BOOT.format(paths=[home, *(path for path in sys.path if path)])
+    paths = [home, *(path for path in sys.path if path)]
+    boot = _BOOT.format(paths=paths, seconds=seconds, n_bytes=n_bytes)
     command = [sys.executable, "-I", "-S", "-X", "utf8", "-c", boot]
     try:
         done = subprocess.run(
@@ -126,5 +124,12 @@ def _answered(request: bytes, seconds: int) -> Rendered:
 def _read(answer: dict[str, Any]) -> Rendered:
     if "fault" in answer:
         return Rendered(Fault(**answer["fault"]))
-    texts = [Fault(**entry["fault"]) if "fault" in entry else entry["text"] for entry in answer["results"]]
+    texts = [
+        Fault(**entry["fault"]) if "fault" in entry else _valid(entry["text"]) for entry in answer["results"]
+    ]
     return Rendered(None, tuple(texts), Abilities(**answer["abilities"]), tuple(answer["unknown"]))
+
+
+def _valid(text: str) -> str:
+    """Text without halves of surrogate pairs, which stand for bytes of a template that are not UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -19,10 +19,10 @@ from calibration.chat.faults import TemplateFault
 __all__ = ["main"]
 
 
-def main() -> None:
+def main(seconds: int, n_bytes: int) -> None:
     """Answer one request: the template's abilities, names that llama.cpp lacks, and a text or fault per dialogue."""
+    _limit(seconds, n_bytes)
     request = json.load(sys.stdin)
-    _limit(int(request["seconds"]), int(request["n_bytes"]))
     try:
         answer = _answer(request)
     except TemplateFault as fault:

@@ -18,6 +18,7 @@ LIMITS = {
     "long output": "{% for i in range(99999) %}{{ 'abcdefghij' * 1000 }}{% endfor %}",
     "a macro of itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "deep brackets": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "a long number": "{{ " + "9" * 10000 + " }}",
     "deep lists": "{{ " + "[" * 300 + "]" * 300 + " }}",
     "doubling": TWICE.replace("VALUE", "'ab'"),
     "lists that double": TWICE.replace("VALUE", "[1]"),
@@ -52,7 +53,7 @@ def test_limits(case: str) -> None:
     fault = run(LIMITS[case])
     assert isinstance(fault, Fault), case
     assert "\n" not in fault.message and len(fault.message) < 200
-    assert fault.kind in ("limit", "unknown", "syntax")
+    assert fault.kind != "refused"
     assert time.monotonic() - begun < 60
 
 
@@ -72,3 +73,8 @@ def test_calls_of_what_is_no_function() -> None:
     for text in ("{{ messages() }}", "{{ joiner() }}", "{{ ''.join([]) }}", "{{ ''.encode() }}"):
         fault = run(text)
         assert isinstance(fault, Fault) and fault.message.startswith("line 1: "), text
+
+
+def test_what_is_no_text() -> None:
+    fault = run("\0{{ '\0' }}\udcff")
+    assert isinstance(fault, (str, Fault)) and "\udcff" not in str(fault)
