@@ -69,3 +69,9 @@ def test_files_are_made_and_checked_without_torch(tmp_path: Path) -> None:
         ["imatrix", "--merge", importances, importances, "-o", str(tmp_path / "twice.gguf")],
     ]
     run(WITHOUT_TORCH.replace("{words}", ", ".join(map(repr, words))))
+
+
+def test_the_process_for_templates_loads_little() -> None:
+    script = "import sys\nimport calibration.chat.worker\n"
+    loaded = [*(name for name in HEAVY if name != "jinja2"), "click", "quantize.containers"]
+    assert run(f"{script}print([name for name in {loaded!r} if name in sys.modules])").strip() == "[]"

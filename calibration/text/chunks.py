@@ -20,10 +20,14 @@ MAX_BYTES = 1 << 31  # of one text; it is held in memory and tokenised at once
 
 @dataclass(frozen=True)
 class Text:
-    """A text and the name it goes by in reports and in the imatrix (its path as given, see `label`)."""
+    """A text and the name it goes by in reports and in the imatrix (its path as given, see `label`).
+
+    A text of dialogues has each of them apart: BOS stands before each, and special tokens count as such.
+    """
 
     name: str
-    text: str
+    text: str = ""
+    dialogues: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,15 +121,20 @@ def make_chunks(
     """Tokenise once, BOS first, and cut into chunks; the remainder is dropped (tools/imatrix/imatrix.cpp).
 
     Several texts are tokenised apart and cut as one stream, so that short ones (prompts) count as well.
+    Dialogues are as llama-server gives them to a model: BOS before each, their special tokens parsed.
     `n_chunk` limits the number of chunks. With one text the chunks are those of llama-imatrix and
     llama-perplexity, except that one chunk is enough here and two are needed there.
 
     Raises:
         TextError: there are not enough tokens for one chunk.
     """
-    streams = [tokenizer.encode(text.text, parse_special=parse_special) for text in texts]
-    if tokenizer.bos_id is not None:
-        streams.insert(0, np.array([tokenizer.bos_id], np.int32))
+    streams: list[Tokens] = []
+    bos = [] if tokenizer.bos_id is None else [np.array([tokenizer.bos_id], np.int32)]
+    for text in texts:
+        if not text.dialogues:
+            streams += [*([] if streams else bos), tokenizer.encode(text.text, parse_special=parse_special)]
+        for dialogue in text.dialogues:
+            streams += [*bos, tokenizer.encode(dialogue, parse_special=True)]
     stream = np.concatenate(streams) if streams else np.empty(0, np.int32)
     names = tuple(text.name for text in texts)
     n_full = len(stream) // n_ctx

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibration.text.chunks import N_CTX, Chunks, make_chunks, read_prompts, read_text
+from calibration.text.chunks import N_CTX, Chunks, make_chunks, read_prompts
+from calibration.text.dialogue_texts import read_text_of
 from calibration.text.tokenizer import tokenizer_of
 from quantize.exceptions import TextError
 from quantize.sources.model_source import ModelFile
@@ -22,6 +23,7 @@ class TextSettings:
     n_ctx: tokens of a chunk.
     n_chunk: number of chunks that are used, from the first on; all where it is None.
     parse_special: special tokens in the text count as such.
+    chat_template: what writes the dialogues of `FILE.jsonl`, as `choose_template` takes it; by default the model's.
     """
 
     paths: tuple[Path, ...] = ()
@@ -29,6 +31,7 @@ class TextSettings:
     n_ctx: int = N_CTX
     n_chunk: int | None = None
     parse_special: bool = False
+    chat_template: str | None = None
 
     @classmethod
     def of(cls, text: TextSettings | str | Path) -> TextSettings:
@@ -56,7 +59,8 @@ def cut_text(model: ModelFile, settings: TextSettings, pre: str | None = None) -
     if not settings.is_given:
         raise TextError("", "there is no text", "give {setting}", setting="text")
     return make_chunks(
-        [read_text(path) for path in settings.paths] + [read_prompts(path) for path in settings.prompts],
+        [read_text_of(model, path, settings.chat_template) for path in settings.paths]
+        + [read_prompts(path) for path in settings.prompts],
         tokenizer_of(model, pre),
         n_ctx=settings.n_ctx,
         n_chunk=settings.n_chunk,

@@ -65,6 +65,14 @@ class Vocabulary:
         return {text: token_id for token_id, text in enumerate(self.texts)}
 
     @property
+    def end_texts(self) -> tuple[str, str]:
+        """The texts of BOS and EOS, which chat templates write; empty where there is no such token."""
+        by_default = {"bos": 1, "eos": 2} if self.kind == SPM else {}
+        ids = [self.special.ids.get(kind, by_default.get(kind, -1)) for kind in ("bos", "eos")]
+        first, last = (self.texts[id_] if 0 <= id_ < self.n_vocab else "" for id_ in ids)
+        return first, last
+
+    @property
     def bos_id(self) -> int | None:
         """The token that opens every chunk, None where the model wants none.
 
@@ -191,7 +199,7 @@ class _Keys:
             if type(token_id) is not int or not 0 <= token_id < n_vocab:
                 raise TokenizerError(self.label, f"{key} is {quoted(token_id)}, which is no token")
             ids[kind] = token_id
-        for kind, name in _INFILL_NAMES:
+        for kind, name in (("eos", "eos"), *_INFILL_NAMES):
             token_id = self.keys.get(f"{PREFIX}.{name}_token_id")
             if type(token_id) is int and 0 <= token_id < n_vocab:  # another is no fault to the loader
                 ids[kind] = token_id

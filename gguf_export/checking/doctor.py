@@ -8,11 +8,12 @@ from typing import Any
 
 from gguf_export.checking.findings import Finding, Findings, error, info, warning
 from gguf_export.checking.shard_checks import check_shards, check_types
+from gguf_export.checking.template_checks import check_templates
 from gguf_export.checking.tokenizer_checks import check_tokenizer
 from gguf_export.checking.weight_checks import check_weights
 from gguf_export.metadata.model_keys import model_keys
 from quantize.containers.untrusted import quoted, read_json, refuse_foreign_links
-from quantize.exceptions import CheckpointError
+from quantize.exceptions import CheckpointError, MoeGgufError
 from quantize.families import family_of
 from quantize.families.binding import bind
 from quantize.families.config import shape_dims, text_config
@@ -20,6 +21,7 @@ from quantize.families.keys import setting
 from quantize.families.limits import remarks_on_limits
 from quantize.families.roles import is_router
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
+from quantize.sources.gguf_file import GGUFFile
 from quantize.sources.hub import local_path
 from quantize.telling import OnProgress, Remark, silent
 
@@ -34,7 +36,7 @@ def doctor(
     """Look for everything that would stop an export, or make it useless.
 
     Args:
-        path: the folder of a Hugging Face checkpoint.
+        path: the folder of a Hugging Face checkpoint, or a GGUF file, of which the chat template is looked at.
         full: read all weights instead of some rows of each matrix.
         pre: name of the pre-tokenizer, where it is not recognised.
         progress: called with the progress in tensors.
@@ -57,6 +59,8 @@ def doctor(
 
 def _check(path: Path, full: bool, pre: str | None, progress: OnProgress) -> list[Finding]:
     place = str(path)
+    if path.is_file():
+        return list(_check_gguf(path))
     try:
         refuse_foreign_links(path)
     except CheckpointError as fault:
@@ -86,6 +90,19 @@ def _check(path: Path, full: bool, pre: str | None, progress: OnProgress) -> lis
     except CheckpointError as fault:  # what was found before it stays
         findings.append(Finding.of(fault, place=place))
     return findings
+
+
+def _check_gguf(path: Path) -> Iterator[Finding]:
+    """What is wrong with the vocabulary and the chat template of a GGUF file; its tensors are `verify`'s."""
+    try:
+        keys = GGUFFile(path).key_values()
+    except MoeGgufError as fault:
+        yield Finding.of(fault, place=str(path))
+        return
+    if not any(kv.key == "tokenizer.ggml.tokens" for kv in keys):
+        yield error(str(path), "holds no tokens", "export it again")
+        return
+    yield from check_templates(str(path), path, keys)
 
 
 def _config(raw: Mapping[str, Any]) -> Iterator[Finding]:

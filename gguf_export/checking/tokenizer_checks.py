@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from gguf import TokenType
 
 from calibration.text.json_values import token_text
 from gguf_export.checking.findings import Finding, info, warning
+from gguf_export.checking.template_checks import check_templates
 from gguf_export.vocab import vocab_keys as vocab
 from quantize.containers.keys import KeyValue
 from quantize.containers.text_files import optional_object
@@ -21,15 +21,6 @@ from quantize.telling import Remark
 
 __all__ = ["check_tokenizer"]
 
-CHAT_NAME = re.compile(r"instruct|chat|assistant|(^|-)it($|-)", re.I)
-CHAT_TOKENS = (
-    "<|im_start|>",
-    "<|start_header_id|>",
-    "[INST]",
-    "<start_of_turn>",
-    "<|user|>",
-    "<|assistant|>",
-)
 CORRECT = "correct whichever is wrong"
 
 
@@ -61,7 +52,7 @@ def check_tokenizer(checkpoint: Checkpoint, raw: Mapping[str, Any], pre: str | N
         yield info("tokenizer", f"{n_unused} of {n_vocab} rows of the embedding have no token and are padded")
     yield from _special_tokens(by_name, settings, raw)
     yield from _merges(by_name)
-    yield from _chat_template(path, keys, by_name["tokens"].value)
+    yield from check_templates(str(path), path, keys)
 
 
 def _special_tokens(
@@ -114,18 +105,3 @@ def _merges(keys: Mapping[str, KeyValue]) -> Iterator[Finding]:
             f"{n_lost} of {len(keys['merges'].value)} merges are of tokens that do not exist",
             "copy the tokenizer that belongs to the model",
         )
-
-
-def _chat_template(path: Path, keys: Sequence[KeyValue], tokens: Sequence[str]) -> Iterator[Finding]:
-    """Whether a model to chat with, by its name or its tokens, has a template for chats."""
-    if any(kv.key.startswith("tokenizer.chat_template") for kv in keys):
-        return
-    if CHAT_NAME.search(path.resolve().name) or set(CHAT_TOKENS) & set(tokens):
-        yield warning(
-            "tokenizer_config.json",
-            "there is no chat template, and the model seems to be one to chat with",
-            "copy chat_template.jinja, or the chat_template of tokenizer_config.json, from the donor that was trained "
-            "to chat",
-        )
-    else:
-        yield info("tokenizer_config.json", "there is no chat template: applications will guess one")

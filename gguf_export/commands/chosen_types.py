@@ -92,7 +92,9 @@ def chosen_by_budget(
         prior=weighed["prior"],
         n_held_out=planning["n_held_out"],
         forward=weighed["forward"],
-        naming=Naming(settings["name"], settings["override_kv"], settings["pre"], feedback),
+        naming=Naming(
+            settings["name"], settings["override_kv"], settings["pre"], feedback, settings["chat_template"]
+        ),
     )
     files = plan(model, [Recipe(job.ftype)], folder, imatrix=job.expected, **settings).files
     paths = [part.path for file in files for part in file.parts]

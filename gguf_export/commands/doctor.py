@@ -19,6 +19,9 @@ from gguf_export.commands.verb import Verb, option
 def doctor(model: Path, full: bool, pre: str | None, as_json: bool, quiet: bool) -> None:
     """Say what is wrong with the checkpoint in folder MODEL, before hours of work.
 
+    Its chat template is applied to dialogues as llama.cpp would, and by llama.cpp itself where xllamacpp is installed;
+    of a GGUF file that is all (verify looks at its tensors).
+
     The exit status is 1 where an error is found; warnings leave it 0.
     """
     from gguf_export.checking import doctor as checking

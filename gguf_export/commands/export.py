@@ -10,6 +10,7 @@ import click
 
 from gguf_export.commands.completion import written_type_names
 from gguf_export.commands.options import (
+    CHAT_TEMPLATE,
     FILE,
     MODEL,
     PRE,
@@ -49,6 +50,7 @@ class NamingOptions:
     name: str | None
     override_kv: tuple[str, ...]
     pre: str | None
+    chat_template: str | None
     lmstudio: bool
     publisher: str | None
 
@@ -64,6 +66,7 @@ naming_options = group(
         help="Metadata to set; TYPE is int, float, bool or str.",
     ),
     PRE,
+    CHAT_TEMPLATE,
     option("--lmstudio", is_flag=True, help="Write DIR/publisher/model/file.gguf, where LM Studio looks."),
     option(
         "--publisher",

@@ -32,6 +32,12 @@ PRE = option(
     shell_complete=pre_names,
     help="Pre-tokenizer (tokenizer.ggml.pre), where it is not recognised.",
 )
+CHAT_TEMPLATE = option(
+    "--chat-template",
+    metavar="CHOICE",
+    help="The chat template: a file of Jinja; donor:N, of expert N in mergekit_moe_config.yml; a name of llama.cpp's "
+    "such as chatml, llama3 or mistral-v7; none; or as-is, MODEL's own unchecked.  [default: MODEL's own]",
+)
 JSON = option("--json", "as_json", is_flag=True, help="The findings, as JSON for programs.")
 
 
@@ -149,7 +155,12 @@ text_options = group(
     "text",
     TextOptions,
     option(
-        "--text", "texts", multiple=True, type=FILE, metavar="FILE", help="Calibration text; may be repeated."
+        "--text",
+        "texts",
+        multiple=True,
+        type=FILE,
+        metavar="FILE",
+        help="Calibration text; may be repeated. FILE.jsonl is dialogues, which the chat template writes.",
     ),
     option(
         "--prompts",

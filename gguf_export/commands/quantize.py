@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from gguf_export.commands.completion import file_or, written_type_names
-from gguf_export.commands.options import QUIET, imatrix
+from gguf_export.commands.options import CHAT_TEMPLATE, QUIET, imatrix
 from gguf_export.commands.recipe_options import (
     RecipeOptions,
     SourceOptions,
@@ -33,6 +33,7 @@ from gguf_export.commands.verb import Verb, option
     metavar="KEY=TYPE:VALUE",
     help="Metadata to set; TYPE is int, float, bool or str.",
 )
+@CHAT_TEMPLATE
 @option(
     "--keep-split",
     is_flag=True,
@@ -52,6 +53,7 @@ def quantize(
     taken: SourceOptions,
     recipe: RecipeOptions,
     override_kv: tuple[str, ...],
+    chat_template: str | None,
     keep_split: bool,
     dry_run: bool,
     max_buffer_size: int | None,
@@ -74,6 +76,7 @@ def quantize(
     recipes = recipe.recipes([given.ftype])
     settings = {**taken.settings(), "imatrix": imatrix, "override_kv": override_kv}
     settings |= {"file": given.out, "keep_split": keep_split}
+    settings["chat_template"] = chat_template or "as-is"  # as llama-quantize, which copies it
     if dry_run:
         planned = exporting.plan(given.model, recipes, **settings)
         for remark in planned.remarks:

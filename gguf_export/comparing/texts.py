@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.judging.logits_file import LogitsFile
-from calibration.text.chunks import N_CTX, Chunks, make_chunks, read_text
+from calibration.text.chunks import N_CTX, Chunks, make_chunks
+from calibration.text.dialogue_texts import read_text_of
 from calibration.text.tokenizer import tokenizer_of, vocabulary_of
 from quantize.containers.untrusted import label, quoted
 from quantize.exceptions import LogitsError, TextError
@@ -108,7 +109,9 @@ def cut_choice(model: Checkpoint | GGUFFile, choice: TextChoice) -> list[Chunks]
     tokenizer = tokenizer_of(model)
     cut = []
     for text in choice.texts:
-        chunks = make_chunks([read_text(text.path)], tokenizer, n_ctx=choice.n_ctx, n_chunk=choice.n_chunk)
+        chunks = make_chunks(
+            [read_text_of(model, text.path)], tokenizer, n_ctx=choice.n_ctx, n_chunk=choice.n_chunk
+        )
         cut.append(replace(chunks, names=(text.name,)))
     return cut
 

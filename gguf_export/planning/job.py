@@ -11,6 +11,7 @@ from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.importance.imatrix import Imatrix
 from calibration.importance.imatrix_files import load_imatrix
 from calibration.judging.held_out import hold_out, spread
+from calibration.text.chosen_template import AS_IS, TemplateChoice, choose_template
 from calibration.text.chunks import Chunks
 from calibration.text.text_settings import TextSettings, cut_text
 from gguf_export.files.sizes import size_in_words
@@ -44,6 +45,7 @@ class Naming:
     override_kv: Sequence[str] = ()
     pre: str | None = None
     feedback: bool = False
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,13 @@ class TypeJob:
             name=self.naming.name,
             override_kv=self.naming.override_kv,
             pre=self.naming.pre,
+            template=self._template,
         )
+
+    @cached_property
+    def _template(self) -> TemplateChoice | None:
+        choice = self.naming.chat_template
+        return None if choice in (None, AS_IS) else choose_template(str(choice), self.source.path)
 
     @cached_property
     def usual(self) -> ExportJob:
@@ -167,6 +175,9 @@ def prepare_types(
                 qtype.name, "is no quantized type", "choose {setting} among others", setting="candidates"
             )
     source = open_source(model, note)
+    text = TextSettings.of(text)
+    if naming.chat_template is not None and text.chat_template is None:
+        text = replace(text, chat_template=naming.chat_template)
     fit, judged = _parted(cut_text(source, text, naming.pre), n_held_out)
     settings = forward or ForwardSettings(dtype=best_dtype())
     given = load_imatrix(imatrix, prior=prior) if isinstance(imatrix, (str, Path)) else imatrix

@@ -48,6 +48,7 @@ def export(
     split_max_tensors: int | None = None,
     keep_split: bool = False,
     feedback: bool = False,
+    chat_template: str | None = None,
     jobs: int | None = None,
     engine: Engine | None = None,
     force: bool = False,
@@ -84,6 +85,9 @@ def export(
         keep_split: cut each file as the GGUF file is cut that it is made of.
         feedback: choose the codes so that errors make up for each other on the text, in the same formats; the file is
             judged on a part of the text, and made plainly where that is better. One type at a time.
+        chat_template: a file of Jinja, `donor:N` (of expert N in mergekit_moe_config.yml), a name such as "chatml"
+            (`calibration.chat.named.template_names`), "none", or "as-is", the model's own unchecked; by default the
+            model's own. Dialogues in the text are written with it, too.
         jobs: threads that read, encode and write; by default one for each processor.
         engine: reads and encodes in the place of threads, where there is no text.
         force: replace files that exist.
@@ -93,6 +97,7 @@ def export(
 
     Raises:
         RecipeError: a setting means nothing beside the others.
+        TokenizerError: the chat template does not work in llama.cpp.
         MoeGgufError: see `prepare`, `run` and `run_calibrated`.
 
     >>> made = export(demo_model, "Q4_K_M", folder)
@@ -122,6 +127,7 @@ def export(
         split_max_tensors=split_max_tensors,
         keep_split=keep_split,
         feedback=feedback,
+        chat_template=chat_template,
     )
     if engine is not None and text is not None:
         raise RecipeError(
@@ -174,6 +180,7 @@ def plan(
     split_max_tensors: int | None = None,
     keep_split: bool = False,
     feedback: bool = False,
+    chat_template: str | None = None,
 ) -> ExportPlan:
     """Say what `export` would write: names, types, sizes and offsets; no weight is read and nothing is written.
 
@@ -209,6 +216,7 @@ def plan(
         split_max_tensors=split_max_tensors,
         keep_split=keep_split,
         feedback=feedback,
+        chat_template=chat_template,
     )
     job, calibration = request.prepared()
     remarks = export_remarks(job, is_counted=calibration is None)

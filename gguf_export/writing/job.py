@@ -12,10 +12,12 @@ from pathlib import Path
 from gguf import GGUFValueType
 
 from calibration.importance.imatrix import Imatrix
+from calibration.text.chosen_template import TemplateChoice
 from gguf_export.metadata import file_names as names
 from gguf_export.metadata import model_keys as metadata
 from gguf_export.metadata.type_keys import PREFIX
 from gguf_export.vocab import vocab_keys as vocab
+from gguf_export.vocab.chat_templates import with_template
 from gguf_export.writing.header import header
 from gguf_export.writing.parts import Split, part_keys, part_paths, part_plans
 from gguf_export.writing.pruning import pruning_remarks
@@ -107,6 +109,7 @@ def prepare(
     name: str | None = None,
     override_kv: Sequence[str] = (),
     pre: str | None = None,
+    template: TemplateChoice | None = None,
     publisher: str | None = None,
     allow_requantize: bool = False,
     include_weights: Sequence[str] = (),
@@ -126,6 +129,7 @@ def prepare(
             those that a GGUF file has.
         override_kv: metadata to set, spelled KEY=TYPE:VALUE as llama-quantize takes it.
         pre: name of the pre-tokenizer, where it is not recognised.
+        template: the chat template, in the place of the model's own.
         publisher: put the files where LM Studio looks: `folder/publisher/model/file.gguf`.
         allow_requantize: quantize again what a GGUF file holds quantized, which adds one loss to the other.
         include_weights: parts of names; where there are any, other importances are not used.
@@ -149,6 +153,8 @@ def prepare(
     if source.kind == "gguf" and name is not None:
         overrides.insert(0, KeyValue.text("general.name", metadata.exact_name(name)))
     keys = keys_of(source, name=name, pre=pre, note=remarks.append)
+    if template is not None:
+        keys = with_template(keys, template.text)
     # llama-quantize's rules see what is set by hand: whoever sets expert_count to 8 gets the types of a Mixtral.
     arch = next((kv.value for kv in reversed(overrides) if kv.key == "general.architecture"), source.arch)
     facts = RecipeFacts.of_keys(arch, [*keys, *overrides])

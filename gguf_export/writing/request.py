@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from calibration.importance.imatrix import Imatrix
 from calibration.importance.imatrix_files import load_imatrix
+from calibration.text.chosen_template import AS_IS, NONE, TemplateChoice, choose_template
 from gguf_export.files.outputs import refuse_outputs
 from gguf_export.metadata.feedback_keys import feedback_keys
 from gguf_export.metadata.file_names import find_publisher, lmstudio_root
+from gguf_export.vocab.template_check import template_remarks
 from gguf_export.writing.job import ExportJob, prepare
 from gguf_export.writing.journal import journal_path
 from gguf_export.writing.parts import Split
@@ -61,6 +63,7 @@ class Request:
     split_max_tensors: int | None
     keep_split: bool
     feedback: bool = False
+    chat_template: str | None = None
 
     def prepared(self) -> tuple[ExportJob, Calibration | None]:
         """The job and, where there is a text, the pass that gives its importances."""
@@ -69,6 +72,7 @@ class Request:
         source = self._source()
         types = [self.types] if isinstance(self.types, str) else self.types
         recipes = [recipe if isinstance(recipe, Recipe) else Recipe(ftype(recipe)) for recipe in types]
+        template = self._template(source)
         calibration = self._calibration(source)
         if calibration is not None and calibration.feedback is not None:
             recipes = [_fed_back(recipe, calibration) for recipe in recipes]
@@ -80,6 +84,7 @@ class Request:
             name=self.name,
             override_kv=self.override_kv,
             pre=self.pre,
+            template=template,
             publisher=self._publisher(source),
             allow_requantize=self.allow_requantize,
             include_weights=self.include_weights,
@@ -97,6 +102,10 @@ class Request:
             raise RecipeError(
                 "feedback", message, "leave {setting} out, or choose a type", setting="feedback"
             )
+        if self.chat_template != AS_IS:
+            place = source.label if template is None else template.place
+            told = template_remarks(place, job.files[0].keys, source.path)
+            job = replace(job, remarks=(*job.remarks, *(told if self.chat_template != NONE else ())))
         return job, calibration
 
     def without_text(self, imatrix: Imatrix) -> ExportJob:
@@ -146,6 +155,12 @@ class Request:
                 f"pre-tokenizer {quoted(self.pre)}", message, "leave {setting} out", setting="pre"
             )
         return source if self.text is None or source.kind == "checkpoint" else open_gguf(self.model)
+
+    def _template(self, source: ModelFile) -> TemplateChoice | None:
+        """The chat template that was chosen, None for the model's own."""
+        if self.chat_template in (None, AS_IS):
+            return None
+        return choose_template(str(self.chat_template), source.path)
 
     def _refuse_idle(self) -> None:
         """Refuse settings that mean nothing beside the others."""
@@ -215,7 +230,10 @@ class Request:
         from calibration.text.text_settings import TextSettings, cut_text
         from gguf_export.writing.calibrated import Calibration
 
-        chunks = cut_text(source, TextSettings.of(self.text), self.pre)
+        text = TextSettings.of(self.text)
+        if self.chat_template is not None and text.chat_template is None:
+            text = replace(text, chat_template=self.chat_template)
+        chunks = cut_text(source, text, self.pre)
         forward = self.forward or ForwardSettings(dtype=best_dtype())
         if not self.feedback:
             return Calibration(chunks, self.prior, forward)

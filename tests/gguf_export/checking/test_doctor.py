@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
 
+from calibration.chat.named import named_template
 from gguf_export.checking.doctor import doctor
 from gguf_export.cli import main
 
@@ -248,7 +249,7 @@ def test_all_missing_shards_are_named(tmp_path: Path) -> None:
 def test_a_chat_model_without_a_template(pristine: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(pristine, tmp_path / "Pico-4x1M-Instruct"))
     assert any("there is no chat template" in one for one in faults(model))
-    (model / "chat_template.jinja").write_text("{{ messages }}")
+    (model / "chat_template.jinja").write_text(str(named_template("zephyr")), "utf-8")
     assert faults(model) == []
 
 

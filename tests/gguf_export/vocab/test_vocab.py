@@ -27,8 +27,7 @@ from tokenizer_cases import (
     write_json,
 )
 
-from calibration.text import pretokenizers
-from gguf_export.vocab import chat_templates
+from calibration.text import chat_templates, pretokenizers
 from gguf_export.vocab.vocab_keys import vocab_keys
 from quantize.containers.keys import KeyValue
 from quantize.exceptions import TokenizerError
