@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_leaves_nothing_to_go_on_from(model: Path, tmp_path
     write_checkpoint(model, tensors, json.loads((model / "config.json").read_text()), n_shards=3)
     words = ["export", model, "-t", "Q8_0", "-o", tmp_path / "out", "--text", tmp_path / "text.txt"]
     done = invoke(*words, "--ctx", 64, "--chunks", 4)
-    assert done.exit_code == 1 and "layer 1" in done.stderr and "goes on" not in done.stderr, done.output
+    assert done.exit_code == 3 and "layer 1" in done.stderr and "goes on" not in done.stderr, done.output
     assert not list((tmp_path / "out").iterdir())
 
 
