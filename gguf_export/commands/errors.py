@@ -34,7 +34,11 @@ MOST_NAMED = 10
 
 @click.command(cls=Verb)
 @MODEL
-@ftypes("Tensor type, such as Q4_K; may be repeated.", required=True)
+@ftypes(
+    "Tensor type, such as Q4_K, or file type, such as Q4_K_M, in which each tensor has the type of that mixture; may "
+    "be repeated.",
+    required=True,
+)
 @text_options
 @option(
     "--held-out",
@@ -139,4 +143,6 @@ def _print_report(report: ErrorReport) -> None:
             show(f"{fact} {names}{more}")
     for row in {(row.qtype, row.fallback): row for row in report.rows if row.fallback}.values():
         n_rows = sum(other.fallback == row.fallback for other in report.of(row.qtype))
-        show(f"{row.qtype}: {n_rows} matrices have rows that it does not divide; judged as {row.fallback}")
+        show(
+            f"{row.qtype}: {n_rows} matrices have rows that their type does not divide; judged as {row.fallback}"
+        )

@@ -498,7 +498,7 @@ def test_wrong_commands_get_one_line(folder: Path, tmp_path: Path) -> None:
     there = tmp_path / "there.csv"
     there.write_text("mine", encoding="utf-8")
     for words, said in (
-        ((*text, "-t", "Q4_K_M"), "unknown tensor type"),
+        ((*text, "-t", "Q4_K_X"), "unknown type"),
         ((*text, "-t", "Q8_0", "-o", "report.pdf"), ".html"),
         ((*text, "-t", "Q8_0", "-o", there), "--force"),
         ((*text, "-t", "Q8_0", "--ctx", 700), "held out"),
