@@ -348,11 +348,7 @@ def test_every_encoding_says_what_it_can(odd: Path, tmp_path: Path, case: str, e
     if case == "inspect --json":
         assert json.loads(output)["path"] == str(odd / "Pico-Ω")
     if case in SAID:
-        assert r"\u03a9" in output and "+-----" in output
-        lines = output[output.index("+-----") :].split("+\n")[1].splitlines()
-        assert (
-            len({len(line) for line in lines if line.startswith("|")}) == 1
-        )  # what is escaped takes more columns
+        assert r"\u03a9" in output
     if case == "verify":
         assert r"absent-\u03a9.gguf" in output
 
