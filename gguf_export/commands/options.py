@@ -46,6 +46,11 @@ def force(needs: Sequence[str] = ()) -> Decorator:
     return option("--force", is_flag=True, needs=needs, help="Replace files that exist.")
 
 
+SKIP_EXISTING = option(
+    "--skip-existing", is_flag=True, help="Leave files that exist as they are, whatever is in them."
+)
+
+
 def ftypes(text: str, *, required: bool = False) -> Decorator:
     """The file or tensor types of a verb."""
     return option("-t", "--type", "types", multiple=True, required=required, metavar="TYPE", help=text)
@@ -124,6 +129,7 @@ class RunOptions:
 
     jobs: int | None
     force: bool
+    skip_existing: bool
     restart: bool
 
 
