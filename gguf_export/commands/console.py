@@ -20,6 +20,7 @@ from quantize.containers.untrusted import printable
 from quantize.telling import Progress as Moment
 
 MIN_TEXT = 8  # characters of a column of text, however narrow the terminal is
+BAR = 20  # characters; lines that fill the terminal would be left behind by the ^C that it echoes
 LOG_SECONDS = 10.0  # between two lines of the same stage where there is no terminal
 
 
@@ -47,7 +48,7 @@ class ProgressView:
         if self._console.is_terminal and not self._quiet:
             self._bars = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=BAR),
                 TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
                 TimeRemainingColumn(),
                 console=self._console,
