@@ -6,6 +6,7 @@ Heavy imports happen inside the verbs, so that `--help` answers at once.
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ import click
 from gguf_export.commands.compare import compare
 from gguf_export.commands.doctor import doctor
 from gguf_export.commands.errors import errors
+from gguf_export.commands.exit_codes import DEFECT, EPILOG, INTERRUPTED, status_of
 from gguf_export.commands.export import export
 from gguf_export.commands.imatrix import imatrix
 from gguf_export.commands.inspect import inspect
@@ -25,7 +27,7 @@ from gguf_export.commands.verify import verify
 
 
 class _Group(click.Group):
-    """Turns every error that a user can cause into one line and exit status 1, and signals into an orderly end."""
+    """Turns every error that a user can cause into one line and an exit status, and signals into an orderly end."""
 
     def main(self, *args: Any, **settings: Any) -> Any:
         """Run the command line on standard streams that never fail."""
@@ -44,22 +46,28 @@ class _Group(click.Group):
             sys.exit(stop.status)
         except KeyboardInterrupt:
             tell("moe-gguf: stopped")
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except Exception as error:
             from quantize.exceptions import MoeGgufError
 
             if not isinstance(error, MoeGgufError):
-                raise
+                for line in traceback.format_exc().splitlines():
+                    tell(line)
+                tell("moe-gguf: this is a defect of the program: please report it with the lines above")
+                sys.exit(DEFECT)
             from gguf_export.commands.messages import error_line
 
             tell(error_line(error))
-            sys.exit(1)
+            sys.exit(status_of(error))
+
+
+PAGES = "docs/levels.md says which level to take, docs/glossary.md what the words mean, docs/faq.md the rest."
 
 
 @click.group(
-    cls=_Group,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="docs/levels.md says which level to take, docs/glossary.md what the words mean, docs/faq.md the rest.",
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=f"{PAGES}\n\n{EPILOG}"
 )
 @click.version_option(package_name="moe-gguf", prog_name="moe-gguf")
 def main() -> None:

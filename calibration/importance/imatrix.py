@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from quantize.containers.untrusted import F32_MAX, label, printable, quoted
+from quantize.containers.untrusted import F32_MAX, file_name, label, printable, quoted
 from quantize.exceptions import ImatrixError
 from quantize.guide import Guide
 from quantize.telling import Remark
@@ -228,12 +228,13 @@ class Imatrix:
         """The keys that llama-quantize writes into the model, in its order (tools/quantize/quantize.cpp).
 
         Strings are cut to 127 bytes as there, the counts are u32; only the first dataset is named; the number
-        of chunks is left out where it is not known. One key is ours, `quantize.imatrix.prior`, where there is a prior,
-        because llama.cpp would have weighted otherwise.
+        of chunks is left out where it is not known. Of paths only the last part is written, because files are
+        published. One key is ours, `quantize.imatrix.prior`, where there is a prior, because llama.cpp would have
+        weighted otherwise.
         """
-        keys: dict[str, str | int | float] = {"quantize.imatrix.file": _cut(self.file)}
+        keys: dict[str, str | int | float] = {"quantize.imatrix.file": _cut(file_name(self.file))}
         if self.datasets:
-            keys["quantize.imatrix.dataset"] = _cut(self.datasets[0])
+            keys["quantize.imatrix.dataset"] = _cut(file_name(self.datasets[0]))
         keys["quantize.imatrix.entries_count"] = self.n_entry
         if self.chunk_count > 0:
             keys["quantize.imatrix.chunks_count"] = self.chunk_count

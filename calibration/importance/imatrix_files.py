@@ -9,20 +9,21 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFWriter
 from gguf.gguf_writer import WriterState
 
 from calibration.importance.imatrix import Entry, Imatrix, Vector
 from quantize.containers.gguf import MAX_NAME, GGUFTensor, read_container
-from quantize.containers.untrusted import label, quoted, regular_size
+from quantize.containers.untrusted import file_name, label, quoted, regular_size
 from quantize.exceptions import ImatrixError, NoSpaceError, OutputError
 from quantize.tensors import QType
 
-__all__ = ["COUNTS", "SUMS", "load_imatrix", "save_imatrix"]
+__all__ = ["COUNTS", "SUMS", "imatrix_bytes", "load_imatrix", "save_imatrix"]
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 """Ends of the names of the two tensors that the GGUF form holds of each tensor of the model."""
@@ -31,7 +32,7 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 def load_imatrix(path: str | Path, *, prior: float = 0.0) -> Imatrix:
     """Read an importance matrix: llama.cpp's GGUF form, and anything else as its legacy .dat.
 
-    `file` becomes the path as given (see `label`), which is what llama-quantize writes into the model's metadata.
+    `file` becomes the path as given (see `label`).
 
     Raises:
         ImatrixError: the file cannot be read, is damaged, or holds values that are negative or not finite.
@@ -180,6 +181,18 @@ def save_imatrix(file: str | Path | IO[bytes], imatrix: Imatrix, *, legacy: bool
         raise OutputError(label, f"cannot be written: {error.strerror}") from error
 
 
+def imatrix_bytes(imatrix: Imatrix) -> int:
+    """The size of the file in GGUF form that `save_imatrix` makes of a matrix."""
+    front = BytesIO()
+    writer = _writer(front, imatrix)
+    writer.write_ti_data_to_file()
+    arrays = [values for tensors in writer.tensors for values in tensors.values()]
+    return sum(
+        -(-n // GGUF_DEFAULT_ALIGNMENT) * GGUF_DEFAULT_ALIGNMENT
+        for n in (front.tell(), *(info.nbytes for info in arrays))
+    )
+
+
 def _save(path: Path, imatrix: Imatrix, legacy: bool) -> None:
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
@@ -197,10 +210,15 @@ def _write(file: Any, imatrix: Imatrix, legacy: bool) -> None:
         for piece in _legacy_pieces(imatrix):
             file.write(piece)
         return
+    _writer(file, imatrix).write_tensors_to_file()
+
+
+def _writer(file: Any, imatrix: Imatrix) -> GGUFWriter:
+    """A writer that has written keys, and knows the tensors."""
     writer = GGUFWriter(None, arch="")  # an empty architecture is not written: an imatrix has none
     writer.add_type("imatrix")
     writer.add_array(
-        "imatrix.datasets", [label(name) for name in imatrix.datasets] or [""]
+        "imatrix.datasets", [file_name(name) for name in imatrix.datasets] or [""]
     )  # the key must exist
     writer.add_uint32("imatrix.chunk_count", imatrix.chunk_count)
     writer.add_uint32("imatrix.chunk_size", imatrix.chunk_size)
@@ -211,7 +229,7 @@ def _write(file: Any, imatrix: Imatrix, legacy: bool) -> None:
     writer.fout, writer.state = [file], WriterState.EMPTY  # the state in which a file is open and empty
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    return writer
 
 
 def _legacy_pieces(imatrix: Imatrix) -> list[bytes]:
@@ -229,7 +247,7 @@ def _legacy_pieces(imatrix: Imatrix) -> list[bytes]:
             values = means * np.float32(n_call)
         pieces += [struct.pack("<i", len(raw)), raw, struct.pack("<ii", n_call, values.size)]
         pieces.append(np.ascontiguousarray(values, "<f4").tobytes())
-    dataset = label(imatrix.datasets[-1] if imatrix.datasets else "").encode("utf-8")
+    dataset = file_name(imatrix.datasets[-1]).encode("utf-8") if imatrix.datasets else b""
     return [*pieces, struct.pack("<ii", imatrix.chunk_count, len(dataset)), dataset]
 
 

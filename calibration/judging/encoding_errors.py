@@ -5,9 +5,10 @@ The unit of work is some rows of the matrix with all encodings: a pure function,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,16 +17,29 @@ from torch.nn import functional
 from calibration.judging.error_sums import ErrorSums
 from calibration.judging.held_out import N_JUDGED, InputSample
 from calibration.judging.matrix_errors import MatrixErrors
-from quantize.blocks import block_format
+from quantize.blocks import WRITABLE, block_format
 from quantize.codec import decode, encode, row_bytes
+from quantize.containers.untrusted import quoted
 from quantize.decoding import to_f32
 from quantize.engine import Engine
+from quantize.exceptions import RecipeError
 from quantize.guide import Guide
-from quantize.recipes.recipe import fallback
+from quantize.recipes.facts import RecipeFacts
+from quantize.recipes.ftypes import FTYPES, Ftype
+from quantize.recipes.recipe import Recipe, fallback, make_plan
 from quantize.recipes.tensor_types import parse_qtype
+from quantize.sources.model_source import ModelSource
 from quantize.tensors import Array, QType, TensorSpec
 
-__all__ = ["Encoding", "ErrorSettings", "JudgedMatrix", "MatrixRows", "measure_matrix", "measure_rows"]
+__all__ = [
+    "Encoding",
+    "ErrorSettings",
+    "JudgedMatrix",
+    "MatrixRows",
+    "TypesOf",
+    "measure_matrix",
+    "measure_rows",
+]
 
 UNIT_WEIGHTS = 1 << 21  # weights of a unit of work
 
@@ -34,14 +48,15 @@ UNIT_WEIGHTS = 1 << 21  # weights of a unit of work
 class ErrorSettings:
     """The types that every matrix is judged in, and by how much.
 
-    qtypes: tensor types; where rows do not divide into a type's blocks, llama.cpp's fallback is taken and said.
+    qtypes: tensor types, and file types, by which each matrix is judged in the type that it has in such a file. Where
+        rows do not divide into a type's blocks, llama.cpp's fallback is taken and said.
     prior: of the importances, in tokens; see `Imatrix`.
     baseline: measure each type without importances, too.
     n_judged: rows of activations that are kept for a matrix, at most, spread evenly over the held-out text
         (n_judged x n_per_row x 2 or 4 bytes); with a `prior`, those of all down projections of a layer at once.
     """
 
-    qtypes: tuple[QType, ...]
+    qtypes: tuple[QType | Ftype, ...]
     prior: float = 0.0
     baseline: bool = True
     n_judged: int = N_JUDGED
@@ -54,12 +69,53 @@ class ErrorSettings:
     def of(
         cls, types: Iterable[str], *, prior: float = 0.0, baseline: bool = True, n_judged: int = N_JUDGED
     ) -> ErrorSettings:
-        """The settings with types by name, such as "Q4_K", in any case.
+        """The settings with types by name, such as "Q4_K" or "Q4_K_M", in any case; of two the tensor type is meant.
 
         Raises:
             RecipeError: there is no such type.
         """
-        return cls(tuple(map(parse_qtype, types)), prior, baseline, n_judged)
+        return cls(tuple(map(_type_of, types)), prior, baseline, n_judged)
+
+    def types(self, source: ModelSource) -> dict[str, TypesOf]:
+        """By the name of a type: the types that the matrices of a model have in it.
+
+        Raises:
+            RecipeError: a file type cannot be made of the model.
+        """
+        return {qtype.name: _types_in(source, qtype) for qtype in self.qtypes}
+
+
+class TensorType(NamedTuple):
+    """The type of a tensor, and the one that was meant, which differs where rows do not divide into its blocks."""
+
+    actual: QType
+    intended: QType
+
+
+TypesOf = Mapping[str, TensorType]
+"""By the name of a tensor."""
+
+
+def _type_of(name: str) -> QType | Ftype:
+    """A tensor type or a file type by its name."""
+    try:
+        return parse_qtype(name)
+    except RecipeError:
+        known = next((each for each in FTYPES if each.name == name.upper()), None)
+        if known is None:
+            names = dict.fromkeys([*(qtype.name for qtype in WRITABLE), *(each.name for each in FTYPES)])
+            raise RecipeError("", f"unknown type {quoted(name)}", f"known: {', '.join(names)}") from None
+        return known
+
+
+def _types_in(source: ModelSource, qtype: QType | Ftype) -> TypesOf:
+    if isinstance(qtype, QType):
+        return {spec.name: TensorType(fallback(spec, qtype), qtype) for spec in source.specs()}
+    plan = make_plan(source.specs(), RecipeFacts.of(source.hparams), Recipe(qtype), True, keeps_blocks=True)
+    return {
+        planned.spec.name: TensorType(planned.qtype, planned.fallback_from or planned.qtype)
+        for planned in plan.tensors
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,16 +145,19 @@ class MatrixRows:
     weights: Array
 
 
-def measure_matrix(engine: Engine, matrix: JudgedMatrix, settings: ErrorSettings) -> list[MatrixErrors]:
-    """The lines of the table for one matrix, one for each type of the settings."""
+def measure_matrix(
+    engine: Engine, matrix: JudgedMatrix, settings: ErrorSettings, types: Mapping[str, TypesOf]
+) -> list[MatrixErrors]:
+    """The lines of the table for one matrix, one for each of `types`, which are those of the settings."""
     spec, sample = matrix.spec, matrix.sample
-    actual = {qtype: fallback(spec, qtype) for qtype in settings.qtypes}
+    in_type = {name: types_of[spec.name] for name, types_of in types.items()}
+    actual = {name: one.actual for name, one in in_type.items()}
     has_importance = matrix.importance is not None
     fitted = {
-        qtype: Encoding(actual[qtype], has_importance and block_format(actual[qtype]).uses_importance)
-        for qtype in settings.qtypes
+        name: Encoding(qtype, has_importance and block_format(qtype).uses_importance)
+        for name, qtype in actual.items()
     }
-    plain = {qtype: Encoding(actual[qtype], is_weighted=False) for qtype in settings.qtypes}
+    plain = {name: Encoding(qtype, is_weighted=False) for name, qtype in actual.items()}
     encodings = list(dict.fromkeys([*fitted.values(), *(plain.values() if settings.baseline else ())]))
     sums = _sums_of(engine, matrix, encodings)
     # llama.cpp gives experts without tokens an importance of 1 everywhere; a weighted error computed with it would only
@@ -109,18 +168,19 @@ def measure_matrix(engine: Engine, matrix: JudgedMatrix, settings: ErrorSettings
         MatrixErrors(
             name=spec.name,
             xid=matrix.xid if spec.has_experts else None,
-            qtype=qtype.name,
+            qtype=name,
+            tensor_type=qtype.name,
             n_elements=matrix.weights.size,
-            n_bytes=row_bytes(actual[qtype], spec.n_per_row) * spec.n_row,
+            n_bytes=row_bytes(qtype, spec.n_per_row) * spec.n_row,
             n_tokens=sample.n_tokens,
             n_effective=sample.n_effective,
             n_held_out=sample.n_held_out,
             n_judged=len(sample.kept),
-            errors=errors[fitted[qtype]],
-            plain=errors[plain[qtype]] if settings.baseline and plain[qtype] != fitted[qtype] else None,
-            fallback=None if actual[qtype] == qtype else actual[qtype].name,
+            errors=errors[fitted[name]],
+            plain=errors[plain[name]] if settings.baseline and plain[name] != fitted[name] else None,
+            fallback=None if qtype == in_type[name].intended else qtype.name,
         )
-        for qtype in settings.qtypes
+        for name, qtype in actual.items()
     ]
 
 

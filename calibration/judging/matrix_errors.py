@@ -38,7 +38,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class MatrixErrors:
-    """One line of the table: the errors of one matrix as `qtype`.
+    """One line of the table: the errors of one matrix as `qtype`, a tensor type or a file type.
 
     `plain` is the same type fitted without importances, for comparison; None where that was not asked for, and where
     it is the same (no importances are known, or the type, such as Q8_0, has no use for them).
@@ -55,7 +55,8 @@ class MatrixErrors:
     n_judged: int  # of those, how many the output error was measured on
     errors: Errors
     plain: Errors | None = None
-    fallback: str | None = None  # the type taken instead, where rows do not divide into blocks of `qtype`
+    fallback: str | None = None  # the type taken where rows do not divide into blocks of that meant
+    tensor_type: str = ""  # the type that the matrix has in the file type `qtype`, or `qtype` itself
 
     @property
     def bid(self) -> int | None:

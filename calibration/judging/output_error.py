@@ -8,6 +8,7 @@ with the difference.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,7 @@ from calibration.forward.run import forward
 from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.forward.streams import Given, Stream
 from calibration.importance.observers import ImatrixObserver, RouterLoad, RouterObserver
-from calibration.judging.encoding_errors import ErrorSettings, JudgedMatrix, measure_matrix
+from calibration.judging.encoding_errors import ErrorSettings, JudgedMatrix, TypesOf, measure_matrix
 from calibration.judging.held_out import FirstTokens, HeldOutSampler
 from calibration.judging.matrix_errors import ErrorReport, LayerRouting, MatrixErrors
 from calibration.text.chunks import Chunks
@@ -28,7 +29,6 @@ from quantize.engine import Engine, Threads
 from quantize.exceptions import TextError
 from quantize.families.roles import is_layer_matrix, is_router
 from quantize.finite import refuse_non_finite
-from quantize.recipes.recipe import fallback
 from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress, silent
 from quantize.tensors import NUMPY_TYPES, Array, TensorSpec
@@ -75,7 +75,8 @@ def measure_errors(
     router = RouterObserver(source.hparams)
     sampler = HeldOutSampler(_is_judged, fit.n_token, held_out.n_token, settings.n_judged, forward_settings)
     rows: list[MatrixErrors] = []
-    _compile_kernels(source, settings, progress)
+    types = settings.types(source)
+    _compile_kernels(source, settings, types, progress)
     with nullcontext(engine) if engine is not None else Threads() as workers:
 
         def judge(spec: TensorSpec, xid: int, weights: Array, given: Given) -> None:
@@ -85,7 +86,7 @@ def measure_errors(
             refuse_non_finite(spec, xid, (0, spec.n_row), weights)
             importance = importances.imatrix.importance(spec.name, xid)
             matrix = JudgedMatrix(spec, xid, weights, importance, given[sampler])
-            rows.extend(measure_matrix(workers, matrix, settings))
+            rows.extend(measure_matrix(workers, matrix, settings, types))
 
         forward(
             [Stream(source, name=source.label)],
@@ -124,13 +125,15 @@ def _routing(load: RouterLoad) -> tuple[LayerRouting, ...]:
     )
 
 
-def _compile_kernels(source: ModelSource, settings: ErrorSettings, progress: OnProgress) -> None:
+def _compile_kernels(
+    source: ModelSource, settings: ErrorSettings, types: Mapping[str, TypesOf], progress: OnProgress
+) -> None:
     """Compile every encoder that the pass will use."""
     encoders = {
-        (NUMPY_TYPES.get(spec.qtype, np.dtype(np.float32)), fallback(spec, qtype), is_weighted)
+        (NUMPY_TYPES.get(spec.qtype, np.dtype(np.float32)), types_of[spec.name].actual, is_weighted)
         for spec in source.specs()
         if _is_judged(spec)
-        for qtype in settings.qtypes
+        for types_of in types.values()
         for is_weighted in ((True, False) if settings.baseline else (True,))
     }
     compile_kernels(sorted(encoders, key=str), progress)

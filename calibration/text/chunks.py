@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from calibration.text.tokenizer import Tokenizer, Tokens
-from quantize.containers.untrusted import label, parse_yaml, read_bytes
+from quantize.containers.untrusted import file_name, label, parse_yaml, read_bytes
 from quantize.exceptions import TextError
 
 __all__ = ["Chunks", "Text", "make_chunks", "read_prompts", "read_text"]
@@ -136,10 +136,10 @@ def make_chunks(
         for dialogue in text.dialogues:
             streams += [*bos, tokenizer.encode(dialogue, parse_special=True)]
     stream = np.concatenate(streams) if streams else np.empty(0, np.int32)
-    names = tuple(text.name for text in texts)
+    names = tuple(file_name(text.name) for text in texts)
     n_full = len(stream) // n_ctx
     if not n_full:
-        label = " + ".join(names) or "no text"
-        raise TextError(label, f"{len(stream)} tokens are too few, one chunk needs {n_ctx}", "give more text")
+        place = " + ".join(text.name for text in texts) or "no text"
+        raise TextError(place, f"{len(stream)} tokens are too few, one chunk needs {n_ctx}", "give more text")
     n_kept = n_full if n_chunk is None else min(n_chunk, n_full)
     return Chunks(names, stream[: n_kept * n_ctx].reshape(n_kept, n_ctx), tokenizer.bos_id)

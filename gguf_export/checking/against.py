@@ -26,6 +26,7 @@ from gguf_export.checking.file_check import FileCheck, Level, have_same_rows, me
 from gguf_export.checking.findings import Finding, error, info
 from gguf_export.checking.verdicts import verdicts
 from gguf_export.writing.slabs import slabs_of
+from quantize import codec
 from quantize.blocks import can_encode
 from quantize.decoding import can_decode
 from quantize.engine import Engine
@@ -115,6 +116,9 @@ def _same_weights(check: FileCheck, engine: Engine, progress: OnProgress) -> Ite
     slabs = [slab for slab in slabs_of(check.source) if check.is_comparable(slab.spec)]
     n_left = Counter(slab.spec.name for slab in slabs)
     n_tensors = len(n_left)
+    encoders = {check.encoder(slab.spec) for slab in slabs if check.is_encoded(slab.spec)}
+    if encoders:  # a first run says what it is doing while it does it
+        codec.compile_kernels(sorted(encoders, key=str), progress)
     deviations: dict[str, dict[int, Deviation]] = {}
     differences = EncoderDifferences()
     with closing(engine.map(partial(measure, check), slabs)) as measured:

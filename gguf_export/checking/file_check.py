@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
@@ -23,6 +23,9 @@ from quantize.sources.model_source import ModelFile
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
 
 __all__ = ["IMATRIX_KEY", "FileCheck", "Level", "follows_from_weights", "measure"]
+
+Encoder = tuple["np.dtype[Any]", QType, bool]
+"""The type of the weights, that of the blocks, and whether importances weigh: a kernel of `codec.compile_kernels`."""
 
 Level = Literal["auto", "bytes", "errors"]
 """How strictly quantized tensors are compared: see `FileCheck.level`."""
@@ -105,6 +108,18 @@ class FileCheck:
         to the model."""
         is_quantized = self.qtype(spec) not in NUMPY_TYPES
         return is_quantized and not self.is_copied(spec) and has_feedback(self.file.keys)
+
+    def is_encoded(self, spec: TensorSpec) -> bool:
+        """Whether the weights of a tensor are encoded again, and its bytes compared."""
+        if self.is_copied(spec) or self.is_moved(spec):
+            return False
+        qtype = self.qtype(spec)
+        return follows_from_weights(qtype) or (self.encodes and can_encode(qtype))
+
+    def encoder(self, spec: TensorSpec) -> Encoder:
+        """What encodes the weights of a tensor again: their type, that of the blocks, and whether importances weigh."""
+        is_weighted = self.imatrix is not None and spec.name in self.imatrix.entries
+        return np.dtype(NUMPY_TYPES.get(spec.qtype, "<f4")), self.qtype(spec), is_weighted
 
     def qtype(self, spec: TensorSpec) -> QType:
         """The type in which the file stores a tensor."""
@@ -200,9 +215,7 @@ def _stands_out(largest_error: Array, largest_weight: Array, limit: float) -> Ar
 def _encoded(check: FileCheck, slab: Slab, weights: Array) -> Array | None:
     """The bytes that the weights give, None where they depend on importances that are not known."""
     qtype = check.qtype(slab.spec)
-    if check.is_moved(slab.spec):
-        return None
-    if not follows_from_weights(qtype) and not (check.encodes and can_encode(qtype)):
+    if not check.is_encoded(slab.spec):
         return None
     guide = check.imatrix.guide(slab.spec.name, slab.xid) if check.imatrix else None
     return codec.encode(weights, qtype, guide)

@@ -18,7 +18,7 @@ from quantize.containers.gguf import MAGIC
 from quantize.containers.gguf_parts import Place, first_part
 from quantize.containers.keys import elements
 from quantize.containers.untrusted import label, regular_size
-from quantize.exceptions import ChoiceError, GGUFError
+from quantize.exceptions import GGUFError
 from quantize.hparams import Hparams
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
@@ -86,8 +86,8 @@ def inspect(path: str | Path) -> ModelFacts | ImatrixFacts:
     """Look at a checkpoint folder or a GGUF file, of which no weight is read; or at an importance matrix.
 
     Raises:
-        CheckpointError, GGUFError, ImatrixError: it is damaged.
-        ChoiceError: there is nothing.
+        CheckpointError, ImatrixError: it is damaged.
+        GGUFError: it is damaged, or there is nothing.
 
     >>> facts = inspect(demo_model)
     >>> facts.hparams.n_expert, facts.hparams.n_expert_used, len(facts.tensors)
@@ -97,7 +97,7 @@ def inspect(path: str | Path) -> ModelFacts | ImatrixFacts:
     if path.is_dir():
         return _checkpoint_facts(path)
     if not path.exists():
-        raise ChoiceError(str(path), "does not exist")
+        raise GGUFError(str(path), "does not exist")
     return _file_facts(path)
 
 

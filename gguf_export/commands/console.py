@@ -20,6 +20,7 @@ from quantize.containers.untrusted import printable
 from quantize.telling import Progress as Moment
 
 MIN_TEXT = 8  # characters of a column of text, however narrow the terminal is
+BAR = 20  # characters; lines that fill the terminal would be left behind by the ^C that it echoes
 LOG_SECONDS = 10.0  # between two lines of the same stage where there is no terminal
 
 
@@ -41,12 +42,13 @@ class ProgressView:
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, tuple[float, int]] = {}
         self._logged: dict[str, float] = {}
+        self._seen: dict[str, Moment] = {}
 
     def __enter__(self) -> ProgressView:
         if self._console.is_terminal and not self._quiet:
             self._bars = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=BAR),
                 TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
                 TimeRemainingColumn(),
                 console=self._console,
@@ -65,6 +67,13 @@ class ProgressView:
         if self._quiet:
             return
         now = time.monotonic()
+        seen = self._seen.get(moment.stage)
+        if seen == moment:
+            return
+        self._seen[moment.stage] = moment
+        if seen is not None and moment.done < seen.done:  # the stage begins once more, for another file
+            self._started.pop(moment.stage)
+            self._logged.pop(moment.stage, None)
         # What was done before the first moment, by a run that this one continues, took no time of this one.
         started, before = self._started.setdefault(moment.stage, (now, moment.done))
         rate = (moment.done - before) / (now - started) if now > started else 0.0
@@ -93,11 +102,33 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """A table on standard output; columns whose name begins with '>' hold numbers and are aligned to the right.
 
     What stands in it is text as it is, no markup; what a terminal would obey is escaped: names come from strangers.
+    A file or a pipe gets plain columns, as wide as they need to be, for programs and for mails.
     """
-    # A file or a pipe gets lines as long as the table needs: nothing is cut where nobody can widen the window.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    if not sys.stdout.isatty():
+        for line in plain_table(title, columns, rows, sys.stdout.encoding or "utf-8"):
+            print(line)
+        return
+    console = Console()
     table = make_table(title, columns, rows, console.width, console.encoding)
     console.print(table, crop=False, overflow="ignore")
+
+
+def plain_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], encoding: str = "utf-8"
+) -> list[str]:
+    """The lines of a table without rules: the title, the headings, the rows, two spaces between columns."""
+    heads = [column.lstrip(">") for column in columns]
+    lines = [[_sayable(cell, encoding) for cell in row] for row in ([heads] if any(heads) else [])]
+    lines += [[_sayable(cell, encoding) for cell in row] for row in rows]
+    widths = [max(cell_len(row[i]) for row in lines) if lines else 0 for i in range(len(columns))]
+    shown = [_sayable(title, encoding)] if title else []
+    for line in lines:
+        cells = []
+        for column, cell, width in zip(columns, line, widths, strict=True):
+            room = " " * (width - cell_len(cell))
+            cells.append(room + cell if column.startswith(">") else cell + room)
+        shown.append("  ".join(cells).rstrip())
+    return [*shown, ""]
 
 
 def make_table(

@@ -35,7 +35,12 @@ MOST_NAMED = 10
 
 @click.command(cls=Verb)
 @MODEL
-@ftypes("Tensor type, such as Q4_K; may be repeated.", required=True, names=mixed_names)
+@ftypes(
+    "Tensor type, such as Q4_K, or file type, such as Q4_K_M, in which each tensor has the type of that mixture; may "
+    "be repeated.",
+    required=True,
+    names=mixed_names,
+)
 @text_options
 @option(
     "--held-out",
@@ -140,4 +145,6 @@ def _print_report(report: ErrorReport) -> None:
             show(f"{fact} {names}{more}")
     for row in {(row.qtype, row.fallback): row for row in report.rows if row.fallback}.values():
         n_rows = sum(other.fallback == row.fallback for other in report.of(row.qtype))
-        show(f"{row.qtype}: {n_rows} matrices have rows that it does not divide; judged as {row.fallback}")
+        show(
+            f"{row.qtype}: {n_rows} matrices have rows that their type does not divide; judged as {row.fallback}"
+        )

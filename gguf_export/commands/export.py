@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,6 +16,7 @@ from gguf_export.commands.options import (
     PRE,
     QUIET,
     RESTART,
+    SKIP_EXISTING,
     TEXT,
     ForwardOptions,
     RunOptions,
@@ -35,12 +36,7 @@ from gguf_export.commands.recipe_options import (
     recipe_options,
     source_options,
 )
-from gguf_export.commands.streams import show, summary
 from gguf_export.commands.verb import Verb, group, option
-
-if TYPE_CHECKING:
-    from gguf_export.writing.export import ExportPlan, ExportResult, FileFigures
-    from gguf_export.writing.results import FeedbackFigures
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ split_options = group(
 )
 
 
-run_options = group("running", RunOptions, jobs(), force(), RESTART)
+run_options = group("running", RunOptions, jobs(), force(), SKIP_EXISTING, RESTART)
 
 
 @click.command(cls=Verb)
@@ -137,8 +133,10 @@ run_options = group("running", RunOptions, jobs(), force(), RESTART)
     type=FILE,
     metavar="FILE",
     needs=TEXT,
-    help="Keep the importance matrix that the text gave.",
+    help="Keep the importance matrix that the text gave there.  [default: MODEL-imatrix.gguf beside the files; with "
+    "--feedback or a budget, which hold text back, nowhere]",
 )
+@option("--no-save-imatrix", is_flag=True, needs=TEXT, help="Keep no importance matrix.")
 @option(
     "--feedback",
     is_flag=True,
@@ -153,6 +151,13 @@ run_options = group("running", RunOptions, jobs(), force(), RESTART)
 @split_options
 @run_options
 @option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@option(
+    "--json",
+    "json_path",
+    type=FILE,
+    metavar="FILE|-",
+    help="Write plan or result as JSON; FILE is replaced where it exists, - is standard output.",
+)
 @QUIET
 def export(
     model: Path,
@@ -163,6 +168,7 @@ def export(
     imatrix: str | None,
     text: TextOptions,
     save_imatrix: Path | None,
+    no_save_imatrix: bool,
     feedback: bool,
     prior: float,
     forward: ForwardOptions,
@@ -172,6 +178,7 @@ def export(
     splitting: SplitOptions,
     running: RunOptions,
     dry_run: bool,
+    json_path: Path | None,
     quiet: bool,
 ) -> None:
     """Quantize MODEL, the folder of a checkpoint or a GGUF file, to one GGUF file for each TYPE.
@@ -189,19 +196,19 @@ def export(
     """
     from gguf_export.commands.chosen_types import chosen_by_budget, listed_recipes, refuse_beside_budget
     from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.messages import say
+    from gguf_export.commands.export_output import ExportOutput
     from gguf_export.commands.plan import print_types
-    from gguf_export.files.outputs import refuse_outputs
     from gguf_export.writing import export as exporting
 
-    if text.is_given and imatrix and (feedback or not planning.is_given):
-        raise click.UsageError("give --imatrix or text to calibrate with, not both")
+    _refuse_contradictions(imatrix, text, save_imatrix, no_save_imatrix, planning, running, feedback=feedback)
     settings: dict[str, Any] = {**taken.settings(), **vars(naming), **vars(splitting)}
     lists = [path for path in (recipe.tensor_type_file, types_file) if path is not None]
-    if save_imatrix is not None and lists:
-        refuse_outputs([save_imatrix], force=True, inputs=lists)
+    output = ExportOutput(json_path, quiet)
+    output.check(model, [*lists, *text.texts, *text.prompts], save_imatrix)
     weighed: dict[str, Any] = {"imatrix": imatrix, "prior": prior}
     if text.is_given:
+        if not (save_imatrix or no_save_imatrix or feedback or planning.is_given):
+            save_imatrix = exporting.imatrix_path(model, folder, **vars(naming))
         weighed |= {"text": text.settings(), "forward": forward.settings(), "save_imatrix": save_imatrix}
     with ProgressView(quiet=quiet) as view:
         if planning.is_given:
@@ -220,86 +227,32 @@ def export(
         settings |= {**weighed, "feedback": feedback}
         if not dry_run:
             result = exporting.export(
-                model, recipes, folder, **settings, **vars(running), progress=view, note=say
+                model, recipes, folder, **settings, **vars(running), progress=view, note=output.note
             )
-    if planning.is_given and not quiet:
+    if planning.is_given and output.shows_tables:
         print_types(chosen)
     if dry_run:
-        planned = exporting.plan(model, recipes, folder, **settings)
-        for remark in planned.remarks:
-            say(remark)
-        print_plan(planned)
-    elif not quiet:
-        with summary():
-            print_result(result)
+        output.show_plan(exporting.plan(model, recipes, folder, **settings))
+    else:
+        output.show_result(result)
 
 
-def print_plan(planned: ExportPlan) -> None:
-    """Print each file, tensor by tensor."""
-    from gguf_export.commands.console import print_table
-    from gguf_export.files.sizes import size_in_words
-
-    for file in planned.files:
-        for part in file.parts:
-            rows = [
-                (
-                    tensor.name,
-                    " x ".join(map(str, tensor.shape)),
-                    tensor.qtype,
-                    size_in_words(tensor.n_bytes),
-                    str(tensor.offset),
-                )
-                for tensor in part.tensors
-            ]
-            print_table(str(part.path), ("tensor", ">shape", "type", ">size", ">offset"), rows)
-            if len(file.parts) > 1:
-                show(size_in_words(part.n_bytes))
-        in_parts = f" in {len(file.parts)} parts" if len(file.parts) > 1 else ""
-        show(f"{size_in_words(file.n_bytes)}{in_parts}, {file.bpw:.2f} bits per weight")
-        show()
-
-
-def print_result(result: ExportResult) -> None:
-    """Print what was written, and how fast."""
-    from gguf_export.commands.console import print_table
-    from gguf_export.commands.load import print_load
-    from gguf_export.files.sizes import size_in_words
-
-    if result.calibration is not None:
-        print_load(result.calibration)
-    if result.feedback is not None:
-        print_feedback(result.feedback)
-    seconds = result.seconds.wall
-    rows = [
-        (
-            _with_parts(file),
-            file.ftype,
-            size_in_words(file.n_bytes),
-            f"{file.bpw:.2f}",
-        )
-        for file in result.files
-    ]
-    print_table("", ("file", "type", ">size", ">bpw"), rows)
-    rate = size_in_words(result.bytes_read / seconds) if seconds else "-"
-    show(f"{size_in_words(result.bytes_read)} read once, {seconds:.1f} seconds, {rate}/s")
-
-
-def print_feedback(figures: FeedbackFigures) -> None:
-    """Print how error feedback fared, and each matrix that it did not reach."""
-    from gguf_export.commands.console import print_table
-
-    rows = [(name, str(xid), str(n_token)) for name, xid, n_token in figures.starved]
-    if rows:
-        title = "Encoded plainly, because too few tokens reached them"
-        print_table(title, ("tensor", ">expert", ">tokens"), rows)
-    show(
-        f"error feedback: {figures.n_fed_back} of {figures.n_matrix} matrices; of the others, "
-        f"{figures.n_plain_better} are better as llama.cpp encodes them, and too few tokens reached {len(rows)}"
-    )
-    show(figures.in_words + (", which is therefore what was written" if figures.is_worse else ""))
-
-
-def _with_parts(file: FileFigures) -> str:
-    """The name of a file, and how many of its parts follow."""
-    more = len(file.parts) - 1
-    return f"{file.path} and {more} more" if more else str(file.path)
+def _refuse_contradictions(
+    imatrix: str | None,
+    text: TextOptions,
+    save_imatrix: Path | None,
+    no_save_imatrix: bool,
+    planning: PlanningOptions,
+    running: RunOptions,
+    *,
+    feedback: bool,
+) -> None:
+    """Refuse options of which one says the opposite of the other."""
+    if text.is_given and imatrix and (feedback or not planning.is_given):
+        raise click.UsageError("give --imatrix or text to calibrate with, not both")
+    if save_imatrix and no_save_imatrix:
+        raise click.UsageError("give --save-imatrix or --no-save-imatrix, not both")
+    if running.force and running.skip_existing:
+        raise click.UsageError("give --force or --skip-existing, not both")
+    if running.skip_existing and planning.is_given:
+        raise click.UsageError("--skip-existing means nothing beside --like, --size or --bpw")

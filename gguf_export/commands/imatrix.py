@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,14 @@ from gguf_export.commands.options import (
     FILE,
     QUIET,
     RESTART,
+    SKIP_EXISTING,
     ForwardOptions,
     TextOptions,
     force,
     forward_options,
     text_options,
 )
-from gguf_export.commands.streams import show, summary
+from gguf_export.commands.streams import show, summary, tell
 from gguf_export.commands.verb import Verb, option
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from calibration.importance.observers import Collected
 
 
-@click.command(cls=Verb, modes={"merge": ("output", "n_ctx", "force", "quiet")})
+@click.command(cls=Verb, modes={"merge": ("output", "n_ctx", "force", "skip_existing", "quiet")})
 @click.argument("paths", nargs=-1, required=True, type=FILE, metavar="MODEL | FILE...")
 @option(
     "-o", "--output", type=FILE, required=True, metavar="FILE", help="The file; .dat for the legacy form."
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 @text_options
 @option("--process-output", is_flag=True, help="Collect output.weight, too.")
 @force()
+@SKIP_EXISTING
 @RESTART
 @forward_options()
 @QUIET
@@ -44,6 +47,7 @@ def imatrix(
     text: TextOptions,
     process_output: bool,
     force: bool,
+    skip_existing: bool,
     restart: bool,
     forward: ForwardOptions,
     quiet: bool,
@@ -54,6 +58,11 @@ def imatrix(
 
     With --merge the sums and tokens of the importance matrices FILE... are added, as llama-imatrix does with --in-file.
     """
+    if force and skip_existing:
+        raise click.UsageError("give --force or --skip-existing, not both")
+    if skip_existing and os.path.lexists(output):
+        tell(f"{output}: is there, and is left as it is")
+        return
     if merge:
         _merge(paths, output, text.n_ctx, force, quiet)
         return

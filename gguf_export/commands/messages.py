@@ -10,6 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from gguf_export.commands.exit_codes import FINDINGS
 from gguf_export.commands.streams import show, show_json, tell
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def show_findings(findings: Findings, as_json: bool) -> None:
             show(finding.line(switch))
         show(findings.summary())
     if findings.worst == "error":
-        sys.exit(1)
+        sys.exit(FINDINGS)
 
 
 def show_all_findings(found: Mapping[Path, Findings], as_json: bool) -> None:
@@ -90,4 +91,4 @@ def show_all_findings(found: Mapping[Path, Findings], as_json: bool) -> None:
                 show(finding.line(switch))
             show(printable(f"{path}: {findings.summary()}"))
     if any(findings.worst == "error" for findings in found.values()):
-        sys.exit(1)
+        sys.exit(FINDINGS)

@@ -58,6 +58,11 @@ def force(needs: Sequence[str] = ()) -> Decorator:
     return option("--force", is_flag=True, needs=needs, help="Replace files that exist.")
 
 
+SKIP_EXISTING = option(
+    "--skip-existing", is_flag=True, help="Leave files that exist as they are, whatever is in them."
+)
+
+
 def ftypes(
     text: str, *, required: bool = False, needs: Sequence[str] = (), names: Complete = file_type_names
 ) -> Decorator:
@@ -148,6 +153,7 @@ class RunOptions:
 
     jobs: int | None
     force: bool
+    skip_existing: bool
     restart: bool
 
 

@@ -66,7 +66,7 @@ def quantize(
     COPY changes no tensor. A run that was stopped goes on when the same command is given again.
     """
     from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.export import print_plan, print_result
+    from gguf_export.commands.export_output import print_plan, print_result
     from gguf_export.commands.llama_quantize import parse_words
     from gguf_export.commands.messages import say
     from gguf_export.writing import export as exporting

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
+from gguf_export.commands.exit_codes import OUTPUT
+
 __all__ = ["show", "show_json", "standard_streams", "summary", "tell"]
 
 BROKEN_PIPE = 128 + 13
@@ -79,7 +81,7 @@ def standard_streams() -> Iterator[None]:
         if failure is not None and failure.errno != errno.EPIPE:
             tell(f"moe-gguf: error: standard output: {_cause(failure)}")
         if failure is not None and not (left and left.code):
-            raise SystemExit(BROKEN_PIPE if failure.errno == errno.EPIPE else 1)
+            raise SystemExit(BROKEN_PIPE if failure.errno == errno.EPIPE else OUTPUT)
         if left is not None:
             raise left
     finally:

@@ -38,7 +38,7 @@ def errors(
     Args:
         model: the folder of a checkpoint, or a GGUF file.
         text: the calibration text: a file, or `TextSettings`.
-        types: tensor types by name; or `ErrorSettings`, which also say how they are measured.
+        types: tensor types and file types by name; or `ErrorSettings`, which also say how they are measured.
         held_out: text files to judge on, of which as many chunks are taken as of `text`, evenly spread; by default
             every fifth chunk of `text` is held out.
         forward, engine, progress: see `measure_errors`.

@@ -18,7 +18,15 @@ from quantize.exceptions import NoSpaceError, OutputError, is_full
 if sys.platform == "darwin":
     import fcntl
 
-__all__ = ["allocated", "check_space", "durable", "durable_folder", "forget_pages", "write_error"]
+__all__ = [
+    "allocated",
+    "check_space",
+    "durable",
+    "durable_folder",
+    "forget_pages",
+    "free_bytes",
+    "write_error",
+]
 
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EISDIR)
 
@@ -72,6 +80,20 @@ def allocated(path: Path) -> int:
     except OSError:
         return 0
     return 512 * status.st_blocks if hasattr(status, "st_blocks") else status.st_size
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk on which a folder lies, or will lie when it is made.
+
+    Raises:
+        OutputError: the disk does not say.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        raise write_error(folder, error) from error
 
 
 def check_space(outputs: Iterable[tuple[Path, int]]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from gguf_export.metadata.model_id import NameParts, split_model_id, title
 from quantize.containers.text_files import optional_object, optional_text
-from quantize.containers.untrusted import label, parse_yaml
+from quantize.containers.untrusted import file_name, label, parse_yaml
 from quantize.exceptions import TokenizerError
 from quantize.telling import Note, Remark, discard
 
@@ -192,13 +192,13 @@ def _origins(front: Mapping[str, Any], keys: tuple[str, ...], n_total: int, note
 
 
 def _origin(model_id: str, n_total: int) -> Entry:
-    """The facts about a base model or dataset in its id of the Hugging Face hub, or its address."""
+    """The facts about a base model or dataset in its id of the Hugging Face hub, or its address; of a path its end."""
     if model_id.startswith(("http://", "https://", "ssh://")):
         on_hub = re.fullmatch(r"https?://huggingface\.co/([^/]+/[^/]+)", model_id)
         parts = split_model_id(on_hub[1], n_total) if on_hub else NameParts()
         repo_url = model_id
     else:
-        parts = split_model_id(model_id, n_total)
+        parts = split_model_id(file_name(model_id) if _is_path(model_id) else model_id, n_total)
         repo_url = f"{_HUB}{parts.organization}/{parts.name}" if parts.organization and parts.name else ""
     entry = {
         "name": title(parts.name or ""),
@@ -207,6 +207,11 @@ def _origin(model_id: str, n_total: int) -> Entry:
         "repo_url": repo_url,
     }
     return {key: text for key, text in entry.items() if text}
+
+
+def _is_path(model_id: str) -> bool:
+    """Whether a card names a folder of its author's machine, as mergekit writes it of donors that lie there."""
+    return model_id.count("/") > 1 or re.match(r"[/~.]|[A-Za-z]:\\", model_id) is not None
 
 
 def _sampling(path: Path, note: Note) -> dict[str, str | int | float]:

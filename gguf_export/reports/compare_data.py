@@ -11,6 +11,7 @@ from calibration.judging.perplexity import Estimate
 from calibration.judging.side_by_side import Comparison, Model, OnText
 from gguf_export.reports.compare_facts import base_name, labels, predicted, versions
 from gguf_export.reports.data_texts import as_data, csv_text, json_text
+from quantize.containers.untrusted import file_name
 
 __all__ = ["compare_csv", "compare_dict", "compare_json"]
 
@@ -88,7 +89,7 @@ def compare_dict(comparison: Comparison) -> dict[str, Any]:
         "models": [
             {
                 "label": label,
-                "name": model.name,
+                "name": file_name(model.name),
                 "n_bytes": model.n_bytes,
                 "bpw": model.bpw,
                 "predicted_kld": predicted(model),
@@ -114,8 +115,8 @@ def _imatrix(model: Model) -> dict[str, Any] | None:
     if imatrix is None:
         return None
     return {
-        "file": imatrix.file,
-        "datasets": imatrix.datasets,
+        "file": file_name(imatrix.file),
+        "datasets": [file_name(name) for name in imatrix.datasets],
         "n_chunk": imatrix.chunk_count,
         "n_ctx": imatrix.chunk_size,
         "prior": imatrix.prior,

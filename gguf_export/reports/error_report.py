@@ -23,11 +23,11 @@ def errors_csv(report: ErrorReport) -> str:
     Columns: the place of the matrix, its size, the tokens that it saw, the measures of `matrix_errors.Errors`, and
     under `plain_` the same measures of the type without importances.
     """
-    where = ("tensor", "layer", "projection", "expert", "qtype", "fallback")
+    where = ("tensor", "layer", "projection", "expert", "qtype", "tensor_type", "fallback")
     counts = ("n_elements", "n_bytes", "n_tokens", "n_effective", "n_held_out", "n_judged")
     lines = []
     for row in report.rows:
-        values = [row.name, row.bid, row.projection, row.xid, row.qtype, row.fallback]
+        values = [row.name, row.bid, row.projection, row.xid, row.qtype, row.tensor_type, row.fallback]
         values += [getattr(row, name) for name in counts]
         for errors in (row.errors, row.plain):
             values += [None if errors is None else getattr(errors, measure) for measure in MEASURES]

@@ -26,9 +26,10 @@ from gguf_export.writing.feed import Feed
 from gguf_export.writing.importances import write_imatrix
 from gguf_export.writing.job import ExportJob
 from gguf_export.writing.journal import journal_path
-from gguf_export.writing.open_files import opened
+from gguf_export.writing.open_files import OpenFiles, opened
 from gguf_export.writing.results import ExportResult, Seconds, file_figures
 from gguf_export.writing.slabs import Slab, compile_kernels, encode_weights, slabs_of_matrix
+from gguf_export.writing.standing import Coming
 from gguf_export.writing.state_file import StateFile, state_path
 from quantize.engine import Threads
 from quantize.exceptions import OutputExistsError
@@ -37,7 +38,7 @@ from quantize.guide import Guide
 from quantize.telling import Note, OnProgress, discard, silent
 from quantize.tensors import Array, TensorSpec
 
-__all__ = ["Calibration", "expected_imatrix", "run_calibrated", "state_of"]
+__all__ = ["Calibration", "expected_imatrix", "nothing_done", "run_calibrated", "state_of"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Calibration:
     settings: ForwardSettings = field(default_factory=lambda: ForwardSettings(dtype=best_dtype()))
     feedback: FeedbackText | None = None
     """The same text in the parts by which error feedback chooses codes; None where they are llama.cpp's."""
+    texts: tuple[Path, ...] = ()
+    """The files that the text comes from."""
 
 
 def expected_imatrix(specs: Sequence[TensorSpec], calibration: Calibration, file: str) -> Imatrix:
@@ -95,6 +98,7 @@ def run_calibrated(
     save_imatrix: Path | None = None,
     jobs: int | None = None,
     force: bool = False,
+    skip_existing: bool = False,
     restart: bool = False,
     progress: OnProgress = silent,
     note: Note = discard,
@@ -107,8 +111,8 @@ def run_calibrated(
         save_imatrix: keep the importances in this file, which appears before the others: where it cannot be written,
             nothing is lost, and the same command goes on.
         jobs: threads that encode; by default one for each processor.
-        force, restart, note: see `export.run`. What an earlier run encoded is not encoded again, and the text goes on
-            behind the last layer whose state was kept.
+        force, skip_existing, restart, note: see `export.run`. What an earlier run encoded is not encoded again, and
+            the text goes on behind the last layer whose state was kept.
         progress: called with the tokens that have passed the model.
 
     Raises:
@@ -124,18 +128,21 @@ def run_calibrated(
     weighted = job.weighted  # not all that the text reaches, where some weights are excluded
     calibrated = fingerprint.of_calibration(chunks, calibration.prior, settings)
     imatrix_hash = fingerprint.hashed(text.encode() for text in (calibrated, *sorted(weighted)))
+    coming = Coming(imatrix_hash, calibration.texts, save_imatrix)
     with (
         state_of(job, calibration, restart, note) as keeper,
         opened(
             job,
             force=force,
+            skip_existing=skip_existing,
             restart=restart,
-            imatrix_hash=imatrix_hash,
-            beside=save_imatrix,
+            coming=coming,
             progress=progress,
             note=note,
         ) as files,
     ):
+        if files.were_there and (save_imatrix is None or files.imatrix_stands):
+            return nothing_done(job, files, save_imatrix)
         keeper.spare = lambda: files.lacking_bytes
         compile_kernels(job.plans, job.weighted, progress)
 
@@ -160,13 +167,27 @@ def run_calibrated(
                 keeper=keeper,
                 progress=progress,
             )
-        if save_imatrix is not None:
+        if save_imatrix is not None and not (skip_existing and files.imatrix_stands):
             files.finish()
             write_imatrix(save_imatrix, collected.imatrix, is_again=not force)
     seconds.wall = time.monotonic() - started
     figures = tuple(map(file_figures, job.outputs))
     collected = replace(collected, imatrix=replace(collected.imatrix, file=job.imatrix.file))
-    return ExportResult(figures, job.source.bytes_read - read_before, seconds, collected)
+    return ExportResult(
+        figures,
+        job.source.bytes_read - read_before,
+        seconds,
+        collected,
+        standing=files.standing,
+        imatrix=save_imatrix,
+    )
+
+
+def nothing_done(job: ExportJob, files: OpenFiles, imatrix: Path | None) -> ExportResult:
+    """The result of an export whose files were all there."""
+    return ExportResult(
+        tuple(map(file_figures, job.outputs)), 0, Seconds(), standing=files.standing, imatrix=imatrix
+    )
 
 
 @contextlib.contextmanager

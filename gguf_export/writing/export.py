@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.importance.imatrix import Imatrix
+from calibration.importance.imatrix_files import imatrix_bytes
+from gguf_export.metadata.file_names import retyped
 from gguf_export.writing.job import ExportJob, prepare
 from gguf_export.writing.remarks import export_remarks
 from gguf_export.writing.request import Request
@@ -21,7 +23,17 @@ if TYPE_CHECKING:  # these import torch, and an export without text needs no tor
     from calibration.forward.settings import ForwardSettings
     from calibration.text.text_settings import TextSettings
 
-__all__ = ["ExportJob", "ExportPlan", "ExportResult", "FileFigures", "export", "plan", "prepare", "run"]
+__all__ = [
+    "ExportJob",
+    "ExportPlan",
+    "ExportResult",
+    "FileFigures",
+    "export",
+    "imatrix_path",
+    "plan",
+    "prepare",
+    "run",
+]
 
 
 def export(
@@ -52,11 +64,15 @@ def export(
     jobs: int | None = None,
     engine: Engine | None = None,
     force: bool = False,
+    skip_existing: bool = False,
     restart: bool = False,
     progress: OnProgress = silent,
     note: Note = discard,
 ) -> ExportResult:
     """Quantize a model to one GGUF file for each file type, from one read of its weights.
+
+    A file that is there already and is what would be made is left as it is: keys, types, length and some rows of each
+    tensor are compared, and of texts whether they are older. Another one is refused.
 
     Args:
         model: the folder of a Hugging Face checkpoint, or a GGUF file of any architecture, whose files become
@@ -91,6 +107,7 @@ def export(
         jobs: threads that read, encode and write; by default one for each processor.
         engine: reads and encodes in the place of threads, where there is no text.
         force: replace files that exist.
+        skip_existing: leave files that exist, whatever they are, and make the others.
         restart: use nothing of an earlier run that was stopped.
         progress: called with the progress in bytes of the model, or in tokens of the text.
         note: given remarks on fallbacks, and on what is continued or kept.
@@ -129,6 +146,10 @@ def export(
         feedback=feedback,
         chat_template=chat_template,
     )
+    if force and skip_existing:
+        raise RecipeError(
+            "skip_existing", "means nothing where files are replaced", "leave {setting} out", setting="force"
+        )
     if engine is not None and text is not None:
         raise RecipeError(
             "engine", "means nothing with a text, which threads of this process encode", "leave it out"
@@ -141,6 +162,7 @@ def export(
     running: dict[str, Any] = {
         "jobs": jobs,
         "force": force,
+        "skip_existing": skip_existing,
         "restart": restart,
         "progress": progress,
         "note": note,
@@ -220,4 +242,24 @@ def plan(
     )
     job, calibration = request.prepared()
     remarks = export_remarks(job, is_counted=calibration is None)
-    return ExportPlan(tuple(map(file_figures, job.outputs)), tuple(remarks))
+    kept = None
+    if save_imatrix is not None and job.imatrix is not None:
+        kept = save_imatrix, imatrix_bytes(job.imatrix)
+    return ExportPlan(tuple(map(file_figures, job.outputs)), tuple(remarks), kept)
+
+
+def imatrix_path(model: Path | str, folder: Path | str | None = None, **naming: Any) -> Path:
+    """Where the importances of a model lie beside its files: `folder/Harmony-4x7B-imatrix.gguf`.
+
+    "imatrix" in its name tells llama.cpp, which looks for a model in a repository, that this is none.
+
+    Args:
+        model, folder: see `export`.
+        naming: the arguments of `export` that decide what files are called.
+
+    Raises:
+        MoeGgufError: see `prepare`.
+    """
+    (copied,) = plan(model, "COPY", folder, **naming).files
+    typed = retyped(copied.path.name.removesuffix("-copy.gguf"), "F32")
+    return copied.path.with_name(typed.removesuffix("-F32.gguf") + "-imatrix.gguf")

@@ -26,7 +26,7 @@ from calibration.judging.model import Model
 from calibration.judging.round_trip import RoundTrip, SharedSource
 from calibration.judging.side_by_side import compare
 from gguf_export.writing import fingerprint
-from gguf_export.writing.calibrated import Calibration, state_of
+from gguf_export.writing.calibrated import Calibration, nothing_done, state_of
 from gguf_export.writing.importances import write_imatrix
 from gguf_export.writing.job import ExportJob
 from gguf_export.writing.open_files import OpenFiles, opened
@@ -40,6 +40,7 @@ from gguf_export.writing.slabs import (
     slabs_of,
     slabs_of_matrix,
 )
+from gguf_export.writing.standing import Coming
 from gguf_export.writing.state_file import StateFile
 from gguf_export.writing.written import Written
 from quantize.exceptions import DamagedStateError
@@ -66,6 +67,7 @@ def run_fed_back(
     save_imatrix: Path | None = None,
     jobs: int | None = None,
     force: bool = False,
+    skip_existing: bool = False,
     restart: bool = False,
     progress: OnProgress = silent,
     note: Note = discard,
@@ -77,7 +79,7 @@ def run_fed_back(
         plain: prepares the same export with importances and without feedback, whose file is written where feedback does
             no good.
         calibration: the one that `expected_imatrix` was given.
-        save_imatrix, jobs, force, restart, progress, note: see `run_calibrated`.
+        save_imatrix, jobs, force, skip_existing, restart, progress, note: see `run_calibrated`.
 
     Raises:
         OutputError, CheckpointError: see `export.run`.
@@ -91,22 +93,27 @@ def run_fed_back(
     chunks, settings = calibration.chunks, calibration.settings
     calibrated = fingerprint.of_calibration(chunks, calibration.prior, settings)
     how = fingerprint.hashed(text.encode() for text in (repr(calibration.feedback.settings), calibrated))
+    coming = Coming(how, calibration.texts, save_imatrix, moves_codes=True)
+    standing: tuple[Path, ...] = ()
     try:
         with (
             state_of(job, calibration, restart, note) as keeper,
             opened(
                 job,
                 force=force,
+                skip_existing=skip_existing,
                 restart=restart,
-                imatrix_hash=how,
-                beside=save_imatrix,
+                coming=coming,
                 progress=progress,
                 note=note,
             ) as files,
         ):
+            if files.were_there and (save_imatrix is None or files.imatrix_stands):
+                return nothing_done(job, files, save_imatrix)
             keeper.spare = lambda: files.lacking_bytes
             collected, figures = steps.fill(files, keeper)
-            if save_imatrix is not None:
+            standing = files.standing
+            if save_imatrix is not None and not (skip_existing and files.imatrix_stands):
                 files.finish()
                 write_imatrix(save_imatrix, collected.imatrix, is_again=not force)
     except _WorseError as worse:
@@ -119,7 +126,8 @@ def run_fed_back(
             write_imatrix(save_imatrix, collected.imatrix, is_again=not force)
     seconds = Seconds(wall=time.monotonic() - started)
     written = tuple(map(file_figures, job.outputs))
-    return ExportResult(written, job.source.bytes_read - read_before, seconds, collected, figures)
+    read = job.source.bytes_read - read_before
+    return ExportResult(written, read, seconds, collected, figures, standing, save_imatrix)
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from calibration.importance.imatrix_files import imatrix_bytes
 from gguf_export.files.disk import check_space
-from gguf_export.files.outputs import refuse_existing, refuse_outputs
+from gguf_export.files.opening import status_of
+from gguf_export.files.outputs import refuse_outputs
 from gguf_export.writing import fingerprint, slabs
 from gguf_export.writing.job import ExportJob
 from gguf_export.writing.journal import Journal, journal_path
 from gguf_export.writing.results import Seconds
 from gguf_export.writing.sink import Sink
 from gguf_export.writing.slabs import EncodedSlab, Slab
-from quantize.exceptions import ActivationError, ModelChangedError, NotFiniteError, OutputError
+from gguf_export.writing.standing import Coming, Standing
+from quantize.exceptions import (
+    ActivationError,
+    ModelChangedError,
+    NotFiniteError,
+    OutputError,
+    OutputExistsError,
+)
 from quantize.recipes.layout import PlannedTensor
 from quantize.telling import Note, OnProgress, Remark, discard, silent
 from quantize.tensors import Array, QType
@@ -26,8 +35,13 @@ __all__ = ["OpenFiles", "opened"]
 class OpenFiles:
     """The files of an export, open to take slabs; its methods may be called from several threads."""
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
+    def __init__(
+        self, sinks: Sequence[Sink], standing: Collection[Path] = (), *, imatrix_stands: bool = False
+    ) -> None:
+        """Take files of which those in `standing` were there, and are left; so are, perhaps, kept importances."""
         self.sinks = tuple(sinks)
+        self.standing = tuple(standing)
+        self.imatrix_stands = imatrix_stands
         self._targets: dict[str, list[tuple[Sink, PlannedTensor]]] = {}
         for sink in sinks:
             for planned in sink.plan.tensors:
@@ -54,6 +68,11 @@ class OpenFiles:
     def are_whole(self) -> bool:
         """Whether all of them stand under their names, made by a run that was stopped on its last steps."""
         return all(sink.is_whole for sink in self.sinks)
+
+    @property
+    def were_there(self) -> bool:
+        """Whether there is nothing to do: all of them were there, and are left."""
+        return len(self.standing) == len(self.sinks)
 
     def read(self, name: str, offset: int, n_bytes: int) -> Array:
         """Bytes of a tensor of the source, as they lie in the first file that has it: uint8 [n_bytes].
@@ -101,26 +120,29 @@ def opened(
     job: ExportJob,
     *,
     force: bool = False,
+    skip_existing: bool = False,
     restart: bool = False,
-    imatrix_hash: str | None = None,
-    beside: Path | None = None,
+    coming: Coming | None = None,
     progress: OnProgress = silent,
     note: Note = discard,
 ) -> Iterator[OpenFiles]:
     """The outputs of a job, locked and ready for slabs; they get their names when the block ends well.
 
+    A file that is there and is what would be made is left as it is (see `writing.standing`).
+
     Args:
         job: the export.
         force: replace files that exist.
+        skip_existing: leave files that exist, whatever they are.
         restart: use nothing of an earlier run that was stopped.
-        imatrix_hash: a hash of the source of the importances, where they are made only while the files are.
-        beside: a file that the block writes when all slabs are in the files, before these get their names.
+        coming: what a text gives while the files are made; the block writes the importances that are kept of it when
+            all slabs are in the files, before these get their names.
         progress: called while the work of an earlier run is read back.
-        note: receives remarks: which files are continued, or begun afresh and why, and what of them is kept.
+        note: receives remarks: which files are left, continued, or begun afresh and why, and what of them is kept.
 
     Raises:
         OutputBusyError: another run is writing one of the files.
-        OutputExistsError: a file exists already.
+        OutputExistsError: a file exists already, and is another one.
         NoSpaceError: the disk has no room for the files.
         OutputError: the folder cannot be written, or the disk is broken.
         ModelChangedError: the checkpoint changed meanwhile; nothing of the files is kept.
@@ -129,17 +151,15 @@ def opened(
     paths = [file.path for file in job.files]
     refuse_outputs([], made=paths, own=[journal_path(path) for path in paths])
     with ExitStack() as stack:
-        journals = _lock(stack, job, imatrix_hash or fingerprint.of_imatrix(job.imatrix))
+        journals = _lock(stack, job, coming.fingerprint if coming else fingerprint.of_imatrix(job.imatrix))
         sinks = _recalled(job, journals, restart, progress, note)
-        if not force:
-            _refuse_existing(sinks, journals)
-            # One beside files that are done is of the run that made them: it was stopped before they got their names.
-            if beside is not None and not all(sink.is_done for sink in sinks):
-                refuse_existing([beside])
-        check_space((sink.path.parent, sink.lacking_bytes) for sink in sinks)
+        files = OpenFiles(sinks) if force else _left(job, sinks, coming, skip_existing, progress, note)
+        needed = [(sink.path.parent, sink.lacking_bytes) for sink in sinks]
+        if coming is not None and coming.kept is not None and job.imatrix and not files.imatrix_stands:
+            needed.append((coming.kept.parent, imatrix_bytes(job.imatrix)))
+        check_space(needed)
         for sink in sinks:
             stack.enter_context(sink)
-        files = OpenFiles(sinks)
         try:
             yield files
             job.source.refuse_changed()
@@ -193,14 +213,50 @@ def _recalled(
     return sinks
 
 
-def _refuse_existing(sinks: Sequence[Sink], journals: Sequence[Journal]) -> None:
-    """Refuse files that exist, except those that an earlier run of this job has made and not yet signed off.
+def _left(
+    job: ExportJob,
+    sinks: Sequence[Sink],
+    coming: Coming | None,
+    skip_existing: bool,
+    progress: OnProgress,
+    note: Note,
+) -> OpenFiles:
+    """The files, of which those that are there are left, if they are what would be made, or shall be skipped.
 
-    Where all files exist and only some have a journal, that run was stopped while it removed its journals. It had made
-    all files, so the other journals go, too, and the files are refused like any others.
+    Raises:
+        OutputExistsError: another file is there.
     """
-    if all(sink.path.exists() for sink in sinks) and not all(sink.is_whole for sink in sinks):
-        for sink, journal in zip(sinks, journals, strict=True):
-            if sink.is_whole:
-                journal.forget()
-    refuse_existing(sink.path for sink in sinks if not sink.is_whole)
+    compared = Standing(job, coming, progress)
+    kept, differs = compared.kept_importances()
+    is_kept = kept is not None or (
+        skip_existing
+        and coming is not None
+        and coming.kept is not None
+        and status_of(coming.kept) is not None
+    )
+    imatrix = job.imatrix if coming is None else kept
+    sink_of = {sink.path: sink for sink in sinks}
+    standing: list[Path] = []
+    for output in job.outputs:
+        there = [file for file in output.files if status_of(file.path) is not None]
+        is_skipped = skip_existing and len(there) == len(output.files)
+        for file in there:
+            sink = sink_of[file.path]
+            if sink.is_whole:  # by a run that was stopped on its last steps, whose journal knows it
+                continue
+            other = "" if is_skipped else compared.differs(file, imatrix)
+            if other:
+                raise _exists(file.path, other)
+            sink.leave()
+            standing.append(file.path)
+            how = "left as it is" if is_skipped else "what would be made"
+            note(Remark(str(file.path), f"is there, and is {how}"))
+    # One beside files that are done is of the run that made them: it was stopped before they got their names.
+    if differs and coming and coming.kept and not is_kept and not all(sink.is_done for sink in sinks):
+        raise _exists(coming.kept, differs)
+    return OpenFiles(sinks, standing, imatrix_stands=is_kept)
+
+
+def _exists(path: Path, differs: str) -> OutputExistsError:
+    message = f"exists already, and {differs}"
+    return OutputExistsError(str(path), message, "pass {setting} to replace it", setting="force")

@@ -136,7 +136,13 @@ class Request:
             own += [file for path in paths[:1] for file in working_files(state_path(path))]
             inputs += TextSettings.of(self.text).files
         named = [] if self.save_imatrix is None else [self.save_imatrix]
-        if named and self.folder is not None and named[0].absolute().parent == Path(self.folder).absolute():
+        of_files = [path.parent for path in paths]
+        if self.folder is not None:
+            of_files.append(Path(self.folder))
+        if named and (
+            (self.lmstudio and not paths)
+            or named[0].absolute().parent in [place.absolute() for place in of_files]
+        ):
             paths, named = [*paths, *named], []  # in the folder that is made for the files
         if self.file is not None and not paths and not self._split():
             named.append(Path(self.file))  # a folder that the user names is not made
@@ -236,12 +242,12 @@ class Request:
         chunks = cut_text(source, text, self.pre)
         forward = self.forward or ForwardSettings(dtype=best_dtype())
         if not self.feedback:
-            return Calibration(chunks, self.prior, forward)
+            return Calibration(chunks, self.prior, forward, texts=tuple(text.files))
         from calibration.feedback.fitting import FeedbackSettings
         from calibration.feedback.run import FeedbackText
 
         parts = FeedbackText.of(chunks, FeedbackSettings(prior=self.prior))
-        return Calibration(parts.seen, 0.0, forward, parts)
+        return Calibration(parts.seen, 0.0, forward, parts, tuple(text.files))
 
     def _importances(self, source: ModelFile, calibration: Calibration | None) -> Imatrix | None:
         if calibration is not None:

@@ -53,6 +53,8 @@ class TensorFigures:
     qtype: str
     n_bytes: int
     offset: int
+    fallback_from: str | None = None
+    """The type that was meant, where rows do not divide into its blocks."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,17 @@ class ExportPlan:
 
     files: tuple[FileFigures, ...]
     remarks: tuple[Remark, ...]
+    imatrix: tuple[Path, int] | None = None
+    """The file that keeps the importances that a text gives, and its size in bytes."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
     """What an export has written, the bytes of the checkpoint that it read, and its seconds.
 
-    `calibration` is what the text gave, where the export calibrated on the way.
+    `calibration` is what the text gave, where the export calibrated on the way; `imatrix` is the file that keeps its
+    importances. `standing` are the files that were there before, and are left: those that are what would be made, or
+    all that exist where these are skipped.
     """
 
     files: tuple[FileFigures, ...]
@@ -158,6 +164,8 @@ class ExportResult:
     seconds: Seconds = field(compare=False)
     calibration: Collected | None = field(default=None, compare=False)
     feedback: FeedbackFigures | None = None
+    standing: tuple[Path, ...] = ()
+    imatrix: Path | None = None
 
 
 def file_figures(output: Output) -> FileFigures:
@@ -168,6 +176,13 @@ def file_figures(output: Output) -> FileFigures:
 
 def _tensors(plan: Plan) -> tuple[TensorFigures, ...]:
     return tuple(
-        TensorFigures(planned.name, planned.spec.shape, planned.qtype.name, planned.n_bytes, planned.offset)
+        TensorFigures(
+            planned.name,
+            planned.spec.shape,
+            planned.qtype.name,
+            planned.n_bytes,
+            planned.offset,
+            None if planned.fallback_from is None else planned.fallback_from.name,
+        )
         for planned in plan.tensors
     )

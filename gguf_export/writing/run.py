@@ -26,6 +26,7 @@ def run(
     jobs: int | None = None,
     engine: Engine | None = None,
     force: bool = False,
+    skip_existing: bool = False,
     restart: bool = False,
     progress: OnProgress = silent,
     note: Note = discard,
@@ -37,12 +38,13 @@ def run(
         jobs: threads that read, encode and write; by default one for each processor.
         engine: reads and encodes in the place of threads.
         force: replace files that exist.
+        skip_existing: leave files that exist, whatever they are.
         restart: use nothing of an earlier run that was stopped.
         progress: called with the progress in bytes of the checkpoint, as far as it is still to be read.
         note: told, in one line each, what is continued, what is begun afresh and why, what was kept.
 
     Raises:
-        OutputError: a file exists already (`OutputExistsError`), another run is writing it (`OutputBusyError`), the
+        OutputError: another file exists already (`OutputExistsError`), a run is writing it (`OutputBusyError`), the
             disk is full (`NoSpaceError`) or broken. Nothing is left under the final names of files that are not whole;
             what is done is kept for the next run.
         CheckpointError: a shard is damaged, or a weight is not a finite number.
@@ -50,7 +52,9 @@ def run(
     started = time.monotonic()
     read_before = job.source.bytes_read
     seconds = Seconds()
-    with opened(job, force=force, restart=restart, progress=progress, note=note) as files:
+    with opened(
+        job, force=force, skip_existing=skip_existing, restart=restart, progress=progress, note=note
+    ) as files:
         slabs = [slab for slab in slabs_of(job.source) if files.lacking(slab)]
         if slabs:
             compile_kernels(job.plans, job.weighted, progress)
@@ -64,7 +68,7 @@ def run(
                 progress(Progress("encoding", done, total))
     seconds.wall = time.monotonic() - started
     figures = tuple(map(file_figures, job.outputs))
-    return ExportResult(figures, job.source.bytes_read - read_before, seconds)
+    return ExportResult(figures, job.source.bytes_read - read_before, seconds, standing=files.standing)
 
 
 def _unit(job: ExportJob, files: OpenFiles, slab: Slab) -> SlabUnit:

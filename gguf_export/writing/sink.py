@@ -197,6 +197,14 @@ class Sink:
         with disk_errors(self.path, self.n_bytes):
             durable_folder(self.path.parent)
 
+    def leave(self) -> None:
+        """Leave the file that stands under its name, and keep nothing of another one."""
+        self.is_whole = True
+        if self._journal is not None:
+            self._journal.forget()
+        with contextlib.suppress(OSError):
+            self.partial.unlink(missing_ok=True)
+
     def discard(self) -> None:
         """Keep nothing of the partial file, because its source is damaged."""
         self._is_discarded = True

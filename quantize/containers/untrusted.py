@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 import yaml
@@ -15,6 +15,7 @@ __all__ = [
     "F32_MAX",
     "MAX_JSON_BYTES",
     "exact_text",
+    "file_name",
     "guarded",
     "label",
     "parse_json",
@@ -74,6 +75,15 @@ def label(name: str | Path) -> str:
     except UnicodeEncodeError:  # a half that JSON or YAML spelled
         raw = text.encode("utf-8", "backslashreplace")
     return raw.decode("utf-8", "backslashreplace")
+
+
+def file_name(name: str | Path) -> str:
+    r"""The last part of a path as valid text, see `label`; also of `C:\dir\name`, wherever that was written.
+
+    What is published says by what a file was made, and not in which folder of whose machine that lay.
+    """
+    foreign = PureWindowsPath(str(name))
+    return label(foreign.name if foreign.drive else Path(name).name) or label(name)
 
 
 def printable(text: str) -> str:

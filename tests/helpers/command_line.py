@@ -8,6 +8,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from gguf_export.cli import main
+from gguf_export.commands.exit_codes import INPUT, OUTPUT, USAGE
 
 TEXT = "a river runs through the small town and the small town knows the river well. " * 12
 
@@ -16,8 +17,9 @@ def invoke(*words: Any) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
-def check_one_line(done: Result, named: str) -> None:
-    assert done.exit_code == 1, done.output
+def check_one_line(done: Result, named: str, status: int | None = None) -> None:
+    """The command was refused in one line that names this; with a status, as this kind."""
+    assert done.exit_code in ((USAGE, INPUT, OUTPUT) if status is None else (status,)), done.output
     errors = [line for line in done.stderr.splitlines() if line.startswith("moe-gguf: error: ")]
     assert len(errors) == 1
     assert errors[0] == done.stderr.splitlines()[-1]

@@ -34,8 +34,11 @@ from gguf_export.cli import main
 from gguf_export.reports.error_report import errors_csv, errors_json, write_errors
 from quantize.codec import encode
 from quantize.engine import Engine, Threads
-from quantize.exceptions import NotFiniteError, OutputError, TextError
+from quantize.exceptions import NotFiniteError, OutputError, RecipeError, TextError
 from quantize.guide import Guide
+from quantize.recipes.facts import RecipeFacts
+from quantize.recipes.ftypes import ftype
+from quantize.recipes.recipe import Recipe, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.tensors import Array, QType, TensorSpec
 
@@ -498,14 +501,14 @@ def test_wrong_commands_get_one_line(folder: Path, tmp_path: Path) -> None:
     there = tmp_path / "there.csv"
     there.write_text("mine", encoding="utf-8")
     for words, said in (
-        ((*text, "-t", "Q4_K_M"), "unknown tensor type"),
+        ((*text, "-t", "Q4_K_X"), "unknown type"),
         ((*text, "-t", "Q8_0", "-o", "report.pdf"), ".html"),
         ((*text, "-t", "Q8_0", "-o", there), "--force"),
         ((*text, "-t", "Q8_0", "--ctx", 700), "held out"),
         (("--text", folder / "none.txt", "-t", "Q8_0"), "none.txt: file is missing"),
     ):
         done = invoke(folder, *words)
-        assert done.exit_code == 1, done.output
+        assert done.exit_code in (2, 3, 4), done.output
         assert said in done.output and done.output.count("\n") == 1
     done = invoke(folder, "-t", "Q8_0")
     assert done.exit_code == 2 and "--text" in done.output
@@ -532,3 +535,28 @@ def test_importances_lower_the_error_on_held_out_text(bench: Path) -> None:
     assert experts.n_compared == 72
     assert experts.n_helped >= 0.9 * 72
     assert experts.median_ratio is not None and experts.median_ratio < 0.98
+
+
+def test_a_file_type_gives_each_tensor_the_type_of_its_mixture(model: Checkpoint) -> None:
+    with Threads(1) as engine:
+        found = measure_errors(
+            model,
+            FIT,
+            HELD_OUT,
+            ErrorSettings.of(["q4_k_m", "Q4_K", "Q6_K"]),
+            forward_settings=EXACT,
+            engine=engine,
+        )
+    assert found.qtypes == ("Q4_K_M", "Q4_K", "Q6_K")
+    plan = make_plan(model.specs(), RecipeFacts.of(model.hparams), Recipe(ftype("Q4_K_M")), True)
+    types = {planned.name: planned.qtype.name for planned in plan.tensors}
+    mixed = found.of("Q4_K_M")
+    assert {row.name: row.tensor_type for row in mixed} == {row.name: types[row.name] for row in mixed}
+    assert {row.tensor_type for row in mixed} == {"Q4_K", "Q6_K"}
+    for row in mixed:  # the figures are those of the tensor type
+        (alone,) = [
+            other for other in found.of(row.tensor_type) if (other.name, other.xid) == (row.name, row.xid)
+        ]
+        assert (row.errors, row.plain, row.n_bytes) == (alone.errors, alone.plain, alone.n_bytes)
+    with pytest.raises(RecipeError, match=r"unknown type 'Q4_K_X'; known: .*Q4_K_M"):
+        ErrorSettings.of(["Q4_K_X"])

@@ -730,3 +730,13 @@ def test_sums_are_written_into_a_plain_file_only(tmp_path: Path, monkeypatch: py
     assert {found.name for found in tmp_path.iterdir()} == {"m.gguf", "victim"}
     assert checksums.check_sum(path).severity == "info"
     assert sums.read_text() == f"{checksums.sha256(path)}  m.gguf\n"
+
+
+def test_a_first_run_says_that_it_compiles(exported: Callable[[str], Path], model: Path) -> None:
+    stages: list[str] = []
+    verify(exported("Q4_K_M"), against=model, progress=lambda moment: stages.append(moment.stage))
+    assert list(dict.fromkeys(stages)) == [
+        "checking numbers",
+        "compiling kernels",
+        "comparing with the checkpoint",
+    ]

@@ -212,4 +212,4 @@ def test_names_of_strangers_are_escaped(folder: Path, model: Path, tmp_path: Pat
         assert str(caught.value).isprintable()
     for verb in ("imatrix", "errors"):
         done = invoke(*words(verb, path, tmp_path))
-        assert done.exit_code == 1 and "\x1b" not in done.output
+        assert done.exit_code == 3 and "\x1b" not in done.output

@@ -78,17 +78,48 @@ def test_experts_with_few_tokens_are_told_with_their_remedy(model: Path, tmp_pat
     assert "fewer than" not in invoke(*words, "--prior", 8).stderr
 
 
-def test_the_name_of_an_imatrix_is_stored_as_it_is_spelled(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dataset", ["/home/me/wiki.txt", r"C:\Users\me\wiki.txt", "wiki.txt"])
+def test_files_name_an_imatrix_and_its_text_and_no_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
 ) -> None:
-    """llama-quantize keeps `./` and doubled slashes; a `Path` would not."""
+    """Whoever publishes a file does not mean to say where it lay; llama-quantize writes the path as it is given."""
     monkeypatch.chdir(tmp_path)
     entry = Entry(np.ones((4, 64), np.float32), np.full(4, 500))
-    save_imatrix(tmp_path / "m.gguf", Imatrix({"blk.0.ffn_up_exps.weight": entry}, chunk_count=1))
-    done = invoke("export", model, "-t", "Q8_0", "--imatrix", ".//m.gguf", "-o", "out", "-q")
+    matrix = Imatrix({"blk.0.ffn_up_exps.weight": entry}, [dataset], chunk_count=1)
+    for name, legacy in (("m.gguf", False), ("m.dat", True)):
+        save_imatrix(tmp_path / name, matrix, legacy=legacy)
+        assert load_imatrix(tmp_path / name).datasets == ["wiki.txt"]
+        out = tmp_path / f"out-{name}"
+        done = invoke("export", model, "-t", "Q8_0", "--imatrix", f"{tmp_path}//{name}", "-o", out, "-q")
+        assert done.exit_code == 0, done.output
+        (made,) = out.iterdir()
+        keys = GGUFFile(made).keys
+        assert (keys["quantize.imatrix.file"], keys["quantize.imatrix.dataset"]) == (name, "wiki.txt")
+
+
+def test_nothing_that_is_published_names_a_folder(model: Path, tmp_path: Path) -> None:
+    """Neither the files and their importances, nor the reports on them."""
+    (model / "README.md").write_text(
+        "---\nbase_model:\n- /home/me/models/Mistral-7B\n---\n", encoding="utf-8"
+    )
+    done = invoke(*forward_words("export", model, tmp_path), "--save-imatrix", tmp_path / "m.gguf")
     assert done.exit_code == 0, done.output
-    (made,) = (tmp_path / "out").iterdir()
-    assert GGUFFile(made).keys["quantize.imatrix.file"] == ".//m.gguf"
+    (made,) = tmp_path.glob("Pico*.gguf")
+    assert GGUFFile(made).keys["general.base_model.0.name"] == "Mistral 7B"
+    compared = invoke(
+        *forward_words("compare", model, tmp_path), made, "--imatrix", tmp_path / "m.gguf",
+        *(word for form in ("csv", "markdown", "html") for word in (f"--{form}", tmp_path / f"c.{form}")),
+    )  # fmt: skip
+    assert compared.exit_code == 0, compared.output
+    judged = invoke(
+        *forward_words("errors", model, tmp_path), "-o", tmp_path / "e.html", "-o", tmp_path / "e.csv"
+    )
+    assert judged.exit_code == 0, judged.output
+    written = [path for path in tmp_path.iterdir() if path.is_file() and path.name != "text.txt"]
+    assert len(written) == 9
+    for path in written:
+        content = path.read_bytes()
+        assert str(tmp_path).encode() not in content and b"/home/" not in content, path.name
 
 
 def test_importances_of_a_finished_file_are_those_of_its_checkpoint(model: Path, tmp_path: Path) -> None:
@@ -112,7 +143,7 @@ def test_a_damaged_checkpoint_leaves_nothing_to_go_on_from(model: Path, tmp_path
     write_checkpoint(model, tensors, json.loads((model / "config.json").read_text()), n_shards=3)
     words = ["export", model, "-t", "Q8_0", "-o", tmp_path / "out", "--text", tmp_path / "text.txt"]
     done = invoke(*words, "--ctx", 64, "--chunks", 4)
-    assert done.exit_code == 1 and "layer 1" in done.stderr and "goes on" not in done.stderr, done.output
+    assert done.exit_code == 3 and "layer 1" in done.stderr and "goes on" not in done.stderr, done.output
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -57,9 +57,9 @@ def test_an_importance_matrix_names_its_text(folder: Path, suffix: str) -> None:
     text = folder / f"w{ODD}.txt"
     run("imatrix", folder / f"P{ODD}-4x1M", "--text", text, *SHORT, "-o", output)
     imatrix = load_imatrix(output)
-    assert imatrix.datasets == [str(folder / r"w\xff.txt")]
+    assert imatrix.datasets == [r"w\xff.txt"]
     assert imatrix.file == str(folder / rf"i\xff.{suffix}")
-    assert imatrix.metadata()["quantize.imatrix.file"] == imatrix.file.encode()[:127].decode()
+    assert imatrix.metadata()["quantize.imatrix.file"] == rf"i\xff.{suffix}"
 
 
 def test_an_export_labels_and_is_found_again(folder: Path) -> None:

@@ -623,7 +623,7 @@ def test_reports_appear_together_or_not_at_all(
         (out / "c.md").mkdir()
         patch.setattr("gguf_export.commands.compare.OutputOptions.check", lambda *_: None)
         done = invoke(*words)
-        assert done.exit_code == 1
+        assert done.exit_code == 4
         assert [path.name for path in out.iterdir()] == ["c.md"]
     (out / "c.md").rmdir()
     assert invoke(*words).exit_code == 0

@@ -97,7 +97,7 @@ def test_export_chooses_types_on_the_way(model: Path, listed: Path, text: list[A
     usual = ["-t", "Q4_K_M", "--imatrix", tmp_path / "m.gguf", "-o", tmp_path / "usual"]
     assert invoke("export", model, *usual).exit_code == 0
     assert path.stat().st_size <= (tmp_path / "usual" / path.name).stat().st_size
-    assert GGUFFile(path).keys["quantize.imatrix.file"] == str(tmp_path / "m.gguf")
+    assert GGUFFile(path).keys["quantize.imatrix.file"] == "m.gguf"
     assert invoke("verify", path, "--against", model, "--imatrix", tmp_path / "m.gguf").exit_code == 0
 
 

@@ -93,7 +93,7 @@ def test_a_file_that_exists_is_replaced_and_it_is_said(folder: Path) -> None:
         "out.gguf: was there, and is replaced"
     ]
     done = invoke("quantize", "dense.gguf", "dense.gguf", "q8_0")
-    assert done.exit_code == 1 and "is replaced" not in done.stderr
+    assert done.exit_code == 4 and "is replaced" not in done.stderr
 
 
 @pytest.mark.parametrize("target", ["precious", "dense.gguf"])

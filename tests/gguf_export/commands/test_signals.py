@@ -262,7 +262,7 @@ def test_handlers_are_those_of_before_and_strangers_stay() -> None:
             assert (stopped.value.name, stopped.value.status) == ("SIGHUP", 129)
             signal.raise_signal(signal.SIGINT)  # soon after: the same wish
         assert handlers() == outside
-        assert invoke("inspect", "no such file").exit_code == 1
+        assert invoke("inspect", "no such file").exit_code == 3
         assert handlers() == outside
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), before, strict=True):

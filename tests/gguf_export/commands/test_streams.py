@@ -18,6 +18,7 @@ from command_line import forward_words, invoke
 from pico import pico_mixtral
 
 from gguf_export.cli import main
+from gguf_export.commands.exit_codes import OUTPUT
 from gguf_export.commands.streams import BROKEN_PIPE, show, standard_streams, summary, tell
 
 FULL = Path("/dev/full")
@@ -57,8 +58,8 @@ def cut_off() -> IO[str]:
 
 
 SPOILT: dict[str, tuple[Callable[[], IO[str] | None], str, int]] = {
-    "closed": (closed, "Bad file descriptor", 1),
-    "full": (full, "No space left on device", 1),
+    "closed": (closed, "Bad file descriptor", OUTPUT),
+    "full": (full, "No space left on device", OUTPUT),
     "cut off": (cut_off, "", BROKEN_PIPE),
 }
 """How standard output is spoilt, what is said of it, and the exit status where the text was the result."""
@@ -172,12 +173,12 @@ def test_work_goes_on_though_nobody_can_be_told(model: Path, tmp_path: Path, how
     printed = said.read_text(encoding="utf-8")
     assert "Q8_0" in printed and "encoding:" not in printed
     refused = Ran(words, said.open("w", encoding="utf-8"), SPOILT[how][0]())
-    assert refused.status == 1 and not said.read_text(encoding="utf-8")
+    assert refused.status == OUTPUT and not said.read_text(encoding="utf-8")
 
 
 def test_a_fault_that_was_found_stays_the_exit_status(model: Path, tmp_path: Path) -> None:
     done, told = ran(["inspect", tmp_path / "absent.gguf"], cut_off(), tmp_path)
-    assert done == 1 and told.count("\n") == 1 and "absent.gguf" in told
+    assert done == 3 and told.count("\n") == 1 and "absent.gguf" in told
 
 
 def spoilt_by_shell(words: Sequence[Any], redirections: str, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -206,7 +207,7 @@ def test_a_process_leaves_well(model: Path, file: Path, tmp_path: Path, redirect
 def test_a_process_says_what_it_could_not_print(file: Path) -> None:
     for redirection, cause in ((">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")):
         done = spoilt_by_shell(["-c", MAIN, "inspect", file], redirection)
-        assert (done.returncode, done.stderr) == (1, f"moe-gguf: error: {CANNOT}{cause}\n")
+        assert (done.returncode, done.stderr) == (OUTPUT, f"moe-gguf: error: {CANNOT}{cause}\n")
 
 
 def test_a_pipe_that_is_cut_off_is_left_in_silence(file: Path) -> None:
@@ -234,7 +235,7 @@ with standard_streams(), open({str(tmp_path / "output")!r}, "wb") as output:
     for redirections in ("<&-", "2>&-", "<&- 2>&-"):
         assert spoilt_by_shell(["-c", script], redirections).returncode == 0
     assert (
-        spoilt_by_shell(["-c", script], "<&- >&- 2>&-").returncode == 1
+        spoilt_by_shell(["-c", script], "<&- >&- 2>&-").returncode == OUTPUT
     )  # for it could not say that it said
     assert (tmp_path / "output").read_bytes() == b""
 
@@ -347,11 +348,7 @@ def test_every_encoding_says_what_it_can(odd: Path, tmp_path: Path, case: str, e
     if case == "inspect --json":
         assert json.loads(output)["path"] == str(odd / "Pico-Ω")
     if case in SAID:
-        assert r"\u03a9" in output and "+-----" in output
-        lines = output[output.index("+-----") :].split("+\n")[1].splitlines()
-        assert (
-            len({len(line) for line in lines if line.startswith("|")}) == 1
-        )  # what is escaped takes more columns
+        assert r"\u03a9" in output
     if case == "verify":
         assert r"absent-\u03a9.gguf" in output
 
@@ -362,7 +359,7 @@ def test_a_locale_without_utf8_is_no_other_model(model: Path, tmp_path: Path) ->
     environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     words = ["-c", MAIN, "export", tmp_path / "Pé-4x1M", "-t", "Q8_0", "-o", tmp_path, "--dry-run"]
     done = spoilt_by_shell(words, "", env=os.environ | environment)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert done.returncode == OUTPUT and len(done.stderr.splitlines()) == 1
     assert r"/P\xe9-4x1M-Q8_0.gguf: the encoding of file names here, ascii, lacks a character" in done.stderr
     done = spoilt_by_shell([*words, "--name", "Pe"], "", env=os.environ | environment)
     assert done.returncode == 0, done.stderr

@@ -137,7 +137,9 @@ def test_existing_file_is_kept_without_force(model: Path, tmp_path: Path) -> Non
     done = export(model, ["Q8_0"], tmp_path)
     path = done.files[0].path
     path.write_bytes(b"precious")
-    with pytest.raises(OutputExistsError, match="exists already; pass force"):
+    with pytest.raises(
+        OutputExistsError, match=r"exists already, and cannot be read as a GGUF file .*; pass force"
+    ):
         export(model, ["Q8_0"], tmp_path)
     assert path.read_bytes() == b"precious"
     export(model, ["Q8_0"], tmp_path, force=True)

@@ -181,7 +181,7 @@ def test_a_run_may_be_stopped_again_and_again(folder: Path, tmp_path: Path, whol
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calibration.importance.imatrix_files._write", failing(errno.ENOSPC))
         done = invoke(*words)
-    assert done.exit_code == 1
+    assert done.exit_code == 4
     assert "3 of 3 layers are done and kept" in done.stderr
     assert "No space left on device" in done.stderr
     done = invoke(*words)
@@ -522,7 +522,7 @@ def test_two_runs_into_one_file(folder: Path, tmp_path: Path) -> None:
     for words in (imatrix_words(folder, tmp_path / "m"), compare_words(folder, tmp_path / "m")):
         with LockedFile(tmp_path / "m.state.lock", "m"):
             done = invoke(*words)
-        assert done.exit_code == 1
+        assert done.exit_code == 4
         assert "m: another run is writing this file; wait for it" in done.stderr
         assert not list(tmp_path.iterdir())
 
@@ -540,7 +540,7 @@ def test_a_run_that_ended_before_the_lock_was_taken(
 
     monkeypatch.setattr(StateFile, "__init__", late)
     done = invoke(*make(folder, tmp_path / "m"))
-    assert done.exit_code == 1 and "m: exists already; pass --force to replace it" in done.stderr
+    assert done.exit_code == 4 and "m: exists already; pass --force to replace it" in done.stderr
     assert (tmp_path / "m").read_text() == "of another run"
 
 
@@ -684,7 +684,7 @@ def test_a_state_that_its_output_has_outlived_is_removed(folder: Path, tmp_path:
     state.write_bytes(kept)
     os.utime(state, ns=(1, 1))  # the run was killed when the file had just got its name
     done = invoke(*words)
-    assert done.exit_code == 1
+    assert done.exit_code == 4
     assert "exists already" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"m.gguf"}
     state.write_bytes(kept)  # that of a later run with --force

@@ -183,11 +183,14 @@ def test_a_remark_on_a_file_in_parts_is_one(tmp_path: Path) -> None:
 def test_files_that_exist_are_refused(source: Path, tmp_path: Path) -> None:
     export(source, "Q8_0", tmp_path, split_max_tensors=9)
     before = content(tmp_path)
-    with pytest.raises(OutputExistsError, match=r"00001-of-00004\.gguf: exists already"):
-        export(source, "Q8_0", tmp_path, split_max_tensors=9)
+    with pytest.raises(
+        OutputExistsError, match=r"00001-of-00004\.gguf: exists already, and has another general"
+    ):
+        export(source, "Q8_0", tmp_path, split_max_tensors=9, override_kv=["general.name=str:x"])
+    assert len(export(source, "Q8_0", tmp_path, split_max_tensors=9).standing) == 4
     (tmp_path / "Parts-Q8_0-00003-of-00004.gguf").unlink()
-    with pytest.raises(OutputExistsError, match=r"00001-of-00004\.gguf: exists already"):
-        export(source, "Q8_0", tmp_path, split_max_tensors=9)
+    assert len(export(source, "Q8_0", tmp_path, split_max_tensors=9).standing) == 3
+    assert content(tmp_path) == before
     export(source, "Q8_0", tmp_path, split_max_tensors=9, force=True)
     assert content(tmp_path) == before
 
