@@ -150,6 +150,7 @@ run_options = group("running", RunOptions, jobs(), force(), SKIP_EXISTING, RESTA
 @naming_options
 @split_options
 @run_options
+@option("--keep", is_flag=True, help="Download the shards of a model of the Hub to the Hub's cache, too.")
 @option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @option(
     "--json",
@@ -177,11 +178,14 @@ def export(
     naming: NamingOptions,
     splitting: SplitOptions,
     running: RunOptions,
+    keep: bool,
     dry_run: bool,
     json_path: Path | None,
     quiet: bool,
 ) -> None:
     """Quantize MODEL, the folder of a checkpoint or a GGUF file, to one GGUF file for each TYPE.
+
+    A MODEL owner/name, or hf://owner/name@revision, is read from the Hugging Face Hub without storing its weights.
 
     A GGUF may be of any architecture: its files are those of llama-quantize. TYPE COPY changes no tensor.
 
@@ -199,7 +203,9 @@ def export(
     from gguf_export.commands.export_output import ExportOutput
     from gguf_export.commands.plan import print_types
     from gguf_export.writing import export as exporting
+    from quantize.sources.hub import local_path
 
+    model = local_path(model, keep=keep)
     _refuse_contradictions(imatrix, text, save_imatrix, no_save_imatrix, planning, running, feedback=feedback)
     settings: dict[str, Any] = {**taken.settings(), **vars(naming), **vars(splitting)}
     lists = [path for path in (recipe.tensor_type_file, types_file) if path is not None]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import invoke
 from hub_server import COMMIT, TOKEN, Hub, serving
 from pico import pico_mixtral
 
@@ -128,6 +129,21 @@ def test_an_export_that_was_stopped_goes_on(hub: Hub, tmp_path: Path) -> None:
     assert 0.2 * total < before < 0.9 * total
     assert after < 1.15 * total  # units in work when it stopped are fetched again
     assert (tmp_path / "remote.gguf").read_bytes() == (tmp_path / "local.gguf").read_bytes()
+
+
+def test_looking_at_a_model_reads_little(hub: Hub) -> None:
+    assert "Pico" in invoke("inspect", "somebody/Pico").output
+    done = invoke("doctor", "hf://somebody/Pico@main")
+    assert done.exit_code == 0, done.output
+    total = sum(path.stat().st_size for path in hub.folder.glob("*.safetensors"))
+    assert sum(hub.served[name] for name in hub.served if name.endswith(".safetensors")) < total
+
+
+def test_the_command_keeps_shards_where_asked_to(hub: Hub, tmp_path: Path) -> None:
+    done = invoke("export", "somebody/Pico", "-t", "Q8_0", "-o", tmp_path / "out", "--keep", "-q")
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in (tmp_path / "out").glob("*.gguf")] == ["Pico-4x103K-Q8_0.gguf"]
+    assert all(path.is_symlink() for path in local_path("somebody/Pico").iterdir())
 
 
 def test_the_second_time_only_the_commit_is_asked_for(hub: Hub) -> None:
