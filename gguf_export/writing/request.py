@@ -102,7 +102,7 @@ class Request:
             raise RecipeError(
                 "feedback", message, "leave {setting} out, or choose a type", setting="feedback"
             )
-        if self.chat_template != AS_IS:
+        if job.files and self.chat_template != AS_IS:
             place = source.label if template is None else template.place
             told = template_remarks(place, job.files[0].keys, source.path)
             job = replace(job, remarks=(*job.remarks, *(told if self.chat_template != NONE else ())))
