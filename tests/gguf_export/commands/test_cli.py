@@ -403,6 +403,6 @@ def test_the_importances_of_a_text_replace_nothing(model: Path, tmp_path: Path) 
     (tmp_path / "i.gguf").write_bytes(b"kept")
     words = [*forward_words("export", model, tmp_path), "--save-imatrix"]
     done = invoke(*words, tmp_path / "i.gguf")
-    check_one_line(done, "exists already; pass --force")
+    check_one_line(done, "exists already, and is neither a GGUF nor a legacy imatrix")
     assert (tmp_path / "i.gguf").read_bytes() == b"kept"
     check_one_line(invoke(*words, tmp_path / "no" / "i.gguf"), "no such folder")
