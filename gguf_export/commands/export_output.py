@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gguf_export.commands.messages import say
+from gguf_export.commands.messages import say, switch
 from gguf_export.commands.streams import show, summary
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ExportOutput:
             self.note(remark)
         if self.json_path is not None:
             free = free_bytes(planned.files[0].path.parent)
-            self._write(export_json(planned, self.remarks, free_bytes=free))
+            self._write(export_json(planned, self.remarks, free_bytes=free, spell=switch))
         if self.json_path != STDOUT:
             print_plan(planned)
 
@@ -70,7 +70,7 @@ class ExportOutput:
         from gguf_export.reports.export_data import export_json
 
         if self.json_path is not None:
-            self._write(export_json(result, self.remarks))
+            self._write(export_json(result, self.remarks, spell=switch))
         if self.shows_tables:
             with summary():
                 print_result(result)
