@@ -31,7 +31,7 @@ class ExportOutput:
         """Whether tables go to standard output."""
         return not self.quiet and self.json_path != STDOUT
 
-    def check(self, model: Path, inputs: Sequence[Path], imatrix: Path | None) -> None:
+    def check(self, model: Path, folder: Path | None, inputs: Sequence[Path], imatrix: Path | None) -> None:
         """Refuse files that could not be written, or would replace something that is read.
 
         Raises:
@@ -43,9 +43,11 @@ class ExportOutput:
         if imatrix is not None and inputs:
             refuse_outputs([imatrix], force=True, inputs=inputs)
         if self.json_path is not None and self.json_path != STDOUT:
-            refuse_outputs(
-                [self.json_path], force=True, devices=True, inputs=[*inputs, *files_of_model(model)]
-            )
+            read, path = [*inputs, *files_of_model(model)], [self.json_path]
+            if folder is not None and self.json_path.parent == folder:  # which is made for the files
+                refuse_outputs([], made=path, inputs=read)
+            else:
+                refuse_outputs(path, force=True, devices=True, inputs=read)
 
     def note(self, remark: Remark) -> None:
         """Show a remark, and keep it."""
