@@ -40,14 +40,12 @@ class ExportOutput:
         from gguf_export.files.outputs import refuse_outputs
         from quantize.sources.checkpoint_files import files_of_model
 
-        if imatrix is not None and inputs:
-            refuse_outputs([imatrix], force=True, inputs=inputs)
-        if self.json_path is not None and self.json_path != STDOUT:
-            read, path = [*inputs, *files_of_model(model)], [self.json_path]
-            if folder is not None and self.json_path.parent == folder:  # which is made for the files
-                refuse_outputs([], made=path, inputs=read)
-            else:
-                refuse_outputs(path, force=True, devices=True, inputs=read)
+        named = [path for path in (self.json_path, imatrix) if path is not None and path != STDOUT]
+        # A folder is made for the files, and for what lies beside them.
+        made = [path for path in named if folder is not None and path.absolute().parent == folder.absolute()]
+        others = [path for path in named if path not in made]
+        read = [*inputs, *files_of_model(model)]
+        refuse_outputs(others, force=True, devices=True, made=made, inputs=read)
 
     def note(self, remark: Remark) -> None:
         """Show a remark, and keep it."""
