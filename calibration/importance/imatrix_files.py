@@ -20,10 +20,10 @@ from gguf.gguf_writer import WriterState
 from calibration.importance.imatrix import Entry, Imatrix, Vector
 from quantize.containers.gguf import MAX_NAME, GGUFTensor, read_container
 from quantize.containers.untrusted import file_name, label, quoted, regular_size
-from quantize.exceptions import ImatrixError, NoSpaceError, OutputError
+from quantize.exceptions import GGUFError, ImatrixError, NoSpaceError, OutputError
 from quantize.tensors import QType
 
-__all__ = ["COUNTS", "SUMS", "imatrix_bytes", "load_imatrix", "save_imatrix"]
+__all__ = ["COUNTS", "SUMS", "imatrix_bytes", "is_imatrix", "load_imatrix", "save_imatrix"]
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 """Ends of the names of the two tensors that the GGUF form holds of each tensor of the model."""
@@ -57,6 +57,14 @@ def load_imatrix(path: str | Path, *, prior: float = 0.0) -> Imatrix:
             continue
         raise ImatrixError(str(path), f"{quoted(name)} holds a value that {fault}", "make the imatrix anew")
     return imatrix
+
+
+def is_imatrix(path: Path) -> bool:
+    """Whether a file is an importance matrix in GGUF form, by its `general.type`; False where it cannot be read."""
+    try:
+        return read_container(path).keys.get("general.type") == "imatrix"
+    except GGUFError:
+        return False
 
 
 def _load_gguf(path: str | Path) -> Imatrix:

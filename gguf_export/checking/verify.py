@@ -102,6 +102,11 @@ def _check(
     parts = [part.path for part in file.parts]
     findings: list[Finding] = []
     try:
+        if file.keys.get("general.type") == "imatrix":  # it lies beside the models: `verify out/*.gguf`
+            told = info(
+                str(path), "is an importance matrix, no model: its numbers are checked, and nothing else"
+            )
+            return [told, *check_numbers(file, progress)], parts
         findings += check_structure(file)
         findings += check_numbers(file, progress)
         if source is not None and file.place is not None:

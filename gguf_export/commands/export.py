@@ -210,7 +210,7 @@ def export(
     settings: dict[str, Any] = {**taken.settings(), **vars(naming), **vars(splitting)}
     lists = [path for path in (recipe.tensor_type_file, types_file) if path is not None]
     output = ExportOutput(json_path, quiet)
-    output.check(model, [*lists, *text.texts, *text.prompts], save_imatrix)
+    output.check(model, folder, [*lists, *text.texts, *text.prompts], save_imatrix)
     weighed: dict[str, Any] = {"imatrix": imatrix, "prior": prior}
     if text.is_given:
         if not (save_imatrix or no_save_imatrix or feedback or planning.is_given):

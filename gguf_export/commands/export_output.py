@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gguf_export.commands.messages import say
+from gguf_export.commands.messages import say, switch
 from gguf_export.commands.streams import show, summary
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class ExportOutput:
         """Whether tables go to standard output."""
         return not self.quiet and self.json_path != STDOUT
 
-    def check(self, model: Path, inputs: Sequence[Path], imatrix: Path | None) -> None:
+    def check(self, model: Path, folder: Path | None, inputs: Sequence[Path], imatrix: Path | None) -> None:
         """Refuse files that could not be written, or would replace something that is read.
 
         Raises:
@@ -40,12 +40,12 @@ class ExportOutput:
         from gguf_export.files.outputs import refuse_outputs
         from quantize.sources.checkpoint_files import files_of_model
 
-        if imatrix is not None and inputs:
-            refuse_outputs([imatrix], force=True, inputs=inputs)
-        if self.json_path is not None and self.json_path != STDOUT:
-            refuse_outputs(
-                [self.json_path], force=True, devices=True, inputs=[*inputs, *files_of_model(model)]
-            )
+        named = [path for path in (self.json_path, imatrix) if path is not None and path != STDOUT]
+        # A folder is made for the files, and for what lies beside them.
+        made = [path for path in named if folder is not None and path.absolute().parent == folder.absolute()]
+        others = [path for path in named if path not in made]
+        read = [*inputs, *files_of_model(model)]
+        refuse_outputs(others, force=True, devices=True, made=made, inputs=read)
 
     def note(self, remark: Remark) -> None:
         """Show a remark, and keep it."""
@@ -61,7 +61,7 @@ class ExportOutput:
             self.note(remark)
         if self.json_path is not None:
             free = free_bytes(planned.files[0].path.parent)
-            self._write(export_json(planned, self.remarks, free_bytes=free))
+            self._write(export_json(planned, self.remarks, free_bytes=free, spell=switch))
         if self.json_path != STDOUT:
             print_plan(planned)
 
@@ -70,7 +70,7 @@ class ExportOutput:
         from gguf_export.reports.export_data import export_json
 
         if self.json_path is not None:
-            self._write(export_json(result, self.remarks))
+            self._write(export_json(result, self.remarks, spell=switch))
         if self.shows_tables:
             with summary():
                 print_result(result)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.importance.imatrix import Imatrix
+from calibration.importance.imatrix_files import is_imatrix
 from calibration.judging.logits_file import LogitsFile, is_logits_file
 from calibration.judging.model import Model, refuse_other_model
 from calibration.judging.round_trip import RoundTrip, SharedSource
@@ -106,6 +107,9 @@ def open_models(choice: ModelChoice, note: Note = discard) -> OpenModels:
     choice.refuse_repeated()
     checkpoint = _only_checkpoint(choice.paths)
     paths = [path for path in choice.paths if not path.is_dir()]
+    for path in filter(is_imatrix, tuple(paths)):  # it lies beside the models: `compare MODEL out/*.gguf`
+        note(Remark(str(path), "is an importance matrix, no model, and left out"))
+        paths.remove(path)
     files = [open_gguf(path, note) for path in paths if leading_part(path, paths) is None]
     if choice.recipes and checkpoint is None:
         raise ChoiceError(

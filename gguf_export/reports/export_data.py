@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,18 @@ from typing import Any
 from gguf_export.reports.data_texts import as_data, json_text
 from gguf_export.writing.fingerprint import version
 from gguf_export.writing.results import ExportPlan, ExportResult, FileFigures
+from quantize.exceptions import SETTING
 from quantize.telling import Remark
 
 __all__ = ["export_dict", "export_json"]
 
 
 def export_dict(
-    done: ExportPlan | ExportResult, remarks: Sequence[Remark], *, free_bytes: int | None = None
+    done: ExportPlan | ExportResult,
+    remarks: Sequence[Remark],
+    *,
+    free_bytes: int | None = None,
+    spell: Callable[[str], str] = str,
 ) -> dict[str, Any]:
     """All figures: sizes in bytes, offsets from the end of the header, times in seconds.
 
@@ -24,6 +29,7 @@ def export_dict(
         done: the plan of a dry run, or the result. Files are "planned", "made", or "left" where they were there.
         remarks: all that was said of it.
         free_bytes: of the disk that the files of a plan will lie on.
+        spell: writes the name of a setting.
     """
     is_plan = isinstance(done, ExportPlan)
     left = () if isinstance(done, ExportPlan) else done.standing
@@ -34,7 +40,11 @@ def export_dict(
         "files": [_file(file, "planned" if is_plan else "made", left) for file in done.files],
         "imatrix": _imatrix(done),
         "remarks": [
-            {"place": remark.place, "message": remark.message, "setting": remark.setting or None}
+            {
+                "place": remark.place,
+                "message": remark.message,
+                "remedy": remark.remedy.replace(SETTING, spell(remark.setting)),
+            }
             for remark in remarks
         ],
     }
@@ -48,10 +58,14 @@ def export_dict(
 
 
 def export_json(
-    done: ExportPlan | ExportResult, remarks: Sequence[Remark], *, free_bytes: int | None = None
+    done: ExportPlan | ExportResult,
+    remarks: Sequence[Remark],
+    *,
+    free_bytes: int | None = None,
+    spell: Callable[[str], str] = str,
 ) -> str:
     """Write a plan or a result as JSON; see `export_dict`."""
-    return json_text(export_dict(done, remarks, free_bytes=free_bytes)) + "\n"
+    return json_text(export_dict(done, remarks, free_bytes=free_bytes, spell=spell)) + "\n"
 
 
 def _imatrix(done: ExportPlan | ExportResult) -> dict[str, Any] | None:

@@ -173,14 +173,8 @@ def run_calibrated(
     seconds.wall = time.monotonic() - started
     figures = tuple(map(file_figures, job.outputs))
     collected = replace(collected, imatrix=replace(collected.imatrix, file=job.imatrix.file))
-    return ExportResult(
-        figures,
-        job.source.bytes_read - read_before,
-        seconds,
-        collected,
-        standing=files.standing,
-        imatrix=save_imatrix,
-    )
+    read = job.source.bytes_read - read_before
+    return ExportResult(figures, read, seconds, collected, standing=files.standing, imatrix=save_imatrix)
 
 
 def nothing_done(job: ExportJob, files: OpenFiles, imatrix: Path | None) -> ExportResult:

@@ -403,6 +403,29 @@ def test_the_importances_of_a_text_replace_nothing(model: Path, tmp_path: Path) 
     (tmp_path / "i.gguf").write_bytes(b"kept")
     words = [*forward_words("export", model, tmp_path), "--save-imatrix"]
     done = invoke(*words, tmp_path / "i.gguf")
-    check_one_line(done, "exists already; pass --force")
+    check_one_line(done, "exists already, and is neither a GGUF nor a legacy imatrix")
     assert (tmp_path / "i.gguf").read_bytes() == b"kept"
     check_one_line(invoke(*words, tmp_path / "no" / "i.gguf"), "no such folder")
+
+
+def test_a_plan_and_a_result_for_programs(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["export", model, "-t", "Q4_K_M", "-t", "Q8_0", "-o", out, "-j", 1]
+    dry = invoke(*words, "--dry-run", "--json", "-")
+    planned = json.loads(dry.stdout)
+    assert not out.exists() and planned["dry_run"] and planned["free_bytes"] > planned["n_bytes"]
+    assert any("fall back" in remark["message"] for remark in planned["remarks"])
+    done = invoke(*words, "--json", tmp_path / "made.json")
+    assert done.exit_code == 0 and "read once" in done.stdout
+    made = json.loads((tmp_path / "made.json").read_text(encoding="utf-8"))
+    assert made["seconds"]["wall"] > 0 and made["bytes_read"] > 0
+    for before, after in zip(planned["files"], made["files"], strict=True):
+        assert (before["state"], after["state"]) == ("planned", "made")
+        assert before | {"state": ""} == after | {"state": ""}
+        assert Path(after["path"]).stat().st_size == after["n_bytes"]
+        assert sum(one["n_tensors"] for one in after["types"].values()) == len(after["tensors"])
+    fallen = [tensor for tensor in made["files"][0]["tensors"] if tensor["fallback_from"]]
+    assert fallen and all(tensor["qtype"] != tensor["fallback_from"] for tensor in fallen)
+    told = invoke(*words, "--dry-run").stdout.splitlines()[-1]
+    assert told.startswith("2 files: ") and told.endswith(f" free in {out}")
+    check_one_line(invoke(*words, "--json", model / "config.json"), "is read, too")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
@@ -50,11 +51,34 @@ def test_a_stage_may_begin_once_more(capsys: pytest.CaptureFixture[str]) -> None
     assert lines == ["checking numbers: 1", "checking numbers: 9"] * 2
 
 
-def test_a_terminal_gets_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.TextIOWrapper):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_bars_leave_room_for_what_a_terminal_echoes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ^C behind a line that fills the terminal goes to the next, and the lines above would be drawn twice."""
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", Terminal(shown, encoding="utf-8"))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    stages = (
+        "checking what is done",
+        "compiling kernels",
+        "judging: calculating",
+        "comparing with the checkpoint",
+    )
+    with ProgressView() as view:
+        for stage in stages:
+            view(Progress(stage, 10**9, 10**11))
+    sys.stderr.flush()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue().decode())
+    lines = [line for line in re.split(r"[\r\n]+", plain) if line.startswith(stages)]
+    assert {line.partition("  ")[0].rstrip(" ━╺╸") for line in lines} >= set(stages[:1])
+    assert max(map(len, map(str.rstrip, lines))) < 79
+
+
+def test_a_terminal_gets_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", Terminal(shown, encoding="utf-8"))
     print_table("", ("name", ">size"), [("x", "1")])

@@ -17,6 +17,7 @@ from command_line import TEXT, check_one_line, forward_words, invoke
 from pico import pico_mixtral
 
 from calibration.importance.imatrix import Imatrix
+from gguf_export.commands.exit_codes import DEFECT
 from gguf_export.files import durable
 from gguf_export.files.locks import LockedFile
 from gguf_export.reports import compare_data
@@ -155,7 +156,7 @@ def test_a_link_under_a_name_that_we_derive_is_replaced(
     victim.write_text("precious")
     for target in (victim, tmp_path / "absent", model):
         (out / GGUF).symlink_to(target)
-        check_one_line(invoke(*words), f"{GGUF}: exists already; pass --force")
+        check_one_line(invoke(*words), f"{GGUF}: exists already, and is no plain file; pass --force")
         assert (out / GGUF).is_symlink()
         done = invoke(*words, "--force")
         assert done.exit_code == 0, done.output
@@ -171,7 +172,7 @@ def test_a_link_is_not_the_file_of_the_run_before(model: Path, out: Path, tmp_pa
     words = words_of("plain", model, out)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gguf_export.writing.journal.Journal.remove", _stop)
-        assert isinstance(invoke(*words).exception, StoppedError)
+        assert invoke(*words).exit_code == DEFECT
     whole = (out / GGUF).read_bytes()
     (out / GGUF).rename(tmp_path / "elsewhere")
     (out / GGUF).symlink_to(tmp_path / "elsewhere")
@@ -216,7 +217,7 @@ def test_an_importance_matrix_may_lie_in_the_folder_that_is_made(model: Path, tm
     done = invoke(*words, "-o", made, "--save-imatrix", made / "i.gguf")
     assert done.exit_code == 0, done.output
     assert sorted(path.suffix for path in made.iterdir()) == [".gguf", ".gguf"]
-    check_one_line(invoke(*words, "-o", made, "--save-imatrix", made / "i.gguf"), "exists already")
+    assert invoke(*words, "-o", made, "--save-imatrix", made / "i.gguf").exit_code == 0
 
 
 # ---- outputs against each other, and against what is read ----------------------------------------------------------
@@ -501,7 +502,7 @@ def test_a_partial_file_without_its_journal_is_not_kept(model: Path, out: Path) 
         _stop()
 
     done = stopped(words_of("plain", model, out), 20, remove)
-    assert isinstance(done.exception, StoppedError)
+    assert done.exit_code == DEFECT
     assert "kept" not in done.stderr
     assert not list(out.iterdir())
 
@@ -581,7 +582,7 @@ def test_stopped_between_the_importance_matrix_and_the_files(
     words = words_of("export", model, out)
     with monkeypatch.context() as patch:
         patch.setattr(Sink, "commit", _stop)
-        assert isinstance(invoke(*words).exception, StoppedError)
+        assert invoke(*words).exit_code == DEFECT
     saved = (out / SAVED).read_bytes()
     (out / SAVED).write_text("precious")  # not what that run wrote
     check_one_line(invoke(*words), "saved.gguf: exists already; pass --force")
@@ -595,7 +596,7 @@ def test_stopped_between_the_importance_matrix_and_the_files(
 def test_an_importance_matrix_that_exists_needs_force(model: Path, out: Path) -> None:
     words = words_of("export", model, out)
     (out / SAVED).write_text("precious")
-    check_one_line(invoke(*words), "saved.gguf: exists already; pass --force")
+    check_one_line(invoke(*words), "saved.gguf: exists already, and is neither a GGUF nor a legacy imatrix")
     assert {path.name: path.read_text() for path in out.iterdir()} == {SAVED: "precious"}
     assert invoke(*words, "--force").exit_code == 0
     assert (out / SAVED).read_bytes()[:4] == b"GGUF"
@@ -617,7 +618,7 @@ def test_reports_appear_together_or_not_at_all(
     words = [*words_of("compare", model, out), "--csv", out / "c.csv", "--markdown", out / "c.md"]
     with monkeypatch.context() as patch:
         patch.setattr(compare_data, "compare_csv", failing)
-        assert isinstance(invoke(*words).exception, OSError)
+        assert invoke(*words).exit_code == DEFECT
     assert not list(out.iterdir())
     with monkeypatch.context() as patch:
         (out / "c.md").mkdir()

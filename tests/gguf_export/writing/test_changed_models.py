@@ -20,6 +20,7 @@ from pico import pico_mixtral
 from calibration.forward.forward_pass import ForwardPass
 from calibration.judging.logits_file import LogitsFile
 from gguf_export.checking.checksums import check_sum
+from gguf_export.commands.exit_codes import DEFECT
 from gguf_export.files import durable
 from gguf_export.writing import state_file
 from gguf_export.writing.sink import Sink
@@ -174,7 +175,7 @@ def stopped(words: list[Any]) -> Result:
         patch.setattr(ForwardPass, "feed_forward", feed_forward)
         patch.setattr(Sink, "write", written)
         done = invoke(*words)
-    assert isinstance(done.exception, StoppedError) and "the same command goes on" in done.stderr
+    assert done.exit_code == DEFECT and "the same command goes on" in done.stderr
     return done
 
 

@@ -32,6 +32,7 @@ from calibration.importance.imatrix_files import load_imatrix
 from calibration.text.text_settings import TextSettings
 from gguf_export import export
 from gguf_export.checking.verify import verify
+from gguf_export.commands.exit_codes import DEFECT
 from gguf_export.files.durable import DurableFile
 from gguf_export.metadata.feedback_keys import feedback_keys, has_feedback
 from gguf_export.writing import fed_back, state_file
@@ -364,7 +365,7 @@ def test_a_run_goes_on_behind_the_pass(
 
     with monkeypatch.context() as patch:
         patch.setattr(fed_back._Run, "_judged", stop)
-        assert isinstance(invoke(*words(folder, tmp_path)).exception, StoppedError)
+        assert invoke(*words(folder, tmp_path)).exit_code == DEFECT
     entered.clear()
     result = done(*words(folder, tmp_path))
     assert entered == [] and "continued, 2 of 2 layers" in result.stderr
