@@ -29,7 +29,10 @@ SAME_HPARAMS = (
 
 @dataclass(frozen=True)
 class Model:
-    """A model and what it costs: `n_bytes` of its file (of its weights, where there is no file), bits per weight."""
+    """A model and what it costs: `n_bytes` of its file (of its weights, where there is no file), bits per weight.
+
+    Messages call it `name`, its path where it has one; reports call it `given_name`, where a person gave it one.
+    """
 
     kind: ClassVar[Literal["model"]] = "model"
 
@@ -38,6 +41,7 @@ class Model:
     n_bytes: int
     bpw: float
     imatrix: Imatrix | None = None  # importances of a round trip; those of a file are not known
+    given_name: str = ""
 
     @property
     def is_file(self) -> bool:

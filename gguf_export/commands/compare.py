@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gguf_export.commands.compare_outputs import FILES, OutputOptions, output_options
 from gguf_export.commands.options import (
     FILE,
     QUIET,
     ForwardOptions,
     chunks,
     ctx,
-    force,
     forward_options,
     ftypes,
     imatrix,
@@ -24,132 +22,20 @@ from gguf_export.commands.options import (
 )
 from gguf_export.commands.recipe_options import RecipeOptions, recipe_options
 from gguf_export.commands.streams import show, summary
-from gguf_export.commands.verb import Verb, group, option
+from gguf_export.commands.verb import Verb, option
 
 if TYPE_CHECKING:
-    from calibration.judging.side_by_side import Comparison
-    from gguf_export.comparing.run import CompareResult, StateSettings
+    from gguf_export.commands.console import ProgressView
+    from gguf_export.comparing.results import Results
+    from gguf_export.comparing.run import CompareResult
 
 TYPES = ("types",)
-FILES = ("json_path", "csv_path", "markdown_path", "html_path", "plot_path")
-"""The parameters that ask for a file."""
+MAX_PRINTED = 3
+"""Texts whose own tables a terminal shows; more are for pages and spreadsheets."""
 
 
-@dataclass(frozen=True)
-class OutputOptions:
-    """What is made of the figures."""
-
-    json_path: Path | None
-    csv_path: Path | None
-    markdown_path: Path | None
-    html_path: Path | None
-    plot_path: Path | None
-    force: bool
-    state: Path | None
-    restart: bool
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files that are asked for."""
-        paths = (getattr(self, name) for name in FILES)
-        return [path for path in paths if path is not None]
-
-    def check(self, inputs: Iterable[Path]) -> None:
-        """Refuse outputs that could not be written, or would replace one of the inputs, before hours of work.
-
-        Raises:
-            OutputError: see `refuse_outputs`.
-        """
-        from gguf_export.files.outputs import refuse_outputs
-        from gguf_export.files.replacing import is_device
-        from gguf_export.writing.state_file import discard_older, refuse_foreign, working_files
-        from quantize.exceptions import OutputExistsError
-
-        if self.plot_path is not None and self.plot_path.suffix.lower() not in (".svg", ".png"):
-            raise click.UsageError("--plot writes .svg and .png: name the file so")
-        try:
-            state = self.state_settings()
-            own = working_files(state.path) if state else []
-            refuse_outputs(self.paths, force=self.force, devices=True, own=own, inputs=inputs)
-        except OutputExistsError:
-            if self.state is None and all(path.exists() for path in self.paths):  # stopped with its work done
-                discard_older(next(path for path in self.paths if not is_device(path)))
-            raise
-        if self.state is not None:
-            refuse_foreign(self.state)
-
-    def state_settings(self) -> StateSettings | None:
-        """Where the state is kept, by default beside the first file; None where it is not kept."""
-        from gguf_export.comparing.run import StateSettings
-        from gguf_export.files.replacing import is_device
-
-        if self.state is not None:
-            return StateSettings(self.state, self.state.name, self.restart)
-        files = [path for path in self.paths if not is_device(path)]
-        return StateSettings.beside(files[0], restart=self.restart) if files else None
-
-    def write(self, comparison: Comparison) -> None:
-        """Write the files that are asked for.
-
-        Raises:
-            OutputError: the disk is full or broken; or `OutputExistsError`, another run has made one meanwhile.
-        """
-        from gguf_export.files.outputs import refuse_existing
-        from gguf_export.files.replacing import is_device, write_files
-        from gguf_export.reports.compare_data import compare_csv, compare_json
-        from gguf_export.reports.compare_page import compare_page
-        from gguf_export.reports.compare_plots import plot_file
-        from gguf_export.reports.compare_tables import compare_markdown
-
-        if not self.force:
-            refuse_existing(path for path in self.paths if not is_device(path))
-        contents: list[tuple[Path, bytes]] = []
-        for path, make in (
-            (self.json_path, compare_json),
-            (self.csv_path, compare_csv),
-            (self.markdown_path, compare_markdown),
-            (self.html_path, compare_page),
-        ):
-            if path is not None:
-                contents.append((path, make(comparison).encode("utf-8")))
-        if self.plot_path is not None:
-            contents.append((self.plot_path, plot_file(self.plot_path, comparison)))
-        write_files(contents)
-
-
-output_options = group(
-    "output",
-    OutputOptions,
-    option("--json", "json_path", type=FILE, metavar="FILE", help="Write all figures as JSON."),
-    option("--csv", "csv_path", type=FILE, metavar="FILE", help="Write a line per model and text."),
-    option("--markdown", "markdown_path", type=FILE, metavar="FILE", help="Write a table for a model card."),
-    option("--html", "html_path", type=FILE, metavar="FILE", help="Write a page with plots."),
-    option(
-        "--plot",
-        "plot_path",
-        type=FILE,
-        metavar="FILE",
-        help="Write size against KL divergence as .svg or .png.",
-    ),
-    force(FILES),
-    option(
-        "--state",
-        type=FILE,
-        metavar="FILE",
-        help="Keep the state of the pass there, for a run that is stopped.  [default: beside the first of these files; "
-        "without any, none is kept]",
-    ),
-    option(
-        "--restart",
-        is_flag=True,
-        needs=(*FILES, "state"),
-        help="Begin afresh, whatever a run that was stopped has left.",
-    ),
-)
-
-
-@click.command(cls=Verb)
-@click.argument("paths", nargs=-1, required=True, type=FILE, metavar="[MODEL] [GGUF]...")
+@click.command(cls=Verb, modes={"sources": (*FILES, "force", "quiet")})
+@click.argument("paths", nargs=-1, type=click.Path(path_type=str), metavar="[MODEL] [[NAME=]GGUF]...")
 @option(
     "--text",
     "texts",
@@ -178,11 +64,25 @@ output_options = group(
     help="Judge the weights alone, or round activations as llama.cpp's CPU kernels do.",
 )
 @forward_options()
+@option(
+    "--speed",
+    is_flag=True,
+    help="Measure tokens per second of each file, too, with xllamacpp: of a prompt (pp) and of what follows it (tg).",
+)
+@option(
+    "--from",
+    "sources",
+    multiple=True,
+    type=FILE,
+    metavar="JSON",
+    help="Run nothing: take the figures that --json wrote before. Repeated, several runs on the same base, texts and "
+    "settings become one.",
+)
 @output_options
 @option("--timings", is_flag=True, help="Say what the time was spent on.")
 @QUIET
 def compare(
-    paths: tuple[Path, ...],
+    paths: tuple[str, ...],
     texts: tuple[str, ...],
     base: Path | None,
     types: tuple[str, ...],
@@ -193,6 +93,8 @@ def compare(
     n_ctx: int,
     activations: Any,
     forward: ForwardOptions,
+    speed: bool,
+    sources: tuple[Path, ...],
     output: OutputOptions,
     timings: bool,
     quiet: bool,
@@ -201,62 +103,110 @@ def compare(
 
     The figures are llama-perplexity's, with their standard errors, and the share of tokens that still go to the same
     experts. All files are read once, together, layer by layer. A run that was stopped goes on behind the last layer
-    that it kept when the same command is given again.
+    that it kept when the same command is given again. With NAME=GGUF a file goes by that name.
     """
+    if sources:
+        _show_again(paths, sources, output, quiet)
+        return
+    if not paths:
+        raise click.UsageError("give MODEL and GGUF files, or with --from the JSON of earlier runs")
     from calibration.importance.imatrix_files import load_imatrix
     from gguf_export.commands.console import ProgressView
     from gguf_export.commands.messages import say
-    from gguf_export.comparing.models import ModelChoice
+    from gguf_export.comparing.models import ModelChoice, named_paths
     from gguf_export.comparing.run import PassSettings, prepare, run
+    from gguf_export.comparing.speed import speed_test
     from gguf_export.comparing.texts import TextChoice
     from quantize.sources.checkpoint_files import files_of_model
 
     choice = TextChoice.of(*texts, n_ctx=n_ctx, n_chunk=n_chunk)
-    models = paths if base is None else (*paths, base)
+    plain, names = named_paths(paths)
+    models = plain if base is None else (*plain, base)
     inputs = [file for path in models for file in files_of_model(path)]
     inputs += [text.path for text in choice.texts]
     inputs += [Path(path) for path in (imatrix, recipe.tensor_type_file) if path is not None]
     output.check(inputs)
+    if speed:
+        speed_test()
     settings = PassSettings(activations, forward.settings(exact=True))
     importances = load_imatrix(imatrix, prior=prior) if imatrix else None
     job = prepare(
-        ModelChoice(paths, base, tuple(recipe.recipes(types)), importances),
+        ModelChoice(plain, base, tuple(recipe.recipes(types)), importances, names),
         choice,
         note=say,
     )
+    found: list[Results] = []
     with ExitStack() as showing:
+        view = showing.enter_context(ProgressView(quiet=quiet))
 
         def write(result: CompareResult) -> None:
+            found.append(_results(result, forward.hidden, view if speed else None))
             showing.close()  # a file may be the terminal that the bar is drawn on
-            output.write(result.comparison)
+            output.write(found[0])
 
-        result = run(
-            job,
-            settings,
-            state=output.state_settings(),
-            on_result=write,
-            progress=showing.enter_context(ProgressView(quiet=quiet)),
-            note=say,
-        )
+        result = run(job, settings, state=output.state_settings(), on_result=write, progress=view, note=say)
     with summary() if output.paths else nullcontext():
-        if not quiet:
-            _print_tables(result.comparison)
-            for path in output.paths:
-                show(f"written: {path}")
+        _print(found[0], output, quiet)
         if timings:
             _print_timings(result)
 
 
-def _print_tables(comparison: Comparison) -> None:
+def _results(result: CompareResult, hidden: str, view: ProgressView | None) -> Results:
+    """The figures as plain data; with a view of its progress, the speed of the files is measured."""
+    from gguf_export.commands.messages import say
+    from gguf_export.comparing.measured import labels_of, results_of
+    from gguf_export.comparing.speed import with_speeds
+
+    comparison = result.comparison
+    results = results_of(comparison, hidden=hidden)
+    if view is None:
+        return results
+    labels = labels_of(comparison.base, comparison.models)
+    files = {
+        label: Path(model.name)
+        for label, model in zip(labels, comparison.models, strict=True)
+        if model.is_file
+    }
+    return with_speeds(results, files, progress=view, note=say)
+
+
+def _show_again(
+    paths: tuple[str, ...], sources: tuple[Path, ...], output: OutputOptions, quiet: bool
+) -> None:
+    """Write and print what earlier runs measured."""
+    if paths:
+        raise click.UsageError("--from takes figures that are there already: leave MODEL and GGUF files out")
+    from gguf_export.reports.compare_read import read_all
+
+    output.refuse(sources)
+    results = read_all(sources)
+    output.write(results)
+    with summary() if output.paths else nullcontext():
+        _print(results, output, quiet)
+
+
+def _print(results: Results, output: OutputOptions, quiet: bool) -> None:
+    if quiet:
+        return
     from gguf_export.commands.console import print_table
     from gguf_export.reports.compare_facts import protocol
-    from gguf_export.reports.compare_tables import DETAILS, GLANCE, text_table
+    from gguf_export.reports.compare_tables import DETAILS, VERDICTS, files_table, kld_by_text, text_table
 
-    for index in range(len(comparison.texts)):
-        print_table(comparison.text_name(index), *text_table(comparison, index, GLANCE, brief=True))
-        print_table("", *text_table(comparison, index, DETAILS, brief=True))
-    for name, how in protocol(comparison):
+    texts = results.texts
+    title = texts[0].name if len(texts) == 1 else f"over {len(texts)} texts, each counting the same"
+    print_table(title, *files_table(results, brief=True))
+    show(VERDICTS)
+    if len(texts) > 1:
+        print_table("mean KLD by text", *kld_by_text(results))
+    if len(texts) <= MAX_PRINTED:
+        for index, text in enumerate(texts):
+            print_table(text.name if len(texts) > 1 else "", *text_table(results, index, DETAILS, brief=True))
+    else:
+        show("The other figures of each text stand in what --html, --csv and --json write.")
+    for name, how in protocol(results):
         show(f"{name}: {how}")
+    for path in output.paths:
+        show(f"written: {path}")
 
 
 def _print_timings(result: CompareResult) -> None:
@@ -264,5 +214,5 @@ def _print_timings(result: CompareResult) -> None:
     from gguf_export.files.sizes import size_in_words
     from gguf_export.reports.compare_tables import timing_table
 
-    print_table("timings", *timing_table(result.comparison.timings))
+    print_table("timings", *timing_table(result.comparison.timings.as_dict()))
     show(f"{result.n_in_pass} models, {size_in_words(result.bytes_read)} of weights read")

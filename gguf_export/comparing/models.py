@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from calibration.importance.imatrix import Imatrix
@@ -14,8 +14,10 @@ from calibration.judging.round_trip import RoundTrip, SharedSource
 from calibration.judging.side_by_side import Base
 from calibration.text.tokenizer import vocabulary_of
 from calibration.text.vocabulary import refuse_other_vocabulary
+from gguf_export.comparing.named_files import is_there, split_name
 from gguf_export.writing.remarks import imatrix_remarks, plan_remarks
 from quantize.containers.gguf_parts import leading_part
+from quantize.containers.untrusted import quoted
 from quantize.exceptions import ChoiceError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
@@ -26,7 +28,7 @@ from quantize.sources.model_source import open_gguf
 from quantize.telling import Note, Remark, discard
 from quantize.tensors import bits_per_weight
 
-__all__ = ["ModelChoice", "OpenModels", "open_models"]
+__all__ = ["ModelChoice", "OpenModels", "named_paths", "open_models"]
 
 ROUND_TRIP = "(round trip)"
 """Stands behind the name of a type that was judged without writing a file."""
@@ -42,12 +44,14 @@ class ModelChoice:
         `recipes` and the tokenizer.
     recipes: file types to be judged without writing them, from the checkpoint.
     imatrix: importances for `recipes`.
+    names: under which reports show some of the models, by path; the others go by what tells their files apart.
     """
 
     paths: tuple[Path, ...]
     base: Path | None = None
     recipes: tuple[Recipe, ...] = ()
     imatrix: Imatrix | None = None
+    names: Mapping[Path, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -57,13 +61,17 @@ class ModelChoice:
         types: Iterable[str] = (),
         imatrix: Imatrix | None = None,
     ) -> ModelChoice:
-        """The choice with file types by name, such as "Q4_K_M", in any case, as llama-quantize makes them.
+        """The choice with models as paths, or as text NAME=FILE, and file types by name.
+
+        Types such as "Q4_K_M" may be in any case, and are made as llama-quantize makes them.
 
         Raises:
             RecipeError: there is no such type.
+            ChoiceError: see `named_paths`.
         """
         recipes = tuple(Recipe(ftype(name)) for name in types)
-        return cls(tuple(map(Path, paths)), None if base is None else Path(base), recipes, imatrix)
+        plain, names = named_paths(paths)
+        return cls(plain, None if base is None else Path(base), recipes, imatrix, names)
 
     def on_disk(self) -> ModelChoice:
         """The same with folders for the models of the Hub (`local_path`)."""
@@ -85,6 +93,24 @@ class ModelChoice:
         for name in names:
             if names.count(name) > 1:
                 raise ChoiceError(name, "is given twice", "give each type once")
+
+
+def named_paths(models: Iterable[str | Path]) -> tuple[tuple[Path, ...], dict[Path, str]]:
+    """The paths of models that are given as paths, or as text NAME=FILE, and the names that some of them have.
+
+    Raises:
+        ChoiceError: NAME=FILE can be read in several ways (see `split_name`), or two models have one name.
+    """
+    paths: list[Path] = []
+    names: dict[Path, str] = {}
+    for given in models:
+        name, file = ("", given) if isinstance(given, Path) else split_name(given, ChoiceError, is_there)
+        paths.append(Path(file))
+        if name in names.values():
+            raise ChoiceError("", f"two models are called {quoted(name)}", "name them apart, as in NAME=FILE")
+        if name:
+            names[Path(file)] = name
+    return tuple(paths), names
 
 
 @dataclass(frozen=True)
@@ -119,13 +145,13 @@ def open_models(choice: ModelChoice, note: Note = discard) -> OpenModels:
         raise ChoiceError("", "nothing to compare", "give GGUF files, or types to judge without a file")
     has_logits = choice.base is not None and is_logits_file(choice.base)
     base_file = open_gguf(choice.base, note) if choice.base is not None and not has_logits else None
-    models = [_file_model(file) for file in files]
+    models = [_file_model(file, choice.names) for file in files]
     base: Base | None = None
     if choice.base is not None:
-        base = LogitsFile(choice.base) if base_file is None else _file_model(base_file)
+        base = LogitsFile(choice.base) if base_file is None else _file_model(base_file, {})
     if checkpoint is not None:
         shared = SharedSource(checkpoint, len(choice.recipes) + (base is None))
-        base = base or _checkpoint_model(checkpoint, shared)
+        base = base or _checkpoint_model(checkpoint, shared, choice.names)
         models += _round_trips(checkpoint, shared, choice, note)
     if base is None:
         raise ChoiceError(
@@ -150,16 +176,18 @@ def _only_checkpoint(paths: Sequence[Path]) -> Checkpoint | None:
     return open_checkpoint(folders[0]) if folders else None
 
 
-def _checkpoint_model(checkpoint: Checkpoint, shared: SharedSource) -> Model:
+def _checkpoint_model(checkpoint: Checkpoint, shared: SharedSource, names: Mapping[Path, str]) -> Model:
     n_elements = sum(spec.n_elements for spec in checkpoint.specs())
     bpw = bits_per_weight(checkpoint.n_bytes, n_elements)
-    return Model(str(checkpoint.path), shared, checkpoint.n_bytes, bpw)
+    given = names.get(checkpoint.path, "")
+    return Model(str(checkpoint.path), shared, checkpoint.n_bytes, bpw, given_name=given)
 
 
-def _file_model(file: GGUFFile) -> Model:
+def _file_model(file: GGUFFile, names: Mapping[Path, str]) -> Model:
     n_elements = sum(spec.n_elements for spec in file.specs())
     n_bytes = sum(stored.n_bytes for stored in file.tensors.values())
-    return Model(str(file.path), file, file.n_bytes, bits_per_weight(n_bytes, n_elements))
+    bpw = bits_per_weight(n_bytes, n_elements)
+    return Model(str(file.path), file, file.n_bytes, bpw, given_name=names.get(file.path, ""))
 
 
 def _round_trips(

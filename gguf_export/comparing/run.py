@@ -15,6 +15,7 @@ from calibration.judging.logits_file import LogitsFile
 from calibration.judging.model import Model
 from calibration.judging.side_by_side import Activations, Base, Comparison
 from calibration.text.chunks import Chunks
+from gguf_export.comparing.measured import labels_of
 from gguf_export.comparing.models import ModelChoice, open_models
 from gguf_export.comparing.texts import TextChoice, cut_choice, own_text
 from gguf_export.writing import fingerprint
@@ -136,10 +137,11 @@ def prepare(models: ModelChoice, texts: TextChoice, *, note: Note = discard) -> 
 
     Raises:
         MoeGgufError: a file is damaged, of an unknown type or of another model, or given twice, as may be a type; a
-            tokenizer differs; a text is short, or called as another.
+            tokenizer differs; a text is short, or called as another, as may be a model.
     """
     texts.refuse_twins()
     opened = open_models(models, note)
+    labels_of(opened.base, opened.models)
     cutter = opened.sources[0]
     own = [own_text(opened.base, cutter, texts)] if opened.base.kind == "logits" else []
     chunks = own or cut_choice(cutter, texts)

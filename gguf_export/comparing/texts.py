@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from calibration.judging.logits_file import LogitsFile
 from calibration.text.chunks import N_CTX, Chunks, make_chunks
 from calibration.text.dialogue_texts import read_text_of
 from calibration.text.tokenizer import tokenizer_of, vocabulary_of
+from gguf_export.comparing.named_files import is_file, split_name
 from quantize.containers.untrusted import label, quoted
 from quantize.exceptions import LogitsError, TextError
 from quantize.sources.checkpoint import Checkpoint
@@ -29,36 +29,11 @@ class NamedText:
     def parse(cls, text: str) -> NamedText:
         """NAME=FILE, or a file that goes by its stem.
 
-        A file that is called so as a whole is taken. Else NAME may hold = as well as FILE: the file that is there
-        tells where it begins. Where there are several, a NAME without / counts, so that `./` before FILE decides.
-
         Raises:
-            TextError: there are several = and no such file, or several.
+            TextError: see `split_name`.
         """
-        whole = cls(label(Path(text).stem), Path(text))
-        ends = [i for i, sign in enumerate(text) if sign == "=" and i]
-        if not ends or _is_file(text):
-            return whole
-        readings = [cls(label(text[:i]), Path(text[i + 1 :])) for i in ends]
-        if len(readings) == 1:
-            return readings[0]
-        found = [reading for reading in readings if _is_file(str(reading.path))]
-        if len(found) > 1:
-            found = [reading for reading in found if "/" not in reading.name] or found
-        if len(found) != 1:
-            files = " and ".join(quoted(str(reading.path)) for reading in found)
-            raise TextError(
-                text,
-                f"NAME=FILE can be read in several ways, for {files} are files"
-                if found
-                else "NAME=FILE names no file, wherever it is cut",
-                "write ./ before FILE" if found else "see to the name of the file",
-            )
-        return found[0]
-
-
-def _is_file(path: str) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 - Path raises where a name is too long
+        name, file = split_name(text, TextError, is_file)
+        return cls(name or label(Path(file).stem), Path(file))
 
 
 @dataclass(frozen=True)

@@ -1,137 +1,118 @@
-"""The figures of a comparison for spreadsheets and programs: CSV and JSON."""
+"""The figures of a comparison for spreadsheets and programs: CSV and JSON. `compare_read` reads the JSON again."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
-
-from calibration.judging.perplexity import Estimate
-from calibration.judging.side_by_side import Comparison, Model, OnText
-from gguf_export.reports.compare_facts import base_name, labels, predicted, versions
+from gguf_export.comparing.results import ModelResult, OnText, Results
+from gguf_export.reports.compare_facts import ranked
 from gguf_export.reports.data_texts import as_data, csv_text, json_text
-from quantize.containers.untrusted import file_name
+from gguf_export.reports.ranking import beaten_by, verdict
 
-__all__ = ["compare_csv", "compare_dict", "compare_json"]
+__all__ = ["KIND", "SCHEMA", "compare_csv", "compare_dict", "compare_json"]
 
+KIND = "moe-gguf compare"
+"""The value of `kind` in the JSON."""
 
-def _figures(result: OnText) -> dict[str, float]:
-    """The flat figures of one model on one text."""
-    s = result.statistics
-    figures: dict[str, float] = {"n_target": s.n}
-    for name in (
-        "ppl",
-        "ppl_base",
-        "ln_ratio",
-        "ppl_ratio",
-        "ppl_difference",
-        "kld",
-        "mean_dp",
-        "rms_dp",
-        "same_top",
-    ):
-        estimate: Estimate = getattr(s, name)
-        figures |= {name: estimate.value, f"{name}_error": estimate.error}
-    figures |= {"correlation": s.correlation}
-    figures |= {"kld_min": s.kld_min, "kld_median": s.kld_median, "kld_max": s.kld_max}
-    figures |= {f"kld_q{fraction:g}": value for fraction, value in s.kld_quantiles.items() if fraction != 0.5}
-    figures |= {f"dp_q{fraction:g}": value for fraction, value in s.dp_quantiles.items()}
-    return figures
+SCHEMA = 1
+"""The value of `schema`: it grows when what is there already gets another meaning or is no longer there."""
 
 
-def compare_csv(comparison: Comparison) -> str:
-    """Write a line for each model and text: sizes in bytes, shares as fractions of 1, KLD in nats."""
+def compare_csv(results: Results) -> str:
+    """Write a line for each model and text: sizes in bytes, shares as fractions of 1, KLD in nats.
+
+    `all_kld`, `verdict` and `beaten_by` are those over all texts.
+    """
     lines = []
-    for label, model, results in zip(labels(comparison), comparison.models, comparison.results, strict=True):
-        for index, result in enumerate(results):
+    for model, beaten in zip(results.models, beaten_by(ranked(results)), strict=True):
+        for text, result in zip(results.texts, model.texts, strict=True):
             place = {
-                "model": label,
-                "text": comparison.text_name(index),
-                "n_chunk": comparison.texts[index].n_chunk,
-                "n_ctx": comparison.texts[index].n_ctx,
-                "base": base_name(comparison),
-                "activations": comparison.activations,
+                "model": model.label,
+                "text": text.name,
+                "n_chunk": text.n_chunk,
+                "n_ctx": text.n_ctx,
+                "base": results.base.name,
+                "activations": results.activations,
                 "n_bytes": model.n_bytes,
                 "bpw": model.bpw,
             }
-            routers = {"same_experts": math.nan, "router_kld": math.nan}
-            if result.router is not None:
-                routers = {
-                    "same_experts": float(np.nanmean(result.router.same)),
-                    "router_kld": float(np.nanmean(result.router.kld)),
-                }
-            lines.append(place | _figures(result) | routers)
+            routers = {"same_experts": result.mean_same_experts, "router_kld": result.mean_router_kld}
+            over_all = {
+                "all_kld": model.mean("kld").value,
+                "verdict": verdict(model.mean("kld").value),
+                "beaten_by": beaten or "",
+                "pp_per_second": None if model.speed is None else model.speed.pp,
+                "tg_per_second": None if model.speed is None else model.speed.tg,
+            }
+            lines.append(place | dict(result.figures) | routers | over_all)
     return csv_text(list(lines[0]), (line.values() for line in lines))
 
 
-def compare_dict(comparison: Comparison) -> dict[str, Any]:
+def compare_dict(results: Results) -> dict[str, Any]:
     """All figures but the scores of single targets, as JSON takes them; None where there is no number."""
-    base = comparison.base
+    base, test = results.base, results.speed_test
     figures: dict[str, Any] = {
-        "base": {
-            "name": base_name(comparison),
-            "n_bytes": base.n_bytes,
-            "bpw": base.bpw,
-        },
-        "activations": comparison.activations,
-        "versions": versions(),
+        "kind": KIND,
+        "schema": SCHEMA,
+        "base": {"name": base.name, "n_bytes": base.n_bytes, "bpw": base.bpw},
+        "activations": results.activations,
+        "hidden": results.hidden,
+        "versions": results.versions,
         "texts": [
             {
-                "name": comparison.text_name(index),
+                "name": text.name,
                 "n_chunk": text.n_chunk,
                 "n_ctx": text.n_ctx,
-                "base_ppl": comparison.base_ppl[index].value,
-                "base_ppl_error": comparison.base_ppl[index].error,
+                "tokens_sha256": text.tokens_sha256,
+                "base_ppl": text.base_ppl.value,
+                "base_ppl_error": text.base_ppl.error,
             }
-            for index, text in enumerate(comparison.texts)
+            for text in results.texts
         ],
+        "speed_test": None if test is None else dict(vars(test)),
         "models": [
-            {
-                "label": label,
-                "name": file_name(model.name),
-                "n_bytes": model.n_bytes,
-                "bpw": model.bpw,
-                "predicted_kld": predicted(model),
-                "imatrix": _imatrix(model),
-                "texts": {
-                    comparison.text_name(index): _figures(result) | _routers(result)
-                    for index, result in enumerate(results)
-                },
-            }
-            for label, model, results in zip(
-                labels(comparison), comparison.models, comparison.results, strict=True
-            )
+            _model(results, model, beaten)
+            for model, beaten in zip(results.models, beaten_by(ranked(results)), strict=True)
         ],
-        "timings": comparison.timings.as_dict(),
+        "timings": results.timings,
     }
     data: dict[str, Any] = as_data(figures)
     return data
 
 
-def _imatrix(model: Model) -> dict[str, Any] | None:
-    """The importances that a round trip was encoded with; None without any, and for a file."""
-    imatrix = model.imatrix
-    if imatrix is None:
-        return None
+def _model(results: Results, model: ModelResult, beaten: str | None) -> dict[str, Any]:
+    kld = model.mean("kld")
     return {
-        "file": file_name(imatrix.file),
-        "datasets": [file_name(name) for name in imatrix.datasets],
-        "n_chunk": imatrix.chunk_count,
-        "n_ctx": imatrix.chunk_size,
-        "prior": imatrix.prior,
+        "label": model.label,
+        "name": model.name,
+        "is_named": model.is_named,
+        "is_file": model.is_file,
+        "n_bytes": model.n_bytes,
+        "bpw": model.bpw,
+        "predicted_kld": model.predicted_kld,
+        "importances": model.importances,
+        "imatrix": model.imatrix,
+        "kld": kld.value,
+        "kld_error": kld.error,
+        "verdict": verdict(kld.value),
+        "beaten_by": beaten,
+        "speed": None if model.speed is None else model.speed._asdict(),
+        "texts": {
+            text.name: dict(result.figures) | {"kld_shares": list(result.shares)} | _routers(result)
+            for text, result in zip(results.texts, model.texts, strict=True)
+        },
     }
 
 
 def _routers(result: OnText) -> dict[str, Any]:
-    if result.router is None:
+    if not result.same_experts:
         return {}
     return {
-        "router_same_by_layer": result.router.same.tolist(),
-        "router_kld_by_layer": result.router.kld.tolist(),
+        "router_same_by_layer": list(result.same_experts),
+        "router_kld_by_layer": list(result.router_kld),
     }
 
 
-def compare_json(comparison: Comparison) -> str:
+def compare_json(results: Results) -> str:
     """Write all figures as JSON; see `compare_dict`."""
-    return json_text(compare_dict(comparison)) + "\n"
+    return json_text(compare_dict(results)) + "\n"

@@ -1,21 +1,14 @@
-"""The names of the models of a comparison, and how they were measured."""
+"""How a comparison was measured, and how its sizes are written."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from pathlib import Path
+import math
 
-import torch
+from gguf_export.comparing.results import Measured, Results
+from gguf_export.reports.figures import SizeUnit
+from gguf_export.reports.ranking import Ranked
 
-from calibration.judging.side_by_side import Comparison, Model
-from gguf_export.metadata.type_keys import predicted_kld
-from gguf_export.writing.fingerprint import version
-from quantize.containers.gguf_parts import model_stem
-from quantize.containers.untrusted import label
-from quantize.sources.gguf_file import GGUFFile
-
-__all__ = ["base_name", "labels", "predicted", "protocol", "versions"]
+__all__ = ["is_lossless", "ppl_ratio", "protocol", "ranked", "size_unit"]
 
 ACTIVATIONS = {
     "exact": "exact, so that only the weights are judged",
@@ -24,87 +17,57 @@ ACTIVATIONS = {
 
 PROTOCOL = "that of llama-perplexity: the second half of each chunk is scored; ± is one standard error"
 
-PART = re.compile(r"(?<=-)|(?<=\.)(?=\D)")
-"""Where one part of a file's name ends: Model-8x7B-v0.1-Q4_K_M, Model.Q4_K_M."""
-
-FILE_TYPE = re.compile(r"(I?Q|TQ)\d_\w+|B?F16|F32|MXFP4\w*", re.IGNORECASE)
+WHOLE_BITS = 16.0
+"""Bits per weight from which on a file is not quantized; norms and routers in float32 put it a little above."""
 
 
-def labels(comparison: Comparison) -> list[str]:
-    """A short name for each model: the end of its file's name, from where it differs from the others' and the base's.
-
-    Where the files have nothing in common, or there is one alone, its file type; full names where short ones are equal.
-    """
-    base = comparison.base
-    names = [_stem(model) for model in comparison.models]
-    of_files = [name for model, name in zip(comparison.models, names, strict=True) if model.is_file]
-    of_base = [_stem(base)] if base.kind == "model" and base.is_file else []
-    cut = _cut([PART.split(name) for name in dict.fromkeys(of_files + of_base)], base_name(comparison))
-    shown = [
-        label("".join(PART.split(name)[cut:]) if model.is_file else name)
-        for model, name in zip(comparison.models, names, strict=True)
-    ]
-    return shown if len(set(shown)) == len(shown) else [label(model.name) for model in comparison.models]
+def size_unit(results: Results) -> SizeUnit:
+    """The unit of all sizes of a comparison."""
+    sizes = [model.n_bytes for model in results.models]
+    return SizeUnit.of(max(sizes, default=0))
 
 
-def _cut(names: Sequence[list[str]], base: str) -> int:
-    """The number of parts that all names have in common; one name alone is compared with the base's."""
-    first = names[0] if names else []
-    if len(names) > 1:
-        shortest = min(map(len, names))
-        return next(
-            (i for i in range(shortest - 1) if any(parts[i] != first[i] for parts in names)), shortest - 1
-        )
-    typed = next((i for i, part in enumerate(first) if FILE_TYPE.fullmatch(part.rstrip("-."))), 0)
-    for i in range(1, len(first)):
-        if "".join(first[:i]).rstrip("-.") == base:
-            return i
-    return typed
+def ranked(results: Results) -> list[Ranked]:
+    """The models as `ranking` takes them: by their mean KLD over all texts."""
+    return [Ranked(model.label, model.n_bytes, model.mean("kld").value) for model in results.models]
 
 
-def _stem(model: Model) -> str:
-    return model_stem(Path(model.name)) if model.is_file else model.name
+def is_lossless(bpw: float, kld: float) -> bool:
+    """Whether a file has nothing to lose: of 16 bits or more, or equal to the base but for the rounding of float32."""
+    return bpw >= WHOLE_BITS or not kld >= LEAST_KLD
 
 
-def base_name(comparison: Comparison) -> str:
-    """The name of the base's file or folder."""
-    base = comparison.base
-    path = base.path if base.kind == "logits" else Path(base.name)
-    return label(path.name or path.resolve().name)
+LEAST_KLD = 1e-6
+"""Nats: below, a mean KLD is the rounding of float32."""
 
 
-def predicted(model: Model) -> float | None:
-    """The mean KL divergence in nats per token that a file states for its types; None where it states none."""
-    return predicted_kld(model.source.keys) if isinstance(model.source, GGUFFile) else None
+def ppl_ratio(ln_ratio: Measured) -> Measured:
+    """The perplexity as a multiple of the base's, from its logarithm."""
+    ratio = math.exp(ln_ratio.value)
+    return Measured(ratio, ratio * ln_ratio.error)
 
 
-def versions() -> dict[str, str]:
-    """Names and versions of the programs that measured."""
-    return {"moe-gguf": version(), "torch": str(torch.__version__)}
-
-
-def protocol(comparison: Comparison) -> list[tuple[str, str]]:
+def protocol(results: Results) -> list[tuple[str, str]]:
     """How it was measured, as (term, meaning) each."""
-    facts = [("base", base_name(comparison))]
-    for index, text in enumerate(comparison.texts):
+    facts = [("base", results.base.name)]
+    for text in results.texts:
         amount = f"{text.n_chunk:,} chunk{'s' * (text.n_chunk != 1)} of {text.n_ctx:,} tokens"
-        facts.append((f"text {comparison.text_name(index)}", amount))
-    facts += [("protocol", PROTOCOL), ("activations", ACTIVATIONS[comparison.activations])]
-    for importances in dict.fromkeys(_importances(model) for model in comparison.models):
+        facts.append((f"text {text.name}", amount))
+    facts += [("protocol", PROTOCOL), ("activations", ACTIVATIONS[results.activations])]
+    if results.hidden != "f32":
+        facts.append(("hidden states", results.hidden))
+    for importances in dict.fromkeys(model.importances for model in results.models):
         if importances:
             facts.append(("importances of round trips", importances))
-    return [*facts, ("versions", ", ".join(f"{name} {number}" for name, number in versions().items()))]
-
-
-def _importances(model: Model) -> str:
-    if model.source.kind != "round trip":
-        return ""
-    imatrix = model.imatrix
-    if imatrix is None:
-        return "none"
-    parts = [Path(imatrix.file).name or "an importance matrix"]
-    if imatrix.chunk_count:
-        parts.append(f"{imatrix.chunk_count:,} chunks of {imatrix.chunk_size:,} tokens")
-    if imatrix.prior:
-        parts.append(f"prior of {imatrix.prior:g} tokens")
-    return ", ".join(parts)
+    test = results.speed_test
+    if test is not None:
+        facts.append(
+            (
+                "speed",
+                f"{test.program}, {test.n_thread} thread{'s' * (test.n_thread != 1)}: tokens per second of a prompt of "
+                f"{test.n_prompt:,} tokens (pp), and of the {test.n_generated:,} tokens generated behind it (tg); the "
+                "median of three runs",
+            )
+        )
+    versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
+    return [*facts, ("versions", versions)]

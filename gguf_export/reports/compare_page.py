@@ -2,130 +2,132 @@
 
 from __future__ import annotations
 
-from calibration.judging.side_by_side import Comparison
-from gguf_export.files.sizes import size_in_words
-from gguf_export.reports.compare_facts import base_name, labels, protocol
-from gguf_export.reports.compare_maps import distribution_maps, router_maps
+import math
+
+from gguf_export.comparing.results import Results
+from gguf_export.reports.compare_facts import is_lossless, protocol, size_unit
+from gguf_export.reports.compare_maps import distribution_maps, router_maps, text_map
 from gguf_export.reports.compare_plots import kld_by_size, ppl_by_size
 from gguf_export.reports.compare_tables import (
     DIVERGENCE,
-    GIB_PLACES,
     QUALITY,
+    VERDICTS,
+    files_table,
     nats,
     router_table,
     text_table,
 )
 from gguf_export.reports.figures import percent
-from gguf_export.reports.pages import Page, Panels, Section, Table, Terms, Tiles
+from gguf_export.reports.pages import Details, Page, PagePart, Section, Table, Terms, Tiles
 from gguf_export.reports.rendering import render
+from gguf_export.reports.terms import meanings
 
 __all__ = ["compare_page"]
 
-MAX_TILES = 8
-
-MEANINGS = (
-    (
-        "PPL",
-        "Perplexity: how many tokens the model is torn between, on average, when it guesses the next one. It can fall "
-        "by chance, so it says little of small differences.",
-    ),
-    (
-        "ln PPL ratio",
-        "The change of ln PPL from the base's, with its paired error: both models read the same text.",
-    ),
-    (
-        "KLD",
-        "Kullback-Leibler divergence in nats, from the base's probabilities of the next token to the model's; 0 is the "
-        "same. The mean over all scored tokens is the best single figure; the high quantiles show the worst moments.",
-    ),
-    ("same top", "How often the model's first guess is the base's."),
-    ("RMS Δp", "Root mean square of the change of the probability of the token that really came."),
-    (
-        "same experts",
-        "Share of tokens that the router sends to the very set of experts to which the base sends them.",
-    ),
-    (
-        "router KLD",
-        "Mean KL divergence of the router's probabilities of all experts from the base's, in nats.",
-    ),
-    ("bpw", "Bits per weight, over all tensors of the file."),
-)
+MANY_TEXTS = 2
+"""More texts than this have their tables and maps behind lines that open them."""
 
 
-def compare_page(comparison: Comparison) -> str:
+def compare_page(results: Results) -> str:
     """Make the page: one HTML file without script and network."""
-    return render(
-        Page(_title(comparison), _lead(comparison), _sections(comparison), "Made by moe-gguf compare.")
-    )
+    return render(Page(_title(results), _lead(results), _sections(results), "Made by moe-gguf compare."))
 
 
-def _sections(comparison: Comparison) -> list[Section]:
-    sections = [_first_figures(comparison), *_tables(comparison)]
-    if len(comparison.models) > 1:
-        plots = [kld_by_size(comparison), ppl_by_size(comparison)]
-        sections.append(Section("Quality by size", [Panels(plots)]))
-    sections.append(_distribution(comparison))
-    if comparison.results[0][0].router is not None:
-        sections.append(_routers(comparison))
-    sections.append(Section("What the numbers mean", [Terms(MEANINGS)]))
-    sections.append(Section("How it was measured", [Terms(protocol(comparison))]))
+def _sections(results: Results) -> list[Section]:
+    has_plot = sum(not is_lossless(model.bpw, model.mean("kld").value) for model in results.models) > 1
+    first = kld_by_size(results) if has_plot else Tiles(_first_figures(results))
+    sections = [
+        Section("", [first]),
+        Section("Files", [Table(*files_table(results), is_tight=True)], f"The largest first. {VERDICTS}"),
+    ]
+    if len(results.texts) > 1:
+        lead = "Each text counts the same in the figures over all of them."
+        sections.append(Section("By text", text_map(results), lead))
+    sections.append(_by_text(results))
+    if has_plot:
+        sections.append(Section("Perplexity by size", [ppl_by_size(results)]))
+    sections.append(_distribution(results))
+    if _has_routers(results):
+        sections.append(_routers(results))
+    sections.append(Section("What the words mean", [Terms(meanings(_words(results)))]))
+    sections.append(Section("How it was measured", [Terms(protocol(results))]))
     return sections
 
 
-def _title(comparison: Comparison) -> str:
-    n_model = len(comparison.models)
-    return f"{base_name(comparison)}: quality " + (
-        "by quant level" if n_model > 1 else f"as {labels(comparison)[0]}"
+def _title(results: Results) -> str:
+    n_model = len(results.models)
+    return f"{results.base.name}: quality " + (
+        "by quant level" if n_model > 1 else f"as {results.models[0].label}"
     )
 
 
-def _lead(comparison: Comparison) -> str:
-    n_token = sum(text.n_token for text in comparison.texts)
-    n_model = len(comparison.models)
+def _lead(results: Results) -> str:
+    n_token = sum(text.n_token for text in results.texts)
+    n_model = len(results.models)
     return (
-        f"{n_model} model{'s' * (n_model > 1)} beside {base_name(comparison)} on {n_token:,} tokens of text: how much "
+        f"{n_model} model{'s' * (n_model > 1)} beside {results.base.name} on {n_token:,} tokens of text: how much "
         f"of the base's judgement {'each of them' if n_model > 1 else 'it'} keeps, and for how many bytes."
     )
 
 
-def _first_figures(comparison: Comparison) -> Section:
-    """The figures to see first: those of the largest files on the first text."""
-    models = list(zip(labels(comparison), comparison.models, comparison.results, strict=True))
-    largest = sorted(models, key=lambda labelled: -labelled[1].n_bytes)[:MAX_TILES]
-    tiles = [
+def _first_figures(results: Results) -> list[tuple[str, str, str]]:
+    """The figures to see first where there is nothing to plot."""
+    unit = size_unit(results)
+    return [
         (
-            f"{label}, {size_in_words(model.n_bytes, GIB_PLACES)}",
-            nats(results[0].statistics.kld.value),
-            f"mean KLD; same top token {percent(results[0].statistics.same_top.value)}",
+            f"{model.label}, {unit.show(model.n_bytes)} {unit.name}",
+            nats(model.mean("kld").value),
+            f"mean KLD; same top token {percent(model.mean('same_top').value)}",
         )
-        for label, model, results in largest
+        for model in results.models
     ]
-    remarks = []
-    if len(models) > len(largest):
-        remarks.append(f"the largest {len(largest)} of {len(models)} models")
-    if len(comparison.texts) > 1:
-        remarks.append(f"on {comparison.text_name(0)}")
-    lead = ", ".join(remarks)
-    return Section("", [Tiles(tiles)], lead and f"{lead[0].upper()}{lead[1:]}:")
 
 
-def _tables(comparison: Comparison) -> list[Section]:
+def _by_text(results: Results) -> Section:
     """All figures: two tables for each text."""
-    sections = []
-    for index in range(len(comparison.texts)):
-        where = f" on {comparison.text_name(index)}" if len(comparison.texts) > 1 else ""
-        for title, headings in (("Quality", QUALITY), ("KL divergence", DIVERGENCE)):
-            table = Table(*text_table(comparison, index, headings))
-            sections.append(Section(f"{title}{where}", [table]))
-    return sections
+    tables = [
+        [Table(*text_table(results, index, headings)) for headings in (QUALITY, DIVERGENCE)]
+        for index in range(len(results.texts))
+    ]
+    if len(tables) == 1:
+        return Section(f"On {results.texts[0].name}", tables[0])
+    is_open = len(tables) <= MANY_TEXTS
+    named = zip(results.texts, tables, strict=True)
+    return Section("Each text", [Details(text.name, both, is_open) for text, both in named])
 
 
-def _distribution(comparison: Comparison) -> Section:
+def _distribution(results: Results) -> Section:
     lead = "Most tokens hardly change; what a reader notices is how many fall into the columns on the right."
-    return Section("Distribution of KLD", distribution_maps(comparison), lead)
+    return Section("Distribution of KLD", _folded(results, distribution_maps(results)), lead)
 
 
-def _routers(comparison: Comparison) -> Section:
+def _has_routers(results: Results) -> bool:
+    return any(not math.isnan(model.mean_same_experts) for model in results.models)
+
+
+def _routers(results: Results) -> Section:
     lead = "Whether each token still goes to the experts that the base would ask: by layer, and on average."
-    parts = [*router_maps(comparison), Table(*router_table(comparison))]
-    return Section("Router agreement", parts, lead)
+    parts = [*router_maps(results), Table(*router_table(results))]
+    return Section("Router agreement", _folded(results, parts), lead)
+
+
+def _folded(results: Results, parts: list[PagePart]) -> list[PagePart]:
+    """The parts, behind a line where each of many texts has one."""
+    n_text = len(results.texts)
+    return parts if n_text <= MANY_TEXTS else [Details(f"For each of the {n_text} texts", parts)]
+
+
+def _words(results: Results) -> list[str]:
+    """What is explained on the page: the words that stand on it."""
+    words = ["mean KLD"]
+    if any(model.predicted_kld is not None for model in results.models):
+        words.append("predicted KLD")
+    words.append("same top")
+    if _has_routers(results):
+        words += ["same experts", "router KLD"]
+    words += ["PPL", "PPL ratio", "ln PPL ratio", "RMS Δp", "bpw"]
+    if results.speed_test is not None:
+        words += ["pp", "tg"]
+    if any("prior" in model.importances for model in results.models):
+        words.append("prior")
+    return words

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from calibration.judging.perplexity import Estimate
-from calibration.judging.side_by_side import Comparison, OnText
-from gguf_export.reports.compare_facts import base_name, labels
+from gguf_export.comparing.results import Measured, ModelResult, Results
+from gguf_export.files.outputs import refuse_outputs
+from gguf_export.files.replacing import write_bytes
+from gguf_export.reports.compare_facts import is_lossless, ppl_ratio, ranked, size_unit
+from gguf_export.reports.compare_tables import nats
 from gguf_export.reports.drawing import png_file, svg_file
 from gguf_export.reports.figures import plain
 from gguf_export.reports.plots import Axis, Plot, Point, Series
+from gguf_export.reports.ranking import unbeaten
 from quantize.exceptions import OutputError
 
-__all__ = ["kld_by_size", "plot_png", "plot_svg", "ppl_by_size", "unbeaten"]
+__all__ = ["kld_by_size", "plot_file", "plot_png", "plot_svg", "ppl_by_size", "write_plot"]
 
-MAX_JOINED = 8
-"""Models that a line joins where it stands for nothing but their order; it would only confuse among more."""
-
-
-def plot_svg(comparison: Comparison) -> str:
-    """Draw size against mean KLD as an SVG document, on opaque ground; equal comparisons give equal text."""
-    return svg_file(kld_by_size(comparison, is_titled=True))
+LONGEST_BAR = 0.9
+"""Of a value: on a logarithmic axis a bar that came near 0 would be all that one sees."""
 
 
-def plot_png(comparison: Comparison) -> bytes:
-    """Draw size against mean KLD as a PNG image, on opaque ground; equal comparisons give equal bytes."""
-    return png_file(kld_by_size(comparison, is_titled=True))
+def write_plot(results: Results, path: Path, *, force: bool = False) -> None:
+    """Write size against mean KLD as .svg or .png, whole or not at all.
+
+    Args:
+        results: the figures.
+        path: of the file, whose suffix decides.
+        force: replace a file that exists.
+
+    Raises:
+        OutputError: the suffix names neither, or the file cannot be written; or `OutputExistsError`.
+    """
+    content = plot_file(path, results)
+    refuse_outputs([path], force=force)
+    write_bytes(path, content)
 
 
-def plot_file(path: Path, comparison: Comparison) -> bytes:
+def plot_file(path: Path, results: Results) -> bytes:
     """The content of a file of size against mean KLD, as .svg or .png.
 
     Raises:
@@ -38,71 +48,85 @@ def plot_file(path: Path, comparison: Comparison) -> bytes:
     suffix = path.suffix.lower()
     if suffix not in (".svg", ".png"):
         raise OutputError(str(path), "a plot can be written as .svg or .png", "name the file so")
-    return plot_png(comparison) if suffix == ".png" else plot_svg(comparison).encode("utf-8")
+    return plot_png(results) if suffix == ".png" else plot_svg(results).encode("utf-8")
 
 
-def kld_by_size(comparison: Comparison, *, is_titled: bool = False) -> Plot:
-    """Mean KLD by size, one series for each text; a line joins the models that no other beats.
+def plot_svg(results: Results) -> str:
+    """Draw size against mean KLD as an SVG document, on opaque ground; equal figures give equal text."""
+    return svg_file(kld_by_size(results, is_titled=True))
 
-    `is_titled`: the title names the base, for a plot that stands alone.
+
+def plot_png(results: Results) -> bytes:
+    """Draw size against mean KLD as a PNG image, on opaque ground; equal figures give equal bytes."""
+    return png_file(kld_by_size(results, is_titled=True))
+
+
+def kld_by_size(results: Results, *, is_titled: bool = False) -> Plot:
+    """Mean KLD by size, over all texts; a line joins the files that no other beats.
+
+    Files of 16 bits, and those that lose nothing, would stretch the axes: they stand in the note.
+
+    Args:
+        results: the figures.
+        is_titled: the title names the base, for a plot that stands alone.
     """
-    series = [
-        Series(name, points, line=unbeaten(points), named=index == 0)
-        for index, (name, points) in enumerate(_points(comparison, lambda result: result.statistics.kld))
-    ]
+    points = _points(results, lambda model: model.mean("kld"), is_log=True)
+    best = {file.name for file in unbeaten(ranked(results))}
+    line = sorted((point for point in points if point.name in best), key=lambda point: point.x)
     title = "Mean KL divergence by size, ± one standard error"
+    n_text = len(results.texts)
+    if n_text > 1:
+        title += f", over {n_text} texts"
     if is_titled:
-        title = f"{base_name(comparison)}: {title[0].lower()}{title[1:]}"
-    return Plot(title, series, _size_axis(comparison), Axis("mean KLD", log=True))
-
-
-def ppl_by_size(comparison: Comparison) -> Plot:
-    """Perplexity ratio by size, one series for each text."""
-    series = [
-        Series(name, points, line=points if len(points) <= MAX_JOINED else (), named=index == 0)
-        for index, (name, points) in enumerate(
-            _points(comparison, lambda result: result.statistics.ppl_ratio)
-        )
-    ]
+        title = f"{results.base.name}: {title[0].lower()}{title[1:]}"
+    axis = Axis("mean KLD in nats", log=True)
     return Plot(
-        "Perplexity as a multiple of the base's, ± one paired standard error",
-        series,
-        _size_axis(comparison),
-        Axis("PPL / PPL of the base", show=lambda value: plain(value, 6)),
+        title, [Series("", points, line=line)], _size_axis(results), axis, _note(results), is_wide=True
     )
 
 
-def unbeaten(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats, from left to right: none is as far left or further, and lower."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.x, point.y)):
-        if not kept or point.y < kept[-1].y:
-            kept.append(point)
-    return kept
+def ppl_by_size(results: Results) -> Plot:
+    """Perplexity ratio by size, over all texts."""
+    points = _points(results, lambda model: ppl_ratio(model.mean("ln_ratio")), is_log=False)
+    return Plot(
+        "Perplexity as a multiple of the base's, ± one paired standard error",
+        [Series("", points, line=())],
+        _size_axis(results),
+        Axis("PPL / PPL of the base", show=lambda value: plain(value, 6)),
+        is_wide=True,
+    )
 
 
-def _unit(comparison: Comparison) -> tuple[int, str]:
-    """The unit of the axis of sizes, in bytes and in words."""
-    is_large = max(model.n_bytes for model in comparison.models) >= 1 << 30
-    return (1 << 30, "GiB") if is_large else (1 << 20, "MiB")
+def _shown(results: Results) -> list[ModelResult]:
+    """The models that a plot shows: those that lose something."""
+    return [model for model in results.models if not is_lossless(model.bpw, model.mean("kld").value)]
 
 
-def _size_axis(comparison: Comparison) -> Axis:
-    return Axis(f"size in {_unit(comparison)[1]}", show=lambda value: plain(value, 4))
+def _note(results: Results) -> str:
+    """Which files no point stands for, and the line."""
+    shown = {model.label for model in _shown(results)}
+    left_out = [
+        f"{model.label} ({nats(model.mean('kld').value)})"
+        for model in results.models
+        if model.label not in shown
+    ]
+    parts = ["The line joins the files that no other beats."]
+    if left_out:
+        parts.append(f"Not drawn, as they lose next to nothing: {', '.join(left_out)}.")
+    return " ".join(parts)
 
 
-def _points(comparison: Comparison, figure: Callable[[OnText], Estimate]) -> list[tuple[str, list[Point]]]:
-    """For each text its name (empty for the only one) and the models' points, by size."""
-    unit, _ = _unit(comparison)
-    texts = []
-    for index in range(len(comparison.texts)):
-        points = []
-        for label, model, results in zip(
-            labels(comparison), comparison.models, comparison.results, strict=True
-        ):
-            value, error = figure(results[index]).value, figure(results[index]).error
-            low = value - error if value > error else None
-            points.append(Point(model.n_bytes / unit, value, low, value + error, label))
-        name = comparison.text_name(index) if len(comparison.texts) > 1 else ""
-        texts.append((name, sorted(points, key=lambda point: point.x)))
-    return texts
+def _size_axis(results: Results) -> Axis:
+    return Axis(f"size in {size_unit(results).name}", show=lambda value: plain(value, 4))
+
+
+def _points(results: Results, figure: Callable[[ModelResult], Measured], *, is_log: bool) -> Sequence[Point]:
+    """The points of the models, by size."""
+    unit = size_unit(results).n_bytes
+    points = []
+    for model in _shown(results):
+        value, error = figure(model)
+        error = error if math.isfinite(error) else 0.0
+        below = min(error, LONGEST_BAR * value) if is_log else error
+        points.append(Point(model.n_bytes / unit, value, value - below, value + error, model.label))
+    return sorted(points, key=lambda point: point.x)

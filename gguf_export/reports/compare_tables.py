@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
-import numpy as np
-
-from calibration.forward.timings import Stage, Timings
-from calibration.judging.perplexity import Estimate
-from calibration.judging.side_by_side import Comparison, Model, OnText
-from gguf_export.files.sizes import size_in_words
-from gguf_export.reports.compare_facts import base_name, labels, predicted, protocol
+from gguf_export.comparing.results import ModelResult, OnText, Results
+from gguf_export.reports.compare_facts import ppl_ratio, protocol, ranked, size_unit
 from gguf_export.reports.figures import NOTHING, significant
 from gguf_export.reports.markdown import markdown_text, table_line
 from gguf_export.reports.pages import TableText
+from gguf_export.reports.ranking import BEATEN, RULE, beaten_by, verdict
 
 __all__ = [
     "DETAILS",
     "DIVERGENCE",
     "GIB_PLACES",
-    "GLANCE",
     "QUALITY",
+    "VERDICTS",
     "compare_markdown",
+    "files_table",
+    "kld_by_text",
     "nats",
     "router_table",
     "text_table",
@@ -35,6 +34,26 @@ GIB_PLACES = 3
 
 NOISE = 1e-8
 """Differences of float32 logits: a smaller error has no digits worth showing."""
+
+NOTHING_LOST = 5e-7
+"""Nats: a smaller mean KLD would be written with six zeros."""
+
+VERDICTS = f"Verdict by mean KLD: {RULE}. Beaten by X: {BEATEN}."
+"""The rules that stand beside every table of files."""
+
+
+class Estimate(Protocol):
+    """A figure with its standard error."""
+
+    @property
+    def value(self) -> float:
+        """The figure."""
+        ...
+
+    @property
+    def error(self) -> float:
+        """Its standard error."""
+        ...
 
 
 def with_error(estimate: Estimate, factor: float = 1.0) -> str:
@@ -63,160 +82,227 @@ def ppl(estimate: Estimate) -> str:
 
 def nats(value: float, digits: int = 3) -> str:
     """Write a KLD with `digits` significant digits, but six decimals at most; 0 where only rounding is left."""
-    if abs(value) < 5e-7:
+    if not math.isfinite(value):
+        return NOTHING
+    if abs(value) < NOTHING_LOST:
         return "0"
     return significant(value, digits) if abs(value) >= 1e-4 else _fixed(value, 6)
 
 
-Figure = Callable[[Model, OnText], str]
+# -- the table of files: one line for each, over all texts
+
+
+FilesFigure = Callable[[ModelResult], str]
+
+FILES: dict[str, FilesFigure] = {
+    "verdict": lambda model: verdict(model.mean("kld").value),
+    "mean KLD": lambda model: _mean_kld(model.mean("kld")),
+    "beaten by": lambda model: NOTHING,  # which takes all files to know
+    "bpw": lambda model: f"{model.bpw:.2f}",
+    "predicted KLD": lambda model: NOTHING if model.predicted_kld is None else nats(model.predicted_kld),
+    "99.9 % KLD": lambda model: nats(model.texts[0].figures["kld_q0.999"]),
+    "same top %": lambda model: with_error(model.mean("same_top"), 100),
+    "same experts %": lambda model: share(model.mean_same_experts),
+    "PPL ratio": lambda model: _ratio(ppl_ratio(model.mean("ln_ratio"))),
+    "pp t/s": lambda model: NOTHING if model.speed is None else significant(model.speed.pp),
+    "tg t/s": lambda model: NOTHING if model.speed is None else significant(model.speed.tg),
+}
+"""Heading -> the figure under it; the size stands before them."""
+
+WORDS = ("verdict", "beaten by")
+"""The headings under which words stand, and no numbers."""
+
+FILES_BRIEF: dict[str, FilesFigure] = {
+    **{name: FILES[name] for name in ("verdict", "mean KLD", "beaten by", "predicted KLD")},
+    "same top %": lambda model: share(model.mean("same_top").value),
+    "pp t/s": FILES["pp t/s"],
+    "tg t/s": FILES["tg t/s"],
+}
+"""The same for a terminal of 80 columns."""
+
+
+def files_table(results: Results, *, brief: bool = False) -> TableText:
+    """The table of the files, the largest first: size, quality over all texts, verdict, and what beats each.
+
+    Args:
+        results: the models and their figures.
+        brief: for a terminal.
+    """
+    figures = {
+        name: figure for name, figure in (FILES_BRIEF if brief else FILES).items() if _has(results, name)
+    }
+    unit = size_unit(results)
+    columns = ("model", f">{unit.name}", *(name if name in WORDS else f">{name}" for name in figures))
+    rows: list[tuple[str, ...]] = []
+    base = results.base
+    if not brief and base.n_bytes is not None:
+        own = {"bpw": NOTHING if base.bpw is None else f"{base.bpw:.2f}"}
+        cells = (own.get(name, NOTHING) for name in figures)
+        rows.append((f"{base.name} (base)", unit.show(base.n_bytes), *cells))
+    for model, beaten in zip(results.models, beaten_by(ranked(results)), strict=True):
+        shown = {name: figure(model) for name, figure in figures.items()}
+        shown["beaten by"] = beaten or NOTHING
+        rows.append((model.label, unit.show(model.n_bytes), *shown.values()))
+    return columns, rows
+
+
+def _mean_kld(kld: Estimate) -> str:
+    """A mean KLD with its error; 0 where only rounding is left."""
+    return "0" if abs(kld.value) < NOTHING_LOST else with_error(kld)
+
+
+def _has(results: Results, heading: str) -> bool:
+    """Whether there is anything to show under a heading."""
+    if heading == "same experts %":
+        return any(not math.isnan(model.mean_same_experts) for model in results.models)
+    if heading == "predicted KLD":
+        return any(model.predicted_kld is not None for model in results.models)
+    if heading == "99.9 % KLD":
+        return len(results.texts) == 1
+    if heading in ("pp t/s", "tg t/s"):
+        return results.speed_test is not None
+    return True
+
+
+def share(value: float) -> str:
+    """A share in percent, to the second decimal."""
+    return NOTHING if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def kld_by_text(results: Results) -> TableText:
+    """The table of the mean KLD on each text, and over all of them."""
+    rows: list[tuple[str, ...]] = []
+    for model in results.models:
+        klds = [text.figures["kld"] for text in model.texts]
+        rows.append((model.label, *map(nats, klds), nats(model.mean("kld").value)))
+    return ("model", *(f">{text.name}" for text in results.texts), ">all"), rows
+
+
+def _ratio(ratio: Estimate) -> str:
+    """A PPL ratio with its error, to the fifth decimal at most."""
+    if not ratio.error >= LEAST_RATIO_ERROR:
+        return f"{ratio.value:.5f} ± {ratio.error:.5f}" if math.isfinite(ratio.value) else NOTHING
+    return with_error(ratio)
+
+
+LEAST_RATIO_ERROR = 1e-4
+
+
+# -- the tables of one text
+
+
+Figure = Callable[[OnText], str]
 
 FIGURES: dict[str, Figure] = {
-    "size": lambda model, result: size_in_words(model.n_bytes, GIB_PLACES),
-    "bpw": lambda model, result: f"{model.bpw:.2f}",
-    "PPL": lambda model, result: ppl(result.statistics.ppl),
-    "ln PPL ratio": lambda model, result: with_error(result.statistics.ln_ratio),
-    "same top %": lambda model, result: with_error(result.statistics.same_top, 100),
-    "same experts %": lambda model, result: same_experts(result),
-    "mean KLD": lambda model, result: with_error(result.statistics.kld),
-    "predicted KLD": lambda model, result: _predicted_kld(model),
-    "median KLD": lambda model, result: nats(result.statistics.kld_median),
-    "99 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.99]),
-    "99.9 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.999]),
-    "max KLD": lambda model, result: nats(result.statistics.kld_max),
-    "RMS Δp %": lambda model, result: with_error(result.statistics.rms_dp, 100),
+    "PPL": lambda result: ppl(result.measured("ppl")),
+    "PPL ratio": lambda result: with_error(result.measured("ppl_ratio")),
+    "ln PPL ratio": lambda result: with_error(result.measured("ln_ratio")),
+    "same top %": lambda result: with_error(result.measured("same_top"), 100),
+    "same experts %": lambda result: share(result.mean_same_experts),
+    "mean KLD": lambda result: with_error(result.measured("kld")),
+    "median KLD": lambda result: nats(result.figures["kld_median"]),
+    "99 % KLD": lambda result: nats(result.figures["kld_q0.99"]),
+    "99.9 % KLD": lambda result: nats(result.figures["kld_q0.999"]),
+    "max KLD": lambda result: nats(result.figures["kld_max"]),
+    "RMS Δp %": lambda result: with_error(result.measured("rms_dp"), 100),
 }
 """Heading -> the figure under it, for one model on one text."""
 
 BRIEF: dict[str, Figure] = {
-    "PPL": lambda model, result: f"{result.statistics.ppl.value:,.4f}",
-    "RMS Δp %": lambda model, result: significant(100 * result.statistics.rms_dp.value),
-    "median KLD": lambda model, result: nats(result.statistics.kld_median, 2),
-    "99 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.99], 2),
-    "99.9 % KLD": lambda model, result: nats(result.statistics.kld_quantiles[0.999], 2),
-    "max KLD": lambda model, result: nats(result.statistics.kld_max, 2),
+    "PPL": lambda result: f"{result.figures['ppl']:,.4f}",
+    "PPL ratio": lambda result: f"{result.figures['ppl_ratio']:.5f}",
+    "RMS Δp %": lambda result: significant(100 * result.figures["rms_dp"]),
+    "median KLD": lambda result: nats(result.figures["kld_median"], 2),
+    "99 % KLD": lambda result: nats(result.figures["kld_q0.99"], 2),
+    "99.9 % KLD": lambda result: nats(result.figures["kld_q0.999"], 2),
+    "max KLD": lambda result: nats(result.figures["kld_max"], 2),
 }
 """The same with fewer digits, and without an error that is only that of the text: a terminal has 80 columns."""
 
-QUALITY = ("size", "bpw", "PPL", "ln PPL ratio", "same top %", "same experts %")
-DIVERGENCE = ("mean KLD", "predicted KLD", "median KLD", "99 % KLD", "99.9 % KLD", "max KLD", "RMS Δp %")
-"""The two tables of a page, together all figures."""
+QUALITY = ("PPL", "ln PPL ratio", "same top %", "same experts %")
+DIVERGENCE = ("mean KLD", "median KLD", "99 % KLD", "99.9 % KLD", "max KLD", "RMS Δp %")
+"""The two tables of a text on a page, together all figures."""
 
-GLANCE = ("size", "mean KLD", "predicted KLD", "same top %", "PPL")
-DETAILS = ("median KLD", "99 % KLD", "99.9 % KLD", "max KLD", "RMS Δp %", "ln PPL ratio", "same experts %")
-"""The two tables of a terminal, together all figures but the bits per weight."""
+DETAILS = (
+    *("PPL", "PPL ratio", "median KLD", "99 % KLD", "99.9 % KLD", "max KLD", "RMS Δp %"),
+    "same experts %",
+)
+"""The table of a text on a terminal, beside that of the files."""
 
 
 def text_table(
-    comparison: Comparison, text: int, headings: Sequence[str] = QUALITY + DIVERGENCE, *, brief: bool = False
+    results: Results, text: int, headings: Sequence[str] = QUALITY + DIVERGENCE, *, brief: bool = False
 ) -> TableText:
     """The table of some figures on one text: a row for each model, before them the base's where it has such figures.
 
     Args:
-        comparison: the models and their results.
+        results: the models and their figures.
         text: index of the text.
-        headings: keys of `FIGURES`; "same experts %" is left out where no model has experts, "predicted KLD" where
-            no file states one.
+        headings: keys of `FIGURES`; "same experts %" is left out where no model has experts.
         brief: take the figures of `BRIEF`, for a terminal.
     """
     figures = FIGURES | (BRIEF if brief else {})
-    if all(same_experts(results[text]) == NOTHING for results in comparison.results):
-        headings = [heading for heading in headings if heading != "same experts %"]
-    if all(predicted(model) is None for model in comparison.models):
-        headings = [heading for heading in headings if heading != "predicted KLD"]
-    own = _own(comparison, text)
-    if brief:
-        own["PPL"] = f"{comparison.base_ppl[text].value:,.4f}"
-    rows = []
-    if own.keys() & set(headings):
-        name = "base" if brief else f"{base_name(comparison)} (base)"
-        rows = [(name, *(own.get(heading, NOTHING) for heading in headings))]
-    for label, model, results in zip(labels(comparison), comparison.models, comparison.results, strict=True):
-        rows.append((label, *(figures[heading](model, results[text]) for heading in headings)))
+    headings = [heading for heading in headings if heading != "same experts %" or _has(results, heading)]
+    rows: list[tuple[str, ...]] = []
+    if "PPL" in headings:
+        own = results.texts[text].base_ppl
+        shown = f"{own.value:,.4f}" if brief else ppl(own)
+        name = "base" if brief else f"{results.base.name} (base)"
+        rows.append((name, *(shown if heading == "PPL" else NOTHING for heading in headings)))
+    for model in results.models:
+        rows.append((model.label, *(figures[heading](model.texts[text]) for heading in headings)))
     return ("model", *(f">{heading}" for heading in headings)), rows
 
 
-def _predicted_kld(model: Model) -> str:
-    """The mean KLD that the file states for its types, whatever the text."""
-    kld = predicted(model)
-    return NOTHING if kld is None else nats(kld)
-
-
-def _own(comparison: Comparison, text: int) -> dict[str, str]:
-    """The figures of the base itself."""
-    size, bpw = base_size(comparison)
-    return {"size": size, "bpw": bpw, "PPL": ppl(comparison.base_ppl[text])}
-
-
-def base_size(comparison: Comparison) -> tuple[str, str]:
-    """Size and bits per weight of the base; a file of logits has neither."""
-    base = comparison.base
-    size = NOTHING if base.n_bytes is None else size_in_words(base.n_bytes, GIB_PLACES)
-    return size, NOTHING if base.bpw is None else f"{base.bpw:.2f}"
-
-
-def same_experts(result: OnText) -> str:
-    """Share of tokens that go to the base's experts, mean over the layers, in percent."""
-    if result.router is None or np.isnan(result.router.same).all():
-        return NOTHING
-    return f"{100 * float(np.nanmean(result.router.same)):.2f}"
-
-
-def router_table(comparison: Comparison) -> TableText:
+def router_table(results: Results) -> TableText:
     """The table of how far the routers agree with the base's, mean over the layers; the comparison has routers."""
-    texts = [comparison.text_name(index) for index in range(len(comparison.texts))]
+    texts = [text.name for text in results.texts]
     columns = (
         "model",
         *(f">same experts %, {name}" for name in texts),
         *(f">router KLD, {name}" for name in texts),
     )
     rows: list[tuple[str, ...]] = []
-    for label, results in zip(labels(comparison), comparison.results, strict=True):
-        routers = [result.router for result in results if result.router is not None]
-        klds = (significant(float(np.nanmean(router.kld))) for router in routers)
-        rows.append((label, *(same_experts(result) for result in results), *klds))
+    for model in results.models:
+        klds = (significant(text.mean_router_kld) for text in model.texts)
+        rows.append((model.label, *(share(text.mean_same_experts) for text in model.texts), *klds))
     return columns, rows
 
 
-MODEL_CARD = (
-    "PPL",
-    "ln PPL ratio",
-    "mean KLD",
-    "predicted KLD",
-    "99.9 % KLD",
-    "same top %",
-    "same experts %",
-)
-
-
-def compare_markdown(comparison: Comparison) -> str:
-    """Write a Markdown table for a model card, one for each text, and how it was measured."""
-    parts = []
-    for index in range(len(comparison.texts)):
-        columns, rows = text_table(comparison, index, ("size", "bpw", *MODEL_CARD))
-        if len(comparison.texts) > 1:
-            parts += [f"**{markdown_text(comparison.text_name(index))}**", ""]
-        parts.append(table_line([column.lstrip(">") for column in columns]))
-        parts.append(table_line(["---", *["---:"] * (len(columns) - 1)]))
-        parts += [table_line([markdown_text(cell) for cell in row]) for row in rows]
-        parts.append("")
-    facts = [f"- {markdown_text(name)}: {markdown_text(how)}" for name, how in protocol(comparison)]
+def compare_markdown(results: Results) -> str:
+    """Write Markdown for a model card: the table of the files, their KLD on each text, and how it was measured."""
+    parts = [*_markdown_table(files_table(results)), VERDICTS, ""]
+    if len(results.texts) > 1:
+        parts += ["Mean KLD by text:", "", *_markdown_table(kld_by_text(results))]
+    facts = [f"- {markdown_text(name)}: {markdown_text(how)}" for name, how in protocol(results)]
     return "\n".join([*parts, *facts, ""])
 
 
-def timing_table(timings: Timings) -> TableText:
+def _markdown_table(table: TableText) -> list[str]:
+    columns, rows = table
+    rule = ["---:" if column.startswith(">") else "---" for column in columns]
+    head = [markdown_text(column.removeprefix(">")) for column in columns]
+    lines = [[markdown_text(cell) for cell in row] for row in rows]
+    return [*map(table_line, (head, rule, *lines)), ""]
+
+
+STAGES = {
+    "reading": "reading, and encoding of round trips",
+    "decoding": "decoding",
+    "products": "matrix products",
+    "attention": "attention",
+    "comparing": "comparing logits",
+}
+"""Kind of work, as `calibration.forward.timings.Stage` calls it -> in words."""
+
+
+def timing_table(timings: Mapping[str, float]) -> TableText:
     """The table of the seconds that each kind of work took."""
-    stages = {
-        Stage.READING: "reading, and encoding of round trips",
-        Stage.DECODING: "decoding",
-        Stage.PRODUCTS: "matrix products",
-        Stage.ATTENTION: "attention",
-        Stage.COMPARING: "comparing logits",
-    }
-    seconds = {work: timings.seconds[stage] for stage, work in stages.items()}
-    seconds["all else"] = timings.total - sum(seconds.values())
-    seconds["total"] = timings.total
+    total = timings["total"]
+    seconds = {words: timings[stage] for stage, words in STAGES.items()}
+    seconds["all else"] = total - sum(seconds.values())
+    seconds["total"] = total
     rows: list[tuple[str, ...]] = [
-        (work, f"{spent:.1f}", f"{100 * spent / max(timings.total, 1e-9):.1f} %")
-        for work, spent in seconds.items()
+        (work, f"{spent:.1f}", f"{100 * spent / max(total, 1e-9):.1f} %") for work, spent in seconds.items()
     ]
     return ("work", ">seconds", ">share"), rows

@@ -27,7 +27,7 @@ from gguf_export.reports.point_names import ending, name_points
 from gguf_export.reports.spans import Span
 from quantize.containers.untrusted import printable
 
-__all__ = ["png_file", "svg_file", "svg_for_page"]
+__all__ = ["png_file", "svg_file", "svg_for_page", "wide_svg_for_page"]
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """One shape for each series, since colours alone do not tell all readers apart; seven of them beside six colours, so
@@ -35,6 +35,9 @@ that it takes 42 series for two to look alike."""
 
 PAGE_SIZE = (440.0, 280.0)
 """Points; a page scales the drawing to its own width, and from this width its text is legible on a phone."""
+
+WIDE_SIZE = (900.0, 430.0)
+"""The same for a large screen."""
 
 FILE_SIZE = (720.0, 440.0)
 FILE_DPI = 160
@@ -45,17 +48,33 @@ MARKER_SIZE = 7.0
 CROWDED_LINE = 24  # points of a series, beyond which its markers are small
 
 TITLE_SIZE = 14.0
+NOTE_SIZE, NOTE_HEIGHT = 10.0, 15.0
 LINE_HEIGHT = 18.0
 MAX_KEY = 40  # characters of the name of a series in the legend
 
 
 def svg_for_page(plot: Plot) -> Markup:
     """Draw a plot as an SVG element for HTML: its colours and fonts are the page's, and hovering tells each point."""
-    n_named = sum(bool(point.name) for series in plot.series if series.named for point in series.points)
     width, height = PAGE_SIZE
-    with drawing(printable(plot.title)):
-        document = save_svg(_draw(plot, width, height * (1.5 if n_named > CROWDED_FROM else 1.0)))
+    return _svg_element(plot, width, height * (1.0 + 0.5 * _crowd(plot)), "")
+
+
+def wide_svg_for_page(plot: Plot) -> Markup:
+    """The same for the whole width of a page on a large screen."""
+    width, height = WIDE_SIZE
+    return _svg_element(plot, width, height * (1.0 + 0.15 * _crowd(plot)), "wide ")
+
+
+def _svg_element(plot: Plot, width: float, height: float, salt: str) -> Markup:
+    with drawing(salt + printable(plot.title)):
+        document = save_svg(_draw(plot, width, height))
     return inline_svg(document, f"{plot.title}: {plot.y.label} by {plot.x.label}", dict(_hover_texts(plot)))
+
+
+def _crowd(plot: Plot) -> float:
+    """How crowded the names beside the points are: 0 where they are few, 1 at two dozen."""
+    n_named = sum(bool(point.name) for series in plot.series if series.named for point in series.points)
+    return min(1.0, max(0.0, (n_named - CROWDED_FROM / 2) / CROWDED_FROM))
 
 
 def svg_file(plot: Plot) -> str:
@@ -90,8 +109,9 @@ def _draw(plot: Plot, width: float, height: float, *, is_titled: bool = False) -
     """Draw a plot `width` points wide; it gets higher than `height` by the lines of its legend."""
     shown = plot.drawable()
     keys = _key_rows(shown, width) if len(shown) > 1 else []
+    notes = _wrapped(printable(plot.note), NOTE_SIZE, width - 16) if is_titled else []
     top = 30.0 + LINE_HEIGHT * len(keys) + (26.0 if is_titled else 0.0)
-    height += LINE_HEIGHT * len(keys)
+    height += LINE_HEIGHT * len(keys) + NOTE_HEIGHT * len(notes)
     figure = Figure(figsize=(width / 72, height / 72))
     if is_titled:
         title = _fitting(printable(plot.title), TITLE_SIZE, width - 16)
@@ -103,12 +123,15 @@ def _draw(plot: Plot, width: float, height: float, *, is_titled: bool = False) -
     across = Span.over(plot.x, (point.x for series in shown for point in series.points))
     up = Span.over(plot.y, _heights(shown))
     tick_width = max((text_width(label) for label in up.labels), default=0.0)
-    left, right, bottom = min(max(40.0, tick_width + 12), width / 3), 26.0, 44.0
+    below = NOTE_HEIGHT * len(notes)
+    left, right, bottom = min(max(40.0, tick_width + 12), width / 3), 26.0, 44.0 + below
     axes = figure.add_axes(
         (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     )
     _set_axes(axes, across, up)
-    _write(figure, (left + width - right) / 2, 8, printable(plot.x.label), ha="center")
+    _write(figure, (left + width - right) / 2, 8 + below, printable(plot.x.label), ha="center")
+    for line, note in enumerate(reversed(notes)):
+        _write(figure, 8, 6 + NOTE_HEIGHT * line, note, fontsize=NOTE_SIZE)
     _write(figure, 0 if not is_titled else 8, height - top + 14, printable(plot.y.label))
     for index, series in enumerate(shown):
         _draw_series(axes, index, series)
@@ -190,6 +213,18 @@ def _fitting(text: str, size: float, width: float) -> str:
     while text and text_width(f"{text}…", size) > width:
         text = text[:-1]
     return f"{text}…"
+
+
+def _wrapped(text: str, size: float, width: float) -> list[str]:
+    """The text in lines of at most `width` points; a longer word is cut."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_width(longer, size) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(_fitting(word, size, width))
+    return lines
 
 
 def _key_rows(shown: Sequence[Series], width: float) -> list[list[tuple[int, str, float]]]:

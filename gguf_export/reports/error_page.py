@@ -11,58 +11,18 @@ from gguf_export.reports.error_tables import projection_table, totals_table, unk
 from gguf_export.reports.figures import count, expert_place, percent
 from gguf_export.reports.pages import Page, PagePart, Panels, Section, Table, Terms, Tiles
 from gguf_export.reports.rendering import render
+from gguf_export.reports.terms import meanings
 
 __all__ = ["error_page"]
 
 MAX_NAMED = 6
 """Unseen experts that are named among the first figures."""
 
-MEANINGS = (
-    (
-        "output error",
-        "Normalised mean squared error of a matrix's output: the energy of the difference between the outputs of the "
-        "quantized and the original matrix, as a share of the energy of the original's output. It is measured on "
-        "activations of the unquantized model, matrix by matrix, so that no error is inherited from another matrix. "
-        "1 ppm is 0.0001 %.",
-    ),
-    (
-        "held-out text",
-        "Text that the importances were not fitted on. All output errors are judged on it.",
-    ),
-    (
-        "cosine",
-        "Mean over the held-out tokens of the cosine between the outputs of the original and the quantized matrix; "
-        "1 is no error.",
-    ),
-    (
-        "weight error",
-        "Root-mean-square error of the weights themselves, as a share of their root mean square.",
-    ),
-    (
-        "importances",
-        "The mean square of each input column over the calibration tokens that reach the matrix (llama.cpp's imatrix). "
-        "“Without importances” is the same type, fitted without them.",
-    ),
-    (
-        "tokens routed",
-        "The calibration tokens that the router sent to an expert, as a share of all. An unseen expert got none: "
-        "nothing is known of its inputs.",
-    ),
-    (
-        "tokens routed to both",
-        "The share of tokens, over all layers, that the router sent to both experts of a pair: pairs that are often "
-        "chosen together share their work.",
-    ),
-    (
-        "effective tokens",
-        "How many equally strong tokens would tell as much about the importances (Kish's effective sample size of the "
-        "squared lengths of the inputs). Far fewer than routed: a few extreme tokens decide.",
-    ),
-    (
-        "bpw",
-        "Bits per weight of the matrices measured here; embeddings and the output matrix are not among them.",
-    ),
+WORDS = (
+    *("output error", "held-out text", "cosine", "weight error", "importances", "tokens routed"),
+    *("tokens routed to both", "effective", "router entropy", "bpw of matrices"),
 )
+"""What is explained on the page."""
 
 
 def error_page(report: ErrorReport) -> str:
@@ -79,7 +39,7 @@ def _sections(report: ErrorReport) -> Iterator[Section]:
         yield _routing(report)
     for qtype in report.qtypes:
         yield _of_type(report, qtype)
-    yield Section("What the numbers mean", [Terms(MEANINGS)])
+    yield Section("What the numbers mean", [Terms(meanings(WORDS))])
     yield Section("How it was measured", [Terms([("model", report.model), *report.facts])])
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from decimal import Decimal
 
-__all__ = ["NOTHING", "count", "expert_place", "percent", "plain", "significant"]
+__all__ = ["NOTHING", "SizeUnit", "count", "expert_place", "percent", "plain", "significant"]
 
 NOTHING = "-"
 """Stands where there is no number."""
@@ -44,3 +45,20 @@ def count(value: float | None) -> str:
 def expert_place(bid: int, xid: int) -> str:
     """Write the place of an expert: layer 3, expert 5."""
     return f"layer {bid}, expert {xid}"
+
+
+@dataclass(frozen=True)
+class SizeUnit:
+    """A decimal unit of sizes, as the Hugging Face hub shows them: GB is 10^9 bytes."""
+
+    name: str
+    n_bytes: int
+
+    @staticmethod
+    def of(n_bytes: int) -> SizeUnit:
+        """The unit for files of which the largest has so many bytes."""
+        return SizeUnit("GB", 10**9) if n_bytes >= 10**9 else SizeUnit("MB", 10**6)
+
+    def show(self, n_bytes: float) -> str:
+        """A size in this unit, without its name: levels of a model differ by little."""
+        return f"{n_bytes / self.n_bytes:,.{3 if self.n_bytes == 10**9 else 2}f}"

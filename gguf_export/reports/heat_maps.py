@@ -62,7 +62,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A coloured table; `cells[row][column]` is None where the place does not exist."""
+    """A coloured table; `cells[row][column]` is None where the place does not exist.
+
+    `in_words`: the columns have names, which wrap; else numbers.
+    """
 
     template: ClassVar[str] = "heat_map.html.jinja"
     caption: str
@@ -73,6 +76,7 @@ class HeatMap:
     cells: Sequence[Sequence[Cell | None]]
     scale: Scale
     ramp: Ramp
+    in_words: bool = False
 
     def kind(self, cell: Cell) -> str:
         """The class of a cell in the style sheet."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-__all__ = ["Page", "PagePart", "Panels", "Section", "Table", "TableText", "Terms", "Tiles"]
+__all__ = ["Details", "Page", "PagePart", "Panels", "Section", "Table", "TableText", "Terms", "Tiles"]
 
 TableText = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Headings and rows of a table, for a terminal or a page; a heading that begins with '>' is one of numbers."""
@@ -27,12 +27,16 @@ class PagePart(Protocol):
 
 @dataclass(frozen=True)
 class Table:
-    """A table; columns whose heading begins with '>' hold numbers and are aligned to the right."""
+    """A table; columns whose heading begins with '>' hold numbers and are aligned to the right.
+
+    `is_tight`: its words are few, and never wrap.
+    """
 
     template: ClassVar[str] = "table.html.jinja"
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    is_tight: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,16 @@ class Panels:
     def has_switch(self) -> bool:
         """Whether the numbers are shown on demand only."""
         return self.n_columns > SWITCH_FROM
+
+
+@dataclass(frozen=True)
+class Details:
+    """Parts behind a line that opens them, for what few readers want."""
+
+    template: ClassVar[str] = "details.html.jinja"
+    title: str
+    parts: Sequence[PagePart]
+    is_open: bool = False
 
 
 @dataclass(frozen=True)

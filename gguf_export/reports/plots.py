@@ -49,13 +49,18 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plot:
-    """One or more series over the same axes; the numbers should stand in a table nearby."""
+    """One or more series over the same axes; the numbers should stand in a table nearby.
+
+    `note` stands below. A plot that `is_wide` takes the whole width of a page.
+    """
 
     template: ClassVar[str] = "plot.html.jinja"
     title: str
     series: Sequence[Series]
     x: Axis
     y: Axis
+    note: str = ""
+    is_wide: bool = False
 
     def drawable(self) -> list[Series]:
         """The series without values that their axes cannot show: infinities, and on logarithmic ones 0 and less."""

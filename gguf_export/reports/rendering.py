@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from gguf_export.reports.drawing import svg_for_page
+from gguf_export.reports.drawing import svg_for_page, wide_svg_for_page
 from gguf_export.reports.pages import Page
 from quantize.containers.untrusted import printable
 
@@ -35,7 +35,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["svg"] = svg_for_page
+    environment.filters |= {"svg": svg_for_page, "wide_svg": wide_svg_for_page}
     return environment
 
 

@@ -15,6 +15,8 @@ from calibration.judging.matrix_errors import ErrorReport, Errors, LayerRouting,
 from calibration.judging.perplexity import perplexity
 from calibration.judging.side_by_side import Comparison, Model, OnText, RouterAgreement
 from calibration.text.chunks import Chunks
+from gguf_export.comparing.measured import results_of
+from gguf_export.comparing.results import Results
 
 EVIL = '</title><script>alert("1")</script><img src=x onerror=y>&amp;\'"'
 """A name that would do harm where it is not escaped."""
@@ -80,6 +82,11 @@ def make_comparison(
         tuple(results),
         Timings(),
     )
+
+
+def make_results(*args: Any, **kwargs: Any) -> Results:
+    """The figures of `make_comparison`."""
+    return results_of(make_comparison(*args, **kwargs))
 
 
 def make_report(n_layer: int = 3, n_expert: int = 4, model: str = "Pico-4x1M") -> ErrorReport:

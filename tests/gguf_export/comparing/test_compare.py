@@ -34,13 +34,14 @@ from calibration.text.chunks import Chunks
 from gguf_export.cli import main
 from gguf_export.commands.console import make_table
 from gguf_export.comparing import run as comparing
+from gguf_export.comparing.measured import labels_of, results_of
 from gguf_export.comparing.models import ModelChoice
 from gguf_export.comparing.run import CompareJob, PassSettings
 from gguf_export.comparing.texts import NamedText, TextChoice
 from gguf_export.reports.compare_data import compare_csv, compare_json
-from gguf_export.reports.compare_facts import labels, protocol
+from gguf_export.reports.compare_facts import protocol
 from gguf_export.reports.compare_page import compare_page
-from gguf_export.reports.compare_tables import DETAILS, GLANCE, compare_markdown, text_table, with_error
+from gguf_export.reports.compare_tables import DETAILS, compare_markdown, files_table, text_table, with_error
 from gguf_export.writing.export import prepare, run
 from quantize.decoding import can_decode, decode_stored
 from quantize.exceptions import GGUFError
@@ -222,9 +223,10 @@ def test_a_file_of_logits_is_a_base(
     np.testing.assert_allclose(one.scores.kld, other.scores.kld, atol=2e-3)
     assert one.statistics.kld.value == pytest.approx(other.statistics.kld.value, rel=0.02)
     assert one.router is None
-    assert ">same experts %" not in text_table(found, 0)[0]
-    assert ">mean KLD" in text_table(found, 0)[0]
-    assert "Router" not in compare_page(found)
+    results = results_of(found)
+    assert ">same experts %" not in text_table(results, 0)[0] + files_table(results)[0]
+    assert ">mean KLD" in text_table(results, 0)[0]
+    assert "Router" not in compare_page(results)
 
 
 def test_a_shared_source_reads_each_matrix_once(checkpoint: Checkpoint) -> None:
@@ -250,7 +252,7 @@ def test_a_shared_source_reads_each_matrix_once(checkpoint: Checkpoint) -> None:
 
 
 def test_labels_are_what_tells_files_apart(compared: Comparison) -> None:
-    assert labels(compared) == ["Q8_0", "Q4_0", "BF16", "Q4_0 (round trip)"]
+    assert labels_of(compared.base, compared.models) == ["Q8_0", "Q4_0", "BF16", "Q4_0 (round trip)"]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,9 @@ def test_labels_are_what_tells_files_apart(compared: Comparison) -> None:
         ("m/pico", ["o/Pico.Q4_K_M.gguf", "o/Pico.Q8_0.gguf"], ["Q4_K_M", "Q8_0"]),
         ("m/pico", ["o/Pico-v0.2-Q8_0.gguf", "o/Pico-v0.3-Q8_0.gguf"], ["v0.2-Q8_0", "v0.3-Q8_0"]),
         ("o/Pico-BF16.gguf", ["o/Pico-Q8_0.gguf"], ["Q8_0"]),
-        ("m/pico", ["a/x.gguf", "b/x.gguf"], ["a/x.gguf", "b/x.gguf"]),
+        ("m/pico", ["a/x.gguf", "b/x.gguf"], ["a/x", "b/x"]),
+        ("m/pico", ["/t/Q4/a.gguf", "/t/Q5/a.gguf", "/t/Q4/b.gguf"], ["Q4/a", "Q5/a", "b"]),
+        ("m/pico", ["x/1/P-Q4_0.gguf", "y/1/P-Q4_0.gguf"], ["x/1/Q4_0", "y/1/Q4_0"]),
     ],
 )
 def test_labels(compared: Comparison, base: str, paths: list[str], shown: list[str]) -> None:
@@ -272,59 +276,60 @@ def test_labels(compared: Comparison, base: str, paths: list[str], shown: list[s
     folder: Any = SimpleNamespace(kind="checkpoint")
     models = tuple(replace(first, name=name, source=file) for name in paths)
     base_model = replace(first, name=base, source=file if base.endswith(".gguf") else folder)
-    assert labels(replace(compared, base=base_model, models=models, results=())) == shown
+    assert labels_of(base_model, models) == shown
 
 
 def test_the_protocol_says_how_it_was_measured(compared: Comparison) -> None:
-    found = dict(protocol(replace(compared, activations="int8")))
+    found = dict(protocol(results_of(replace(compared, activations="int8"))))
     assert found["base"] == "pico"
     assert found["text prose"] == f"{compared.texts[0].n_chunk} chunks of 32 tokens"
     assert "text o|ther <b>" in found and found["activations"].startswith("rounded to 8 bits")
     assert found["protocol"].startswith("that of llama-perplexity: the second half")
     assert found["importances of round trips"] == "none"
     assert found["versions"].startswith("moe-gguf ") and torch.__version__ in found["versions"]
-    page = compare_page(compared)
+    page = compare_page(results_of(compared))
     assert "<dt>activations</dt><dd>exact, so" in page and "<dt>text prose</dt>" in page
 
 
 def test_a_terminal_of_80_columns_holds_the_figures(compared: Comparison) -> None:
-    for headings in (GLANCE, DETAILS):
-        columns, rows = text_table(compared, 0, headings, brief=True)
+    results = results_of(compared)
+    for columns, rows in (files_table(results, brief=True), text_table(results, 0, DETAILS, brief=True)):
         out = io.StringIO()
         Console(file=out, width=80).print(make_table("", columns, rows, 80), crop=False)
         assert max(map(len, out.getvalue().splitlines())) <= 80
         for row in rows:
-            assert all(cell in out.getvalue() for cell in row[1:])  # no number is torn
+            numbers = [cell for cell in row[1:] if not cell[0].isalpha()]
+            assert all(cell in out.getvalue() for cell in numbers)  # none is torn
 
 
 def test_one_model_is_no_plot(compared: Comparison) -> None:
     one = replace(compared, models=compared.models[:1], results=compared.results[:1])
-    page = compare_page(one)
+    page = compare_page(results_of(one))
     assert "1 model beside pico" in page and "quality as Q8_0" in page and "<svg" not in page
 
 
-def test_the_page_says_which_models_it_shows_first(compared: Comparison) -> None:
-    many = replace(compared, models=compared.models * 3, results=compared.results * 3)
-    assert "The largest 8 of 12 models, on prose:" in compare_page(many)
-
-
 def test_the_reports_hold_the_figures(compared: Comparison) -> None:
-    lines = list(csv.DictReader(io.StringIO(compare_csv(compared))))
+    results = results_of(compared)
+    assert results.labels[:2] == ["BF16", "Q8_0"]  # the largest first
+    lines = list(csv.DictReader(io.StringIO(compare_csv(results))))
+    at = 2 * results.labels.index("Q4_0")
     assert len(lines) == 8
     kld = compared.results[1][0].statistics.kld.value
-    assert float(lines[2]["kld"]) == pytest.approx(kld, rel=1e-6)
-    assert (lines[2]["model"], lines[2]["text"]) == ("Q4_0", "prose")
-    found = json.loads(compare_json(compared))
-    assert found["models"][1]["texts"]["prose"]["kld"] == pytest.approx(kld)
-    assert len(found["models"][1]["texts"]["prose"]["router_same_by_layer"]) == 2
+    assert float(lines[at]["kld"]) == pytest.approx(kld, rel=1e-6)
+    assert (lines[at]["model"], lines[at]["text"]) == ("Q4_0", "prose")
+    found = json.loads(compare_json(results))
+    model = found["models"][results.labels.index("Q4_0")]
+    assert model["texts"]["prose"]["kld"] == pytest.approx(kld)
+    assert len(model["texts"]["prose"]["router_same_by_layer"]) == 2
+    assert model["name"] == Path(compared.models[1].name).name and not model["is_named"]
     assert found["versions"]["torch"] and found["texts"][0]["n_ctx"] == N_CTX
-    assert found["models"][3]["imatrix"] is None and "kld_q0.5" not in lines[0]
-    assert (lines[2]["base"], lines[2]["activations"], lines[2]["n_ctx"]) == ("pico", "exact", str(N_CTX))
-    table = compare_markdown(compared).splitlines()
+    assert model["imatrix"] is None and "kld_q0.5" not in lines[0]
+    assert (lines[at]["base"], lines[at]["activations"], lines[at]["n_ctx"]) == ("pico", "exact", str(N_CTX))
+    table = compare_markdown(results).splitlines()
     cells = {line.replace("\\|", "").count("|") for line in table if line.startswith("|")}
-    assert cells == {10}
-    assert sum("ln PPL ratio" in line for line in table) == 2  # a table for each text
-    columns, rows = text_table(compared, 0)
+    assert cells == {10, 5}  # the files, and their KLD on each text
+    assert sum("verdict" in line and "beaten by" in line for line in table) == 1
+    columns, rows = text_table(results, 0)
     assert {len(row) for row in rows} == {len(columns)}
     assert len(rows) == 5
 
@@ -340,7 +345,7 @@ def test_numbers_are_written_to_the_place_of_their_error() -> None:
 
 
 def test_the_page_escapes_names(compared: Comparison) -> None:
-    page = compare_page(compared)
+    page = compare_page(results_of(compared))
     assert "<b>" not in page.replace("<b>0", "").split("</head>")[1].split("<footer>")[0].replace(
         "<dd><b>", ""
     )

@@ -15,13 +15,14 @@ from calibration.importance.type_costs import TypeCosts, measure_type_costs
 from calibration.text.text_settings import TextSettings
 from gguf_export import ModelChoice, TextChoice, compare, export, inspect, plan_types, verify
 from gguf_export.checking.inspect import ModelFacts, in_words
+from gguf_export.comparing.measured import results_of
 from gguf_export.metadata.type_keys import predicted_kld
 from gguf_export.planning import plan_types as planning
 from gguf_export.planning.budget import Budget
 from gguf_export.planning.mixtures import nearest_ftype
 from gguf_export.planning.results import TypePlan
 from gguf_export.planning.types_file import read_types
-from gguf_export.reports.compare_tables import text_table
+from gguf_export.reports.compare_tables import files_table
 from gguf_export.reports.plan_data import plan_json
 from gguf_export.reports.plan_tables import forecast_table, kind_of, kinds_table, plan_words
 from quantize.exceptions import OutputExistsError, RecipeError, TextError
@@ -246,10 +247,10 @@ def test_compare_shows_what_was_predicted(
     model: Path, planned: TypePlan, file: Path, text: TextSettings
 ) -> None:
     choice = TextChoice.of(str(text.paths[0]), n_ctx=64, n_chunk=2)
-    columns, rows = text_table(compare((model, file), choice).comparison, 0, brief=True)
+    columns, rows = files_table(results_of(compare((model, file), choice).comparison), brief=True)
     shown = dict(zip(columns, rows[-1], strict=True))[">predicted KLD"]
     assert float(shown) == pytest.approx(planned.chosen.predicted, rel=0.01)
-    columns, _ = text_table(compare(ModelChoice.of(model, types=["Q8_0"]), choice).comparison, 0)
+    columns, _ = files_table(results_of(compare(ModelChoice.of(model, types=["Q8_0"]), choice).comparison))
     assert ">predicted KLD" not in columns
 
 

@@ -8,15 +8,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-from measured import EVIL, make_comparison
+from measured import EVIL, make_results
 
-from gguf_export.reports.compare_plots import kld_by_size, plot_png, plot_svg, ppl_by_size, unbeaten
-from gguf_export.reports.drawing import PAGE_SIZE, png_file, svg_file, svg_for_page
+from gguf_export.reports.compare_plots import kld_by_size, plot_png, plot_svg, ppl_by_size
+from gguf_export.reports.drawing import PAGE_SIZE, png_file, svg_file, svg_for_page, wide_svg_for_page
 from gguf_export.reports.plots import Axis, Plot, Point, Series
 from gguf_export.reports.spans import Span
 
@@ -162,14 +163,8 @@ def test_a_file_stands_alone() -> None:
 # -- of a comparison
 
 
-def test_unbeaten_points() -> None:
-    best, beaten, twin = Point(1, 5), Point(2, 6), Point(1, 5)
-    assert unbeaten([beaten, best, Point(3, 1), Point(3, 2), twin]) == [best, Point(3, 1)]
-    assert unbeaten([]) == []
-
-
 def test_a_line_joins_the_levels_that_no_other_beats() -> None:
-    comparison = make_comparison(5, kld={"Q6_K": 0.5})  # larger and worse than others
+    comparison = make_results(5, kld={"Q6_K": 0.5})  # larger and worse than others
     series = kld_by_size(comparison).series[0]
     assert series.line is not None
     assert [point.name for point in series.points] == ["Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
@@ -177,16 +172,18 @@ def test_a_line_joins_the_levels_that_no_other_beats() -> None:
 
 
 def test_sizes_have_their_unit() -> None:
-    assert kld_by_size(make_comparison(3)).x.label == "size in GiB"
-    assert ppl_by_size(make_comparison(3, n_weight=1e6)).x.label == "size in MiB"
+    assert kld_by_size(make_results(3)).x.label == "size in GB"
+    assert ppl_by_size(make_results(3, n_weight=1e6)).x.label == "size in MB"
 
 
 def test_the_plot_of_a_comparison_is_a_file(tmp_path: Path) -> None:
-    comparison = make_comparison(9, ("prose", "code"))
+    comparison = make_results(9, ("prose", "code"))
     document, image = plot_svg(comparison), plot_png(comparison)
     shown = "".join(ElementTree.fromstring(document).itertext())
-    assert "Pico-4x1M: mean KL divergence by size, ± one standard error" in shown
-    assert all(word in shown for word in ("size in GiB", "mean KLD", "prose", "code", "Q4_K_M", "Q2_K"))
+    assert "Pico-4x1M: mean KL divergence by size, ± one standard error, over 2 texts" in shown
+    assert all(
+        word in shown for word in ("size in GB", "mean KLD in nats", "Q4_K_M", "Q2_K", "no other beats")
+    )
     assert image.startswith(b"\x89PNG") and int.from_bytes(image[16:20], "big") == 1600
     assert (plot_svg(comparison), plot_png(comparison)) == (document, image)
 
@@ -248,3 +245,20 @@ def test_settings_and_loggers_of_others_stay() -> None:
         svg_file(plot_of(Point(1, 1)))
         assert matplotlib.rcParams["lines.linewidth"] == 9.0
     assert logging.getLogger("matplotlib").level == level
+
+
+def test_files_that_lose_nothing_do_not_stretch_the_axes() -> None:
+    plot = kld_by_size(make_results(21, kld={"MXFP4_MOE": 1e-11}))
+    drawn = {point.name for point in plot.series[0].points}
+    assert len(drawn) == 18 and not drawn & {"F16", "BF16", "MXFP4_MOE"}
+    assert "Not drawn, as they lose next to nothing: F16 (0), BF16 (0), MXFP4_MOE (0)." in plot.note
+    assert min(point.low or 1 for point in plot.series[0].points) > 1e-5
+
+
+@pytest.mark.parametrize("draw", [svg_for_page, wide_svg_for_page, svg_file])
+def test_every_name_of_19_files_has_its_place(draw: Callable[[Plot], str]) -> None:
+    plot = kld_by_size(make_results(21))
+    wanted = {point.name for point in plot.series[0].points}
+    assert len(wanted) == 19
+    shown = [text.text for text in ElementTree.fromstring(draw(plot)).iter() if text.tag.endswith("text")]
+    assert wanted <= set(shown)

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from measured import EVIL, make_comparison, make_report
+from measured import EVIL, make_report, make_results
 
 from calibration.judging.matrix_errors import ErrorReport
 from gguf_export.reports.canvas import PALETTE, SERIES_COLOURS
@@ -21,7 +21,7 @@ from gguf_export.reports.error_page import error_page
 from gguf_export.reports.error_report import check_outputs, write_errors
 from gguf_export.reports.figures import count, percent, plain, significant
 from gguf_export.reports.heat_maps import N_LEVELS, Cell, HeatMap, Legend, Scale
-from gguf_export.reports.pages import Page, PagePart, Panels, Section, Table, Terms, Tiles
+from gguf_export.reports.pages import Details, Page, PagePart, Panels, Section, Table, Terms, Tiles
 from gguf_export.reports.plots import Axis, Plot, Point, Series
 from gguf_export.reports.rendering import render
 from quantize.exceptions import OutputError
@@ -66,8 +66,8 @@ class Checker(HTMLParser):
 PAGES = {
     "errors": lambda: error_page(make_report()),
     "errors of a large model": lambda: error_page(make_report(40, 9)),
-    "comparison": lambda: compare_page(make_comparison(9, ("prose", "code"), n_layer=32)),
-    "comparison of one model": lambda: compare_page(make_comparison(1)),
+    "comparison": lambda: compare_page(make_results(9, ("prose", "code"), n_layer=32)),
+    "comparison of one model": lambda: compare_page(make_results(1)),
 }
 
 
@@ -114,6 +114,8 @@ def every_part(text: str) -> list[PagePart]:
         Panels([HeatMap(text, text, [text], text, [text], [[cell]], scale, "error")]),
         Legend(text, text, text, "error", [text]),
         Plot(text, [Series(text, points), Series(text, points)], axis, axis),
+        Plot(text, [Series(text, points), Series(text, points)], axis, axis, text, is_wide=True),
+        Details(text, [Table((text, ">" + text), [(text, text)], text, is_tight=True)]),
     ]
 
 
@@ -251,12 +253,12 @@ def test_table_columns_and_cells() -> None:
 
 
 def test_a_page_of_24_levels_is_small() -> None:
-    comparison = make_comparison(24, ("prose", "code", "chat"), n_layer=48)
+    comparison = make_results(24, ("prose", "code", "chat"), n_layer=48)
     assert len(compare_page(comparison).encode()) < 600_000
 
 
 def test_equal_figures_give_equal_pages() -> None:
-    assert compare_page(make_comparison(4)) == compare_page(make_comparison(4))
+    assert compare_page(make_results(4)) == compare_page(make_results(4))
     assert error_page(make_report()) == error_page(make_report())
 
 
