@@ -46,8 +46,8 @@ def doctor(
     Raises:
         ModelChangedError: the checkpoint changed meanwhile: nothing that was found holds.
 
-    >>> doctor(demo_model).summary()
-    'nothing is wrong'
+    >>> doctor(demo_model).summary()  # it is a merge, and has no chat template
+    '1 warning'
     """
     return Findings(_check(Path(path), full, pre, progress))
 
