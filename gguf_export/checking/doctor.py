@@ -47,8 +47,8 @@ def doctor(
     Raises:
         ModelChangedError: the checkpoint changed meanwhile: nothing that was found holds.
 
-    >>> doctor(demo_model).summary()
-    'nothing is wrong'
+    >>> doctor(demo_model).summary()  # it is a merge, and has no chat template
+    '1 warning'
     """
     try:
         folder = local_path(path)

@@ -115,22 +115,28 @@ def template_remarks(place: str, keys: Sequence[KeyValue], model: Path) -> tuple
 
 
 def is_for_chats(model: Path, tokens: Sequence[str]) -> bool:
-    """Whether a model seems to be one to chat with, by its name, its donors or its tokens."""
+    """Whether a model may be one to chat with, by its name, its donors or its tokens.
+
+    A merge is, unless all its donors are here and none of them has a template.
+    """
     donors = _donors(model)
     names = [model.resolve().name, *(donor.name for donor in donors)]
     return (
         any(map(CHAT_NAME.search, names))
         or bool(set(CHAT_TOKENS) & set(tokens))
-        or any(donor.has_template() for donor in donors)
+        or any(donor.folder is None or donor.has_template() for donor in donors)
     )
 
 
 def absence(place: str, model: Path) -> Remark:
     """The remark on a model without a template, which names the donors that have one."""
     message = f"there is no chat template: {CHATML}"
-    donors = [donor for donor in _donors(model) if donor.has_template()]
+    all_donors = _donors(model)
+    donors = [donor for donor in all_donors if donor.has_template()]
     if not donors:
-        remedy = "put in the one that it was trained with: {setting} FILE, or a name such as mistral-v1"
+        named = ", ".join(list(dict.fromkeys(donor.name for donor in all_donors))[:4])
+        whose = f"that of its donors ({named})" if all_donors else "the one that it was trained with"
+        remedy = f"put in {whose}: {{setting}} FILE, or a name such as mistral-v1"
         return Remark(place, message, remedy, "chat_template")
     listed = ", ".join(f"donor:{donor.number} ({donor.name})" for donor in donors)
     return Remark(place, message, f"{{setting}} takes that of {listed}", "chat_template")

@@ -88,7 +88,8 @@ def test_experts_are_their_donors(mixture: Path, kind: str, donors: dict[str, li
 def test_what_is_said_of_them(mixture: Path, kind: str, tmp_path: Path) -> None:
     """mergekit asks for weights that add up to one, which llama.cpp's graph of qwen2moe does not do."""
     lost = "norm_topk_prob is True, but llama.cpp's graph of qwen2moe does not divide"
-    warnings = [finding.message for finding in doctor(mixture) if finding.severity != "info"]
+    found = [finding.message for finding in doctor(mixture) if finding.severity != "info"]
+    warnings = [message for message in found if "chat template" not in message]
     if kind == "qwen2":
         (said,) = warnings
         assert said.startswith(lost)
