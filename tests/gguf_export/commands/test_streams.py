@@ -172,7 +172,8 @@ def test_work_goes_on_though_nobody_can_be_told(model: Path, tmp_path: Path, how
     assert done.status == 0
     printed = said.read_text(encoding="utf-8")
     assert "Q8_0" in printed and "encoding:" not in printed
-    refused = Ran(words, said.open("w", encoding="utf-8"), SPOILT[how][0]())
+    other = [*words, "--override-kv", "general.author=str:x"]
+    refused = Ran(other, said.open("w", encoding="utf-8"), SPOILT[how][0]())
     assert refused.status == OUTPUT and not said.read_text(encoding="utf-8")
 
 
