@@ -169,6 +169,7 @@ def run_calibrated(
             )
         if save_imatrix is not None and not (skip_existing and files.imatrix_stands):
             files.finish()
+            job.source.refuse_changed()
             write_imatrix(save_imatrix, collected.imatrix, is_again=not force)
     seconds.wall = time.monotonic() - started
     figures = tuple(map(file_figures, job.outputs))

@@ -115,6 +115,7 @@ def run_fed_back(
             standing = files.standing
             if save_imatrix is not None and not (skip_existing and files.imatrix_stands):
                 files.finish()
+                job.source.refuse_changed()
                 write_imatrix(save_imatrix, collected.imatrix, is_again=not force)
     except _WorseError as worse:
         collected, figures = worse.collected, worse.figures

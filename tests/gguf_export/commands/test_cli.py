@@ -320,8 +320,9 @@ def test_hidden_states_in_bf16_change_the_figures_a_little(pico: Path, tmp_path:
 
 
 def test_existing_file_needs_force(model: Path, tmp_path: Path) -> None:
-    words = ("export", model, "-t", "Q8_0", "-o", tmp_path / "out", "--quiet")
+    words: tuple[Any, ...] = ("export", model, "-t", "Q8_0", "-o", tmp_path / "out", "--quiet")
     assert invoke(*words).exit_code == 0
+    words = (*words, "--override-kv", "general.author=str:x")
     check_one_line(invoke(*words), "--force")
     assert invoke(*words, "--force").exit_code == 0
 

@@ -70,7 +70,7 @@ def test_an_export_labels_and_is_found_again(folder: Path) -> None:
     assert made.name.startswith("P-xff-4x")
     keys = GGUFFile(made).keys
     assert keys["general.name"] == r"P\xff 4x1M"
-    assert keys["quantize.imatrix.file"] == label(saved)[:127]
+    assert keys["quantize.imatrix.file"] == r"saved\xff.gguf"
     odd = made.rename(out / f"g{ODD}.gguf")
     run("verify", odd, "--against", model, "--imatrix", saved, "-q")
     told = json.loads(invoke("inspect", odd, "--json").stdout)

@@ -138,8 +138,8 @@ def test_errors_is_one_call(folder: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 def test_types_are_given_by_name_and_count_once() -> None:
     assert ErrorSettings.of(["q4_k", "Q4_K"], prior=8) == ErrorSettings((QType.Q4_K,), prior=8)
-    with pytest.raises(RecipeError, match="Q4_K_M"):
-        ErrorSettings.of(["Q4_K_M"])
+    with pytest.raises(RecipeError, match="Q4_K_X"):
+        ErrorSettings.of(["Q4_K_X"])
 
 
 # -- compare
