@@ -64,9 +64,9 @@ def protocol(results: Results) -> list[tuple[str, str]]:
         facts.append(
             (
                 "speed",
-                f"{test.program}, {test.n_thread} thread{'s' * (test.n_thread != 1)}: tokens per second of a prompt of "
-                f"{test.n_prompt:,} tokens (pp), and of the {test.n_generated:,} tokens generated behind it (tg); the "
-                "median of three runs",
+                f"{test.program}, {test.n_thread} thread{'s' * (test.n_thread != 1)} of the CPU: tokens per second of "
+                f"a prompt of {test.n_prompt:,} tokens (pp), and of the {test.n_generated:,} tokens "
+                "generated behind it (tg); the median of three runs",
             )
         )
     versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
