@@ -15,8 +15,8 @@ from places import DEMO_MODEL, ROOT, SNAPSHOTS
 
 from gguf_export.checking.fit import GIB, fit
 from gguf_export.cli import main
-from gguf_export.reports import compare_page, error_page
 from gguf_export.reports.fit_tables import choices_table
+from gguf_export.reports.terms import TERMS
 from quantize.families import family_of, supported_architectures
 
 DOCUMENTS = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
@@ -105,7 +105,7 @@ def test_the_glossary_has_each_word_once_and_those_of_the_pages() -> None:
     assert len(anchors(path)) == len(set(anchors(path)))
     spelled = [word for word in words if word[0].isalpha() and word.isascii()]
     assert spelled == sorted(spelled, key=str.lower)
-    for term, _meaning in (*compare_page.MEANINGS, *error_page.MEANINGS):
+    for term in TERMS:
         assert term in text, term
 
 
