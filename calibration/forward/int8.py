@@ -8,10 +8,14 @@ x86 (ggml-cpu/arch/x86/quants.c), whose repacked variants give the same values. 
 float16 (common.h: cache_type_k, cache_type_v), from which flash attention takes them back to float32; queries stay
 float32 there (ggml-cpu/ops.cpp: ggml_compute_forward_flash_attn_ext_tiled).
 
-Not imitated: the order of additions, and the float16 in which Q8_1 keeps the sum of a block (Q4_1 and Q5_1), whose
-error is a thousandth of the rounding itself. The order decides more than its own error: a value that is next to the
-middle between two codes falls to the other side, and the error of a whole code goes on from there. So no two builds of
-llama.cpp find the same figures (docs/measured.md), and these are as far from one of them as it is from another.
+So each product, and attention, finds what llama.cpp's kernel finds for the same input, but for the order of additions
+in float32. One rounding is not imitated: Q8_1 keeps the sum of a block in float16, with which the minima of Q4_1 and
+Q5_1 are multiplied; it adds 2 to 8 % to the mean square of what the codes cost.
+
+The order of additions decides more than its own error: a value that is next to the middle between two codes falls to
+the other side. Where values are a part p of a code's width apart, a part p of the codes differs by a whole width, and
+the next values are apart by about the root of p of one: 1e-5 is a half behind four roundings. So no two builds of
+llama.cpp find the same figures, and these are as far from one of them as it is from another (docs/measured.md).
 """
 
 from __future__ import annotations

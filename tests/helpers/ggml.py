@@ -11,6 +11,7 @@ import platform
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,3 +102,87 @@ def decode(blocks: Array, qtype: QType, n_per_row: int) -> Array:
     function.argtypes = [ctypes.c_void_p, FLOAT_P, ctypes.c_int64]
     function(blocks.ctypes.data, _floats(out), out.size)
     return out
+
+
+# -- ggml's kernels
+
+
+class _InitParams(ctypes.Structure):
+    """ggml.h: struct ggml_init_params."""
+
+    _fields_ = (
+        ("mem_size", ctypes.c_size_t),
+        ("mem_buffer", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    )
+
+
+class _Graph:
+    """A graph of one operation in memory of its own, computed by ggml's CPU kernels with one thread."""
+
+    MEMORY = 16 << 20
+
+    def __init__(self) -> None:
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        self._declare("ggml_init", pointer, _InitParams)
+        self._declare("ggml_free", None, pointer)
+        self._declare("ggml_get_data", pointer, pointer)
+        self._declare("ggml_new_tensor_4d", pointer, pointer, ctypes.c_int, size, size, size, size)
+        self._declare("ggml_new_graph", pointer, pointer)
+        self._declare("ggml_build_forward_expand", None, pointer, pointer)
+        self._declare("ggml_graph_compute_with_ctx", ctypes.c_int, pointer, pointer, ctypes.c_int)
+        self._declare("ggml_mul_mat", pointer, pointer, pointer, pointer)
+        float_ = ctypes.c_float
+        self._declare("ggml_flash_attn_ext", pointer, *[pointer] * 5, float_, float_, float_)
+        library().ggml_cpu_init()
+        self.context = library().ggml_init(_InitParams(self.MEMORY, None, False))
+
+    @staticmethod
+    def _declare(name: str, result: Any, *arguments: Any) -> None:
+        function = getattr(library(), name)
+        function.restype, function.argtypes = result, arguments
+
+    def tensor(self, qtype: QType, values: Array, *shape: int) -> int:
+        """A tensor with these bytes; the shape has its innermost axis first, as ggml's `ne`."""
+        values = np.ascontiguousarray(values)
+        tensor = library().ggml_new_tensor_4d(self.context, int(qtype), *shape, *[1] * (4 - len(shape)))
+        ctypes.memmove(library().ggml_get_data(tensor), values.ctypes.data, values.nbytes)
+        return int(tensor)
+
+    def computed(self, result: int, *shape: int) -> Array:
+        """The values f32 of the tensor that an operation gave, in a shape with its innermost axis last."""
+        graph = library().ggml_new_graph(self.context)
+        library().ggml_build_forward_expand(graph, result)
+        assert library().ggml_graph_compute_with_ctx(self.context, graph, 1) == 0
+        out = np.empty(shape, np.float32)
+        ctypes.memmove(out.ctypes.data, library().ggml_get_data(result), out.nbytes)
+        library().ggml_free(self.context)
+        return out
+
+
+def multiply(blocks: Array, qtype: QType, x: Array) -> Array:
+    """`ggml_mul_mat` of x f32 [t, n_per_row] with blocks uint8 [n_rows, row bytes]: f32 [t, n_rows]."""
+    graph = _Graph()
+    weights = graph.tensor(qtype, blocks, x.shape[1], len(blocks))
+    inputs = graph.tensor(QType.F32, x, x.shape[1], len(x))
+    return graph.computed(library().ggml_mul_mat(graph.context, weights, inputs), len(x), len(blocks))
+
+
+def attend(q: Array, k: Array, v: Array, scale: float) -> Array:
+    """`ggml_flash_attn_ext`, causal, keys and values in float16.
+
+    q f32 [t, H, d], k and v f32 [t, G, d] -> f32 [t, H, d].
+    """
+    graph = _Graph()
+    n, _, width = q.shape
+    by_head = [x.transpose(1, 0, 2) for x in (q, k, v)]
+    mask = np.where(np.tri(n, dtype=bool), 0, -np.inf).astype(np.float16)
+    tensors = [
+        graph.tensor(qtype, x.astype(dtype), width, n, len(x))
+        for x, qtype, dtype in zip(
+            by_head, (QType.F32, QType.F16, QType.F16), (np.float32, np.float16, np.float16), strict=True
+        )
+    ]
+    tensors.append(graph.tensor(QType.F16, mask, n, n))
+    result = library().ggml_flash_attn_ext(graph.context, *tensors, scale, 0.0, 0.0)
+    return graph.computed(result, *q.shape)

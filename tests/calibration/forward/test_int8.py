@@ -8,9 +8,14 @@ import ggml
 import numpy as np
 import pytest
 import torch
+from block_checks import BLOCKS
+from places import GOLDEN
 
-from calibration.forward.int8 import InputRounding, round_q8_0, round_q8_k, rounding_for
+from calibration.forward.attention import attend
+from calibration.forward.int8 import InputRounding, round_f16, round_q8_0, round_q8_k, rounding_for
+from calibration.forward.stored import to_tensor
 from quantize.blocks import WRITABLE
+from quantize.decoding import decode_stored
 from quantize.tensors import Array, QType, TensorSpec
 
 pytestmark = pytest.mark.numeric
@@ -108,3 +113,51 @@ def test_a_rounded_input_is_dropped_with_its_input() -> None:
     assert rounding._last is not None
     del x
     assert rounding._last is None
+
+
+# -- whole products, and attention, as ggml's kernels found them (golden/make_products.py)
+
+ORDER = 2e-6  # what the order of additions in float32 may change, relative to the root of the sum of squared terms
+SUMS = 2e-3  # the same with weights whose minima are multiplied with sums in float16
+WITH_SUMS = (QType.Q4_1, QType.Q5_1)
+UNROUNDED = {QType.F32: 0.0, QType.F16: 3e-4, QType.BF16: 2e-3}
+"""What inputs that are not rounded change at least, by type of weights; with blocks of codes it is more."""
+
+
+@pytest.mark.parametrize("qtype", WRITABLE, ids=lambda qtype: qtype.name)
+def test_a_product_is_that_of_ggmls_kernel(qtype: QType) -> None:
+    golden = np.load(GOLDEN / "products.npz")
+    x, theirs = (torch.from_numpy(golden[name]).double() for name in ("x", f"y_{qtype.name}"))
+    blocks = np.load(BLOCKS / f"{qtype.name.lower()}.npz")["plain"][: theirs.shape[1]]
+    weights = to_tensor(decode_stored(blocks, qtype, x.shape[1])).double()
+    rounded = InputRounding()(TensorSpec("w", tuple(weights.shape), qtype), x.float())
+    size = (x.square() @ weights.square().T).sqrt()
+
+    def error(inputs: torch.Tensor) -> float:
+        return float(((inputs.double() @ weights.T - theirs).abs() / size).max())
+
+    assert error(rounded) < (SUMS if qtype in WITH_SUMS else ORDER)
+    assert error(x) >= UNROUNDED.get(qtype, 8e-3)
+
+
+def test_attention_is_that_of_ggmls_kernel() -> None:
+    """Keys and values in float16, queries and all that follows in float32."""
+    golden = np.load(GOLDEN / "products.npz")
+    q, k, v, theirs = (torch.from_numpy(golden[name])[None] for name in ("q", "k", "v", "mixed"))
+
+    def error(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> float:
+        return float((attend(q, k, v, 0.25) - theirs).abs().max())
+
+    assert error(q, round_f16(k), round_f16(v)) < 1e-5
+    assert error(q, round_f16(k), v) > 1e-4
+    assert error(q, k, round_f16(v)) > 1e-4
+    assert error(round_f16(q), round_f16(k), round_f16(v)) > 1e-4
+
+
+def test_the_golden_products_are_what_ggml_finds() -> None:
+    ggml.require()
+    golden = np.load(GOLDEN / "products.npz")
+    blocks = np.load(BLOCKS / "q4_k.npz")["plain"][: golden["y_Q4_K"].shape[1]]
+    np.testing.assert_allclose(ggml.multiply(blocks, QType.Q4_K, golden["x"]), golden["y_Q4_K"], rtol=1e-4)
+    q, k, v = (golden[name] for name in ("q", "k", "v"))
+    np.testing.assert_allclose(ggml.attend(q, k, v, 0.25), golden["mixed"], atol=1e-5)
