@@ -238,7 +238,8 @@ def export(
     if planning.is_given and output.shows_tables:
         print_types(chosen)
     if dry_run:
-        output.show_plan(exporting.plan(model, recipes, folder, **settings))
+        planned = exporting.plan(model, recipes, folder, **settings, timed=True, jobs=running.jobs)
+        output.show_plan(planned)
     else:
         output.show_result(result)
 

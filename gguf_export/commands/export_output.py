@@ -122,7 +122,16 @@ def _in_all(planned: ExportPlan) -> str:
         what += f" and {path}, {size_in_words(n_imatrix)}"
         n_bytes += n_imatrix
     folder = planned.files[0].path.parent
-    return f"{what}: {size_in_words(n_bytes)} in all, {size_in_words(free_bytes(folder))} free in {folder}"
+    line = f"{what}: {size_in_words(n_bytes)} in all, {size_in_words(free_bytes(folder))} free in {folder}"
+    return line if planned.seconds is None else f"{line}; about {_in_words(planned.seconds)} of encoding"
+
+
+def _in_words(seconds: float) -> str:
+    """A time as rough as an estimate is."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = seconds / 60
+    return f"{round(minutes)} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _count(n: int, noun: str) -> str:

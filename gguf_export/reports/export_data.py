@@ -49,7 +49,7 @@ def export_dict(
         ],
     }
     if isinstance(done, ExportPlan):
-        figures |= {"free_bytes": free_bytes}
+        figures |= {"free_bytes": free_bytes, "estimated_seconds": done.seconds}
     else:
         figures |= {"bytes_read": done.bytes_read, "seconds": asdict(done.seconds)}
         figures |= {"feedback": None if done.feedback is None else asdict(done.feedback)}

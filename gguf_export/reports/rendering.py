@@ -6,6 +6,7 @@ characters, a change of the direction of writing) is shown escaped, as on the te
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gguf_export.reports.drawing import svg_for_page, wide_svg_for_page
-from gguf_export.reports.pages import Page
+from gguf_export.reports.pages import Details, Page, Section, Terms
+from gguf_export.reports.terms import TERMS
 from quantize.containers.untrusted import printable
 
 __all__ = ["render"]
@@ -21,7 +23,11 @@ __all__ = ["render"]
 
 def render(page: Page) -> str:
     """Make the whole document; equal pages give equal text."""
-    return _environment().get_template("page.html.jinja").render(page=page)
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(page=page, terms=frozenset(_terms(page.sections)))
+    )
 
 
 @cache
@@ -35,8 +41,22 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"svg": svg_for_page, "wide_svg": wide_svg_for_page}
+    environment.filters |= {"svg": svg_for_page, "wide_svg": wide_svg_for_page, "anchor": _anchor}
     return environment
+
+
+def _terms(parts: Iterable[Any]) -> Iterator[str]:
+    """The words that a page explains, to which its tables link."""
+    for part in parts:
+        if isinstance(part, Terms):
+            yield from (word for word, _ in part.facts if word in TERMS)
+        elif isinstance(part, Section | Details):
+            yield from _terms(part.parts)
+
+
+def _anchor(word: str) -> str:
+    """The name of a word's place on the page."""
+    return "term-" + "-".join(word.split())
 
 
 def _printable(value: Any) -> Any:

@@ -203,10 +203,13 @@ def plan(
     keep_split: bool = False,
     feedback: bool = False,
     chat_template: str | None = None,
+    timed: bool = False,
+    jobs: int | None = None,
 ) -> ExportPlan:
-    """Say what `export` would write: names, types, sizes and offsets; no weight is read and nothing is written.
+    """Say what `export` would write: names, types, sizes and offsets; nothing is written.
 
-    The arguments are those of `export`.
+    The arguments are those of `export`; `timed` reads and encodes some rows, by which the time of `jobs` threads is
+    estimated (`ExportPlan.seconds`). Without it no weight is read.
 
     Raises:
         MoeGgufError: see `prepare`.
@@ -245,7 +248,12 @@ def plan(
     kept = None
     if save_imatrix is not None and job.imatrix is not None:
         kept = save_imatrix, imatrix_bytes(job.imatrix)
-    return ExportPlan(tuple(map(file_figures, job.outputs)), tuple(remarks), kept)
+    seconds = None
+    if timed:
+        from gguf_export.writing.estimate import encoding_seconds
+
+        seconds = encoding_seconds(job, jobs)
+    return ExportPlan(tuple(map(file_figures, job.outputs)), tuple(remarks), kept, seconds)
 
 
 def imatrix_path(model: Path | str, folder: Path | str | None = None, **naming: Any) -> Path:

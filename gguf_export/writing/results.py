@@ -149,6 +149,9 @@ class ExportPlan:
     imatrix: tuple[Path, int] | None = None
     """The file that keeps the importances that a text gives, and its size in bytes."""
 
+    seconds: float | None = field(default=None, compare=False)
+    """An estimate of reading and encoding, without a text's way through the model; None where there is none."""
+
 
 @dataclass(frozen=True)
 class ExportResult:

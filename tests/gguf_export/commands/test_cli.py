@@ -156,6 +156,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(model: Path, tmp_path: Path)
     done = invoke("export", model, "-t", "Q8_0", "-o", tmp_path / "out", "--dry-run")
     assert done.exit_code == 0
     assert "blk.1.ffn_down_exps.weight" in done.stdout
+    assert re.search(
+        r"1 file: [\d.]+ \w+ in all, [\d.]+ \w+ free in .*; about \d+ s of encoding", done.stdout
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -415,6 +418,7 @@ def test_a_plan_and_a_result_for_programs(model: Path, tmp_path: Path) -> None:
     dry = invoke(*words, "--dry-run", "--json", "-")
     planned = json.loads(dry.stdout)
     assert not out.exists() and planned["dry_run"] and planned["free_bytes"] > planned["n_bytes"]
+    assert planned["estimated_seconds"] > 0
     assert any("fall back" in remark["message"] for remark in planned["remarks"])
     done = invoke(*words, "--json", tmp_path / "made.json")
     assert done.exit_code == 0 and "read once" in done.stdout
@@ -428,5 +432,5 @@ def test_a_plan_and_a_result_for_programs(model: Path, tmp_path: Path) -> None:
     fallen = [tensor for tensor in made["files"][0]["tensors"] if tensor["fallback_from"]]
     assert fallen and all(tensor["qtype"] != tensor["fallback_from"] for tensor in fallen)
     told = invoke(*words, "--dry-run").stdout.splitlines()[-1]
-    assert told.startswith("2 files: ") and told.endswith(f" free in {out}")
+    assert told.startswith("2 files: ") and f" free in {out}; about " in told
     check_one_line(invoke(*words, "--json", model / "config.json"), "is read, too")

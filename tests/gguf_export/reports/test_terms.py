@@ -30,11 +30,19 @@ LLAMA_BENCH = {"pp", "tg"}
 def test_pages_explain_their_words() -> None:
     page = compare_page(make_results(3, ("prose", "code")))
     for word in ("mean KLD", "same top", "same experts", "router KLD", "PPL ratio", "RMS Δp", "bpw"):
-        assert f"<dt>{word}</dt>" in page
-    assert "<dt>prior</dt>" not in page and "<dt>tg</dt>" not in page
+        assert f">{word}</dt>" in page
+    assert ">prior</dt>" not in page and ">tg</dt>" not in page
     page = error_page(make_report())
     for word in ("output error", "effective", "router entropy"):
-        assert f"<dt>{word}</dt>" in page
+        assert f">{word}</dt>" in page
+
+
+def test_tables_link_to_the_words_that_they_use() -> None:
+    for page in (compare_page(make_results(3, ("prose", "code"))), error_page(make_report())):
+        places = re.findall(r'<dt id="([^"]+)"', page)
+        links = re.findall(r'<a class="term" href="#([^"]+)">', page)
+        assert links and set(links) <= set(places)
+        assert len(places) == len(set(places))
 
 
 def test_each_word_has_one_line() -> None:
