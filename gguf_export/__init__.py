@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gguf_export.comparing.run import PassSettings, compare
     from gguf_export.comparing.texts import TextChoice
     from gguf_export.planning.plan_types import plan_types
+    from gguf_export.publishing.upload import upload_release
     from gguf_export.writing.calibrate import calibrate
     from gguf_export.writing.export import export, plan
     from gguf_export.writing.importances import merge_imatrices
@@ -44,6 +45,7 @@ __all__ = [
     "merge_imatrices",
     "plan",
     "plan_types",
+    "upload_release",
     "verify",
 ]
 
@@ -64,6 +66,7 @@ _MODULES = {
     "merge_imatrices": "gguf_export.writing.importances",
     "plan": "gguf_export.writing.export",
     "plan_types": "gguf_export.planning.plan_types",
+    "upload_release": "gguf_export.publishing.upload",
     "verify": "gguf_export.checking.verify",
 }
 

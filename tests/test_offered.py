@@ -25,6 +25,7 @@ OFFERED = {
         "merge_imatrices",
         "plan",
         "plan_types",
+        "upload_release",
         "verify",
     ],
 }
