@@ -36,8 +36,9 @@ def upload(folder: Path, repo: str, public: bool, quiet: bool) -> None:
 
     with ProgressView(quiet=quiet) as view:
         made = upload_release(folder, repo, public=public, progress=view, note=say)
-    if not quiet:
-        sent = f"sent {len(made.sent)} files, {size_in_words(made.bytes)}" if made.sent else "nothing to do"
-        tell(f"{sent}; {len(made.left)} were there already" if made.left else sent)
+    if quiet:
+        return
+    sent = f"sent {len(made.sent)} files, {size_in_words(made.bytes)}" if made.sent else "nothing to do"
+    tell(f"{sent}; {len(made.left)} were there already" if made.left else sent)
     with summary():
         show(made.url)

@@ -50,11 +50,11 @@ def release_files(folder: Path, note: Note) -> list[ReleaseFile]:
     if not sums.exists():
         message = f"holds no {SUMS}, which says what is sent"
         raise GGUFError(str(folder), message, f"give the folder of a release, or write {SUMS} with sha256sum")
-    listed = read_sums(sums)
+    # find and sha256sum write ./name, and the sum of SHA256SUMS itself while it is empty
+    listed = {str(PurePosixPath(spelled)): digest for spelled, digest in read_sums(sums).items()}
     listed[SUMS] = sha256(sums)
     files = []
-    for spelled, digest in sorted(listed.items()):
-        name = str(PurePosixPath(spelled))  # find and sha256sum write ./name
+    for name, digest in sorted(listed.items()):
         path = _path_of(folder, name)
         files.append(ReleaseFile(name, path, regular_size(path, ChecksumError), digest))
     if len(files) == 1:

@@ -430,7 +430,7 @@ def test_sums_that_name_what_is_no_part_of_a_release(
 def test_sums_as_find_and_sha256sum_write_them(hub: UploadHub, folder: Path) -> None:
     sums = folder / "SHA256SUMS"
     text = sums.read_text(encoding="utf-8").replace("  ", " *./")
-    sums.write_text(text + f"{hashlib.sha256(b'').hexdigest()} *SHA256SUMS\n", encoding="utf-8")
+    sums.write_text(text + f"{hashlib.sha256(b'').hexdigest()} *./SHA256SUMS\n", encoding="utf-8")
     upload_release(folder, REPO)
     check_whole(hub, folder)
 
@@ -483,7 +483,7 @@ def test_the_command(hub: UploadHub, folder: Path) -> None:
     done = invoke("upload", folder, "--repo", REPO)
     assert done.stderr.splitlines()[-1] == "nothing to do; 12 were there already"
     done = invoke("upload", folder, "--repo", REPO, "-q")
-    assert done.stderr == "" and done.stdout == f"{hub.endpoint}/{REPO}\n"
+    assert done.exit_code == 0 and done.output == ""
 
 
 class FakeXet:
