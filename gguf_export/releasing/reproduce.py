@@ -1,0 +1,131 @@
+"""The files of a release made again by its recipe.json, on whatever machine, and held against its sums."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calibration.text.donors import MERGE_FILE
+from calibration.text.text_settings import TextSettings
+from gguf_export.checking.checksums import sha256
+from gguf_export.files.replacing import write_bytes
+from gguf_export.releasing.recipe import shard_sums
+from gguf_export.releasing.record import stored_recipe
+from gguf_export.writing.export import export
+from quantize.containers.untrusted import quoted
+from quantize.exceptions import ChoiceError, TextError
+from quantize.sources.hub import local_path
+from quantize.telling import Note, OnProgress, discard, silent
+
+__all__ = ["Reproduced", "reproduce"]
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """The files that were made again: each with its SHA-256, and whether it is that of the recipe."""
+
+    files: tuple[tuple[Path, str, bool], ...]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether all files are, byte for byte, those of the recipe."""
+        return all(same for _, _, same in self.files)
+
+
+def reproduce(
+    model: Path | str,
+    recipe: Path,
+    folder: Path,
+    *,
+    texts: Sequence[Path] = (),
+    jobs: int | None = None,
+    progress: OnProgress = silent,
+    note: Note = discard,
+) -> Reproduced:
+    """Make the GGUF files of a recipe again.
+
+    The importance matrix beside the recipe is taken, where it is the one that the recipe names; else the calibration
+    texts are needed, and importances may differ in their last digits from one machine to another.
+
+    Args:
+        model: the checkpoint, whose shards must be those of the recipe.
+        recipe: recipe.json of a release.
+        folder: for the files.
+        texts: the calibration texts, where there is no importance matrix.
+        jobs: threads.
+        progress: told the progress of each step.
+        note: given the remarks of `export`.
+
+    Raises:
+        ChoiceError: this is no recipe, or another checkpoint.
+        TextError: importances and texts are missing, or others than those of the recipe.
+        MoeGgufError: see `export`.
+    """
+    told = stored_recipe(recipe)
+    if told is None or not isinstance(told.get("files"), dict):
+        raise ChoiceError(str(recipe), "is no recipe.json of a release", "give the one that a release wrote")
+    path = local_path(model)
+    _refuse_other_shards(str(model), told, shard_sums(path, progress))
+    with ExitStack() as stack:
+        weighed = _importances(told, recipe, path, texts, folder)
+        made = export(
+            path,
+            [str(entry["ftype"]) for entry in told["files"].values()],
+            folder,
+            name=told["arguments"]["name"],
+            chat_template=_template(told, stack),
+            jobs=jobs,
+            progress=progress,
+            note=note,
+            **weighed,
+        )
+    if "imatrix" in weighed and not (folder / weighed["imatrix"].name).exists():
+        write_bytes(folder / weighed["imatrix"].name, weighed["imatrix"].read_bytes())
+    found = []
+    for file in made.files:
+        digest = sha256(file.path, progress)
+        found.append((file.path, digest, told["files"].get(file.path.name, {}).get("sha256") == digest))
+    return Reproduced(tuple(found))
+
+
+def _refuse_other_shards(place: str, told: Mapping[str, Any], found: Mapping[str, str]) -> None:
+    expected = told["model"]["shards"]
+    for name in sorted({*expected, *found}):
+        if expected.get(name) != found.get(name):
+            message = f"its {quoted(name)} is not that of the recipe, by its SHA-256"
+            raise ChoiceError(place, message, f"give the checkpoint {quoted(told['model']['name'])}")
+
+
+def _importances(
+    told: Mapping[str, Any], recipe: Path, model: Path, texts: Sequence[Path], folder: Path
+) -> dict[str, Any]:
+    """The arguments of `export` that weigh the files."""
+    name = Path(str(told["imatrix"]["file"])).name
+    beside = recipe.absolute().parent / name
+    if not texts and beside.is_file() and sha256(beside) == told["imatrix"]["sha256"]:
+        return {"imatrix": beside}
+    prompts = [path for path in (model / MERGE_FILE,) if path.is_file() and not texts]
+    wanted = [str(text["sha256"]) for text in told["calibration"]]
+    if [sha256(path) for path in (*texts, *prompts)] != wanted:
+        names = ", ".join(quoted(text["name"]) for text in told["calibration"])
+        message = f"neither the importance matrix {quoted(name)} is beside it, nor are these the texts"
+        raise TextError(str(recipe), message, f"give {{setting}} {names}", setting="text")
+    settings = TextSettings(tuple(texts), tuple(prompts), n_chunk=told["arguments"]["n_chunk"])
+    return {"text": settings, "save_imatrix": folder / name}
+
+
+def _template(told: Mapping[str, Any], stack: ExitStack) -> str | None:
+    """The choice of the template: the model's own, none, or the one that the recipe holds, as a file."""
+    text = told["chat_template"]
+    if not text:
+        return None if text is None else "none"
+    file = stack.enter_context(
+        tempfile.NamedTemporaryFile("w", suffix=".jinja", encoding="utf-8", newline="")
+    )
+    file.write(text)
+    file.flush()
+    return file.name
