@@ -113,6 +113,7 @@ def _card_facts(
     versions = f"moe-gguf {version()}" + (f", {llama}" if llama else "")
     return CardFacts(
         about=job.about,
+        title=job.stem,
         repo=job.settings.repo,
         results=results,
         files={file.ftype: file.path.name for file in files},

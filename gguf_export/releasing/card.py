@@ -36,6 +36,7 @@ MOST_LISTED = 24
 class CardFacts:
     """What the card tells.
 
+    title: with which the names of the files begin.
     files: file type -> name of the file.
     smoke: file type -> verdict of the smoke test.
     program: the llama.cpp that ran the files, None where there was none.
@@ -46,6 +47,7 @@ class CardFacts:
     """
 
     about: About
+    title: str
     repo: str | None
     results: Results
     files: dict[str, str]

@@ -1,27 +1,27 @@
-"""A release, step by step: doctor, one read, verify, compare, smoke test, bundle; each step goes on where it stopped."""
+"""A release, step by step: doctor, one read, verify, compare, smoke test, bundle; each goes on where it stopped."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from calibration.text.text_settings import TextSettings
 from gguf_export.checking.fit import Fit
-from gguf_export.comparing.results import Results
-from gguf_export.releasing.bundle import fit_by_quality, write_bundle
-from gguf_export.releasing.front_matter import front_matter
 from gguf_export.releasing.job import ReleaseJob, prepare
 from gguf_export.releasing.record import Record
 from gguf_export.releasing.settings import ReleaseSettings
 from gguf_export.releasing.smoke import has_failed
-from gguf_export.releasing.steps import check_model, measure, smoke_all, verify_all
 from gguf_export.writing.export import ExportPlan, export, plan
 from gguf_export.writing.results import FileFigures
 from quantize.exceptions import OutputError
 from quantize.sources.checkpoint_files import files_of_model
 from quantize.telling import Note, OnProgress, Remark, discard, silent
+
+if (
+    TYPE_CHECKING
+):  # what measures and draws imports torch and matplotlib, and a release that stands needs neither
+    from gguf_export.comparing.results import Results
 
 __all__ = ["ReleasePlan", "ReleaseResult", "plan_release", "release"]
 
@@ -65,6 +65,9 @@ def plan_release(settings: ReleaseSettings, note: Note = discard) -> ReleasePlan
     Raises:
         MoeGgufError: see `job.prepare` and `export`.
     """
+    from gguf_export.releasing.bundle import fit_by_quality
+    from gguf_export.releasing.front_matter import front_matter
+
     job = prepare(settings, note)
     planned = plan(job.model, job.types, job.folder, **_export_settings(job))
     return ReleasePlan(
@@ -101,6 +104,9 @@ def release(
     job = prepare(settings, note)
     if not settings.force and job.is_done():
         return ReleaseResult(job.folder, settings.repo)
+    from gguf_export.releasing.bundle import write_bundle
+    from gguf_export.releasing.steps import check_model, measure, smoke_all, verify_all
+
     _refuse_inside(job)
     check_model(job, progress, note)
     if not set(LIKELY) & set(job.types):
@@ -134,6 +140,8 @@ def release(
 
 def _export_settings(job: ReleaseJob) -> dict[str, Any]:
     """The arguments of `export` but model, types and folder."""
+    from calibration.text.text_settings import TextSettings
+
     settings = job.settings
     text = TextSettings(
         tuple(text.path for text in job.texts),

@@ -123,9 +123,7 @@ def _template(told: Mapping[str, Any], stack: ExitStack) -> str | None:
     text = told["chat_template"]
     if not text:
         return None if text is None else "none"
-    file = stack.enter_context(
-        tempfile.NamedTemporaryFile("w", suffix=".jinja", encoding="utf-8", newline="")
-    )
-    file.write(text)
-    file.flush()
-    return file.name
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-gguf-")))
+    file = folder / "chat_template.jinja"
+    file.write_bytes(text.encode("utf-8"))
+    return str(file)
