@@ -24,6 +24,7 @@ from gguf_export.commands.quantize import quantize
 from gguf_export.commands.release import release
 from gguf_export.commands.signals import Stopped, orderly_stops
 from gguf_export.commands.streams import standard_streams, tell
+from gguf_export.commands.upload import upload
 from gguf_export.commands.verify import verify
 
 
@@ -75,5 +76,5 @@ def main() -> None:
     """Quantized GGUF files from bf16 Mixture-of-Experts checkpoints, in one streaming pass."""
 
 
-for verb in (compare, doctor, errors, export, imatrix, inspect, plan, quantize, release, verify):
+for verb in (compare, doctor, errors, export, imatrix, inspect, plan, quantize, release, upload, verify):
     main.add_command(verb)

@@ -16,10 +16,12 @@
     ├── DeviceError              a device on which torch cannot compute here
     ├── ActivationError          a layer or expert whose output is not finite
     ├── DamagedStateError        a saved state from which a pass cannot go on
+    ├── ChecksumError            a file, here or where it was sent, is not what SHA256SUMS says
     └── OutputError              an output that cannot be written
         ├── OutputExistsError    it is there already
         ├── OutputBusyError      another run is writing it
-        └── NoSpaceError         the disk has no room for it
+        ├── NoSpaceError         the disk has no room for it
+        └── UploadError          the Hub refuses what is sent, or cannot be reached
 
 An error has fields: the place (file, key or tensor), the message, the remedy, and the setting that the remedy is about.
 Settings are named as the library names them; whoever shows the line may spell them otherwise (`line`). Anything else
@@ -141,6 +143,10 @@ class DamagedStateError(MoeGgufError):
     """A state that is torn, changed, or of another pass; whoever reads one begins afresh instead."""
 
 
+class ChecksumError(MoeGgufError):
+    """A file that is not what SHA256SUMS says, in its folder or in the repository to which it was sent."""
+
+
 class OutputError(MoeGgufError):
     """An output that cannot be written: the folder or the disk does not allow it."""
 
@@ -155,6 +161,10 @@ class OutputBusyError(OutputError):
 
 class NoSpaceError(OutputError):
     """An output for which the disk has no room."""
+
+
+class UploadError(OutputError):
+    """A repository on the Hugging Face Hub that cannot be written: the Hub refuses, or cannot be reached."""
 
 
 def is_full(error: OSError) -> bool:

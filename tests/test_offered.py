@@ -13,6 +13,7 @@ OFFERED = {
         "ForwardSettings",
         "ModelChoice",
         "PassSettings",
+        "ReleaseSettings",
         "TextChoice",
         "TextSettings",
         "calibrate",
@@ -25,6 +26,8 @@ OFFERED = {
         "merge_imatrices",
         "plan",
         "plan_types",
+        "release",
+        "upload_release",
         "verify",
     ],
 }

@@ -16,7 +16,7 @@ from quantize.exceptions import GGUFError, OutputError
 from quantize.sources.fingerprint import SeenFiles
 from quantize.telling import OnProgress, Progress, silent
 
-__all__ = ["SUMS", "check_sum", "sha256"]
+__all__ = ["SUMS", "check_sum", "read_sums", "sha256"]
 
 SUMS = "SHA256SUMS"
 MAX_BYTES = 2**24  # of a SHA256SUMS
@@ -47,6 +47,15 @@ def check_sum(path: Path, progress: OnProgress = silent) -> Finding:
             f"the file is damaged: fetch it again; if it was made anew, remove its line from {SUMS}",
         )
     return info(str(path), f"SHA-256 is {digest}, as {SUMS} says")
+
+
+def read_sums(sums: Path) -> dict[str, str]:
+    """What a SHA256SUMS says: name of a file, as it is spelled there -> hash, hexadecimal; empty where there is none.
+
+    Raises:
+        GGUFError: it cannot be read.
+    """
+    return _listed(sums)[0]
 
 
 def sha256(path: Path, progress: OnProgress = silent) -> str:

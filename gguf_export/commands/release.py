@@ -266,6 +266,10 @@ def _upload(made: ReleaseResult, public: bool, quiet: bool) -> None:
 
     assert made.repo is not None
     with ProgressView(quiet=quiet) as view:
-        upload_release(made.folder, made.repo, public=public, progress=view, note=say)
+        sent = upload_release(made.folder, made.repo, public=public, progress=view, note=say)
     if not quiet:
-        show(f"published: https://huggingface.co/{made.repo} ({'public' if public else 'private'})")
+        show(
+            f"{sent.url}: {len(sent.sent)} files sent, {len(sent.left)} were there"
+            if sent.sent
+            else f"{sent.url}: nothing to send"
+        )
