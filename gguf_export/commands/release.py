@@ -26,14 +26,12 @@ __all__ = ["release"]
 @click.command(cls=Verb, modes={"recipe": ("texts", "folder", "jobs", "quiet")})
 @MODEL
 @option("--repo", metavar="OWNER/NAME", help="Where the folder will be on the Hugging Face Hub.")
-@ftypes("File type; may be repeated. Those that are in the folder stay.  [default: those of --set]")
+@ftypes("File type; may be repeated. Those that are in the folder already stay.")
 @option(
     "--set",
     "chosen_set",
     type=click.Choice(["small", "standard", "all"]),
-    default="standard",
-    show_default=True,
-    help="File types by the set: 3, 9 or 14 of them.",
+    help="3, 9 or 14 file types.  [default: standard, without -t]",
 )
 @option(
     "-o",
@@ -106,7 +104,7 @@ def release(
     model: Path,
     repo: str | None,
     types: tuple[str, ...],
-    chosen_set: str,
+    chosen_set: str | None,
     folder: Path | None,
     texts: tuple[Path, ...],
     judges: tuple[str, ...],
@@ -142,9 +140,11 @@ def release(
     if recipe is not None:
         _make_again(model, recipe, folder, texts, jobs, quiet)
         return
+    if types and chosen_set:
+        raise click.UsageError("give -t or --set, not both")
     settings = ReleaseSettings(
         model=model,
-        types=types or SETS[chosen_set],
+        types=types or SETS[chosen_set or "standard"],
         folder=folder,
         repo=repo,
         texts=texts,

@@ -95,15 +95,17 @@ def stored_recipe(path: Path) -> dict[str, Any] | None:
         told = read_json(path, ChoiceError)
     except ChoiceError:
         return None
-    return told if told.get("kind") == KIND and told.get("schema") == SCHEMA else None
+    files = told.get("files")
+    if told.get("kind") != KIND or told.get("schema") != SCHEMA or not isinstance(files, dict):
+        return None
+    return told if all(isinstance(entry, dict) for entry in files.values()) else None
 
 
 def _entries(told: Mapping[str, Any]) -> dict[str, FileRecord]:
     """The entries that hold what they should; names that lead out of the folder are passed over."""
-    files = told.get("files")
     entries = {}
-    for name, entry in files.items() if isinstance(files, dict) else ():
-        if not isinstance(entry, dict) or Path(name).name != name:
+    for name, entry in told["files"].items():
+        if Path(name).name != name:
             continue
         texts = {key: entry.get(key) for key in ("ftype", "sha256", "verified", "smoke", "compared")}
         n_bytes = entry.get("n_bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -65,19 +66,17 @@ def reproduce(
         TextError: importances and texts are missing, or others than those of the recipe.
         MoeGgufError: see `export`.
     """
-    told = stored_recipe(recipe)
-    if told is None or not isinstance(told.get("files"), dict):
-        raise ChoiceError(str(recipe), "is no recipe.json of a release", "give the one that a release wrote")
+    told = _Recipe.of(recipe)
     path = local_path(model)
     _refuse_other_shards(str(model), told, shard_sums(path, progress))
     with ExitStack() as stack:
-        weighed = _importances(told, recipe, path, texts, folder)
+        weighed = _importances(told, path, texts, folder)
         made = export(
             path,
-            [str(entry["ftype"]) for entry in told["files"].values()],
+            told.types,
             folder,
-            name=told["arguments"]["name"],
-            chat_template=_template(told, stack),
+            name=told.name,
+            chat_template=_template(told.chat_template, stack),
             jobs=jobs,
             progress=progress,
             note=note,
@@ -88,39 +87,98 @@ def reproduce(
     found = []
     for file in made.files:
         digest = sha256(file.path, progress)
-        found.append((file.path, digest, told["files"].get(file.path.name, {}).get("sha256") == digest))
+        found.append((file.path, digest, told.sums.get(file.path.name) == digest))
     return Reproduced(tuple(found))
 
 
-def _refuse_other_shards(place: str, told: Mapping[str, Any], found: Mapping[str, str]) -> None:
-    expected = told["model"]["shards"]
-    for name in sorted({*expected, *found}):
-        if expected.get(name) != found.get(name):
+@dataclass(frozen=True)
+class _Recipe:
+    """What a recipe.json says, which a stranger may have written."""
+
+    path: Path
+    types: tuple[str, ...]
+    sums: dict[str, str]
+    model: str
+    shards: dict[str, str]
+    name: str | None
+    n_chunk: int | None
+    chat_template: str | None
+    imatrix: str
+    imatrix_sum: str
+    texts: tuple[tuple[str, str], ...]
+    """Name and SHA-256 of each calibration text."""
+
+    @classmethod
+    def of(cls, path: Path) -> _Recipe:
+        """Read it.
+
+        Raises:
+            ChoiceError: it is something else, or damaged.
+        """
+        told = stored_recipe(path)
+        if told is None:
+            raise ChoiceError(
+                str(path), "is no recipe.json of a release", "give the one that a release wrote"
+            )
+        try:
+            found = cls._taken(path, told)
+        except (KeyError, TypeError, AttributeError):
+            found = None
+        if found is None or not re.fullmatch(r"[^/\\]+-imatrix\.gguf", found.imatrix):
+            raise ChoiceError(str(path), "is damaged", "give the one that a release wrote")
+        return found
+
+    @classmethod
+    def _taken(cls, path: Path, told: Mapping[str, Any]) -> _Recipe:
+        n_chunk, name, template = (
+            told["arguments"]["n_chunk"],
+            told["arguments"]["name"],
+            told["chat_template"],
+        )
+        if not isinstance(n_chunk, int | None) or not all(
+            isinstance(one, str | None) for one in (name, template)
+        ):
+            raise TypeError
+        return cls(
+            path,
+            tuple(str(entry["ftype"]) for entry in told["files"].values()),
+            {name: str(entry["sha256"]) for name, entry in told["files"].items()},
+            str(told["model"]["name"]),
+            {name: str(digest) for name, digest in told["model"]["shards"].items()},
+            name,
+            n_chunk,
+            template,
+            str(told["imatrix"]["file"]),
+            str(told["imatrix"]["sha256"]),
+            tuple((str(text["name"]), str(text["sha256"])) for text in told["calibration"]),
+        )
+
+
+def _refuse_other_shards(place: str, told: _Recipe, found: Mapping[str, str]) -> None:
+    for name in sorted({*told.shards, *found}):
+        if told.shards.get(name) != found.get(name):
             message = f"its {quoted(name)} is not that of the recipe, by its SHA-256"
-            raise ChoiceError(place, message, f"give the checkpoint {quoted(told['model']['name'])}")
+            raise ChoiceError(place, message, f"give the checkpoint {quoted(told.model)}")
 
 
-def _importances(
-    told: Mapping[str, Any], recipe: Path, model: Path, texts: Sequence[Path], folder: Path
-) -> dict[str, Any]:
+def _importances(told: _Recipe, model: Path, texts: Sequence[Path], folder: Path) -> dict[str, Any]:
     """The arguments of `export` that weigh the files."""
-    name = Path(str(told["imatrix"]["file"])).name
-    beside = recipe.absolute().parent / name
-    if not texts and beside.is_file() and sha256(beside) == told["imatrix"]["sha256"]:
+    beside = told.path.absolute().parent / told.imatrix
+    if not texts and beside.is_file() and sha256(beside) == told.imatrix_sum:
         return {"imatrix": beside}
     prompts = [path for path in (model / MERGE_FILE,) if path.is_file() and not texts]
-    wanted = [str(text["sha256"]) for text in told["calibration"]]
-    if [sha256(path) for path in (*texts, *prompts)] != wanted:
-        names = ", ".join(quoted(text["name"]) for text in told["calibration"])
-        message = f"neither the importance matrix {quoted(name)} is beside it, nor are these the texts"
-        raise TextError(str(recipe), message, f"give {{setting}} {names}", setting="text")
-    settings = TextSettings(tuple(texts), tuple(prompts), n_chunk=told["arguments"]["n_chunk"])
-    return {"text": settings, "save_imatrix": folder / name}
+    if [sha256(path) for path in (*texts, *prompts)] != [digest for _, digest in told.texts]:
+        names = ", ".join(quoted(name) for name, _ in told.texts)
+        message = (
+            f"neither the importance matrix {quoted(told.imatrix)} is beside it, nor are these the texts"
+        )
+        raise TextError(str(told.path), message, f"give {{setting}} {names}", setting="text")
+    settings = TextSettings(tuple(texts), tuple(prompts), n_chunk=told.n_chunk)
+    return {"text": settings, "save_imatrix": folder / told.imatrix}
 
 
-def _template(told: Mapping[str, Any], stack: ExitStack) -> str | None:
+def _template(text: str | None, stack: ExitStack) -> str | None:
     """The choice of the template: the model's own, none, or the one that the recipe holds, as a file."""
-    text = told["chat_template"]
     if not text:
         return None if text is None else "none"
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-gguf-")))

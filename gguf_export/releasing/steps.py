@@ -18,15 +18,17 @@ from gguf_export.comparing.models import ModelChoice
 from gguf_export.comparing.results import Results
 from gguf_export.comparing.run import PassSettings, StateSettings, compare
 from gguf_export.comparing.texts import NamedText, TextChoice
+from gguf_export.files.disk import write_error
 from gguf_export.files.replacing import write_text
 from gguf_export.releasing.job import ReleaseJob
 from gguf_export.releasing.record import FileRecord, Record
 from gguf_export.releasing.smoke import NOT_RUN, program, smoke_test
 from gguf_export.reports.compare_data import compare_json
 from gguf_export.reports.compare_read import read_results
+from gguf_export.vocab.template_check import absence
 from gguf_export.writing.results import FileFigures
 from gguf_export.writing.state_file import working_files
-from quantize.exceptions import CheckpointError, ChoiceError, GGUFError
+from quantize.exceptions import SETTING, CheckpointError, ChoiceError, GGUFError
 from quantize.telling import Note, OnProgress, Progress, Remark
 
 __all__ = ["COMPARE_JSON", "check_model", "measure", "smoke_all", "verify_all"]
@@ -44,19 +46,20 @@ def check_model(job: ReleaseJob, progress: OnProgress, note: Note) -> None:
         CheckpointError: there are faults; `note` was told each.
     """
     found = doctor(job.model, progress=progress)
+    missing = absence(str(job.model), job.model).message
     is_chosen = job.settings.chat_template is not None
-    of_template = [finding for finding in found if finding.setting == TEMPLATE]
-    errors = [finding for finding in found if finding.severity == "error" and finding not in of_template]
-    if not is_chosen:
-        errors += of_template
+    errors = [
+        finding
+        for finding in found
+        if (finding.severity == "error" or finding.message == missing)
+        and not (is_chosen and finding.setting == TEMPLATE)
+    ]
     _tell([finding for finding in found if finding.severity == "warning" and finding not in errors], note)
     if errors:
         _tell(errors[:-1], note)
         last = errors[-1]
-        remedy = last.remedy
-        if last in of_template:
-            remedy += "; {setting} none publishes files without one"
-        raise CheckpointError(last.place, last.message, remedy, setting=last.setting)
+        more = f"; {SETTING} none publishes files without one" if last.setting == TEMPLATE else ""
+        raise CheckpointError(last.place, last.message, last.remedy + more, setting=last.setting)
 
 
 def verify_all(
@@ -113,7 +116,10 @@ def measure(
         MoeGgufError: see `comparing.run.compare`.
     """
     path = job.folder / COMPARE_JSON
-    path.parent.mkdir(exist_ok=True)
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise write_error(path.parent, error) from error
     keys = {file.path.name: _key(job, record.files[file.path.name].sha256) for file in files}
     earlier = _earlier(path, files, record, keys)
     known = {model.label for model in earlier.models} if earlier else set()

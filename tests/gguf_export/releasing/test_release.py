@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from pico import pico_mixtral
 
 from gguf_export.commands.exit_codes import FINDINGS, INPUT, USAGE
+from gguf_export.comparing import run
 from gguf_export.publishing import upload
 from gguf_export.publishing.upload import UploadResult
 from gguf_export.releasing import bundle, job, steps
@@ -159,7 +160,7 @@ def test_what_changed_is_made_anew(place: Path, folder: Path, change: str) -> No
 
 def test_one_more_type_later_renews_all(place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
-    compare = steps.compare
+    compare = run.compare
 
     def counted(models: Any, *args: Any, **settings: Any) -> Any:
         measured.append(len(models.paths) - 1)
