@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def about(
     is_own = license is None
     donors = tuple(_shown(donor.name) for donor in donors_of(checkpoint.path))
     return About(
-        name=label(checkpoint.path.resolve().name) or "model",
+        name=label(Path(os.path.abspath(checkpoint.path)).name) or "model",  # noqa: PTH100 (keeps links)
         arch=checkpoint.arch,
         model_type=str(checkpoint.config.get("model_type", checkpoint.arch)),
         n_expert=checkpoint.hparams.n_expert,

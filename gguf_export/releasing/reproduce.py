@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,7 @@ def reproduce(
     with ExitStack() as stack:
         weighed = _importances(told, path, texts, folder)
         made = export(
-            path,
+            _by_its_name(path, told.model, stack),
             told.types,
             folder,
             name=told.name,
@@ -124,7 +125,11 @@ class _Recipe:
             found = cls._taken(path, told)
         except (KeyError, TypeError, AttributeError):
             found = None
-        if found is None or not re.fullmatch(r"[^/\\]+-imatrix\.gguf", found.imatrix):
+        if (
+            found is None
+            or not re.fullmatch(r"[^/\\]+-imatrix\.gguf", found.imatrix)
+            or not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*", found.model)
+        ):
             raise ChoiceError(str(path), "is damaged", "give the one that a release wrote")
         return found
 
@@ -159,6 +164,15 @@ def _refuse_other_shards(place: str, told: _Recipe, found: Mapping[str, str]) ->
         if told.shards.get(name) != found.get(name):
             message = f"its {quoted(name)} is not that of the recipe, by its SHA-256"
             raise ChoiceError(place, message, f"give the checkpoint {quoted(told.model)}")
+
+
+def _by_its_name(model: Path, name: str, stack: ExitStack) -> Path:
+    """The checkpoint under the name that its folder had, from which names in the files may follow."""
+    if Path(os.path.abspath(model)).name == name:  # noqa: PTH100 (keeps links)
+        return model
+    link = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-gguf-"))) / name
+    link.symlink_to(model.absolute(), target_is_directory=True)
+    return link
 
 
 def _importances(told: _Recipe, model: Path, texts: Sequence[Path], folder: Path) -> dict[str, Any]:

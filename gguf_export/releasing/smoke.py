@@ -14,6 +14,7 @@ from typing import Any
 from calibration.text.chat_templates import KEY
 from gguf_export.checking.llama_cpp import is_installed
 from quantize.containers.untrusted import quoted
+from quantize.exceptions import MoeGgufError
 from quantize.sources.gguf_file import GGUFFile
 
 __all__ = ["MESSAGES", "NOT_RUN", "N_TOKEN", "PASSED", "has_failed", "program", "smoke_test"]
@@ -53,10 +54,14 @@ def smoke_test(path: Path) -> str:
     """
     if not is_installed():
         return NOT_RUN
+    try:
+        has_template = bool(GGUFFile(path).keys.get(KEY))
+    except MoeGgufError as fault:
+        return f"failed: {fault.message}"
     asked = {
         "messages": MESSAGES,
         "plain": PLAIN,
-        "has_template": bool(GGUFFile(path).keys.get(KEY)),
+        "has_template": has_template,
         "n_token": N_TOKEN,
     }
     home = str(Path(__file__).parents[2])

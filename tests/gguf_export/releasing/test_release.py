@@ -158,6 +158,7 @@ def test_what_changed_is_made_anew(place: Path, folder: Path, change: str) -> No
     assert (folder / "quality.png").exists() and (folder / "Pico-4x1M-Q8_0.gguf").exists()
 
 
+@pytest.mark.slow
 def test_one_more_type_later_renews_all(place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
     compare = run.compare
@@ -179,6 +180,7 @@ def test_one_more_type_later_renews_all(place: Path, folder: Path, monkeypatch: 
     assert labels == ["Q8_0", "Q4_K_M", "Q2_K"]
 
 
+@pytest.mark.slow
 def test_a_release_that_was_stopped_goes_on(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +238,7 @@ def test_a_folder_that_is_read_is_not_written_into(place: Path) -> None:
     check_one_line(done, "choose another folder")
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_write_stops_the_upload(
     place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
