@@ -21,6 +21,7 @@ HEAVY = (
     "transformers",
     "filelock",
     "yaml",
+    "huggingface_hub",
 )
 
 WITHOUT_TORCH = """
@@ -39,6 +40,7 @@ for words in ({words}):
     except SystemExit as left:
         assert left.code in (0, None), words
 assert "torch" not in sys.modules
+assert "huggingface_hub" not in sys.modules  # nothing here is on the Hub
 """
 
 

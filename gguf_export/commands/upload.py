@@ -14,15 +14,17 @@ from gguf_export.commands.verb import Verb, option
 @click.argument("folder", type=FILE)
 @option("--repo", required=True, metavar="OWNER/NAME", help="The repository; it is made where there is none.")
 @option(
-    "--public", is_flag=True, help="Make a repository that all may see, and write to one.  [default: private]"
+    "--public",
+    is_flag=True,
+    help="A repository that all may see; without it one is made private, and a public one refused.",
 )
 @QUIET
 def upload(folder: Path, repo: str, public: bool, quiet: bool) -> None:
-    """Send the files that SHA256SUMS in FOLDER names, and it, to a repository of models on the Hugging Face Hub.
+    """Send the release in FOLDER to a repository on the Hugging Face Hub.
 
-    Only what the repository lacks is sent, after it was held against SHA256SUMS: the importance matrix, Q4_K_M, the
-    others by size, the small files, and README.md and SHA256SUMS last. The same command goes on where one was stopped.
-    Afterwards the repository is compared with SHA256SUMS; a difference is exit status 1.
+    That is the files that SHA256SUMS names, and it, each held against its sum, and only what the repository lacks: the
+    importance matrix, Q4_K_M, the others by size, the small files, and README.md and SHA256SUMS last. The same command
+    goes on where one was stopped. Afterwards the repository is compared with SHA256SUMS; a difference is exit status 1.
 
     The token is the one of hf auth login, or in HF_TOKEN; it must be allowed to write. HF_ENDPOINT names another Hub.
     """

@@ -28,6 +28,7 @@ from huggingface_hub.utils import (
 
 from gguf_export.publishing.failures import is_passing, seconds_asked_for, upload_error
 from gguf_export.publishing.release_files import ReleaseFile
+from gguf_export.publishing.xet_progress import telling
 from quantize.exceptions import MoeGgufError, UploadError
 from quantize.telling import Note, Remark
 
@@ -128,8 +129,9 @@ class Repository:
                 addition = _Addition(file.name, str(file.path))
                 addition.upload_info.sha256 = bytes.fromhex(file.sha256)  # so that it is not computed again
                 if file.is_model:
-                    addition.on_read = lambda n_read, before=before: on_read(before + n_read)
-                    self._api.preupload_lfs_files(self.name, [addition])
+                    addition.on_read = _behind(before, on_read)
+                    with telling(addition.on_read):
+                        self._api.preupload_lfs_files(self.name, [addition])
                     before += file.size
                 additions.append(addition)
             confirm()
@@ -165,6 +167,10 @@ class Repository:
             self._note(Remark(self.name, f"{fault.message}; it is tried again in {wait:.0f} s"))
             time.sleep(wait)
         raise AssertionError("the last round returns or raises")
+
+
+def _behind(before: int, on_read: Callable[[int], None]) -> Callable[[int], None]:
+    return lambda n_read: on_read(before + n_read)
 
 
 class _Addition(CommitOperationAdd):

@@ -74,9 +74,16 @@ def test_every_error_has_a_status() -> None:
     for kind in kinds:
         kinds += kind.__subclasses__()
     found = {kind.__name__: exit_codes.status_of(kind("", "")) for kind in kinds}
-    assert set(found.values()) == {exit_codes.USAGE, exit_codes.INPUT, exit_codes.OUTPUT}
+    assert set(found.values()) == {
+        exit_codes.FINDINGS,
+        exit_codes.USAGE,
+        exit_codes.INPUT,
+        exit_codes.OUTPUT,
+    }
     for name, status in found.items():
-        assert (status == exit_codes.OUTPUT) == (name.startswith("Output") or name == "NoSpaceError"), name
+        is_output = name.startswith("Output") or name in ("NoSpaceError", "UploadError")
+        assert (status == exit_codes.OUTPUT) == is_output, name
+        assert (status == exit_codes.FINDINGS) == (name == "ChecksumError"), name
 
 
 def test_the_statuses_are_documented() -> None:
