@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from gguf_export.comparing.texts import TextChoice
     from gguf_export.planning.plan_types import plan_types
     from gguf_export.publishing.upload import upload_release
+    from gguf_export.releasing.release import release
+    from gguf_export.releasing.settings import ReleaseSettings
     from gguf_export.writing.calibrate import calibrate
     from gguf_export.writing.export import export, plan
     from gguf_export.writing.importances import merge_imatrices
@@ -33,6 +35,7 @@ __all__ = [
     "ForwardSettings",
     "ModelChoice",
     "PassSettings",
+    "ReleaseSettings",
     "TextChoice",
     "TextSettings",
     "calibrate",
@@ -45,6 +48,7 @@ __all__ = [
     "merge_imatrices",
     "plan",
     "plan_types",
+    "release",
     "upload_release",
     "verify",
 ]
@@ -54,6 +58,7 @@ _MODULES = {
     "ForwardSettings": "calibration.forward.settings",
     "ModelChoice": "gguf_export.comparing.models",
     "PassSettings": "gguf_export.comparing.run",
+    "ReleaseSettings": "gguf_export.releasing.settings",
     "TextChoice": "gguf_export.comparing.texts",
     "TextSettings": "calibration.text.text_settings",
     "calibrate": "gguf_export.writing.calibrate",
@@ -66,6 +71,7 @@ _MODULES = {
     "merge_imatrices": "gguf_export.writing.importances",
     "plan": "gguf_export.writing.export",
     "plan_types": "gguf_export.planning.plan_types",
+    "release": "gguf_export.releasing.release",
     "upload_release": "gguf_export.publishing.upload",
     "verify": "gguf_export.checking.verify",
 }

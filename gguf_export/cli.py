@@ -21,6 +21,7 @@ from gguf_export.commands.inspect import inspect
 from gguf_export.commands.messages import saying_warnings
 from gguf_export.commands.plan import plan
 from gguf_export.commands.quantize import quantize
+from gguf_export.commands.release import release
 from gguf_export.commands.signals import Stopped, orderly_stops
 from gguf_export.commands.streams import standard_streams, tell
 from gguf_export.commands.upload import upload
@@ -75,5 +76,5 @@ def main() -> None:
     """Quantized GGUF files from bf16 Mixture-of-Experts checkpoints, in one streaming pass."""
 
 
-for verb in (compare, doctor, errors, export, imatrix, inspect, plan, quantize, upload, verify):
+for verb in (compare, doctor, errors, export, imatrix, inspect, plan, quantize, release, upload, verify):
     main.add_command(verb)

@@ -11,13 +11,13 @@ import click
 from gguf_export.commands.options import ftypes
 from gguf_export.commands.verb import group, option
 
-__all__ = ["FIT", "FitOptions", "fit_options"]
+__all__ = ["FIT", "FitOptions", "fit_options", "gib_sizes"]
 
 FIT = ("vram", "contexts", "ram", "types", "cache_type", "as_json")
 """The parameters that --fit takes."""
 
 
-def _gib(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> list[float]:
+def gib_sizes(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> list[float]:
     """Sizes with commas between them, in GiB."""
     return [_number(word, r"\d{1,6}(\.\d{1,6})?", "a number of GiB such as 24") for word in _words(values)]
 
@@ -64,7 +64,7 @@ fit_options = group(
     option(
         "--vram",
         multiple=True,
-        callback=_gib,
+        callback=gib_sizes,
         metavar="GIB,...",
         needs=("fit",),
         help="Memory of the cards.  [default: 8,12,16,24]",

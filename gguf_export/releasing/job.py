@@ -1,0 +1,210 @@
+"""A release before its work: the settings are held against each other and against the model, and nothing is read twice.
+
+What is cheap comes first: a release that stands is known by names, sizes and one hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from calibration.text.donors import MERGE_FILE
+from gguf_export.checking.checksums import sha256
+from gguf_export.comparing.named_files import is_file, split_name
+from gguf_export.releasing.about import About, about, refuse_no_repo
+from gguf_export.releasing.record import RECIPE, stored_recipe
+from gguf_export.releasing.settings import ReleaseSettings
+from gguf_export.releasing.smoke import program
+from gguf_export.releasing.sums import stands
+from gguf_export.writing.export import imatrix_path
+from gguf_export.writing.fingerprint import version
+from quantize.containers.untrusted import label
+from quantize.exceptions import ChoiceError, TextError
+from quantize.recipes.ftypes import ftype
+from quantize.sources.checkpoint import Checkpoint, open_checkpoint
+from quantize.sources.hub import local_path
+from quantize.telling import Note, discard
+
+__all__ = ["ReleaseJob", "TextFile", "prepare"]
+
+IMATRIX = "-imatrix.gguf"
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A text, the name under which it is reported, and its SHA-256."""
+
+    name: str
+    path: Path
+    sha256: str
+
+    def as_dict(self) -> dict[str, str]:
+        """The text as it is told to others: without its folder."""
+        return {"name": self.name, "file": label(self.path.name), "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class ReleaseJob:
+    """All that is known before the work.
+
+    model: the folder of the checkpoint.
+    stem: with which the names of all files begin.
+    types: those that are asked for, and those that an earlier release left.
+    prompts: mergekit's file, where it stands for a text.
+    """
+
+    settings: ReleaseSettings
+    model: Path
+    checkpoint: Checkpoint
+    about: About
+    folder: Path
+    stem: str
+    types: tuple[str, ...]
+    texts: tuple[TextFile, ...]
+    prompts: tuple[TextFile, ...]
+    judges: tuple[TextFile, ...]
+
+    @property
+    def imatrix(self) -> Path:
+        """The file that keeps the importances."""
+        return self.folder / f"{self.stem}{IMATRIX}"
+
+    @cached_property
+    def source(self) -> str:
+        """The fingerprint of the checkpoint."""
+        return self.checkpoint.fingerprint()
+
+    @cached_property
+    def request(self) -> str:
+        """One hash of all that decides the folder but its types."""
+        given = self.settings
+        return _hash(
+            {
+                "versions": [version(), program()],
+                "source": self.source,
+                "texts": [text.as_dict() for text in (*self.texts, *self.prompts)],
+                "judges": [text.as_dict() for text in self.judges],
+                "chunks": [given.n_chunk, given.n_judge_chunk],
+                "template": _template_hash(given.chat_template),
+                "words": [given.repo, given.name, self.about.license, self.about.base_model],
+                "fit": [list(given.vram), list(given.contexts)],
+            }
+        )
+
+    @property
+    def judged_by(self) -> str:
+        """One hash of all that decides the figures of a file but the file."""
+        told = [[text.as_dict() for text in self.judges], self.settings.n_judge_chunk, self.source, version()]
+        return _hash(told)
+
+    def is_done(self) -> bool:
+        """Whether the release stands: what is asked for is there, and nothing changed since it was written."""
+        told = stored_recipe(self.folder / RECIPE)
+        if told is None or told.get("request") != self.request:
+            return False
+        files: dict[str, Any] = told.get("files", {})
+        ftypes = {entry.get("ftype") for entry in files.values()}
+        if not set(self.types) <= ftypes or any(_has_failed(entry) for entry in files.values()):
+            return False
+        return stands(self.folder, {name: entry.get("n_bytes") for name, entry in files.items()})
+
+
+def prepare(settings: ReleaseSettings, note: Note = discard) -> ReleaseJob:
+    """Open the model and hold the settings against it; no weight is read.
+
+    Raises:
+        ChoiceError: the model is no checkpoint's folder, has no licence, or a name is no owner/name.
+        RecipeError: there is no such type.
+        TextError: there is no text to calibrate with or to judge by, or one is both.
+        CheckpointError: the model cannot be read.
+    """
+    refuse_no_repo(settings.repo, "repo")
+    wanted = [ftype(name).name for name in settings.types]
+    model = local_path(settings.model)
+    if model.is_file():
+        raise ChoiceError(str(model), "is a file", "give the folder of the checkpoint")
+    checkpoint = open_checkpoint(model)
+    facts = about(
+        checkpoint, settings.model, license=settings.license, base_model=settings.base_model, note=note
+    )
+    stem = imatrix_path(model, name=settings.name).name.removesuffix(IMATRIX)
+    folder = settings.folder if settings.folder is not None else Path(folder_name(stem))
+    prompts = [] if settings.texts else [path for path in (model / MERGE_FILE,) if path.is_file()]
+    if not settings.texts and not prompts:
+        raise TextError("", "there is no text to calibrate with", "give {setting} FILE", setting="text")
+    texts = tuple(TextFile(label(path.name), path, _sha256(path)) for path in settings.texts)
+    judges = tuple(map(_judge, settings.judges))
+    _refuse_judges(judges, texts)
+    types = dict.fromkeys((*wanted, *_left_by_earlier(folder)))
+    return ReleaseJob(
+        settings,
+        model,
+        checkpoint,
+        facts,
+        folder,
+        stem,
+        tuple(types),
+        texts,
+        tuple(TextFile(label(path.name), path, _sha256(path)) for path in prompts),
+        judges,
+    )
+
+
+def folder_name(stem: str) -> str:
+    """The name of the folder of a release: `Harmony-4x7B-GGUF`."""
+    return f"{stem}-GGUF"
+
+
+def _left_by_earlier(folder: Path) -> Iterator[str]:
+    """The types of the files that an earlier release wrote, and that are still there."""
+    told: Mapping[str, Any] = stored_recipe(folder / RECIPE) or {}
+    for name, entry in told.get("files", {}).items():
+        if Path(name).name == name and (folder / name).exists():
+            yield ftype(str(entry.get("ftype"))).name
+
+
+def _has_failed(entry: Mapping[str, Any]) -> bool:
+    return str(entry.get("smoke")).startswith("failed")
+
+
+def _judge(given: str) -> TextFile:
+    name, file = split_name(given, TextError, is_file)
+    path = Path(file)
+    return TextFile(name or label(path.stem), path, _sha256(path))
+
+
+def _refuse_judges(judges: tuple[TextFile, ...], texts: tuple[TextFile, ...]) -> None:
+    """Files are judged on text that has chosen nothing.
+
+    Raises:
+        TextError: there is none, or it is the calibration text.
+    """
+    if not judges:
+        message = "there is no text to judge by, which must not be the calibration text"
+        raise TextError("", message, "give {setting} FILE", setting="judge")
+    for judge in judges:
+        for text in texts:
+            if judge.sha256 == text.sha256:
+                message = "is the calibration text, too: a file is judged on text that it has not seen"
+                raise TextError(str(judge.path), message, "give another file as {setting}", setting="judge")
+
+
+def _template_hash(choice: str | None) -> str:
+    """The choice of a template, and the content of a file."""
+    is_a_file = choice is not None and is_file(choice)
+    return f"{'file' if is_a_file else choice} {_sha256(Path(str(choice))) if is_a_file else ''}"
+
+
+def _sha256(path: Path) -> str:
+    if not is_file(str(path)):
+        raise TextError(str(path), "there is no such file")
+    return sha256(path)
+
+
+def _hash(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

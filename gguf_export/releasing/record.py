@@ -1,0 +1,114 @@
+"""What is done of a release: for each file its SHA-256 and the checks that it passed.
+
+While the work goes on it lies beside the files under a name of its own; at the end it is a part of recipe.json, by
+which a later call knows that there is nothing to do, or which file is new.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gguf_export.files.opening import status_of
+from gguf_export.files.replacing import write_text
+from quantize.containers.untrusted import read_json
+from quantize.exceptions import ChoiceError
+
+__all__ = ["KIND", "RECIPE", "SCHEMA", "WORKING", "FileRecord", "Record", "stored_recipe"]
+
+RECIPE = "recipe.json"
+WORKING = ".release.json"
+KIND = "moe-gguf release"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One GGUF file: its file type, size in bytes and SHA-256, and what was found.
+
+    verified: what it was held against, empty where that is still to be done.
+    smoke: the verdict of the smoke test, empty likewise.
+    compared: a hash of all that decides its figures, empty likewise.
+    """
+
+    ftype: str
+    n_bytes: int
+    sha256: str
+    verified: str = ""
+    smoke: str = ""
+    compared: str = ""
+
+
+@dataclass
+class Record:
+    """The files by their names, all held against one state of the checkpoint (`source`)."""
+
+    folder: Path
+    source: str
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, source: str) -> Record:
+        """The record of earlier work in a folder: of files that are those of that time.
+
+        Args:
+            folder: of the release.
+            source: the fingerprint of the checkpoint.
+        """
+        record = cls(folder, source)
+        for path in (folder / WORKING, folder / RECIPE):
+            told = stored_recipe(path)
+            if told is None or told.get("source") != source:
+                continue
+            written = path.stat().st_mtime_ns
+            for name, entry in _entries(told).items():
+                status = status_of(folder / name)
+                if status and status.st_size == entry.n_bytes and status.st_mtime_ns <= written:
+                    record.files.setdefault(name, entry)
+        return record
+
+    def note(self, name: str, **found: Any) -> None:
+        """Keep what was found of a file, durably.
+
+        Raises:
+            OutputError: the disk is full or broken.
+        """
+        self.files[name] = replace(self.files[name], **found)
+        self.save()
+
+    def save(self) -> None:
+        """Write the record beside the files."""
+        told = {"kind": KIND, "schema": SCHEMA, "source": self.source, "files": self.as_dict()}
+        write_text(self.folder / WORKING, json.dumps(told, indent=1) + "\n")
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """The files as JSON takes them."""
+        return {name: asdict(entry) for name, entry in self.files.items()}
+
+
+def stored_recipe(path: Path) -> dict[str, Any] | None:
+    """The content of a recipe.json, None where there is none of this version."""
+    try:
+        told = read_json(path, ChoiceError)
+    except ChoiceError:
+        return None
+    files = told.get("files")
+    if told.get("kind") != KIND or told.get("schema") != SCHEMA or not isinstance(files, dict):
+        return None
+    return told if all(isinstance(entry, dict) for entry in files.values()) else None
+
+
+def _entries(told: Mapping[str, Any]) -> dict[str, FileRecord]:
+    """The entries that hold what they should; names that lead out of the folder are passed over."""
+    entries = {}
+    for name, entry in told["files"].items():
+        if Path(name).name != name:
+            continue
+        texts = {key: entry.get(key) for key in ("ftype", "sha256", "verified", "smoke", "compared")}
+        n_bytes = entry.get("n_bytes")
+        if type(n_bytes) is int and all(isinstance(text, str) for text in texts.values()):
+            entries[name] = FileRecord(n_bytes=n_bytes, **{key: str(text) for key, text in texts.items()})
+    return entries
