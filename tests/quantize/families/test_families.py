@@ -292,6 +292,8 @@ def test_every_family_says_what_it_needs() -> None:
         "graph",
         "keys",
         "key_table",
+        "cache",
+        "placement",
         "config",
         "binding",
         "rope",
