@@ -18,12 +18,15 @@ from quantized_cases import QUICK, commands, write_sources
 from gguf_export.commands.llama_quantize import Words, parse_words
 from gguf_export.writing.header import header
 from quantize.containers.keys import KeyValue
+from quantize.sources.gguf_file import GGUFFile
 from quantize.tensors import QType, TensorSpec
 
 DATA = json.loads((GOLDEN / "quantized.json").read_text(encoding="utf-8"))
 MADE: dict[str, dict[str, str] | None] = DATA["made"]
 FAILING = [line for line, made in MADE.items() if made is None]
 PLAIN = [line for line, made in MADE.items() if made is not None and "imatrix" not in line]
+SPELLED = "--imatrix ./dense.imatrix --pure dense.gguf out.gguf Q2_K_S"
+"""llama-quantize stores the path of the importances as it is spelled; here their name alone goes into a file."""
 QUICK_LINES = [line for line in PLAIN if line.split()[-1] in QUICK]
 
 
@@ -70,7 +73,19 @@ def test_a_script_gets_the_same_files(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_every_command_line_gets_the_same_file(folder: Path) -> None:
-    assert differences([line for line in MADE if line not in (*FAILING, *QUICK_LINES)], folder) == []
+    same = [line for line in MADE if line not in (*FAILING, *QUICK_LINES, SPELLED)]
+    assert differences(same, folder) == []
+
+
+def test_the_folder_of_importances_is_not_told(folder: Path) -> None:
+    assert SPELLED in MADE
+    made = []
+    for line in (SPELLED, SPELLED.replace("./", "")):
+        assert invoke("quantize", *shlex.split(line), "--quiet").exit_code == 0
+        made.append(sha256(folder / "out.gguf"))
+        assert GGUFFile(folder / "out.gguf").keys["quantize.imatrix.file"] == "dense.imatrix"
+        (folder / "out.gguf").unlink()
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize("line", FAILING)
