@@ -16,6 +16,7 @@ import yaml
 from command_line import TEXT, check_one_line, invoke
 from huggingface_hub import ModelCard
 from pico import pico_mixtral
+from upload_server import TOKEN, taking_uploads
 
 from gguf_export.commands.exit_codes import FINDINGS, INPUT, USAGE
 from gguf_export.comparing import run
@@ -264,3 +265,15 @@ def test_a_whole_folder_is_published(place: Path, made: Path, monkeypatch: pytes
     done = invoke(*words(place, "-o", made, "--upload", "--public"))
     assert done.exit_code == 0, done.output
     assert sent == [(made, REPO, True)]
+
+
+def test_the_hub_takes_a_release_whole(place: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with taking_uploads() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        done = invoke(*words(place, "-o", made, "--upload"))
+        assert done.exit_code == 0, done.output
+        repo = hub.repos[REPO]
+    assert repo.is_private and set(repo.files) - {".gitattributes"} == set(files_of(made))
+    assert set(repo.commits[-1]) == {"README.md", "SHA256SUMS"}
