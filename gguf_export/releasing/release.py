@@ -111,6 +111,8 @@ def release(
     check_model(job, progress, note)
     if not set(LIKELY) & set(job.types):
         _remark_on_types(note)
+    if settings.repo is None:
+        note(Remark("model.yaml", "is not written: it names a repository", "give {setting}", "repo"))
     made = export(
         job.model,
         job.types,

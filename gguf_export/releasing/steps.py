@@ -47,13 +47,9 @@ def check_model(job: ReleaseJob, progress: OnProgress, note: Note) -> None:
     """
     found = doctor(job.model, progress=progress)
     missing = absence(str(job.model), job.model).message
-    is_chosen = job.settings.chat_template is not None
-    errors = [
-        finding
-        for finding in found
-        if (finding.severity == "error" or finding.message == missing)
-        and not (is_chosen and finding.setting == TEMPLATE)
-    ]
+    if job.settings.chat_template is not None:
+        found = Findings(finding for finding in found if finding.setting != TEMPLATE)
+    errors = [finding for finding in found if finding.severity == "error" or finding.message == missing]
     _tell([finding for finding in found if finding.severity == "warning" and finding not in errors], note)
     if errors:
         _tell(errors[:-1], note)

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import yaml
 from command_line import TEXT, check_one_line, invoke
+from hub_server import Hub, serving
 from huggingface_hub import ModelCard
 from pico import pico_mixtral
+from upload_server import TOKEN, taking_uploads
 
 from gguf_export.commands.exit_codes import FINDINGS, INPUT, USAGE
 from gguf_export.comparing import run
@@ -23,6 +25,7 @@ from gguf_export.publishing import upload
 from gguf_export.publishing.upload import UploadResult
 from gguf_export.releasing import bundle, job, steps
 from gguf_export.releasing.record import WORKING
+from quantize.sources import hub_folder
 
 REPO = "somebody/Pico-GGUF"
 TYPES = ["-t", "Q8_0", "-t", "Q4_K_M"]
@@ -264,3 +267,41 @@ def test_a_whole_folder_is_published(place: Path, made: Path, monkeypatch: pytes
     done = invoke(*words(place, "-o", made, "--upload", "--public"))
     assert done.exit_code == 0, done.output
     assert sent == [(made, REPO, True)]
+
+
+def test_the_hub_takes_a_release_whole(place: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with taking_uploads() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        done = invoke(*words(place, "-o", made, "--upload"))
+        assert done.exit_code == 0, done.output
+        repo = hub.repos[REPO]
+    assert repo.is_private and set(repo.files) - {".gitattributes"} == set(files_of(made))
+    assert set(repo.commits[-1]) == {"README.md", "SHA256SUMS"}
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_is_the_base_of_its_release(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    folder = tmp_path / "out"
+    given = words(place, "-o", folder)
+    given[1] = "somebody/Pico-4x1M-bf16"
+    hub_folder._known.cache_clear()
+    with serving(Hub(given[1], place / "Pico-4x1M-bf16")) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        done = invoke(*given)
+        assert done.exit_code == 0, done.output
+    hub_folder._known.cache_clear()
+    data = ModelCard.load(folder / "README.md").data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == (given[1], "quantized")
+    shards = json.loads((folder / "recipe.json").read_text())["model"]["shards"]
+    assert shards == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (place / "Pico-4x1M-bf16").glob("*.safetensors")
+    }
+    assert str(tmp_path).encode() not in (folder / "report/compare.html").read_bytes()
