@@ -9,28 +9,24 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from calibration.chat.dialogues import Dialogue
 from calibration.chat.rendering import Fault
+from gguf_export.checking.llama_process import ask
 from gguf_export.writing.header import header
 from quantize.containers.keys import KeyValue
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.layout import Plan, PlannedTensor, padded
 from quantize.tensors import QType, TensorSpec
 
-__all__ = ["LlamaVerdict", "apply_in_llama_cpp", "is_installed"]
+__all__ = ["LlamaVerdict", "apply_in_llama_cpp"]
 
 SECONDS = 30
 N_EMBD = 32
-_BOOT = (
-    "import sys; sys.path[:0] = {paths!r}; from gguf_export.checking.llama_worker import main; main({file!r})"
-)
 
 
 @dataclass(frozen=True)
@@ -43,11 +39,6 @@ class LlamaVerdict:
 
     refusal: str = ""
     texts: tuple[str | Fault, ...] = ()
-
-
-def is_installed() -> bool:
-    """Whether there is a llama.cpp to ask."""
-    return find_spec("xllamacpp") is not None
 
 
 def apply_in_llama_cpp(keys: Sequence[KeyValue], dialogues: Sequence[Dialogue]) -> LlamaVerdict:
@@ -68,16 +59,8 @@ def apply_in_llama_cpp(keys: Sequence[KeyValue], dialogues: Sequence[Dialogue]) 
     with tempfile.TemporaryDirectory(prefix="moe-gguf-") as folder:
         file = Path(folder) / "vocabulary.gguf"
         _write_tiny(file, [kv for kv in keys if kv.key.startswith("tokenizer.")])
-        home = str(Path(__file__).parents[2])
-        boot = _BOOT.format(paths=[home, *(path for path in sys.path if path)], file=str(file))
         try:
-            done = subprocess.run(
-                [sys.executable, "-I", "-X", "utf8", "-c", boot],
-                input=json.dumps(asked).encode(),
-                capture_output=True,
-                timeout=SECONDS,
-                check=False,
-            )
+            done = ask("gguf_export.checking.llama_worker", [str(file)], asked, SECONDS)
         except subprocess.TimeoutExpired:
             return LlamaVerdict(f"it does not answer within {SECONDS} seconds")
     if done.returncode != 0:

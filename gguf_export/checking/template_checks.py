@@ -9,7 +9,8 @@ from calibration.chat.dialogues import PLAIN_DIALOGUE, TOOL_LIST_DIALOGUE, Dialo
 from calibration.chat.rendering import ChatTemplate, Fault
 from calibration.text.chat_templates import KEY
 from gguf_export.checking.findings import Finding, error, info, warning
-from gguf_export.checking.llama_cpp import apply_in_llama_cpp, is_installed
+from gguf_export.checking.llama_cpp import apply_in_llama_cpp
+from gguf_export.checking.llama_process import is_installed
 from gguf_export.vocab.template_check import (
     TemplateCheck,
     absence,

@@ -6,16 +6,12 @@ llama.cpp ends the process that it is in where a file displeases it, and keeps m
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
-import sys
 from dataclasses import replace
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+from gguf_export.checking.llama_process import PACKAGE, ask, n_thread, program
 from gguf_export.comparing.results import ModelResult, Results, Speed, SpeedTest
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import ChoiceError
@@ -23,11 +19,8 @@ from quantize.telling import Note, OnProgress, Progress, Remark, discard, silent
 
 __all__ = ["measure_speed", "speed_test", "with_speeds"]
 
-PACKAGE = "xllamacpp"
 N_PROMPT, N_GENERATED = 512, 64
-N_RUN = 3
-TOKENS = range(20, 220)
-"""Ids that every vocabulary has; which tokens they are makes no difference to the time."""
+SECONDS = 3600  # for all runs with a large file on a slow processor
 
 
 def speed_test() -> SpeedTest:
@@ -36,17 +29,12 @@ def speed_test() -> SpeedTest:
     Raises:
         ChoiceError: xllamacpp is not installed.
     """
-    if find_spec(PACKAGE) is None:
+    llama_cpp = program()
+    if llama_cpp is None:
         raise ChoiceError(
             "", f"speed is measured by {PACKAGE}, which is not installed", 'pip install "moe-gguf[release]"'
         )
-    return SpeedTest(f"{PACKAGE} {metadata.version(PACKAGE)}", _n_thread(), N_PROMPT, N_GENERATED)
-
-
-def _n_thread() -> int:
-    """The processors that this process may use."""
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable is not None else os.cpu_count() or 1
+    return SpeedTest(llama_cpp, n_thread(), N_PROMPT, N_GENERATED)
 
 
 def with_speeds(
@@ -85,68 +73,19 @@ def measure_speed(path: Path, test: SpeedTest, note: Note = discard) -> Speed | 
         test: how it is measured.
         note: told why it could not be.
     """
-    words = [str(path.absolute()), str(test.n_thread), str(test.n_prompt), str(test.n_generated)]
-    done = subprocess.run(
-        [sys.executable, "-m", __spec__.name if __spec__ else __name__, *words],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="backslashreplace",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    lines = done.stdout.splitlines()
+    arguments: list[str | int] = [str(path.absolute()), test.n_thread, test.n_prompt, test.n_generated]
     try:
-        runs = json.loads(lines[-1]) if done.returncode == 0 and lines else None
+        done = ask("gguf_export.comparing.speed_worker", arguments, None, SECONDS)
+    except subprocess.TimeoutExpired:
+        note(Remark(str(path), f"its speed is not known: llama.cpp took more than {SECONDS} seconds"))
+        return None
+    try:
+        runs = json.loads(done.stdout) if done.returncode == 0 else None
         if runs:
             return Speed(*(statistics.median(float(run[key]) for run in runs) for key in ("pp", "tg")))
     except (ValueError, KeyError, TypeError):
         pass
-    said = done.stderr.strip().splitlines()
+    said = done.stderr.decode("utf-8", "backslashreplace").strip().splitlines()
     reason = quoted(said[-1])[1:-1] if said else f"the process ended with status {done.returncode}"
     note(Remark(str(path), f"its speed is not known: llama.cpp could not run it ({reason})"))
     return None
-
-
-# -- in the process that runs one file
-
-
-def _timed(path: str, n_thread: int, n_prompt: int, n_generated: int) -> list[dict[str, float]]:
-    """Tokens per second of some runs behind a first one that warms up."""
-    import xllamacpp  # noqa: PLC0415 - heavy, and may end the process
-
-    params = xllamacpp.CommonParams()
-    params.model.path = path
-    params.n_ctx = n_prompt + n_generated
-    params.n_parallel = 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_thread
-    params.n_gpu_layers = 0
-    params.cache_ram_mib = 0
-    params.fit_params = params.warmup = params.ui = False
-    params.verbosity = 1  # errors only
-    server = xllamacpp.Server(params)
-    runs = []
-    for run in range(N_RUN + 1):
-        prompt = [TOKENS[(run + index * index) % len(TOKENS)] for index in range(n_prompt - 1)]
-        timings = _timings(server, prompt, n_generated if run else 1)
-        runs.append({"pp": timings["prompt_per_second"], "tg": timings["predicted_per_second"]})
-    return runs[1:]
-
-
-def _timings(server: Any, prompt: list[int], n_generated: int) -> dict[str, float]:
-    answer = server.handle_completions(
-        {
-            "prompt": prompt,
-            "max_tokens": n_generated,
-            "temperature": 0,
-            "ignore_eos": True,
-            "cache_prompt": False,
-        }
-    )
-    timings: dict[str, float] = answer["timings"]
-    return timings
-
-
-if __name__ == "__main__":
-    path, *counts = sys.argv[1:]
-    sys.stdout.write(json.dumps(_timed(path, *map(int, counts))) + "\n")

@@ -12,6 +12,7 @@ from calibration.chat.rendering import render
 from calibration.importance.imatrix_files import load_imatrix
 from gguf_export.checking.checksums import SUMS
 from gguf_export.checking.fit import Fit, fit, which_file
+from gguf_export.checking.llama_process import program
 from gguf_export.comparing.results import Results
 from gguf_export.files.replacing import write_files
 from gguf_export.releasing.card import CardFacts, model_card
@@ -21,7 +22,7 @@ from gguf_export.releasing.front_matter import front_matter
 from gguf_export.releasing.job import ReleaseJob
 from gguf_export.releasing.recipe import recipe_json
 from gguf_export.releasing.record import RECIPE, WORKING, Record
-from gguf_export.releasing.smoke import MESSAGES, program
+from gguf_export.releasing.smoke import MESSAGES
 from gguf_export.releasing.sums import write_sums
 from gguf_export.reports.compare_data import compare_csv, compare_json
 from gguf_export.reports.compare_page import compare_page

@@ -15,11 +15,11 @@ from typing import Any
 
 from calibration.text.donors import MERGE_FILE
 from gguf_export.checking.checksums import sha256
+from gguf_export.checking.llama_process import program
 from gguf_export.comparing.named_files import is_file, split_name
 from gguf_export.releasing.about import About, about, refuse_no_repo
 from gguf_export.releasing.record import RECIPE, stored_recipe
 from gguf_export.releasing.settings import ReleaseSettings
-from gguf_export.releasing.smoke import program
 from gguf_export.releasing.sums import stands
 from gguf_export.writing.export import imatrix_path
 from gguf_export.writing.fingerprint import version

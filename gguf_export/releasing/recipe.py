@@ -9,9 +9,9 @@ from typing import Any
 
 from calibration.text.chat_templates import KEY
 from gguf_export.checking.checksums import sha256
+from gguf_export.checking.llama_process import program
 from gguf_export.releasing.job import ReleaseJob
 from gguf_export.releasing.record import KIND, RECIPE, SCHEMA, Record, stored_recipe
-from gguf_export.releasing.smoke import program
 from gguf_export.writing.fingerprint import version
 from gguf_export.writing.results import FileFigures
 from quantize.containers.untrusted import label, read_json

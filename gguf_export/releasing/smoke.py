@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import unicodedata
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from calibration.text.chat_templates import KEY
-from gguf_export.checking.llama_cpp import is_installed
+from gguf_export.checking.llama_process import ask, is_installed, n_thread
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import MoeGgufError
 from quantize.sources.gguf_file import GGUFFile
 
-__all__ = ["MESSAGES", "NOT_RUN", "N_TOKEN", "PASSED", "has_failed", "program", "smoke_test"]
+__all__ = ["MESSAGES", "NOT_RUN", "N_TOKEN", "PASSED", "has_failed", "smoke_test"]
 
-PACKAGE = "xllamacpp"
 N_TOKEN = 32
 SECONDS = 1800  # to load a large file from a slow disk, and to answer
 PASSED, NOT_RUN = "passed", "not run"
@@ -30,15 +26,6 @@ MESSAGES = (
 )
 PLAIN = "The sky is blue because"
 """What a model without a chat template goes on with."""
-_BOOT = (
-    "import sys; sys.path[:0] = {paths!r}; from gguf_export.releasing.smoke_worker import main; "
-    "main({file!r}, {n_thread})"
-)
-
-
-def program() -> str | None:
-    """The llama.cpp that would run a file, None where there is none."""
-    return f"{PACKAGE} {metadata.version(PACKAGE)}" if is_installed() else None
 
 
 def has_failed(verdict: str) -> bool:
@@ -64,17 +51,8 @@ def smoke_test(path: Path) -> str:
         "has_template": has_template,
         "n_token": N_TOKEN,
     }
-    home = str(Path(__file__).parents[2])
-    paths = [home, *(place for place in sys.path if place)]
-    boot = _BOOT.format(paths=paths, file=str(path.absolute()), n_thread=_n_thread())
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-X", "utf8", "-c", boot],
-            input=json.dumps(asked).encode(),
-            capture_output=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        done = ask("gguf_export.releasing.smoke_worker", [str(path.absolute()), n_thread()], asked, SECONDS)
     except subprocess.TimeoutExpired:
         return f"failed: llama.cpp does not answer within {SECONDS} seconds"
     said = done.stderr.decode("utf-8", "replace").replace(str(path.absolute()), path.name)
@@ -101,8 +79,3 @@ def _judged(answer: dict[str, Any]) -> str:
 
 def _is_strange(char: str) -> bool:
     return char == "\ufffd" or (unicodedata.category(char)[0] == "C" and char not in "\n\r\t")
-
-
-def _n_thread() -> int:
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable is not None else os.cpu_count() or 1

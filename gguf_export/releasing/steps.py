@@ -11,6 +11,7 @@ from calibration.forward.settings import ForwardSettings
 from gguf_export.checking.checksums import sha256
 from gguf_export.checking.doctor import doctor
 from gguf_export.checking.findings import Finding, Findings
+from gguf_export.checking.llama_process import program
 from gguf_export.checking.verify import verify
 from gguf_export.comparing.measured import results_of
 from gguf_export.comparing.merging import merged
@@ -22,7 +23,7 @@ from gguf_export.files.disk import write_error
 from gguf_export.files.replacing import write_text
 from gguf_export.releasing.job import ReleaseJob
 from gguf_export.releasing.record import FileRecord, Record
-from gguf_export.releasing.smoke import NOT_RUN, program, smoke_test
+from gguf_export.releasing.smoke import NOT_RUN, smoke_test
 from gguf_export.reports.compare_data import compare_json
 from gguf_export.reports.compare_read import read_results
 from gguf_export.vocab.template_check import absence

@@ -120,7 +120,7 @@ def test_usage(more: list[str], said: str) -> None:
 
 
 def test_without_xllamacpp_the_remedy_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "find_spec", lambda _: None)
+    monkeypatch.setattr(speed, "program", lambda: None)
     done = invoke(*words(folder, folder / "a" / "Pico.gguf", "--speed"))
     check_one_line(done, 'xllamacpp, which is not installed; pip install "moe-gguf[release]"')
 
