@@ -61,6 +61,10 @@ def upload_release(
         GGUFError: SHA256SUMS or a file cannot be read.
         ModelChangedError: a file changed while it was sent; the commit was not made.
         UploadError: the Hub refuses, or cannot be reached.
+
+    >>> upload_release(folder, "owner/Harmony-4x7B-GGUF")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    quantize.exceptions.GGUFError: ...: holds no SHA256SUMS, which says what is sent; ...
     """
     name = hub_name(repo if ":" in repo else f"hf://{repo}")
     if name is None or name.revision is not None:

@@ -100,6 +100,11 @@ def release(
         CheckpointError: `doctor` found an error.
         GGUFError: a finished file is not what it should be.
         MoeGgufError: see `export`, `compare` and `write_bundle`.
+
+    >>> few = {"n_chunk": 4, "n_judge_chunk": 1, "license": "mit", "chat_template": "chatml"}
+    >>> few |= {"texts": (text.with_name("calibration.txt"),), "judges": (str(text),)}
+    >>> release(ReleaseSettings(demo_model, ("Q8_0",), folder, **few)).folder == folder
+    True
     """
     job = prepare(settings, note)
     if not settings.force and job.is_done():
