@@ -26,12 +26,9 @@ from quantize.containers.hub_names import HubName
 from quantize.containers.untrusted import MAX_JSON_BYTES, SUFFIXES
 from quantize.exceptions import CheckpointError
 from quantize.sources.hub import MARK, hub_cache
-from quantize.sources.ranges import TIMEOUT, HubFile, Ranges, hub_error
+from quantize.sources.ranges import AT_ONCE, TIMEOUT, HubFile, Ranges, hub_error
 
-__all__ = ["AT_ONCE", "folder_of"]
-
-AT_ONCE = 8
-"""Requests in flight."""
+__all__ = ["folder_of"]
 
 MAX_SMALL = 2**27  # bytes; larger files than any tokenizer's
 SHARD = ".safetensors"
@@ -82,7 +79,6 @@ def _endpoint() -> str | None:
 
 def _model_info(name: HubName) -> Any:
     """What the Hub knows of a model: `sha`, the commit, and `siblings`, its files."""
-
     logging.set_verbosity_error()  # type: ignore[no-untyped-call] # its warnings quote addresses, which may be signed
     disable_progress_bars()
     api = HfApi(endpoint=_endpoint(), library_name="moe-gguf")
@@ -129,13 +125,11 @@ class _Fetcher:
 
     def _cached(self, file: HubFile) -> Path | None:
         """The file in the Hub's cache, if it is there and whole."""
-
         found = try_to_load_from_cache(self._name.repo, file.name, revision=self._commit)
         path = Path(found).resolve() if isinstance(found, str) else None
         return path if path is not None and path.stat().st_size == file.size else None
 
     def _downloaded(self, file: HubFile) -> Path:
-
         try:
             path = hf_hub_download(
                 self._name.repo,

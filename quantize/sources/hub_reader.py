@@ -9,7 +9,7 @@ from typing import Any
 
 from quantize.containers.hub_names import HubName
 from quantize.sources.fingerprint import SeenFiles
-from quantize.sources.ranges import HubFile, Ranges
+from quantize.sources.ranges import AT_ONCE, HubFile, Ranges
 from quantize.sources.shard_reader import ShardReader
 from quantize.tensors import Array
 
@@ -19,7 +19,7 @@ __all__ = ["HubReader"]
 class HubReader(ShardReader):
     """Reads weights from the Hub, or from its cache where a folder links to that."""
 
-    n_read = 8
+    n_read = AT_ONCE
 
     def __init__(self, told: Mapping[str, Any]) -> None:
         """Take what is told beside the folder: of which model, and of which files."""

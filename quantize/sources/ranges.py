@@ -14,8 +14,9 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from quantize.containers.hub_names import HubName
 from quantize.exceptions import CheckpointError
 
-__all__ = ["TIMEOUT", "HubFile", "Ranges", "hub_error"]
+__all__ = ["AT_ONCE", "TIMEOUT", "HubFile", "Ranges", "hub_error"]
 
+AT_ONCE = 8  # requests in flight
 TIMEOUT = 20.0  # seconds without a byte, behind which a connection counts as broken
 TRIES = 2  # in a row without a byte, each of them with the pauses of the Hub's client
 EXPIRED = (400, 401, 403, 404, 410)  # what a store says of an address that was signed for some time
