@@ -114,9 +114,12 @@ class _Fetcher:
         if path.is_symlink() and path.exists():
             return
         cached = self._cached(file)
-        if cached is None and (self._keep or not is_shard):
+        is_new = cached is None and (self._keep or not is_shard)
+        if is_new:
             cached = self._downloaded(file)
         if cached is not None:
+            if is_new or self._keep:  # a run that was killed may have left a download that nobody has checked
+                self._refuse_damaged(file, cached)
             partial = _partial(path)
             partial.symlink_to(cached)
             partial.replace(path)
@@ -140,12 +143,14 @@ class _Fetcher:
             )
         except Exception as failure:  # of several libraries, with several roots
             raise hub_error(self._name, failure) from None
-        blob = Path(path).resolve()
+        return Path(path).resolve()
+
+    def _refuse_damaged(self, file: HubFile, blob: Path) -> None:
+        """Take a file that is not what the Hub says out of the Hub's cache, so that it is fetched again."""
         if file.sha256 is not None and _sha256(blob) != file.sha256:
             blob.unlink()
             message = "what was downloaded is not what the Hub says (SHA-256)"
             raise CheckpointError(f"{self._name}: {file.name}", message, "give the same command again")
-        return blob
 
     def _stand_in(self, file: HubFile, path: Path) -> None:
         length = bytearray(min(8, file.size))

@@ -172,6 +172,19 @@ def test_what_the_cache_holds_is_not_fetched(hub: Hub) -> None:
     assert not hub.served
 
 
+def test_what_a_killed_run_left_in_the_cache_is_checked(hub: Hub) -> None:
+    """A download of the right size that nobody has held against its hash."""
+    folder = local_path("somebody/Pico", keep=True)
+    shard = next(folder.glob("*.safetensors"))
+    blob, size = shard.resolve(), shard.stat().st_size
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"])
+    blob.write_bytes(bytes(size))
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        local_path("somebody/Pico", keep=True)
+    local_path("somebody/Pico", keep=True)
+    check_same(hub)
+
+
 def test_a_damaged_download_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_folder, "_sha256", lambda _path: "0" * 64)
     with pytest.raises(CheckpointError, match=r"safetensors|model: .*SHA-256"):
