@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -43,6 +44,16 @@ class Hub:
 
     def is_large(self, name: str) -> bool:
         return name.endswith((".safetensors", ".model"))
+
+    def digest(self, path: Path) -> str:
+        """The SHA-256 that is told of a file."""
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def content(self, path: Path, first: int, last: int) -> bytes | memoryview:
+        """The bytes of a file from `first` to `last`, both inclusive."""
+        with path.open("rb") as file:
+            file.seek(first)
+            return file.read(last + 1 - first)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -91,7 +102,11 @@ class Handler(BaseHTTPRequestHandler):
         for path in sorted(self.hub.folder.iterdir()):
             known: dict[str, Any] = {"rfilename": path.name, "size": path.stat().st_size}
             if self.hub.is_large(path.name):
-                known["lfs"] = {"sha256": digest(path), "size": path.stat().st_size, "pointerSize": 130}
+                known["lfs"] = {
+                    "sha256": self.hub.digest(path),
+                    "size": path.stat().st_size,
+                    "pointerSize": 130,
+                }
             siblings.append(known)
         told = {"id": self.hub.repo, "sha": COMMIT, "siblings": siblings, "private": self.hub.is_private}
         self.reply(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
@@ -101,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
         if not path.exists():
             self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"})
             return
-        etag = {"ETag": f'"{digest(path)}"', "X-Repo-Commit": COMMIT}
+        etag = {"ETag": f'"{self.hub.digest(path)}"', "X-Repo-Commit": COMMIT}
         if self.hub.is_large(name):
             port = urlsplit(self.hub.endpoint).port
             linked = {"X-Linked-Size": str(path.stat().st_size), "X-Linked-ETag": etag["ETag"]}
@@ -114,12 +129,12 @@ class Handler(BaseHTTPRequestHandler):
     def send(
         self, path: Path, with_body: bool, fault: str | None, more: dict[str, str] | None = None
     ) -> None:
-        content = path.read_bytes()
-        size, status, headers = len(content), 200, dict(more or {})
+        size, status, headers = path.stat().st_size, 200, dict(more or {})
+        first, last = 0, size - 1
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            first, last = int(asked[1]), min(int(asked[2] or size - 1), size - 1)
-            content, status = content[first : last + 1], 206
+            first, last, status = int(asked[1]), min(int(asked[2] or size - 1), size - 1), 206
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        content = self.hub.content(path, first, last)
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         for header in headers.items():
@@ -148,15 +163,20 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+class Server(ThreadingHTTPServer):
+    """Silent where a client goes away in the middle of an answer, as one that was killed does."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
     """The hub at an address of its own, which `endpoint` holds."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     hub.endpoint = f"http://localhost:{server.server_address[1]}"  # the store has another name
