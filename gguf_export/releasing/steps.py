@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from calibration.forward.settings import ForwardSettings
-from gguf_export.checking.checksums import sha256
 from gguf_export.checking.doctor import doctor
 from gguf_export.checking.findings import Finding, Findings
 from gguf_export.checking.llama_process import program
@@ -62,7 +61,7 @@ def check_model(job: ReleaseJob, progress: OnProgress, note: Note) -> None:
 def verify_all(
     job: ReleaseJob, files: Sequence[FileFigures], record: Record, progress: OnProgress, note: Note
 ) -> None:
-    """Hold each file against the checkpoint, block by block with the importances that weighed it, and hash it.
+    """Hold each file against the checkpoint, block by block with the importances that weighed it, and hash it on the way.
 
     Raises:
         GGUFError: a file is not what it should be; `note` was told why.
@@ -72,20 +71,20 @@ def verify_all(
         known = record.files.get(name)
         if known is not None and known.verified and known.ftype == file.ftype:
             continue
+        digests: dict[Path, str] = {}
         found = verify(
             file.path,
             against=job.checkpoint,
             level="bytes",
             imatrix=job.imatrix,
+            digests=digests,
             jobs=job.settings.jobs,
             progress=progress,
         )
         if found.worst == "error":
             _tell(found, note)
             raise GGUFError(str(file.path), f"does not stand up to its checkpoint: {found.summary()}")
-        record.files[name] = FileRecord(
-            file.ftype, file.n_bytes, sha256(file.path, progress), found.summary()
-        )
+        record.files[name] = FileRecord(file.ftype, file.n_bytes, digests[file.path], found.summary())
         record.save()
 
 
