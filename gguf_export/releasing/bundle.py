@@ -17,6 +17,7 @@ from gguf_export.comparing.results import Results
 from gguf_export.files.replacing import write_files
 from gguf_export.releasing.card import CardFacts, model_card
 from gguf_export.releasing.companions import model_yaml, modelfile, params_json
+from gguf_export.releasing.expert_errors import ERRORS_HTML
 from gguf_export.releasing.experts import expert_load
 from gguf_export.releasing.front_matter import front_matter
 from gguf_export.releasing.job import ReleaseJob
@@ -83,7 +84,7 @@ def write_bundle(
     write_files([*contents, (folder / "quality.png", plot_png(results))])
     known = {name: entry.sha256 for name, entry in record.files.items()}
     names = [file.path.name for file in files]
-    write_sums(folder, [*texts, "quality.png", job.imatrix.name, *names], known)
+    write_sums(folder, [*texts, ERRORS_HTML, "quality.png", job.imatrix.name, *names], known)
     (folder / WORKING).unlink(missing_ok=True)
 
 
@@ -123,6 +124,7 @@ def _card_facts(
         fit=fit_by_quality(job, files, results),
         prompt=_prompt(files[0].path),
         load=expert_load(job.imatrix),
+        errors=record.errors.medians if record.errors is not None else {},
         made_by=made_by,
         imatrix=job.imatrix.name,
         calibration=_calibration(job),

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from gguf_export.releasing.experts import ExpertLoad
 from gguf_export.releasing.smoke import NOT_RUN, has_failed
 from gguf_export.reports.compare_facts import protocol, size_unit
 from gguf_export.reports.compare_tables import VERDICTS, files_table
+from gguf_export.reports.figures import percent
 from gguf_export.reports.fit_tables import assumptions, choices_table
 from gguf_export.reports.markdown import markdown_text, table_line
 from gguf_export.reports.pages import TableText
@@ -42,6 +44,7 @@ class CardFacts:
     program: the llama.cpp that ran the files, None where there was none.
     prompt: the text of a sample dialogue, None where the files have no chat template.
     load: what each expert saw of the calibration text, None where there are no experts.
+    errors: file type -> median output error of the matrices of each expert, None where it is not known.
     made_by: the command that made the folder, without local paths.
     imatrix: the name of the file of importances; `calibration` is the text that gave them, in words.
     """
@@ -56,6 +59,7 @@ class CardFacts:
     fit: Fit
     prompt: str | None
     load: ExpertLoad | None
+    errors: Mapping[str, Sequence[float | None]]
     made_by: str
     imatrix: str
     calibration: str
@@ -88,7 +92,7 @@ def model_card(facts: CardFacts) -> str:
             protocol=protocol(facts.results),
             best_file=facts.files[facts.best_known],
             short_name=safe_name(about.name).lower(),
-            experts=_table(_experts(about, load)) if load is not None else "",
+            experts=_table(_experts(facts, load)) if load is not None else "",
             only_some=f"; the {MOST_LISTED} with the fewest of {about.n_expert}"
             if about.n_expert > MOST_LISTED
             else "",
@@ -131,17 +135,27 @@ def _link(facts: CardFacts, name: str) -> str:
     return f"{HUB}/{facts.repo}/resolve/main/{quote(name)}" if facts.repo else f"./{quote(name)}"
 
 
-def _experts(about: About, load: ExpertLoad) -> TableText:
+def _experts(facts: CardFacts, load: ExpertLoad) -> TableText:
     """The table of the experts, in their order; of many those that saw least."""
+    about = facts.about
     donors = about.donors if len(about.donors) == about.n_expert else ()
+    medians = {name: each for name, each in facts.errors.items() if len(each) == about.n_expert}
+    costs = {name: medians[name] for name in (facts.best_known,) if name in medians}
     shown = list(enumerate(load.totals))
     if len(shown) > MOST_LISTED:
         shown = sorted(shown, key=lambda pair: pair[1])[:MOST_LISTED]
     rows: list[tuple[str, ...]] = [
-        (str(xid), *((donors[xid],) if donors else ()), f"{total:,}", f"{load.fewest[xid]:,}")
+        (
+            str(xid),
+            *((donors[xid],) if donors else ()),
+            f"{total:,}",
+            f"{load.fewest[xid]:,}",
+            *(percent(each[xid]) for each in costs.values()),
+        )
         for xid, total in shown
     ]
-    return (">expert", *(("donor",) if donors else ()), ">tokens", ">fewest in a layer"), rows
+    heads = (">expert", *(("donor",) if donors else ()), ">tokens", ">fewest in a layer")
+    return (*heads, *(f">output error as {name}" for name in costs)), rows
 
 
 def _starved(load: ExpertLoad) -> str:

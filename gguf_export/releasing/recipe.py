@@ -55,6 +55,7 @@ def recipe_json(
         "calibration": [text.as_dict() for text in (*job.texts, *job.prompts)],
         "judged_by": [text.as_dict() for text in job.judges],
         "imatrix": {"file": job.imatrix.name, "sha256": sha256(job.imatrix)},
+        "errors": record.errors_as_dict(),
         "files": {},
     }
     entries = record.as_dict()

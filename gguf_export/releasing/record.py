@@ -17,7 +17,7 @@ from gguf_export.files.replacing import write_text
 from quantize.containers.untrusted import read_json
 from quantize.exceptions import ChoiceError
 
-__all__ = ["KIND", "RECIPE", "SCHEMA", "WORKING", "FileRecord", "Record", "stored_recipe"]
+__all__ = ["KIND", "RECIPE", "SCHEMA", "WORKING", "ExpertErrors", "FileRecord", "Record", "stored_recipe"]
 
 RECIPE = "recipe.json"
 WORKING = ".release.json"
@@ -42,6 +42,27 @@ class FileRecord:
     compared: str = ""
 
 
+@dataclass(frozen=True)
+class ExpertErrors:
+    """The median output error of each expert, by file type; None where it is not known.
+
+    key: a hash of all that decides them.
+    """
+
+    key: str
+    medians: Mapping[str, tuple[float | None, ...]]
+
+    @classmethod
+    def of(cls, told: Any) -> ExpertErrors | None:
+        """Read back what a record says; None where that is nothing of the kind."""
+        try:
+            medians = {str(name): tuple(each) for name, each in told["medians"].items()}
+            figures = [figure for each in medians.values() for figure in each if figure is not None]
+            return cls(str(told["key"]), medians) if all(type(one) is float for one in figures) else None
+        except (KeyError, TypeError, AttributeError):
+            return None
+
+
 @dataclass
 class Record:
     """The files by their names, all held against one state of the checkpoint (`source`)."""
@@ -49,6 +70,7 @@ class Record:
     folder: Path
     source: str
     files: dict[str, FileRecord] = field(default_factory=dict)
+    errors: ExpertErrors | None = None
 
     @classmethod
     def of(cls, folder: Path, source: str) -> Record:
@@ -63,6 +85,7 @@ class Record:
             told = stored_recipe(path)
             if told is None or told.get("source") != source:
                 continue
+            record.errors = record.errors or ExpertErrors.of(told.get("errors"))
             written = path.stat().st_mtime_ns
             for name, entry in _entries(told).items():
                 status = status_of(folder / name)
@@ -82,7 +105,12 @@ class Record:
     def save(self) -> None:
         """Write the record beside the files."""
         told = {"kind": KIND, "schema": SCHEMA, "source": self.source, "files": self.as_dict()}
+        told["errors"] = self.errors_as_dict()
         write_text(self.folder / WORKING, json.dumps(told, indent=1) + "\n")
+
+    def errors_as_dict(self) -> dict[str, Any] | None:
+        """The errors by expert as JSON takes them."""
+        return None if self.errors is None else asdict(self.errors)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """The files as JSON takes them."""

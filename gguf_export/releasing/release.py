@@ -1,4 +1,4 @@
-"""A release, step by step: doctor, one read, verify, compare, smoke test, bundle; each goes on where it stopped."""
+"""A release, step by step: doctor, one read, verify, compare, errors, smoke test, bundle; each resumes."""
 
 from __future__ import annotations
 
@@ -110,6 +110,7 @@ def release(
     if not settings.force and job.is_done():
         return ReleaseResult(job.folder, settings.repo)
     from gguf_export.releasing.bundle import write_bundle
+    from gguf_export.releasing.expert_errors import measure_errors_of_files
     from gguf_export.releasing.steps import check_model, measure, smoke_all, verify_all
 
     _refuse_inside(job)
@@ -134,6 +135,7 @@ def release(
     record.files = {name: entry for name, entry in record.files.items() if name in names}
     verify_all(job, files, record, progress, note)
     results = measure(job, files, record, progress, note)
+    measure_errors_of_files(job, files, record, progress, note)
     smoke_all(job, files, record, progress, note)
     write_bundle(job, files, record, results, made_by(job), progress)
     return ReleaseResult(

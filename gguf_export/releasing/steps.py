@@ -61,7 +61,7 @@ def check_model(job: ReleaseJob, progress: OnProgress, note: Note) -> None:
 def verify_all(
     job: ReleaseJob, files: Sequence[FileFigures], record: Record, progress: OnProgress, note: Note
 ) -> None:
-    """Hold each file against the checkpoint, block by block with the importances that weighed it, and hash it on the way.
+    """Hold each file against the checkpoint, block by block with its importances, and hash it on the way.
 
     Raises:
         GGUFError: a file is not what it should be; `note` was told why.

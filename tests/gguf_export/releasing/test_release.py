@@ -23,7 +23,7 @@ from gguf_export.commands.exit_codes import FINDINGS, INPUT, USAGE
 from gguf_export.comparing import run
 from gguf_export.publishing import upload
 from gguf_export.publishing.upload import UploadResult
-from gguf_export.releasing import bundle, job, steps
+from gguf_export.releasing import bundle, expert_errors, job, steps
 from gguf_export.releasing.record import WORKING
 from quantize.sources import hub_folder
 
@@ -32,6 +32,7 @@ TYPES = ["-t", "Q8_0", "-t", "Q4_K_M"]
 BUNDLE = {
     *("README.md", "SHA256SUMS", "recipe.json", "model.yaml", "Modelfile", "params"),
     *("quality.svg", "quality.png", "Pico-4x1M-imatrix.gguf"),
+    "report/errors.html",
     *(f"report/compare.{suffix}" for suffix in ("html", "json", "csv", "md")),
 }
 
@@ -107,6 +108,7 @@ def test_the_card_is_one_of_the_hub(made: Path) -> None:
     ]
     assert "resolve/main/Pico-4x1M-Q4_K_M.gguf) |" in card.text
     assert "| 0 | donor-a |" in card.text and "quality.svg" in card.text
+    assert "output error as Q4_K_M" in card.text and "report/errors.html" in card.text
     assert f"llama-server -hf {REPO}:Q4_K_M" in card.text
 
 
@@ -193,6 +195,11 @@ def test_a_release_that_was_stopped_goes_on(
         assert invoke(*words(place, "-o", folder)).exit_code == 130
     assert (folder / WORKING).exists() and not (folder / "README.md").exists()
     monkeypatch.setattr(steps, "verify", None)  # which is done
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "smoke_test", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert invoke(*words(place, "-o", folder)).exit_code == 130
+    monkeypatch.setattr(steps, "compare", None)
+    monkeypatch.setattr(expert_errors, "errors", None)
     done = invoke(*words(place, "-o", folder))
     assert done.exit_code == 0, done.output
     assert (folder / "SHA256SUMS").exists() and not (folder / WORKING).exists()
