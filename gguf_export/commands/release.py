@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gguf_export.releasing.job import ReleaseJob
     from gguf_export.releasing.release import ReleasePlan, ReleaseResult
     from gguf_export.releasing.settings import ReleaseSettings
+    from gguf_export.writing.results import FileFigures
 
 __all__ = ["release"]
 
@@ -86,6 +87,11 @@ __all__ = ["release"]
     help="Memory of the cards in the table of what fits.  [default: 8,12,16,24]",
 )
 @option(
+    "--split-max-size",
+    metavar="N(M|G)",
+    help="Cut larger files into parts of at most so much, in a folder each; Ollama refuses such files.",
+)
+@option(
     "--from",
     "recipe",
     type=FILE,
@@ -115,6 +121,7 @@ def release(
     name: str | None,
     chat_template: str | None,
     vram: list[float],
+    split_max_size: str | None,
     recipe: Path | None,
     jobs: int | None,
     force: bool,
@@ -156,6 +163,7 @@ def release(
         chat_template=chat_template,
         name=name,
         vram=vram or VRAM,
+        split_max_size=split_max_size,
         jobs=jobs,
         force=force,
     )
@@ -189,6 +197,7 @@ def _made_by(job: ReleaseJob) -> str:
         ("--license", settings.license),
         ("--base-model", settings.base_model),
         ("--name", settings.name),
+        ("--split-max-size", settings.split_max_size),
         ("--chat-template", settings.chat_template and Path(settings.chat_template).name),
     ):
         words += [option_name, str(value)] if value is not None else []
@@ -211,7 +220,9 @@ def _print_plan(planned: ReleasePlan) -> None:
 
     for remark in planned.files.remarks:
         say(remark)
-    rows = [(file.path.name, f"{file.bpw:.2f}", size_in_words(file.n_bytes)) for file in planned.files.files]
+    rows = [
+        (_with_parts(file), f"{file.bpw:.2f}", size_in_words(file.n_bytes)) for file in planned.files.files
+    ]
     total = sum(file.n_bytes for file in planned.files.files)
     if planned.files.imatrix is not None:
         path, n_bytes = planned.files.imatrix
@@ -226,6 +237,12 @@ def _print_plan(planned: ReleasePlan) -> None:
     show()
     for line in planned.front_matter.splitlines():
         show(line)
+
+
+def _with_parts(file: FileFigures) -> str:
+    """The name of a file, and of how many parts it is."""
+    more = f", and {len(file.parts) - 1} more parts" if len(file.parts) > 1 else ""
+    return file.path.name + more
 
 
 def _print_result(made: ReleaseResult, quiet: bool) -> None:

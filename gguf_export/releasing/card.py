@@ -39,7 +39,8 @@ class CardFacts:
     """What the card tells.
 
     title: with which the names of the files begin.
-    files: file type -> name of the file.
+    files: file type -> name of the file, of its first part where it is split.
+    n_parts: file type -> number of files on the disk.
     smoke: file type -> verdict of the smoke test.
     program: the llama.cpp that ran the files, None where there was none.
     prompt: the text of a sample dialogue, None where the files have no chat template.
@@ -54,6 +55,7 @@ class CardFacts:
     repo: str | None
     results: Results
     files: dict[str, str]
+    n_parts: dict[str, int]
     smoke: dict[str, str]
     program: str | None
     fit: Fit
@@ -69,7 +71,21 @@ class CardFacts:
     @property
     def best_known(self) -> str:
         """The type that llama.cpp and Ollama take where nobody names one: Q4_K_M, then Q8_0; else the first."""
-        return next((ftype for ftype in ("Q4_K_M", "Q8_0") if ftype in self.files), next(iter(self.files)))
+        return _preferred(list(self.files))
+
+    @property
+    def whole(self) -> list[str]:
+        """The types of the files that are not split."""
+        return [ftype for ftype in self.files if self.n_parts[ftype] == 1]
+
+    @property
+    def for_ollama(self) -> str | None:
+        """The type that Ollama is given, which refuses split files; None where all are."""
+        return _preferred(self.whole) if self.whole else None
+
+
+def _preferred(ftypes: Sequence[str]) -> str:
+    return next((ftype for ftype in ("Q4_K_M", "Q8_0") if ftype in ftypes), ftypes[0])
 
 
 def model_card(facts: CardFacts) -> str:
@@ -90,6 +106,7 @@ def model_card(facts: CardFacts) -> str:
             unit=f"{unit.name} = 10^{len(str(unit.n_bytes)) - 1}",
             verdicts=VERDICTS,
             protocol=protocol(facts.results),
+            split=[ftype for ftype in facts.files if facts.n_parts[ftype] > 1],
             best_file=facts.files[facts.best_known],
             short_name=safe_name(about.name).lower(),
             experts=_table(_experts(facts, load)) if load is not None else "",

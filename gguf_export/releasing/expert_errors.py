@@ -102,5 +102,6 @@ def _medians(report: ErrorReport, name: str) -> tuple[float | None, ...]:
 def _key(job: ReleaseJob, files: Sequence[FileFigures], record: Record) -> str:
     """One hash of all that decides the page."""
     told = [job.judged_by, job.settings.n_chunk, [text.sha256 for text in (*job.texts, *job.prompts)]]
-    sums = sorted(record.files[file.path.name].sha256 for file in files)
+    names = [record.name_of(file.path) for file in files]
+    sums = [record.files[name].parts(name) for name in sorted(names)]
     return hashlib.sha256(repr([told, sums]).encode()).hexdigest()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ from gguf_export.checking.checksums import sha256
 from gguf_export.checking.llama_process import program
 from gguf_export.comparing.named_files import is_file, split_name
 from gguf_export.releasing.about import About, about, refuse_no_repo
-from gguf_export.releasing.record import RECIPE, stored_recipe
+from gguf_export.releasing.record import RECIPE, recorded_files, stored_recipe
 from gguf_export.releasing.settings import ReleaseSettings
+from gguf_export.releasing.smoke import has_failed
 from gguf_export.releasing.sums import stands
 from gguf_export.writing.export import imatrix_path
 from gguf_export.writing.fingerprint import version
@@ -92,6 +93,7 @@ class ReleaseJob:
                 "chunks": [given.n_chunk, given.n_judge_chunk],
                 "template": _template_hash(given.chat_template),
                 "words": [given.repo, given.name, self.about.license, self.about.base_model],
+                "split": given.split_max_size,
                 "fit": [list(given.vram), list(given.contexts)],
             }
         )
@@ -107,11 +109,12 @@ class ReleaseJob:
         told = stored_recipe(self.folder / RECIPE)
         if told is None or told.get("request") != self.request:
             return False
-        files: dict[str, Any] = told.get("files", {})
-        ftypes = {entry.get("ftype") for entry in files.values()}
-        if not set(self.types) <= ftypes or any(_has_failed(entry) for entry in files.values()):
+        files = recorded_files(told)
+        ftypes = {entry.ftype for entry in files.values()}
+        if not set(self.types) <= ftypes or any(has_failed(entry.smoke) for entry in files.values()):
             return False
-        return stands(self.folder, {name: entry.get("n_bytes") for name, entry in files.items()})
+        parts = [part for name, entry in files.items() for part in entry.parts(name).items()]
+        return stands(self.folder, {name: n_bytes for name, (n_bytes, _) in parts})
 
 
 def prepare(settings: ReleaseSettings, note: Note = discard) -> ReleaseJob:
@@ -162,14 +165,10 @@ def folder_name(stem: str) -> str:
 
 def _left_by_earlier(folder: Path) -> Iterator[str]:
     """The types of the files that an earlier release wrote, and that are still there."""
-    told: Mapping[str, Any] = stored_recipe(folder / RECIPE) or {}
-    for name, entry in told.get("files", {}).items():
-        if Path(name).name == name and (folder / name).exists():
-            yield ftype(str(entry.get("ftype"))).name
-
-
-def _has_failed(entry: Mapping[str, Any]) -> bool:
-    return str(entry.get("smoke")).startswith("failed")
+    told = stored_recipe(folder / RECIPE)
+    for name, entry in (recorded_files(told) if told is not None else {}).items():
+        if (folder / name).exists():
+            yield ftype(entry.ftype).name
 
 
 def _judge(given: str) -> TextFile:

@@ -131,7 +131,9 @@ def release(
     )
     files = sorted(made.files, key=lambda file: -file.n_bytes)
     record = Record.of(job.folder, job.source)
-    names = {file.path.name for file in files}
+    names = {record.name_of(file.path) for file in files}
+    for name in record.files.keys() - names:
+        note(Remark(name, "is of an earlier release in this folder, and no part of this one", "remove it"))
     record.files = {name: entry for name, entry in record.files.items() if name in names}
     verify_all(job, files, record, progress, note)
     results = measure(job, files, record, progress, note)
@@ -160,13 +162,15 @@ def _export_settings(job: ReleaseJob) -> dict[str, Any]:
     return {
         "text": text,
         "save_imatrix": job.imatrix,
+        "split_max_size": settings.split_max_size,
+        "split_folders": True,
         "name": settings.name,
         "chat_template": settings.chat_template,
     }
 
 
 def _failed(files: Sequence[FileFigures], record: Record) -> dict[str, str]:
-    verdicts = {file.ftype: record.files[file.path.name].smoke for file in files}
+    verdicts = {file.ftype: record.of_file(file).smoke for file in files}
     return {ftype: verdict for ftype, verdict in verdicts.items() if has_failed(verdict)}
 
 

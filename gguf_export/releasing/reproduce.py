@@ -16,7 +16,7 @@ from calibration.text.text_settings import TextSettings
 from gguf_export.checking.checksums import sha256
 from gguf_export.files.replacing import write_bytes
 from gguf_export.releasing.recipe import shard_sums
-from gguf_export.releasing.record import stored_recipe
+from gguf_export.releasing.record import recorded_files, stored_recipe
 from gguf_export.writing.export import export
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import ChoiceError, TextError
@@ -78,6 +78,8 @@ def reproduce(
             folder,
             name=told.name,
             chat_template=_template(told.chat_template, stack),
+            split_max_size=told.split_max_size,
+            split_folders=True,
             jobs=jobs,
             progress=progress,
             note=note,
@@ -86,9 +88,9 @@ def reproduce(
     if "imatrix" in weighed and not (folder / weighed["imatrix"].name).exists():
         write_bytes(folder / weighed["imatrix"].name, weighed["imatrix"].read_bytes())
     found = []
-    for file in made.files:
-        digest = sha256(file.path, progress)
-        found.append((file.path, digest, told.sums.get(file.path.name) == digest))
+    for path in (part.path for file in made.files for part in file.parts):
+        digest = sha256(path, progress)
+        found.append((path, digest, told.sums.get(path.relative_to(folder).as_posix()) == digest))
     return Reproduced(tuple(found))
 
 
@@ -103,6 +105,7 @@ class _Recipe:
     shards: dict[str, str]
     name: str | None
     n_chunk: int | None
+    split_max_size: str | None
     chat_template: str | None
     imatrix: str
     imatrix_sum: str
@@ -140,18 +143,24 @@ class _Recipe:
             told["arguments"]["name"],
             told["chat_template"],
         )
+        files, max_size = recorded_files(told), told["arguments"].get("split_max_size")
         if not isinstance(n_chunk, int | None) or not all(
-            isinstance(one, str | None) for one in (name, template)
+            isinstance(one, str | None) for one in (name, template, max_size)
         ):
             raise TypeError
         return cls(
             path,
-            tuple(str(entry["ftype"]) for entry in told["files"].values()),
-            {name: str(entry["sha256"]) for name, entry in told["files"].items()},
+            tuple(entry.ftype for entry in files.values()),
+            {
+                part: digest
+                for name, entry in files.items()
+                for part, (_, digest) in entry.parts(name).items()
+            },
             str(told["model"]["name"]),
             {name: str(digest) for name, digest in told["model"]["shards"].items()},
             name,
             n_chunk,
+            max_size,
             template,
             str(told["imatrix"]["file"]),
             str(told["imatrix"]["sha256"]),

@@ -37,6 +37,7 @@ class ReleaseSettings:
     chat_template: as in `export`; without it the checkpoint must have one that works.
     name: as in `export`.
     vram, contexts: of the table that says which file fits: GiB, and tokens.
+    split_max_size: cut larger files into parts of at most so much, in a folder each, as in `export`.
     jobs: threads.
     force: replace files that are others than would be made.
     """
@@ -55,5 +56,6 @@ class ReleaseSettings:
     name: str | None = None
     vram: Sequence[float] = VRAM
     contexts: Sequence[int] = CONTEXTS
+    split_max_size: str | None = None
     jobs: int | None = None
     force: bool = False

@@ -67,7 +67,7 @@ def verify_all(
         GGUFError: a file is not what it should be; `note` was told why.
     """
     for file in files:
-        name = file.path.name
+        name = record.name_of(file.path)
         known = record.files.get(name)
         if known is not None and known.verified and known.ftype == file.ftype:
             continue
@@ -84,7 +84,14 @@ def verify_all(
         if found.worst == "error":
             _tell(found, note)
             raise GGUFError(str(file.path), f"does not stand up to its checkpoint: {found.summary()}")
-        record.files[name] = FileRecord(file.ftype, file.n_bytes, digests[file.path], found.summary())
+        first, *others = file.parts
+        record.files[name] = FileRecord(
+            file.ftype,
+            first.n_bytes,
+            digests[first.path],
+            found.summary(),
+            others={record.name_of(part.path): (part.n_bytes, digests[part.path]) for part in others},
+        )
         record.save()
 
 
@@ -97,9 +104,9 @@ def smoke_all(
         note(Remark("smoke test", message, 'pip install "moe-gguf[release]"'))
     for index, file in enumerate(files):
         progress(Progress("smoke test", index, len(files), unit="files"))
-        known = record.files[file.path.name]
+        known = record.of_file(file)
         if known.smoke in ("", NOT_RUN) or known.smoke.startswith("failed"):
-            record.note(file.path.name, smoke=smoke_test(file.path))
+            record.note(file, smoke=smoke_test(file.path))
     progress(Progress("smoke test", len(files), len(files), unit="files"))
 
 
@@ -116,7 +123,7 @@ def measure(
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise write_error(path.parent, error) from error
-    keys = {file.path.name: _key(job, record.files[file.path.name].sha256) for file in files}
+    keys = {file.ftype: _key(job, record.name_of(file.path), record.of_file(file)) for file in files}
     earlier = _earlier(path, files, record, keys)
     known = {model.label for model in earlier.models} if earlier else set()
     missing = [file for file in files if file.ftype not in known]
@@ -140,8 +147,7 @@ def measure(
     results = new if earlier is None else merged([("earlier", earlier), ("new", new)])
     write_text(path, compare_json(results))
     for file in files:
-        record.files[file.path.name] = replace(record.files[file.path.name], compared=keys[file.path.name])
-    record.save()
+        record.note(file, compared=keys[file.ftype])
     for left in working_files(StateSettings.beside(path).path):
         left.unlink(missing_ok=True)
     return results
@@ -155,13 +161,14 @@ def _earlier(
         stored = read_results(path)
     except ChoiceError:
         return None
-    holds = {file.ftype for file in files if record.files[file.path.name].compared == keys[file.path.name]}
+    holds = {file.ftype for file in files if record.of_file(file).compared == keys[file.ftype]}
     kept = tuple(model for model in stored.models if model.label in holds)
     return replace(stored, models=kept) if kept else None
 
 
-def _key(job: ReleaseJob, digest: str) -> str:
-    return hashlib.sha256(f"{job.judged_by} {digest}".encode()).hexdigest()
+def _key(job: ReleaseJob, name: str, entry: FileRecord) -> str:
+    digests = [digest for _, digest in entry.parts(name).values()]
+    return hashlib.sha256(" ".join([job.judged_by, *digests]).encode()).hexdigest()
 
 
 def _tell(findings: Findings | Sequence[Finding], note: Note) -> None:
