@@ -16,7 +16,7 @@ from gguf_export.commands.streams import show, tell
 from gguf_export.commands.verb import Verb, option
 
 if TYPE_CHECKING:
-    from gguf_export.releasing.job import ReleaseJob
+    from gguf_export.releasing.job import ReleaseJob, TextFile
     from gguf_export.releasing.release import ReleasePlan, ReleaseResult
     from gguf_export.releasing.settings import ReleaseSettings
     from gguf_export.writing.results import FileFigures
@@ -46,16 +46,16 @@ __all__ = ["release"]
     "--text",
     "texts",
     multiple=True,
-    type=FILE,
-    metavar="FILE",
-    help="Calibration text; may be repeated.  [default: the prompts of MODEL's mergekit_moe_config.yml]",
+    metavar="[NAME=]FILE",
+    help="Calibration text, or dialogues as FILE.jsonl; may be repeated.  [default: the prompts of MODEL's "
+    "mergekit_moe_config.yml]",
 )
 @option(
     "--judge",
     "judges",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="Held-out text by which the files are judged; may be repeated.",
+    help="Held-out text or dialogues by which the files are judged; may be repeated, each gets its own figures.",
 )
 @option(
     "--chunks", "n_chunk", type=click.IntRange(min=1), metavar="N", help="Calibrate with the first N chunks."
@@ -112,7 +112,7 @@ def release(
     types: tuple[str, ...],
     chosen_set: str | None,
     folder: Path | None,
-    texts: tuple[Path, ...],
+    texts: tuple[str, ...],
     judges: tuple[str, ...],
     n_chunk: int | None,
     n_judge_chunk: int | None,
@@ -189,7 +189,7 @@ def _made_by(job: ReleaseJob) -> str:
     words = ["moe-gguf", "release", job.about.name]
     words += ["--repo", settings.repo] if settings.repo else []
     words += [word for ftype in job.types for word in ("-t", ftype)]
-    words += [word for text in job.texts for word in ("--text", text.name)]
+    words += [word for text in job.texts for word in ("--text", _spelled(text, text.path.name))]
     words += [word for text in job.judges for word in ("--judge", f"{text.name}={text.path.name}")]
     for option_name, value in (
         ("--chunks", settings.n_chunk),
@@ -202,6 +202,11 @@ def _made_by(job: ReleaseJob) -> str:
     ):
         words += [option_name, str(value)] if value is not None else []
     return " ".join(map(quote, words))
+
+
+def _spelled(text: TextFile, usual_name: str) -> str:
+    file = text.path.name
+    return file if text.name == usual_name else f"{text.name}={file}"
 
 
 def _upload_command(settings: ReleaseSettings) -> str:
@@ -259,7 +264,7 @@ def _print_result(made: ReleaseResult, quiet: bool) -> None:
 
 
 def _make_again(
-    model: Path, recipe: Path, folder: Path | None, texts: tuple[Path, ...], jobs: int | None, quiet: bool
+    model: Path, recipe: Path, folder: Path | None, texts: tuple[str, ...], jobs: int | None, quiet: bool
 ) -> None:
     """Make the files of a recipe, and exit with 1 where one is not what it was."""
     from gguf_export.commands.console import ProgressView

@@ -128,6 +128,7 @@ def _card_facts(
         prompt=_prompt(files[0].path),
         load=expert_load(job.imatrix),
         errors=record.errors.medians if record.errors is not None else {},
+        dialogues=tuple(text.name for text in job.judges if text.is_dialogues),
         made_by=made_by,
         imatrix=job.imatrix.name,
         calibration=_calibration(job),

@@ -21,7 +21,7 @@ from gguf_export.releasing.about import About
 from gguf_export.releasing.experts import ExpertLoad
 from gguf_export.releasing.smoke import NOT_RUN, has_failed
 from gguf_export.reports.compare_facts import protocol, size_unit
-from gguf_export.reports.compare_tables import VERDICTS, files_table
+from gguf_export.reports.compare_tables import VERDICTS, files_table, kld_by_text
 from gguf_export.reports.figures import percent
 from gguf_export.reports.fit_tables import assumptions, choices_table
 from gguf_export.reports.markdown import markdown_text, table_line
@@ -46,6 +46,7 @@ class CardFacts:
     prompt: the text of a sample dialogue, None where the files have no chat template.
     load: what each expert saw of the calibration text, None where there are no experts.
     errors: file type -> median output error of the matrices of each expert, None where it is not known.
+    dialogues: names of the held-out texts that the chat template writes.
     made_by: the command that made the folder, without local paths.
     imatrix: the name of the file of importances; `calibration` is the text that gave them, in words.
     """
@@ -62,6 +63,7 @@ class CardFacts:
     prompt: str | None
     load: ExpertLoad | None
     errors: Mapping[str, Sequence[float | None]]
+    dialogues: tuple[str, ...]
     made_by: str
     imatrix: str
     calibration: str
@@ -106,6 +108,7 @@ def model_card(facts: CardFacts) -> str:
             unit=f"{unit.name} = 10^{len(str(unit.n_bytes)) - 1}",
             verdicts=VERDICTS,
             protocol=protocol(facts.results),
+            by_text=_table(kld_by_text(facts.results)) if len(facts.results.texts) > 1 else "",
             split=[ftype for ftype in facts.files if facts.n_parts[ftype] > 1],
             best_file=facts.files[facts.best_known],
             short_name=safe_name(about.name).lower(),

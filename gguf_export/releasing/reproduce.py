@@ -14,6 +14,7 @@ from typing import Any
 from calibration.text.donors import MERGE_FILE
 from calibration.text.text_settings import TextSettings
 from gguf_export.checking.checksums import sha256
+from gguf_export.comparing.named_files import is_file, split_name
 from gguf_export.files.replacing import write_bytes
 from gguf_export.releasing.recipe import shard_sums
 from gguf_export.releasing.record import recorded_files, stored_recipe
@@ -43,7 +44,7 @@ def reproduce(
     recipe: Path,
     folder: Path,
     *,
-    texts: Sequence[Path] = (),
+    texts: Sequence[Path | str] = (),
     jobs: int | None = None,
     progress: OnProgress = silent,
     note: Note = discard,
@@ -57,7 +58,7 @@ def reproduce(
         model: the checkpoint, whose shards must be those of the recipe.
         recipe: recipe.json of a release.
         folder: for the files.
-        texts: the calibration texts, where there is no importance matrix.
+        texts: the calibration texts, each perhaps as NAME=FILE, where there is no importance matrix.
         jobs: threads.
         progress: told the progress of each step.
         note: given the remarks of `export`.
@@ -71,7 +72,7 @@ def reproduce(
     path = local_path(model)
     _refuse_other_shards(str(model), told, shard_sums(path, progress))
     with ExitStack() as stack:
-        weighed = _importances(told, path, texts, folder)
+        weighed = _importances(told, path, [_file_of(text) for text in texts], folder)
         made = export(
             _by_its_name(path, told.model, stack),
             told.types,
@@ -182,6 +183,10 @@ def _by_its_name(model: Path, name: str, stack: ExitStack) -> Path:
     link = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-gguf-"))) / name
     link.symlink_to(model.absolute(), target_is_directory=True)
     return link
+
+
+def _file_of(text: Path | str) -> Path:
+    return text if isinstance(text, Path) else Path(split_name(text, TextError, is_file)[1])
 
 
 def _importances(told: _Recipe, model: Path, texts: Sequence[Path], folder: Path) -> dict[str, Any]:

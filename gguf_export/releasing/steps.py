@@ -17,7 +17,7 @@ from gguf_export.comparing.merging import merged
 from gguf_export.comparing.models import ModelChoice
 from gguf_export.comparing.results import Results
 from gguf_export.comparing.run import PassSettings, StateSettings, compare
-from gguf_export.comparing.texts import NamedText, TextChoice
+from gguf_export.comparing.texts import cut_choice
 from gguf_export.files.disk import write_error
 from gguf_export.files.replacing import write_text
 from gguf_export.releasing.job import ReleaseJob
@@ -44,6 +44,7 @@ def check_model(job: ReleaseJob, progress: OnProgress, note: Note) -> None:
 
     Raises:
         CheckpointError: there are faults; `note` was told each.
+        TextError: a held-out text is too short, or no dialogues that the template writes.
     """
     found = doctor(job.model, progress=progress)
     missing = absence(str(job.model), job.model).message
@@ -56,6 +57,7 @@ def check_model(job: ReleaseJob, progress: OnProgress, note: Note) -> None:
         last = errors[-1]
         more = f"; {SETTING} none publishes files without one" if last.setting == TEMPLATE else ""
         raise CheckpointError(last.place, last.message, last.remedy + more, setting=last.setting)
+    cut_choice(job.checkpoint, job.held_out)
 
 
 def verify_all(
@@ -135,9 +137,7 @@ def measure(
             (job.model, *(file.path for file in missing)),
             names={job.model: job.about.name} | {file.path: file.ftype for file in missing},
         ),
-        TextChoice(
-            tuple(NamedText(text.name, text.path) for text in job.judges), n_chunk=job.settings.n_judge_chunk
-        ),
+        job.held_out,
         PassSettings(forward=ForwardSettings()),
         state=StateSettings.beside(path),
         progress=progress,
