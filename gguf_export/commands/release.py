@@ -218,6 +218,7 @@ def _upload_command(settings: ReleaseSettings) -> str:
 
 def _print_plan(planned: ReleasePlan) -> None:
     from gguf_export.commands.console import print_table
+    from gguf_export.commands.export_output import time_in_words
     from gguf_export.commands.messages import say
     from gguf_export.files.disk import free_bytes
     from gguf_export.files.sizes import size_in_words
@@ -228,13 +229,21 @@ def _print_plan(planned: ReleasePlan) -> None:
     rows = [
         (_with_parts(file), f"{file.bpw:.2f}", size_in_words(file.n_bytes)) for file in planned.files.files
     ]
-    total = sum(file.n_bytes for file in planned.files.files)
     if planned.files.imatrix is not None:
         path, n_bytes = planned.files.imatrix
         rows.append((path.name, "-", size_in_words(n_bytes)))
-        total += n_bytes
     print_table(str(planned.folder), ("file", ">bpw", ">size"), rows)
-    show(f"{size_in_words(total)} in all, {size_in_words(free_bytes(planned.folder))} free on the disk")
+    told, free = planned.estimate, free_bytes(planned.folder)
+    show(
+        f"{size_in_words(told.files)} to write and up to {size_in_words(told.state)} for the work, "
+        f"{size_in_words(free)} free on the disk"
+    )
+    if told.files + told.state > free:
+        tell(f"{planned.folder}: the disk has too little room: {size_in_words(free)} are free")
+    steps = ", ".join(f"{name} {time_in_words(s)}" for name, s in told.seconds if s and s >= 0.5)
+    if told.total is not None:
+        total = time_in_words(told.total)
+        show(f"about {total} if nothing else runs, an estimate by rules of thumb: {steps or 'all short'}")
     show()
     print_table("the largest file that fits", *choices_table(planned.fit))
     for line in assumptions(planned.fit):

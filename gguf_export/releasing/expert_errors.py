@@ -26,7 +26,7 @@ from quantize.sources.gguf_file import GGUFFile
 from quantize.telling import Note, OnProgress
 from quantize.tensors import Array, QType, Rows, TensorSpec
 
-__all__ = ["ERRORS_HTML", "measure_errors_of_files"]
+__all__ = ["ERRORS_HTML", "N_CHUNK", "N_JUDGED", "calibration_text", "measure_errors_of_files"]
 
 ERRORS_HTML = "report/errors.html"
 N_CHUNK = 32
@@ -53,12 +53,7 @@ def measure_errors_of_files(
     with Threads(settings.jobs) as engine:
         report = errors(
             job.model,
-            TextSettings(
-                tuple(text.path for text in job.texts),
-                tuple(text.path for text in job.prompts),
-                n_chunk=min(N_CHUNK, settings.n_chunk or N_CHUNK),
-                chat_template=settings.chat_template,
-            ),
+            calibration_text(job, min(N_CHUNK, settings.n_chunk or N_CHUNK)),
             ErrorSettings(
                 tuple(ftype(file.ftype) for file in files),
                 baseline=False,
@@ -73,6 +68,16 @@ def measure_errors_of_files(
     write_text(path, errors_html(report))
     record.errors = ExpertErrors(key, {name: _medians(report, name) for name in report.qtypes})
     record.save()
+
+
+def calibration_text(job: ReleaseJob, n_chunk: int | None) -> TextSettings:
+    """The first chunks of the calibration text."""
+    return TextSettings(
+        tuple(text.path for text in job.texts),
+        tuple(text.path for text in job.prompts),
+        n_chunk=n_chunk,
+        chat_template=job.settings.chat_template,
+    )
 
 
 class _FileBlocks:

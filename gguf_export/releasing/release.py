@@ -22,6 +22,7 @@ if (
     TYPE_CHECKING
 ):  # what measures and draws imports torch and matplotlib, and a release that stands needs neither
     from gguf_export.comparing.results import Results
+    from gguf_export.releasing.estimate import Estimate
 
 __all__ = ["ReleasePlan", "ReleaseResult", "plan_release", "release"]
 
@@ -31,12 +32,13 @@ LIKELY = ("Q4_K_M", "Q8_0")
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """What a release would write, which file would fit, and the front matter of its card."""
+    """What a release would write, which file would fit, the front matter of its card, and what it would take."""
 
     files: ExportPlan
     fit: Fit
     front_matter: str
     folder: Path
+    estimate: Estimate = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,23 @@ class ReleaseResult:
 
 
 def plan_release(settings: ReleaseSettings, note: Note = discard) -> ReleasePlan:
-    """Say what `release` would make; no weight is read and nothing is written.
+    """Say what `release` would make; some rows are encoded to estimate its time, and nothing is written.
 
     Raises:
         MoeGgufError: see `job.prepare` and `export`.
     """
     from gguf_export.releasing.bundle import fit_by_quality
+    from gguf_export.releasing.estimate import estimate
     from gguf_export.releasing.front_matter import front_matter
 
     job = prepare(settings, note)
-    planned = plan(job.model, job.types, job.folder, **_export_settings(job))
+    planned = plan(job.model, job.types, job.folder, timed=True, jobs=settings.jobs, **_export_settings(job))
     return ReleasePlan(
         planned,
         fit_by_quality(job, planned.files, None),
         front_matter(job.about, settings.repo),
         job.folder,
+        estimate(job, planned),
     )
 
 
