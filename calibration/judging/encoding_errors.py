@@ -5,7 +5,7 @@ The unit of work is some rows of the matrix with all encodings: a pure function,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from quantize.recipes.ftypes import FTYPES, Ftype
 from quantize.recipes.recipe import Recipe, fallback, make_plan
 from quantize.recipes.tensor_types import parse_qtype
 from quantize.sources.model_source import ModelSource
-from quantize.tensors import Array, QType, TensorSpec
+from quantize.tensors import Array, QType, Rows, TensorSpec
 
 __all__ = [
     "Encoding",
@@ -44,6 +44,10 @@ __all__ = [
 UNIT_WEIGHTS = 1 << 21  # weights of a unit of work
 
 
+Blocks = Callable[[TensorSpec, int, Rows, QType], Array | None]
+"""The stored blocks, uint8 [rows, row bytes], of some rows of a matrix in a type; None where there are none."""
+
+
 @dataclass(frozen=True)
 class ErrorSettings:
     """The types that every matrix is judged in, and by how much.
@@ -54,12 +58,14 @@ class ErrorSettings:
     baseline: measure each type without importances, too.
     n_judged: rows of activations that are kept for a matrix, at most, spread evenly over the held-out text
         (n_judged x n_per_row x 2 or 4 bytes); with a `prior`, those of all down projections of a layer at once.
+    stored: gives the blocks of finished files, which are judged in the place of new encodings.
     """
 
     qtypes: tuple[QType | Ftype, ...]
     prior: float = 0.0
     baseline: bool = True
     n_judged: int = N_JUDGED
+    stored: Blocks | None = None
 
     def __post_init__(self) -> None:
         """Judge in each type once, however often it is given."""
@@ -159,7 +165,7 @@ def measure_matrix(
     }
     plain = {name: Encoding(qtype, is_weighted=False) for name, qtype in actual.items()}
     encodings = list(dict.fromkeys([*fitted.values(), *(plain.values() if settings.baseline else ())]))
-    sums = _sums_of(engine, matrix, encodings)
+    sums = _sums_of(engine, matrix, encodings, settings.stored)
     # llama.cpp gives experts without tokens an importance of 1 everywhere; a weighted error computed with it would only
     # repeat the unweighted one.
     known = matrix.importance if sample.n_tokens or settings.prior > 0 else None
@@ -185,13 +191,19 @@ def measure_matrix(
 
 
 def _sums_of(
-    engine: Engine, matrix: JudgedMatrix, encodings: Sequence[Encoding]
+    engine: Engine, matrix: JudgedMatrix, encodings: Sequence[Encoding], stored: Blocks | None
 ) -> dict[Encoding, ErrorSums]:
     """The sums over the whole matrix in each encoding, merged in the order of the rows: digits depend on it."""
     spec, kept = matrix.spec, matrix.sample.kept
     step = max(1, UNIT_WEIGHTS // spec.n_per_row)
     units = [MatrixRows(first, matrix.weights[first : first + step]) for first in range(0, spec.n_row, step)]
-    measure = partial(measure_rows, encodings=tuple(encodings), guide=Guide.of(matrix.importance), kept=kept)
+    measure = partial(
+        measure_rows,
+        encodings=tuple(encodings),
+        guide=Guide.of(matrix.importance),
+        kept=kept,
+        stored=None if stored is None else partial(stored, spec, matrix.xid),
+    )
     by_row = {rows.first: sums for rows, sums in engine.map(measure, units)}
     totals = {encoding: ErrorSums(spec.n_per_row, len(kept)) for encoding in encodings}
     for first in sorted(by_row):
@@ -201,16 +213,27 @@ def _sums_of(
 
 
 def measure_rows(
-    rows: MatrixRows, *, encodings: Sequence[Encoding], guide: Guide | None, kept: Tensor
+    rows: MatrixRows,
+    *,
+    encodings: Sequence[Encoding],
+    guide: Guide | None,
+    kept: Tensor,
+    stored: Callable[[Rows, QType], Array | None] | None = None,
 ) -> list[ErrorSums]:
-    """Some rows of a matrix against themselves in each encoding; `kept` [n_judged, n_per_row] are activations."""
+    """Some rows of a matrix against themselves in each encoding; `kept` [n_judged, n_per_row] are activations.
+
+    `stored` gives blocks that need not be encoded.
+    """
     weights = to_f32(rows.weights)
     n_per_row = weights.shape[1]
     measured = []
     with torch.inference_mode():  # a setting of the thread
         output = _product(kept, weights)
         for encoding in encodings:
-            blocks = encode(rows.weights, encoding.qtype, guide if encoding.is_weighted else None)
+            place = (rows.first, rows.first + len(weights))
+            blocks = None if stored is None else stored(place, encoding.qtype)
+            if blocks is None:
+                blocks = encode(rows.weights, encoding.qtype, guide if encoding.is_weighted else None)
             difference = weights - decode(blocks, encoding.qtype, n_per_row)
             sums = ErrorSums(n_per_row, len(kept))
             sums.weights.add(weights, difference)

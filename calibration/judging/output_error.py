@@ -76,7 +76,8 @@ def measure_errors(
     sampler = HeldOutSampler(_is_judged, fit.n_token, held_out.n_token, settings.n_judged, forward_settings)
     rows: list[MatrixErrors] = []
     types = settings.types(source)
-    _compile_kernels(source, settings, types, progress)
+    if settings.stored is None:
+        _compile_kernels(source, settings, types, progress)
     with nullcontext(engine) if engine is not None else Threads() as workers:
 
         def judge(spec: TensorSpec, xid: int, weights: Array, given: Given) -> None:
@@ -148,8 +149,10 @@ def _protocol(
         own_version = version("moe-gguf")
     except PackageNotFoundError:
         own_version = "not installed"
+    is_stored = settings.stored is not None
     return (
-        ("importances fitted on", _text_in_words(fit)),
+        *((("blocks", "those of the finished files"),) if is_stored else ()),
+        ("tokens counted on" if is_stored else "importances fitted on", _text_in_words(fit)),
         (
             "output errors judged on",
             _text_in_words(held_out) + (", held out of the same text" if is_one_text else ""),

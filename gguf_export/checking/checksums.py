@@ -23,8 +23,13 @@ MAX_BYTES = 2**24  # of a SHA256SUMS
 READ_BYTES = 2**20
 
 
-def check_sum(path: Path, progress: OnProgress = silent) -> Finding:
+def check_sum(path: Path, progress: OnProgress = silent, known: str | None = None) -> Finding:
     """Check a file against the SHA256SUMS of its folder; where it is not listed yet, add it.
+
+    Args:
+        path: the file.
+        progress: called with the bytes that are hashed.
+        known: its hash, where it is known: the file is not read.
 
     Raises:
         GGUFError: the file, or SHA256SUMS, cannot be read.
@@ -37,9 +42,9 @@ def check_sum(path: Path, progress: OnProgress = silent) -> Finding:
     refuse_strange(sums)  # a stranger's folder could make it lead to any file of the user's
     listed, separator = _listed(sums)
     if path.name not in listed:
-        digest = _add(sums, separator, path, progress)
+        digest = _add(sums, separator, path, progress, known)
         return info(str(path), f"SHA-256 {digest} was added to {SUMS}")
-    digest = sha256(path, progress)
+    digest = known or sha256(path, progress)
     if listed[path.name] != digest:
         return error(
             str(path),
@@ -80,14 +85,14 @@ def sha256(path: Path, progress: OnProgress = silent) -> str:
     return digest.hexdigest()
 
 
-def _add(sums: Path, separator: str, path: Path, progress: OnProgress) -> str:
+def _add(sums: Path, separator: str, path: Path, progress: OnProgress, known: str | None) -> str:
     """Add the line of a file whole or not at all, and return the file's hash."""
     is_new = status_of(sums) is None
     try:
         with open_to_append(sums) as file:  # before the work, which may take minutes
             end = file.seek(0, os.SEEK_END)
             try:
-                digest = sha256(path, progress)
+                digest = known or sha256(path, progress)
                 line = f"{separator}{digest}  {path.name}\n".encode()
                 if file.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
+from gguf_export.checking.file_hashes import FileHashes
 from gguf_export.checking.findings import Finding, error, info, warning
 from quantize.codec import first_non_finite
 from quantize.sources.gguf_file import GGUFFile
@@ -37,8 +38,15 @@ E8M0_NAN = 255
 SCANNED_BYTES = 16 * 2**20  # of a tensor at a time
 
 
-def check_numbers(file: GGUFFile, progress: OnProgress = silent) -> Iterator[Finding]:
+def check_numbers(
+    file: GGUFFile, progress: OnProgress = silent, hashes: FileHashes | None = None
+) -> Iterator[Finding]:
     """Scales and floats that are NaN or infinite, and matrices in which nothing but zeros is stored.
+
+    Args:
+        file: the file; its tensors are read in their order.
+        progress: called with the bytes that were looked at.
+        hashes: take all that is read.
 
     Raises:
         GGUFError: the file cannot be read any more.
@@ -50,7 +58,7 @@ def check_numbers(file: GGUFFile, progress: OnProgress = silent) -> Iterator[Fin
             continue
         for xid in range(spec.n_matrix):
             is_empty = True
-            for first, blocks in _pieces(file, spec, xid):
+            for first, blocks in _pieces(file, spec, xid, hashes):
                 is_empty = is_empty and not blocks.any()
                 row = bad_row(blocks, spec.qtype)
                 done += blocks.nbytes
@@ -66,11 +74,18 @@ def check_numbers(file: GGUFFile, progress: OnProgress = silent) -> Iterator[Fin
                 yield warning(spec.label(xid), "all zeros", "fetch the file again, or look at its checkpoint")
 
 
-def _pieces(file: GGUFFile, spec: TensorSpec, xid: int) -> Iterator[tuple[int, Array]]:
+def _pieces(
+    file: GGUFFile, spec: TensorSpec, xid: int, hashes: FileHashes | None
+) -> Iterator[tuple[int, Array]]:
     """Some rows of a matrix at a time: the first of them, and their bytes, uint8 [rows, row bytes]."""
     step = max(1, SCANNED_BYTES // spec.row_bytes)
     for first in range(0, spec.n_row, step):
-        yield first, file.read_blocks(spec, xid, (first, min(first + step, spec.n_row)))
+        blocks = file.read_blocks(spec, xid, (first, min(first + step, spec.n_row)))
+        if hashes is not None:
+            stored = file.tensors[spec.name]
+            offset = stored.offset + (xid * spec.n_row + first) * spec.row_bytes
+            hashes.take(file.parts[stored.part].path, offset, blocks)
+        yield first, blocks
 
 
 def can_check(qtype: QType) -> bool:

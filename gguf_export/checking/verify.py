@@ -11,6 +11,7 @@ from calibration.importance.imatrix_files import load_imatrix
 from gguf_export.checking.against import check_against
 from gguf_export.checking.checksums import check_sum
 from gguf_export.checking.file_check import IMATRIX_KEY, Level, follows_from_weights
+from gguf_export.checking.file_hashes import FileHashes
 from gguf_export.checking.findings import Finding, Findings, error, info
 from gguf_export.checking.key_checks import check_keys
 from gguf_export.checking.left_out import in_numbers_of, n_layers
@@ -38,6 +39,7 @@ def verify(
     prior: float = 0.0,
     prune_layers: Collection[int] = (),
     sums: bool = False,
+    digests: dict[Path, str] | None = None,
     jobs: int | None = None,
     engine: Engine | None = None,
     progress: OnProgress = silent,
@@ -56,7 +58,10 @@ def verify(
         imatrix: the importances with which the file was made, or their file; None for none.
         prior: as in export, where `imatrix` is a file.
         prune_layers: the layers of `against` that were left out of the file.
-        sums: check the file, and all its parts, by the SHA256SUMS beside it, too; what is not listed there is added.
+        sums: check the file, and all its parts, by the SHA256SUMS beside it, too, from the same read; what is not
+            listed there is added.
+        digests: is given the SHA-256 of the file, and of all its parts, from the same read; of a file that cannot be
+            read whole it is given none.
         jobs: threads that compare, by default one for each processor.
         engine: compares in the place of threads.
         progress: called with the progress of each stage.
@@ -79,9 +84,10 @@ def verify(
     source = open_stored(against) if isinstance(against, (str, Path)) else against
     importances = load_imatrix(imatrix, prior=prior) if isinstance(imatrix, (str, Path)) else imatrix
     with nullcontext(engine) if engine is not None else Threads(jobs) as workers:
-        findings, parts = _check(path, source, level, importances, prune_layers, workers, progress)
+        hashed = {} if sums and digests is None else digests
+        findings, parts = _check(path, source, level, importances, prune_layers, workers, progress, hashed)
     if sums:
-        findings += [check_sum(part, progress) for part in parts]
+        findings += [check_sum(part, progress, (hashed or {}).get(part)) for part in parts]
     return Findings(findings)
 
 
@@ -93,8 +99,9 @@ def _check(
     prune_layers: Collection[int],
     engine: Engine,
     progress: OnProgress,
+    digests: dict[Path, str] | None,
 ) -> tuple[list[Finding], list[Path]]:
-    """The findings, and the files that were looked at."""
+    """The findings, and the files that were looked at; `digests` is given their SHA-256, where it is wanted."""
     try:
         file = GGUFFile(path, any_part=True)
     except GGUFError as fault:
@@ -106,9 +113,9 @@ def _check(
             told = info(
                 str(path), "is an importance matrix, no model: its numbers are checked, and nothing else"
             )
-            return [told, *check_numbers(file, progress)], parts
+            return [told, *_read_whole(file, progress, digests)], parts
         findings += check_structure(file)
-        findings += check_numbers(file, progress)
+        findings += _read_whole(file, progress, digests)
         if source is not None and file.place is not None:
             message = f"is {file.place}: the model is compared by its first part"
             findings.append(error(str(path), message, "give the first part"))
@@ -132,6 +139,14 @@ def _check(
     if source is not None and level != "errors" and imatrix is None:
         findings += _unused_imatrix(file)
     return findings, parts
+
+
+def _read_whole(file: GGUFFile, progress: OnProgress, digests: dict[Path, str] | None) -> Iterator[Finding]:
+    """What is wrong with the numbers of a file, and its hashes from the same read."""
+    hashes = None if digests is None else FileHashes([part.path for part in file.parts])
+    yield from check_numbers(file, progress, hashes)
+    if hashes is not None and digests is not None:
+        digests.update(hashes.hexdigests())
 
 
 def _lacks_layers(file: GGUFFile, source: ModelFile) -> Finding | None:

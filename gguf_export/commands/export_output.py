@@ -123,10 +123,10 @@ def _in_all(planned: ExportPlan) -> str:
         n_bytes += n_imatrix
     folder = planned.files[0].path.parent
     line = f"{what}: {size_in_words(n_bytes)} in all, {size_in_words(free_bytes(folder))} free in {folder}"
-    return line if planned.seconds is None else f"{line}; about {_in_words(planned.seconds)} of encoding"
+    return line if planned.seconds is None else f"{line}; about {time_in_words(planned.seconds)} of encoding"
 
 
-def _in_words(seconds: float) -> str:
+def time_in_words(seconds: float) -> str:
     """A time as rough as an estimate is."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"

@@ -16,9 +16,10 @@ from gguf_export.commands.streams import show, tell
 from gguf_export.commands.verb import Verb, option
 
 if TYPE_CHECKING:
-    from gguf_export.releasing.job import ReleaseJob
+    from gguf_export.releasing.job import ReleaseJob, TextFile
     from gguf_export.releasing.release import ReleasePlan, ReleaseResult
     from gguf_export.releasing.settings import ReleaseSettings
+    from gguf_export.writing.results import FileFigures
 
 __all__ = ["release"]
 
@@ -45,16 +46,16 @@ __all__ = ["release"]
     "--text",
     "texts",
     multiple=True,
-    type=FILE,
-    metavar="FILE",
-    help="Calibration text; may be repeated.  [default: the prompts of MODEL's mergekit_moe_config.yml]",
+    metavar="[NAME=]FILE",
+    help="Calibration text, or dialogues as FILE.jsonl; may be repeated.  [default: the prompts of MODEL's "
+    "mergekit_moe_config.yml]",
 )
 @option(
     "--judge",
     "judges",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="Held-out text by which the files are judged; may be repeated.",
+    help="Held-out text or dialogues by which the files are judged; may be repeated, each gets its own figures.",
 )
 @option(
     "--chunks", "n_chunk", type=click.IntRange(min=1), metavar="N", help="Calibrate with the first N chunks."
@@ -86,6 +87,11 @@ __all__ = ["release"]
     help="Memory of the cards in the table of what fits.  [default: 8,12,16,24]",
 )
 @option(
+    "--split-max-size",
+    metavar="N(M|G)",
+    help="Cut larger files into parts of at most so much, in a folder each; Ollama refuses such files.",
+)
+@option(
     "--from",
     "recipe",
     type=FILE,
@@ -106,7 +112,7 @@ def release(
     types: tuple[str, ...],
     chosen_set: str | None,
     folder: Path | None,
-    texts: tuple[Path, ...],
+    texts: tuple[str, ...],
     judges: tuple[str, ...],
     n_chunk: int | None,
     n_judge_chunk: int | None,
@@ -115,6 +121,7 @@ def release(
     name: str | None,
     chat_template: str | None,
     vram: list[float],
+    split_max_size: str | None,
     recipe: Path | None,
     jobs: int | None,
     force: bool,
@@ -156,6 +163,7 @@ def release(
         chat_template=chat_template,
         name=name,
         vram=vram or VRAM,
+        split_max_size=split_max_size,
         jobs=jobs,
         force=force,
     )
@@ -181,7 +189,7 @@ def _made_by(job: ReleaseJob) -> str:
     words = ["moe-gguf", "release", job.about.name]
     words += ["--repo", settings.repo] if settings.repo else []
     words += [word for ftype in job.types for word in ("-t", ftype)]
-    words += [word for text in job.texts for word in ("--text", text.name)]
+    words += [word for text in job.texts for word in ("--text", _spelled(text, text.path.name))]
     words += [word for text in job.judges for word in ("--judge", f"{text.name}={text.path.name}")]
     for option_name, value in (
         ("--chunks", settings.n_chunk),
@@ -189,10 +197,16 @@ def _made_by(job: ReleaseJob) -> str:
         ("--license", settings.license),
         ("--base-model", settings.base_model),
         ("--name", settings.name),
+        ("--split-max-size", settings.split_max_size),
         ("--chat-template", settings.chat_template and Path(settings.chat_template).name),
     ):
         words += [option_name, str(value)] if value is not None else []
     return " ".join(map(quote, words))
+
+
+def _spelled(text: TextFile, usual_name: str) -> str:
+    file = text.path.name
+    return file if text.name == usual_name else f"{text.name}={file}"
 
 
 def _upload_command(settings: ReleaseSettings) -> str:
@@ -204,6 +218,7 @@ def _upload_command(settings: ReleaseSettings) -> str:
 
 def _print_plan(planned: ReleasePlan) -> None:
     from gguf_export.commands.console import print_table
+    from gguf_export.commands.export_output import time_in_words
     from gguf_export.commands.messages import say
     from gguf_export.files.disk import free_bytes
     from gguf_export.files.sizes import size_in_words
@@ -211,14 +226,24 @@ def _print_plan(planned: ReleasePlan) -> None:
 
     for remark in planned.files.remarks:
         say(remark)
-    rows = [(file.path.name, f"{file.bpw:.2f}", size_in_words(file.n_bytes)) for file in planned.files.files]
-    total = sum(file.n_bytes for file in planned.files.files)
+    rows = [
+        (_with_parts(file), f"{file.bpw:.2f}", size_in_words(file.n_bytes)) for file in planned.files.files
+    ]
     if planned.files.imatrix is not None:
         path, n_bytes = planned.files.imatrix
         rows.append((path.name, "-", size_in_words(n_bytes)))
-        total += n_bytes
     print_table(str(planned.folder), ("file", ">bpw", ">size"), rows)
-    show(f"{size_in_words(total)} in all, {size_in_words(free_bytes(planned.folder))} free on the disk")
+    told, free = planned.estimate, free_bytes(planned.folder)
+    show(
+        f"{size_in_words(told.files)} to write and up to {size_in_words(told.state)} for the work, "
+        f"{size_in_words(free)} free on the disk"
+    )
+    if told.files + told.state > free:
+        tell(f"{planned.folder}: the disk has too little room: {size_in_words(free)} are free")
+    steps = ", ".join(f"{name} {time_in_words(s)}" for name, s in told.seconds if s and s >= 0.5)
+    if told.total is not None:
+        total = time_in_words(told.total)
+        show(f"about {total} if nothing else runs, an estimate by rules of thumb: {steps or 'all short'}")
     show()
     print_table("the largest file that fits", *choices_table(planned.fit))
     for line in assumptions(planned.fit):
@@ -226,6 +251,12 @@ def _print_plan(planned: ReleasePlan) -> None:
     show()
     for line in planned.front_matter.splitlines():
         show(line)
+
+
+def _with_parts(file: FileFigures) -> str:
+    """The name of a file, and of how many parts it is."""
+    more = f", and {len(file.parts) - 1} more parts" if len(file.parts) > 1 else ""
+    return file.path.name + more
 
 
 def _print_result(made: ReleaseResult, quiet: bool) -> None:
@@ -242,7 +273,7 @@ def _print_result(made: ReleaseResult, quiet: bool) -> None:
 
 
 def _make_again(
-    model: Path, recipe: Path, folder: Path | None, texts: tuple[Path, ...], jobs: int | None, quiet: bool
+    model: Path, recipe: Path, folder: Path | None, texts: tuple[str, ...], jobs: int | None, quiet: bool
 ) -> None:
     """Make the files of a recipe, and exit with 1 where one is not what it was."""
     from gguf_export.commands.console import ProgressView

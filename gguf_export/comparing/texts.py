@@ -43,11 +43,13 @@ class TextChoice:
     texts: at least one, unless the base is a file of logits, which brings its own.
     n_ctx: tokens of a chunk.
     n_chunk: of each text the first so many chunks are used, all where it is None.
+    chat_template: what writes the dialogues of `FILE.jsonl`, as `choose_template` takes it; by default the model's.
     """
 
     texts: tuple[NamedText, ...] = ()
     n_ctx: int = N_CTX
     n_chunk: int | None = None
+    chat_template: str | None = None
 
     @classmethod
     def of(cls, *texts: str, n_ctx: int = N_CTX, n_chunk: int | None = None) -> TextChoice:
@@ -85,7 +87,10 @@ def cut_choice(model: Checkpoint | GGUFFile, choice: TextChoice) -> list[Chunks]
     cut = []
     for text in choice.texts:
         chunks = make_chunks(
-            [read_text_of(model, text.path)], tokenizer, n_ctx=choice.n_ctx, n_chunk=choice.n_chunk
+            [read_text_of(model, text.path, choice.chat_template)],
+            tokenizer,
+            n_ctx=choice.n_ctx,
+            n_chunk=choice.n_chunk,
         )
         cut.append(replace(chunks, names=(text.name,)))
     return cut

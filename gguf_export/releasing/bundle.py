@@ -17,6 +17,7 @@ from gguf_export.comparing.results import Results
 from gguf_export.files.replacing import write_files
 from gguf_export.releasing.card import CardFacts, model_card
 from gguf_export.releasing.companions import model_yaml, modelfile, params_json
+from gguf_export.releasing.expert_errors import ERRORS_HTML
 from gguf_export.releasing.experts import expert_load
 from gguf_export.releasing.front_matter import front_matter
 from gguf_export.releasing.job import ReleaseJob
@@ -31,6 +32,7 @@ from gguf_export.reports.compare_tables import compare_markdown
 from gguf_export.vocab.template_check import template_in
 from gguf_export.writing.fingerprint import version
 from gguf_export.writing.results import FileFigures
+from quantize.containers.gguf_parts import model_stem
 from quantize.containers.untrusted import label
 from quantize.sources.gguf_file import GGUFFile
 from quantize.telling import OnProgress
@@ -69,21 +71,22 @@ def write_bundle(
         "report/compare.csv": compare_csv(results),
         "report/compare.md": compare_markdown(results),
         "quality.svg": plot_svg(results),
-        "Modelfile": modelfile(job.about, facts.files[facts.best_known]),
         "params": params_json(job.about),
         RECIPE: recipe_json(job, files, record, facts.date, progress),
     }
+    if facts.for_ollama is not None:
+        texts["Modelfile"] = modelfile(job.about, facts.files[facts.for_ollama])
     if job.settings.repo is not None:
         texts["model.yaml"] = model_yaml(job.about, job.settings.repo, min(file.n_bytes for file in files))
     contents: list[tuple[Path, bytes]] = [
         (folder / name, text.encode("utf-8", "backslashreplace")) for name, text in texts.items()
     ]
     (folder / "report").mkdir(exist_ok=True)
-    (folder / SUMS).unlink(missing_ok=True)  # those of an earlier release are no longer true
+    for earlier in (SUMS, "Modelfile"):  # those of an earlier release are no longer true
+        (folder / earlier).unlink(missing_ok=True)
     write_files([*contents, (folder / "quality.png", plot_png(results))])
-    known = {name: entry.sha256 for name, entry in record.files.items()}
-    names = [file.path.name for file in files]
-    write_sums(folder, [*texts, "quality.png", job.imatrix.name, *names], known)
+    known = record.sums()
+    write_sums(folder, [*texts, ERRORS_HTML, "quality.png", job.imatrix.name, *known], known)
     (folder / WORKING).unlink(missing_ok=True)
 
 
@@ -100,7 +103,7 @@ def fit_by_quality(job: ReleaseJob, files: Sequence[FileFigures], results: Resul
         return fit(job.model, settings.vram, settings.contexts, types=[file.ftype for file in files])
     found = fit(job.folder, settings.vram, settings.contexts)
     kld = {model.label: model.mean("kld").value for model in results.models}
-    ftypes = {label(file.path.stem): file.ftype for file in files}
+    ftypes = {label(model_stem(file.path)): file.ftype for file in files}
     models = [model for model in found.models if model.name in ftypes]
     models.sort(key=lambda model: kld[ftypes[model.name]])
     choices = which_file(models, settings.vram, settings.contexts)
@@ -117,12 +120,15 @@ def _card_facts(
         title=job.stem,
         repo=job.settings.repo,
         results=results,
-        files={file.ftype: file.path.name for file in files},
-        smoke={file.ftype: record.files[file.path.name].smoke for file in files},
+        files={file.ftype: record.name_of(file.path) for file in files},
+        n_parts={file.ftype: len(file.parts) for file in files},
+        smoke={file.ftype: record.of_file(file).smoke for file in files},
         program=llama,
         fit=fit_by_quality(job, files, results),
         prompt=_prompt(files[0].path),
         load=expert_load(job.imatrix),
+        errors=record.errors.medians if record.errors is not None else {},
+        dialogues=tuple(text.name for text in job.judges if text.is_dialogues),
         made_by=made_by,
         imatrix=job.imatrix.name,
         calibration=_calibration(job),

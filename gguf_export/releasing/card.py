@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from urllib.parse import quote
@@ -20,7 +21,8 @@ from gguf_export.releasing.about import About
 from gguf_export.releasing.experts import ExpertLoad
 from gguf_export.releasing.smoke import NOT_RUN, has_failed
 from gguf_export.reports.compare_facts import protocol, size_unit
-from gguf_export.reports.compare_tables import VERDICTS, files_table
+from gguf_export.reports.compare_tables import VERDICTS, files_table, kld_by_text
+from gguf_export.reports.figures import percent
 from gguf_export.reports.fit_tables import assumptions, choices_table
 from gguf_export.reports.markdown import markdown_text, table_line
 from gguf_export.reports.pages import TableText
@@ -37,11 +39,14 @@ class CardFacts:
     """What the card tells.
 
     title: with which the names of the files begin.
-    files: file type -> name of the file.
+    files: file type -> name of the file, of its first part where it is split.
+    n_parts: file type -> number of files on the disk.
     smoke: file type -> verdict of the smoke test.
     program: the llama.cpp that ran the files, None where there was none.
     prompt: the text of a sample dialogue, None where the files have no chat template.
     load: what each expert saw of the calibration text, None where there are no experts.
+    errors: file type -> median output error of the matrices of each expert, None where it is not known.
+    dialogues: names of the held-out texts that the chat template writes.
     made_by: the command that made the folder, without local paths.
     imatrix: the name of the file of importances; `calibration` is the text that gave them, in words.
     """
@@ -51,11 +56,14 @@ class CardFacts:
     repo: str | None
     results: Results
     files: dict[str, str]
+    n_parts: dict[str, int]
     smoke: dict[str, str]
     program: str | None
     fit: Fit
     prompt: str | None
     load: ExpertLoad | None
+    errors: Mapping[str, Sequence[float | None]]
+    dialogues: tuple[str, ...]
     made_by: str
     imatrix: str
     calibration: str
@@ -65,7 +73,21 @@ class CardFacts:
     @property
     def best_known(self) -> str:
         """The type that llama.cpp and Ollama take where nobody names one: Q4_K_M, then Q8_0; else the first."""
-        return next((ftype for ftype in ("Q4_K_M", "Q8_0") if ftype in self.files), next(iter(self.files)))
+        return _preferred(list(self.files))
+
+    @property
+    def whole(self) -> list[str]:
+        """The types of the files that are not split."""
+        return [ftype for ftype in self.files if self.n_parts[ftype] == 1]
+
+    @property
+    def for_ollama(self) -> str | None:
+        """The type that Ollama is given, which refuses split files; None where all are."""
+        return _preferred(self.whole) if self.whole else None
+
+
+def _preferred(ftypes: Sequence[str]) -> str:
+    return next((ftype for ftype in ("Q4_K_M", "Q8_0") if ftype in ftypes), ftypes[0])
 
 
 def model_card(facts: CardFacts) -> str:
@@ -86,9 +108,11 @@ def model_card(facts: CardFacts) -> str:
             unit=f"{unit.name} = 10^{len(str(unit.n_bytes)) - 1}",
             verdicts=VERDICTS,
             protocol=protocol(facts.results),
+            by_text=_table(kld_by_text(facts.results)) if len(facts.results.texts) > 1 else "",
+            split=[ftype for ftype in facts.files if facts.n_parts[ftype] > 1],
             best_file=facts.files[facts.best_known],
             short_name=safe_name(about.name).lower(),
-            experts=_table(_experts(about, load)) if load is not None else "",
+            experts=_table(_experts(facts, load)) if load is not None else "",
             only_some=f"; the {MOST_LISTED} with the fewest of {about.n_expert}"
             if about.n_expert > MOST_LISTED
             else "",
@@ -131,17 +155,27 @@ def _link(facts: CardFacts, name: str) -> str:
     return f"{HUB}/{facts.repo}/resolve/main/{quote(name)}" if facts.repo else f"./{quote(name)}"
 
 
-def _experts(about: About, load: ExpertLoad) -> TableText:
+def _experts(facts: CardFacts, load: ExpertLoad) -> TableText:
     """The table of the experts, in their order; of many those that saw least."""
+    about = facts.about
     donors = about.donors if len(about.donors) == about.n_expert else ()
+    medians = {name: each for name, each in facts.errors.items() if len(each) == about.n_expert}
+    costs = {name: medians[name] for name in (facts.best_known,) if name in medians}
     shown = list(enumerate(load.totals))
     if len(shown) > MOST_LISTED:
         shown = sorted(shown, key=lambda pair: pair[1])[:MOST_LISTED]
     rows: list[tuple[str, ...]] = [
-        (str(xid), *((donors[xid],) if donors else ()), f"{total:,}", f"{load.fewest[xid]:,}")
+        (
+            str(xid),
+            *((donors[xid],) if donors else ()),
+            f"{total:,}",
+            f"{load.fewest[xid]:,}",
+            *(percent(each[xid]) for each in costs.values()),
+        )
         for xid, total in shown
     ]
-    return (">expert", *(("donor",) if donors else ()), ">tokens", ">fewest in a layer"), rows
+    heads = (">expert", *(("donor",) if donors else ()), ">tokens", ">fewest in a layer")
+    return (*heads, *(f">output error as {name}" for name in costs)), rows
 
 
 def _starved(load: ExpertLoad) -> str:

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from calibration.text.dialogue_texts import SUFFIX
 from calibration.text.donors import MERGE_FILE
 from gguf_export.checking.checksums import sha256
 from gguf_export.checking.llama_process import program
 from gguf_export.comparing.named_files import is_file, split_name
+from gguf_export.comparing.texts import NamedText, TextChoice
 from gguf_export.releasing.about import About, about, refuse_no_repo
-from gguf_export.releasing.record import RECIPE, stored_recipe
+from gguf_export.releasing.record import RECIPE, recorded_files, stored_recipe
 from gguf_export.releasing.settings import ReleaseSettings
+from gguf_export.releasing.smoke import has_failed
 from gguf_export.releasing.sums import stands
 from gguf_export.writing.export import imatrix_path
 from gguf_export.writing.fingerprint import version
@@ -42,6 +45,11 @@ class TextFile:
     name: str
     path: Path
     sha256: str
+
+    @property
+    def is_dialogues(self) -> bool:
+        """Whether a chat template writes it."""
+        return self.path.suffix.lower() == SUFFIX
 
     def as_dict(self) -> dict[str, str]:
         """The text as it is told to others: without its folder."""
@@ -92,26 +100,38 @@ class ReleaseJob:
                 "chunks": [given.n_chunk, given.n_judge_chunk],
                 "template": _template_hash(given.chat_template),
                 "words": [given.repo, given.name, self.about.license, self.about.base_model],
+                "split": given.split_max_size,
                 "fit": [list(given.vram), list(given.contexts)],
             }
+        )
+
+    @property
+    def held_out(self) -> TextChoice:
+        """The texts that the files are judged by."""
+        return TextChoice(
+            tuple(NamedText(text.name, text.path) for text in self.judges),
+            n_chunk=self.settings.n_judge_chunk,
+            chat_template=self.settings.chat_template,
         )
 
     @property
     def judged_by(self) -> str:
         """One hash of all that decides the figures of a file but the file."""
         told = [[text.as_dict() for text in self.judges], self.settings.n_judge_chunk, self.source, version()]
-        return _hash(told)
+        dialogues = [text for text in self.judges if text.is_dialogues]
+        return _hash([*told, *([_template_hash(self.settings.chat_template)] if dialogues else [])])
 
     def is_done(self) -> bool:
         """Whether the release stands: what is asked for is there, and nothing changed since it was written."""
         told = stored_recipe(self.folder / RECIPE)
         if told is None or told.get("request") != self.request:
             return False
-        files: dict[str, Any] = told.get("files", {})
-        ftypes = {entry.get("ftype") for entry in files.values()}
-        if not set(self.types) <= ftypes or any(_has_failed(entry) for entry in files.values()):
+        files = recorded_files(told)
+        ftypes = {entry.ftype for entry in files.values()}
+        if not set(self.types) <= ftypes or any(has_failed(entry.smoke) for entry in files.values()):
             return False
-        return stands(self.folder, {name: entry.get("n_bytes") for name, entry in files.items()})
+        parts = [part for name, entry in files.items() for part in entry.parts(name).items()]
+        return stands(self.folder, {name: n_bytes for name, (n_bytes, _) in parts})
 
 
 def prepare(settings: ReleaseSettings, note: Note = discard) -> ReleaseJob:
@@ -137,8 +157,8 @@ def prepare(settings: ReleaseSettings, note: Note = discard) -> ReleaseJob:
     prompts = [] if settings.texts else [path for path in (model / MERGE_FILE,) if path.is_file()]
     if not settings.texts and not prompts:
         raise TextError("", "there is no text to calibrate with", "give {setting} FILE", setting="text")
-    texts = tuple(TextFile(label(path.name), path, _sha256(path)) for path in settings.texts)
-    judges = tuple(map(_judge, settings.judges))
+    texts = tuple(_text_file(text, lambda path: path.name) for text in settings.texts)
+    judges = tuple(_text_file(text, lambda path: path.stem) for text in settings.judges)
     _refuse_judges(judges, texts)
     types = dict.fromkeys((*wanted, *_left_by_earlier(folder)))
     return ReleaseJob(
@@ -162,31 +182,28 @@ def folder_name(stem: str) -> str:
 
 def _left_by_earlier(folder: Path) -> Iterator[str]:
     """The types of the files that an earlier release wrote, and that are still there."""
-    told: Mapping[str, Any] = stored_recipe(folder / RECIPE) or {}
-    for name, entry in told.get("files", {}).items():
-        if Path(name).name == name and (folder / name).exists():
-            yield ftype(str(entry.get("ftype"))).name
+    told = stored_recipe(folder / RECIPE)
+    for name, entry in (recorded_files(told) if told is not None else {}).items():
+        if (folder / name).exists():
+            yield ftype(entry.ftype).name
 
 
-def _has_failed(entry: Mapping[str, Any]) -> bool:
-    return str(entry.get("smoke")).startswith("failed")
-
-
-def _judge(given: str) -> TextFile:
-    name, file = split_name(given, TextError, is_file)
+def _text_file(given: Path | str, usual_name: Callable[[Path], str]) -> TextFile:
+    name, file = split_name(given, TextError, is_file) if isinstance(given, str) else ("", given)
     path = Path(file)
-    return TextFile(name or label(path.stem), path, _sha256(path))
+    return TextFile(name or label(usual_name(path)), path, _sha256(path))
 
 
 def _refuse_judges(judges: tuple[TextFile, ...], texts: tuple[TextFile, ...]) -> None:
     """Files are judged on text that has chosen nothing.
 
     Raises:
-        TextError: there is none, or it is the calibration text.
+        TextError: there is none, it is the calibration text, or two have one name.
     """
     if not judges:
         message = "there is no text to judge by, which must not be the calibration text"
         raise TextError("", message, "give {setting} FILE", setting="judge")
+    TextChoice(tuple(NamedText(judge.name, judge.path) for judge in judges)).refuse_twins()
     for judge in judges:
         for text in texts:
             if judge.sha256 == text.sha256:

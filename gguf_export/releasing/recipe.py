@@ -50,17 +50,20 @@ def recipe_json(
             "n_chunk": settings.n_chunk,
             "n_judge_chunk": settings.n_judge_chunk,
             "vram": list(settings.vram),
+            "split_max_size": settings.split_max_size,
         },
         "chat_template": None if settings.chat_template is None else _template(files[0].path),
         "calibration": [text.as_dict() for text in (*job.texts, *job.prompts)],
         "judged_by": [text.as_dict() for text in job.judges],
         "imatrix": {"file": job.imatrix.name, "sha256": sha256(job.imatrix)},
+        "errors": record.errors_as_dict(),
         "files": {},
     }
     entries = record.as_dict()
     for file in files:
         types = {tensor.name: tensor.qtype for tensor in file.tensors}
-        told["files"][file.path.name] = entries[file.path.name] | {"tensors": types}
+        name = record.name_of(file.path)
+        told["files"][name] = entries[name] | {"tensors": types}
     return json.dumps(told, indent=1) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""A release, step by step: doctor, one read, verify, compare, smoke test, bundle; each goes on where it stopped."""
+"""A release, step by step: doctor, one read, verify, compare, errors, smoke test, bundle; each resumes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if (
     TYPE_CHECKING
 ):  # what measures and draws imports torch and matplotlib, and a release that stands needs neither
     from gguf_export.comparing.results import Results
+    from gguf_export.releasing.estimate import Estimate
 
 __all__ = ["ReleasePlan", "ReleaseResult", "plan_release", "release"]
 
@@ -31,12 +32,13 @@ LIKELY = ("Q4_K_M", "Q8_0")
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """What a release would write, which file would fit, and the front matter of its card."""
+    """What a release would write, which file would fit, the front matter of its card, and what it would take."""
 
     files: ExportPlan
     fit: Fit
     front_matter: str
     folder: Path
+    estimate: Estimate = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,23 @@ class ReleaseResult:
 
 
 def plan_release(settings: ReleaseSettings, note: Note = discard) -> ReleasePlan:
-    """Say what `release` would make; no weight is read and nothing is written.
+    """Say what `release` would make; some rows are encoded to estimate its time, and nothing is written.
 
     Raises:
         MoeGgufError: see `job.prepare` and `export`.
     """
     from gguf_export.releasing.bundle import fit_by_quality
+    from gguf_export.releasing.estimate import estimate
     from gguf_export.releasing.front_matter import front_matter
 
     job = prepare(settings, note)
-    planned = plan(job.model, job.types, job.folder, **_export_settings(job))
+    planned = plan(job.model, job.types, job.folder, timed=True, jobs=settings.jobs, **_export_settings(job))
     return ReleasePlan(
         planned,
         fit_by_quality(job, planned.files, None),
         front_matter(job.about, settings.repo),
         job.folder,
+        estimate(job, planned),
     )
 
 
@@ -110,6 +114,7 @@ def release(
     if not settings.force and job.is_done():
         return ReleaseResult(job.folder, settings.repo)
     from gguf_export.releasing.bundle import write_bundle
+    from gguf_export.releasing.expert_errors import measure_errors_of_files
     from gguf_export.releasing.steps import check_model, measure, smoke_all, verify_all
 
     _refuse_inside(job)
@@ -130,10 +135,13 @@ def release(
     )
     files = sorted(made.files, key=lambda file: -file.n_bytes)
     record = Record.of(job.folder, job.source)
-    names = {file.path.name for file in files}
+    names = {record.name_of(file.path) for file in files}
+    for name in record.files.keys() - names:
+        note(Remark(name, "is of an earlier release in this folder, and no part of this one", "remove it"))
     record.files = {name: entry for name, entry in record.files.items() if name in names}
     verify_all(job, files, record, progress, note)
     results = measure(job, files, record, progress, note)
+    measure_errors_of_files(job, files, record, progress, note)
     smoke_all(job, files, record, progress, note)
     write_bundle(job, files, record, results, made_by(job), progress)
     return ReleaseResult(
@@ -158,13 +166,15 @@ def _export_settings(job: ReleaseJob) -> dict[str, Any]:
     return {
         "text": text,
         "save_imatrix": job.imatrix,
+        "split_max_size": settings.split_max_size,
+        "split_folders": True,
         "name": settings.name,
         "chat_template": settings.chat_template,
     }
 
 
 def _failed(files: Sequence[FileFigures], record: Record) -> dict[str, str]:
-    verdicts = {file.ftype: record.files[file.path.name].smoke for file in files}
+    verdicts = {file.ftype: record.of_file(file).smoke for file in files}
     return {ftype: verdict for ftype, verdict in verdicts.items() if has_failed(verdict)}
 
 

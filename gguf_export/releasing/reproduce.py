@@ -14,9 +14,10 @@ from typing import Any
 from calibration.text.donors import MERGE_FILE
 from calibration.text.text_settings import TextSettings
 from gguf_export.checking.checksums import sha256
+from gguf_export.comparing.named_files import is_file, split_name
 from gguf_export.files.replacing import write_bytes
 from gguf_export.releasing.recipe import shard_sums
-from gguf_export.releasing.record import stored_recipe
+from gguf_export.releasing.record import recorded_files, stored_recipe
 from gguf_export.writing.export import export
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import ChoiceError, TextError
@@ -43,7 +44,7 @@ def reproduce(
     recipe: Path,
     folder: Path,
     *,
-    texts: Sequence[Path] = (),
+    texts: Sequence[Path | str] = (),
     jobs: int | None = None,
     progress: OnProgress = silent,
     note: Note = discard,
@@ -57,7 +58,7 @@ def reproduce(
         model: the checkpoint, whose shards must be those of the recipe.
         recipe: recipe.json of a release.
         folder: for the files.
-        texts: the calibration texts, where there is no importance matrix.
+        texts: the calibration texts, each perhaps as NAME=FILE, where there is no importance matrix.
         jobs: threads.
         progress: told the progress of each step.
         note: given the remarks of `export`.
@@ -71,13 +72,15 @@ def reproduce(
     path = local_path(model)
     _refuse_other_shards(str(model), told, shard_sums(path, progress))
     with ExitStack() as stack:
-        weighed = _importances(told, path, texts, folder)
+        weighed = _importances(told, path, [_file_of(text) for text in texts], folder)
         made = export(
             _by_its_name(path, told.model, stack),
             told.types,
             folder,
             name=told.name,
             chat_template=_template(told.chat_template, stack),
+            split_max_size=told.split_max_size,
+            split_folders=True,
             jobs=jobs,
             progress=progress,
             note=note,
@@ -86,9 +89,9 @@ def reproduce(
     if "imatrix" in weighed and not (folder / weighed["imatrix"].name).exists():
         write_bytes(folder / weighed["imatrix"].name, weighed["imatrix"].read_bytes())
     found = []
-    for file in made.files:
-        digest = sha256(file.path, progress)
-        found.append((file.path, digest, told.sums.get(file.path.name) == digest))
+    for path in (part.path for file in made.files for part in file.parts):
+        digest = sha256(path, progress)
+        found.append((path, digest, told.sums.get(path.relative_to(folder).as_posix()) == digest))
     return Reproduced(tuple(found))
 
 
@@ -103,6 +106,7 @@ class _Recipe:
     shards: dict[str, str]
     name: str | None
     n_chunk: int | None
+    split_max_size: str | None
     chat_template: str | None
     imatrix: str
     imatrix_sum: str
@@ -140,18 +144,24 @@ class _Recipe:
             told["arguments"]["name"],
             told["chat_template"],
         )
+        files, max_size = recorded_files(told), told["arguments"].get("split_max_size")
         if not isinstance(n_chunk, int | None) or not all(
-            isinstance(one, str | None) for one in (name, template)
+            isinstance(one, str | None) for one in (name, template, max_size)
         ):
             raise TypeError
         return cls(
             path,
-            tuple(str(entry["ftype"]) for entry in told["files"].values()),
-            {name: str(entry["sha256"]) for name, entry in told["files"].items()},
+            tuple(entry.ftype for entry in files.values()),
+            {
+                part: digest
+                for name, entry in files.items()
+                for part, (_, digest) in entry.parts(name).items()
+            },
             str(told["model"]["name"]),
             {name: str(digest) for name, digest in told["model"]["shards"].items()},
             name,
             n_chunk,
+            max_size,
             template,
             str(told["imatrix"]["file"]),
             str(told["imatrix"]["sha256"]),
@@ -173,6 +183,10 @@ def _by_its_name(model: Path, name: str, stack: ExitStack) -> Path:
     link = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-gguf-"))) / name
     link.symlink_to(model.absolute(), target_is_directory=True)
     return link
+
+
+def _file_of(text: Path | str) -> Path:
+    return text if isinstance(text, Path) else Path(split_name(text, TextError, is_file)[1])
 
 
 def _importances(told: _Recipe, model: Path, texts: Sequence[Path], folder: Path) -> dict[str, Any]:

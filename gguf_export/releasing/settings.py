@@ -29,14 +29,15 @@ class ReleaseSettings:
     types: file types; those of an earlier release in the same folder stay beside them.
     folder: by default `<Model>-GGUF` in the current folder.
     repo: owner/name on the Hub where the folder will be published.
-    texts: calibration text; by default the prompts of mergekit_moe_config.yml.
-    judges: held-out texts, each perhaps as NAME=FILE.
+    texts: calibration texts, each perhaps as NAME=FILE; by default the prompts of mergekit_moe_config.yml.
+    judges: held-out texts, likewise; each gets figures of its own. `FILE.jsonl` is dialogues, in either.
     n_chunk, n_judge_chunk: of each kind of text the first so many chunks; all where it is None.
     license: by its id on the Hub, where the checkpoint's card names none, or another.
     base_model: owner/name of the checkpoint on the Hub, where it is not known.
     chat_template: as in `export`; without it the checkpoint must have one that works.
     name: as in `export`.
     vram, contexts: of the table that says which file fits: GiB, and tokens.
+    split_max_size: cut larger files into parts of at most so much, in a folder each, as in `export`.
     jobs: threads.
     force: replace files that are others than would be made.
     """
@@ -45,7 +46,7 @@ class ReleaseSettings:
     types: tuple[str, ...] = SETS["standard"]
     folder: Path | None = None
     repo: str | None = None
-    texts: tuple[Path, ...] = ()
+    texts: tuple[Path | str, ...] = ()
     judges: tuple[str, ...] = ()
     n_chunk: int | None = None
     n_judge_chunk: int | None = None
@@ -55,5 +56,6 @@ class ReleaseSettings:
     name: str | None = None
     vram: Sequence[float] = VRAM
     contexts: Sequence[int] = CONTEXTS
+    split_max_size: str | None = None
     jobs: int | None = None
     force: bool = False

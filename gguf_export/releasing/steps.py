@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from calibration.forward.settings import ForwardSettings
-from gguf_export.checking.checksums import sha256
 from gguf_export.checking.doctor import doctor
 from gguf_export.checking.findings import Finding, Findings
 from gguf_export.checking.llama_process import program
@@ -18,7 +17,7 @@ from gguf_export.comparing.merging import merged
 from gguf_export.comparing.models import ModelChoice
 from gguf_export.comparing.results import Results
 from gguf_export.comparing.run import PassSettings, StateSettings, compare
-from gguf_export.comparing.texts import NamedText, TextChoice
+from gguf_export.comparing.texts import cut_choice
 from gguf_export.files.disk import write_error
 from gguf_export.files.replacing import write_text
 from gguf_export.releasing.job import ReleaseJob
@@ -45,6 +44,7 @@ def check_model(job: ReleaseJob, progress: OnProgress, note: Note) -> None:
 
     Raises:
         CheckpointError: there are faults; `note` was told each.
+        TextError: a held-out text is too short, or no dialogues that the template writes.
     """
     found = doctor(job.model, progress=progress)
     missing = absence(str(job.model), job.model).message
@@ -57,34 +57,42 @@ def check_model(job: ReleaseJob, progress: OnProgress, note: Note) -> None:
         last = errors[-1]
         more = f"; {SETTING} none publishes files without one" if last.setting == TEMPLATE else ""
         raise CheckpointError(last.place, last.message, last.remedy + more, setting=last.setting)
+    cut_choice(job.checkpoint, job.held_out)
 
 
 def verify_all(
     job: ReleaseJob, files: Sequence[FileFigures], record: Record, progress: OnProgress, note: Note
 ) -> None:
-    """Hold each file against the checkpoint, block by block with the importances that weighed it, and hash it.
+    """Hold each file against the checkpoint, block by block with its importances, and hash it on the way.
 
     Raises:
         GGUFError: a file is not what it should be; `note` was told why.
     """
     for file in files:
-        name = file.path.name
+        name = record.name_of(file.path)
         known = record.files.get(name)
         if known is not None and known.verified and known.ftype == file.ftype:
             continue
+        digests: dict[Path, str] = {}
         found = verify(
             file.path,
             against=job.checkpoint,
             level="bytes",
             imatrix=job.imatrix,
+            digests=digests,
             jobs=job.settings.jobs,
             progress=progress,
         )
         if found.worst == "error":
             _tell(found, note)
             raise GGUFError(str(file.path), f"does not stand up to its checkpoint: {found.summary()}")
+        first, *others = file.parts
         record.files[name] = FileRecord(
-            file.ftype, file.n_bytes, sha256(file.path, progress), found.summary()
+            file.ftype,
+            first.n_bytes,
+            digests[first.path],
+            found.summary(),
+            others={record.name_of(part.path): (part.n_bytes, digests[part.path]) for part in others},
         )
         record.save()
 
@@ -98,9 +106,9 @@ def smoke_all(
         note(Remark("smoke test", message, 'pip install "moe-gguf[release]"'))
     for index, file in enumerate(files):
         progress(Progress("smoke test", index, len(files), unit="files"))
-        known = record.files[file.path.name]
+        known = record.of_file(file)
         if known.smoke in ("", NOT_RUN) or known.smoke.startswith("failed"):
-            record.note(file.path.name, smoke=smoke_test(file.path))
+            record.note(file, smoke=smoke_test(file.path))
     progress(Progress("smoke test", len(files), len(files), unit="files"))
 
 
@@ -117,7 +125,7 @@ def measure(
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise write_error(path.parent, error) from error
-    keys = {file.path.name: _key(job, record.files[file.path.name].sha256) for file in files}
+    keys = {file.ftype: _key(job, record.name_of(file.path), record.of_file(file)) for file in files}
     earlier = _earlier(path, files, record, keys)
     known = {model.label for model in earlier.models} if earlier else set()
     missing = [file for file in files if file.ftype not in known]
@@ -129,9 +137,7 @@ def measure(
             (job.model, *(file.path for file in missing)),
             names={job.model: job.about.name} | {file.path: file.ftype for file in missing},
         ),
-        TextChoice(
-            tuple(NamedText(text.name, text.path) for text in job.judges), n_chunk=job.settings.n_judge_chunk
-        ),
+        job.held_out,
         PassSettings(forward=ForwardSettings()),
         state=StateSettings.beside(path),
         progress=progress,
@@ -141,8 +147,7 @@ def measure(
     results = new if earlier is None else merged([("earlier", earlier), ("new", new)])
     write_text(path, compare_json(results))
     for file in files:
-        record.files[file.path.name] = replace(record.files[file.path.name], compared=keys[file.path.name])
-    record.save()
+        record.note(file, compared=keys[file.ftype])
     for left in working_files(StateSettings.beside(path).path):
         left.unlink(missing_ok=True)
     return results
@@ -156,13 +161,14 @@ def _earlier(
         stored = read_results(path)
     except ChoiceError:
         return None
-    holds = {file.ftype for file in files if record.files[file.path.name].compared == keys[file.path.name]}
+    holds = {file.ftype for file in files if record.of_file(file).compared == keys[file.ftype]}
     kept = tuple(model for model in stored.models if model.label in holds)
     return replace(stored, models=kept) if kept else None
 
 
-def _key(job: ReleaseJob, digest: str) -> str:
-    return hashlib.sha256(f"{job.judged_by} {digest}".encode()).hexdigest()
+def _key(job: ReleaseJob, name: str, entry: FileRecord) -> str:
+    digests = [digest for _, digest in entry.parts(name).values()]
+    return hashlib.sha256(" ".join([job.judged_by, *digests]).encode()).hexdigest()
 
 
 def _tell(findings: Findings | Sequence[Finding], note: Note) -> None:

@@ -59,6 +59,7 @@ def export(
     split_max_size: str | None = None,
     split_max_tensors: int | None = None,
     keep_split: bool = False,
+    split_folders: bool = False,
     feedback: bool = False,
     chat_template: str | None = None,
     jobs: int | None = None,
@@ -99,6 +100,7 @@ def export(
             units of 1000; the parts are those of llama-gguf-split.
         split_max_tensors: cut each file into parts of so many tensors.
         keep_split: cut each file as the GGUF file is cut that it is made of.
+        split_folders: put the parts of a file into a folder of its name; a file that needs one part is not cut.
         feedback: choose the codes so that errors make up for each other on the text, in the same formats; the file is
             judged on a part of the text, and made plainly where that is better. One type at a time.
         chat_template: a file of Jinja, `donor:N` (of expert N in mergekit_moe_config.yml), a name such as "chatml"
@@ -143,6 +145,7 @@ def export(
         split_max_size=split_max_size,
         split_max_tensors=split_max_tensors,
         keep_split=keep_split,
+        split_folders=split_folders,
         feedback=feedback,
         chat_template=chat_template,
     )
@@ -201,6 +204,7 @@ def plan(
     split_max_size: str | None = None,
     split_max_tensors: int | None = None,
     keep_split: bool = False,
+    split_folders: bool = False,
     feedback: bool = False,
     chat_template: str | None = None,
     timed: bool = False,
@@ -240,6 +244,7 @@ def plan(
         split_max_size=split_max_size,
         split_max_tensors=split_max_tensors,
         keep_split=keep_split,
+        split_folders=split_folders,
         feedback=feedback,
         chat_template=chat_template,
     )

@@ -204,11 +204,11 @@ def _files(
     path: Path, plan: Plan, keys: Sequence[KeyValue], split: Split | None, source: ModelFile
 ) -> tuple[OutputFile, ...]:
     """The file, or its parts."""
-    if split is None:
+    plans = [] if split is None else part_plans(plan, split, source)
+    if split is None or (split.in_folders and len(plans) == 1):
         is_converted = source.kind == "checkpoint" and all(t.qtype in FLOATS for t in plan.tensors)
         return (OutputFile(path, plan, tuple(keys), keeps_axes=is_converted),)
-    plans = part_plans(plan, split, source)
-    paths = part_paths(path, len(plans))
+    paths = part_paths(path.with_suffix("") / path.name if split.in_folders else path, len(plans))
     return tuple(
         OutputFile(part, plans[no], part_keys(keys, split, no, plans)) for no, part in enumerate(paths)
     )

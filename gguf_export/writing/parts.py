@@ -27,16 +27,18 @@ _UNITS = {"M": 10**6, "G": 10**9}
 
 @dataclass(frozen=True)
 class Split:
-    """By what a file is cut into parts: one of the three.
+    """By what a file is cut into parts, one of the first three, and where these lie.
 
     max_bytes: of the tensors of a part, padded; its keys are not counted.
     max_tensors: of a part.
     keeps_parts: each tensor stays in the part in which the source has it.
+    in_folders: the parts of a file lie in a folder of its name, and a file that needs one part is not cut.
     """
 
     max_bytes: int = 0
     max_tensors: int = 0
     keeps_parts: bool = False
+    in_folders: bool = False
 
     @classmethod
     def of(cls, max_size: str | None, max_tensors: int | None, keeps_parts: bool) -> Split | None:

@@ -62,6 +62,7 @@ class Request:
     split_max_size: str | None
     split_max_tensors: int | None
     keep_split: bool
+    split_folders: bool = False
     feedback: bool = False
     chat_template: str | None = None
 
@@ -150,7 +151,8 @@ class Request:
 
     def _split(self) -> Split | None:
         """The parts into which each file is cut."""
-        return Split.of(self.split_max_size, self.split_max_tensors, self.keep_split)
+        split = Split.of(self.split_max_size, self.split_max_tensors, self.keep_split)
+        return replace(split, in_folders=self.split_folders) if split is not None else None
 
     def _source(self) -> ModelFile:
         """The model, opened."""

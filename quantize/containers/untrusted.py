@@ -12,6 +12,7 @@ import yaml
 from quantize.exceptions import CheckpointError, MoeGgufError
 
 __all__ = [
+    "CHAT_TEMPLATES",
     "F32_MAX",
     "MAX_JSON_BYTES",
     "exact_text",

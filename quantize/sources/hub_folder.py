@@ -23,7 +23,7 @@ from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, try_to_load_from
 from huggingface_hub.utils import disable_progress_bars, logging
 
 from quantize.containers.hub_names import HubName
-from quantize.containers.untrusted import MAX_JSON_BYTES, SUFFIXES
+from quantize.containers.untrusted import CHAT_TEMPLATES, MAX_JSON_BYTES, SUFFIXES
 from quantize.exceptions import CheckpointError
 from quantize.sources.hub import MARK, hub_cache
 from quantize.sources.ranges import AT_ONCE, TIMEOUT, HubFile, Ranges, hub_error
@@ -32,6 +32,7 @@ __all__ = ["folder_of"]
 
 MAX_SMALL = 2**27  # bytes; larger files than any tokenizer's
 SHARD = ".safetensors"
+TEMPLATE = ".jinja"
 
 
 def folder_of(name: HubName, *, keep: bool) -> Path:
@@ -89,11 +90,15 @@ def _model_info(name: HubName) -> Any:
 
 
 def _files_of(name: HubName, info: Any) -> Iterator[HubFile]:
-    """The files of the main folder that a checkpoint may consist of."""
+    """The files of the main folder that a checkpoint may consist of, and its further chat templates."""
     for sibling in info.siblings:
         file = sibling.rfilename
-        is_plain = "/" not in file and "\\" not in file and file.isprintable() and not file.startswith(".")
-        if not is_plain or Path(file).suffix not in SUFFIXES or sibling.size is None:
+        folder, _, last = file.rpartition("/")
+        is_template = folder == CHAT_TEMPLATES and last.endswith(TEMPLATE)
+        is_plain = "\\" not in file and file.isprintable() and not last.startswith(".")
+        if not is_plain or (folder and not is_template):
+            continue
+        if Path(file).suffix not in SUFFIXES or sibling.size is None:
             continue
         if file.endswith(SHARD) or sibling.size <= MAX_SMALL:
             url = hf_hub_url(name.repo, file, revision=info.sha, endpoint=_endpoint())
@@ -113,6 +118,7 @@ class _Fetcher:
         is_shard = file.name.endswith(SHARD)
         if path.is_symlink() and path.exists():
             return
+        path.parent.mkdir(exist_ok=True)
         cached = self._cached(file)
         is_new = cached is None and (self._keep or not is_shard)
         if is_new:

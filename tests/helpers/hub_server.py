@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
             )
         elif re.fullmatch(rf"/api/models/{hub.repo}(/revision/[^/]+)?", path):
             self.tell(path.rpartition("/revision/")[2] if "/revision/" in path else "main")
-        elif match := re.fullmatch(rf"/{hub.repo}/resolve/{COMMIT}/([^/]+)", path):
+        elif match := re.fullmatch(rf"/{hub.repo}/resolve/{COMMIT}/((?:[^/]+/)?[^/]+)", path):
             self.resolve(match[1], with_body, fault)
         else:
             self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
@@ -99,8 +99,9 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             return
         siblings = []
-        for path in sorted(self.hub.folder.iterdir()):
-            known: dict[str, Any] = {"rfilename": path.name, "size": path.stat().st_size}
+        for path in sorted(path for path in self.hub.folder.rglob("*") if path.is_file()):
+            name = path.relative_to(self.hub.folder).as_posix()
+            known: dict[str, Any] = {"rfilename": name, "size": path.stat().st_size}
             if self.hub.is_large(path.name):
                 known["lfs"] = {
                     "sha256": self.hub.digest(path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from calibration.importance.imatrix_files import load_imatrix, save_imatrix
 from gguf_export.checking import checksums
 from gguf_export.checking.codes import CODES, not_nearest
 from gguf_export.checking.file_check import Level
+from gguf_export.checking.file_hashes import FileHashes
 from gguf_export.checking.findings import Finding
 from gguf_export.checking.remedies import FETCH
 from gguf_export.checking.verify import verify
@@ -35,7 +37,7 @@ from gguf_export.writing.header import header
 from quantize.codec import encode
 from quantize.containers.gguf import read_container
 from quantize.containers.keys import KeyValue
-from quantize.exceptions import GGUFError, OutputError
+from quantize.exceptions import GGUFError, ModelChangedError, OutputError
 from quantize.guide import Guide
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
@@ -703,6 +705,39 @@ def test_sha256sums_are_written_and_checked(copy: Callable[[str], Path]) -> None
     done = invoke("verify", path, "--sha256", "--quiet")
     assert done.exit_code == 1
     assert path.with_name("SHA256SUMS").read_text() == line
+
+
+def test_a_file_is_hashed_while_it_is_checked(
+    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checksums, "sha256", None)
+    for name in ("Q8_0", "Q4_K_M"):
+        path = copy(name)
+        digests: dict[Path, str] = {}
+        verify(path, sums=True, digests=digests)
+        assert digests == {path: hashlib.sha256(path.read_bytes()).hexdigest()}
+        assert f"{digests[path]}  {path.name}\n" in path.with_name("SHA256SUMS").read_text()
+
+
+def test_hashes_are_right_in_any_order(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    content = np.arange(5000, dtype=np.uint8)
+    path.write_bytes(content.tobytes())
+    expected = {path: hashlib.sha256(content.tobytes()).hexdigest()}
+    for spans in ([], [(0, 5000)], [(10, 20), (20, 90)], [(900, 1000), (10, 20), (950, 4000), (4990, 5000)]):
+        hashes = FileHashes([path])
+        for first, last in spans:
+            hashes.take(path, first, content[first:last])
+        assert hashes.hexdigests() == expected
+
+
+def test_hashes_are_of_one_state_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    hashes = FileHashes([path])
+    path.write_bytes(bytes(200))
+    with pytest.raises(ModelChangedError):
+        hashes.hexdigests()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege, and there are no pipes")

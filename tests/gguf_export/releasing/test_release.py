@@ -21,10 +21,14 @@ from upload_server import TOKEN, taking_uploads
 
 from gguf_export.commands.exit_codes import FINDINGS, INPUT, USAGE
 from gguf_export.comparing import run
+from gguf_export.files import disk
 from gguf_export.publishing import upload
 from gguf_export.publishing.upload import UploadResult
-from gguf_export.releasing import bundle, job, steps
+from gguf_export.releasing import bundle, expert_errors, job, steps
+from gguf_export.releasing.estimate import Estimate
 from gguf_export.releasing.record import WORKING
+from gguf_export.releasing.release import plan_release
+from gguf_export.releasing.settings import ReleaseSettings
 from quantize.sources import hub_folder
 
 REPO = "somebody/Pico-GGUF"
@@ -32,6 +36,7 @@ TYPES = ["-t", "Q8_0", "-t", "Q4_K_M"]
 BUNDLE = {
     *("README.md", "SHA256SUMS", "recipe.json", "model.yaml", "Modelfile", "params"),
     *("quality.svg", "quality.png", "Pico-4x1M-imatrix.gguf"),
+    "report/errors.html",
     *(f"report/compare.{suffix}" for suffix in ("html", "json", "csv", "md")),
 }
 
@@ -107,6 +112,7 @@ def test_the_card_is_one_of_the_hub(made: Path) -> None:
     ]
     assert "resolve/main/Pico-4x1M-Q4_K_M.gguf) |" in card.text
     assert "| 0 | donor-a |" in card.text and "quality.svg" in card.text
+    assert "output error as Q4_K_M" in card.text and "report/errors.html" in card.text
     assert f"llama-server -hf {REPO}:Q4_K_M" in card.text
 
 
@@ -193,6 +199,11 @@ def test_a_release_that_was_stopped_goes_on(
         assert invoke(*words(place, "-o", folder)).exit_code == 130
     assert (folder / WORKING).exists() and not (folder / "README.md").exists()
     monkeypatch.setattr(steps, "verify", None)  # which is done
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "smoke_test", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert invoke(*words(place, "-o", folder)).exit_code == 130
+    monkeypatch.setattr(steps, "compare", None)
+    monkeypatch.setattr(expert_errors, "errors", None)
     done = invoke(*words(place, "-o", folder))
     assert done.exit_code == 0, done.output
     assert (folder / "SHA256SUMS").exists() and not (folder / WORKING).exists()
@@ -212,12 +223,35 @@ def test_the_recipe_is_of_one_checkpoint(made: Path, tmp_path: Path) -> None:
     check_one_line(done, "is not that of the recipe", USAGE)
 
 
-def test_a_dry_run_writes_nothing(place: Path, tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = invoke(*words(place, "-o", tmp_path / "out", "--dry-run"))
     assert done.exit_code == 0, done.output
     assert not (tmp_path / "out").exists()
     for told in ("Pico-4x1M-Q8_0.gguf", "free on the disk", "24 GiB", "quantized_by: somebody"):
         assert told in done.stdout
+    assert "an estimate by rules of thumb: smoke test" in done.stdout or "all short" in done.stdout
+    assert "too little room" not in done.stderr
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 1000)
+    done = invoke(*words(place, "-o", tmp_path / "out", "--dry-run"))
+    assert "the disk has too little room: 1000 B are free" in done.stderr
+
+
+def test_what_a_release_needs_grows_with_its_texts_and_types(place: Path, made: Path, tmp_path: Path) -> None:
+    texts: dict[str, Any] = {"texts": (place / "calibration.txt",), "judges": (str(place / "held-out.txt"),)}
+
+    def told(folder: Path, types: tuple[str, ...], n: int) -> Estimate:
+        settings = ReleaseSettings(
+            place / "Pico-4x1M-bf16", types, folder, n_chunk=n, n_judge_chunk=n, license="mit", **texts
+        )
+        return plan_release(settings).estimate
+
+    one, more = told(tmp_path, ("Q8_0",), 1), told(tmp_path, ("Q8_0", "Q4_K_M"), 2)
+    assert one.state < more.state and 0 < one.files < more.files
+    assert one.total is not None and one.total > 0
+    assert [name for name, _ in one.seconds] == [
+        *("calibrating", "encoding", "verifying", "comparing", "errors", "smoke test")
+    ]
+    assert told(made, ("Q8_0", "Q4_K_M"), 1).files == 0  # they are there
 
 
 def without(words: list[Any], name: str) -> list[Any]:

@@ -13,6 +13,8 @@ from command_line import invoke
 from hub_server import COMMIT, TOKEN, Hub, serving
 from pico import pico_mixtral
 
+from calibration.text.chat_templates import folder_templates
+from calibration.text.tokenizer_files import TokenizerFiles
 from gguf_export import export
 from quantize.containers.hub_names import HubName, hub_name
 from quantize.exceptions import CheckpointError
@@ -152,6 +154,26 @@ def test_the_second_time_only_the_commit_is_asked_for(hub: Hub) -> None:
     n_before = len(hub.requests)
     local_path("somebody/Pico")
     assert len(hub.requests) == n_before + 1
+
+
+def test_further_chat_templates_are_those_of_the_folder(hub: Hub) -> None:
+    (hub.folder / "chat_template.jinja").write_text("{{ messages }}")
+    more = hub.folder / "additional_chat_templates"
+    more.mkdir()
+    for name in ("tool-use.jinja", "rag.jinja", ".hidden.jinja", "notes.txt"):
+        (more / name).write_text(f"{name} {{{{ messages }}}}")
+    (more / "deep").mkdir()
+    (more / "deep" / "er.jinja").write_text("deeper")
+    for _ in range(2):  # the second time from the cache
+        folder = local_path("somebody/Pico")
+        there = [path.name for path in (folder / more.name).iterdir()]
+        assert sorted(there) == ["rag.jinja", "tool-use.jinja"]
+        hub_folder._known.cache_clear()
+    found = folder_templates(TokenizerFiles(folder))
+    assert dict(found.named) == {
+        name: f"{file}.jinja {{{{ messages }}}}" for name, file in (("rag", "rag"), ("tool_use", "tool-use"))
+    }
+    assert open_checkpoint(folder).specs()
 
 
 def test_what_is_kept_is_checked_and_read_from_the_disk(hub: Hub) -> None:
