@@ -244,6 +244,8 @@ def _print_plan(planned: ReleasePlan) -> None:
     if told.total is not None:
         total = time_in_words(told.total)
         show(f"about {total} if nothing else runs, an estimate by rules of thumb: {steps or 'all short'}")
+    else:
+        show("the time is not estimated: how fast the weights arrive is not known")
     show()
     print_table("the largest file that fits", *choices_table(planned.fit))
     for line in assumptions(planned.fit):
