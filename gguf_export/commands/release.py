@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gguf_export.releasing.job import ReleaseJob
     from gguf_export.releasing.release import ReleasePlan, ReleaseResult
     from gguf_export.releasing.settings import ReleaseSettings
+    from gguf_export.releasing.texts import TextFile
 
 __all__ = ["release"]
 
@@ -47,14 +48,15 @@ __all__ = ["release"]
     multiple=True,
     type=FILE,
     metavar="FILE",
-    help="Calibration text; may be repeated.  [default: the prompts of MODEL's mergekit_moe_config.yml]",
+    help="Calibration text; may be repeated.  [default: builtin:calibration, and the prompts of MODEL's "
+    "mergekit_moe_config.yml]",
 )
 @option(
     "--judge",
     "judges",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="Held-out text by which the files are judged; may be repeated.",
+    help="Held-out text by which the files are judged; may be repeated.  [default: builtin:held-out]",
 )
 @option(
     "--chunks", "n_chunk", type=click.IntRange(min=1), metavar="N", help="Calibrate with the first N chunks."
@@ -181,8 +183,10 @@ def _made_by(job: ReleaseJob) -> str:
     words = ["moe-gguf", "release", job.about.name]
     words += ["--repo", settings.repo] if settings.repo else []
     words += [word for ftype in job.types for word in ("-t", ftype)]
-    words += [word for text in job.texts for word in ("--text", text.name)]
-    words += [word for text in job.judges for word in ("--judge", f"{text.name}={text.path.name}")]
+    texts = dict.fromkeys(text.name for text in job.texts) if settings.texts else ()
+    words += [word for text in texts for word in ("--text", text)]
+    judges = dict.fromkeys(_judge_word(text) for text in job.judges) if settings.judges else ()
+    words += [word for judge in judges for word in ("--judge", judge)]
     for option_name, value in (
         ("--chunks", settings.n_chunk),
         ("--judge-chunks", settings.n_judge_chunk),
@@ -193,6 +197,12 @@ def _made_by(job: ReleaseJob) -> str:
     ):
         words += [option_name, str(value)] if value is not None else []
     return " ".join(map(quote, words))
+
+
+def _judge_word(text: TextFile) -> str:
+    from calibration.text.built_in import HELD_OUT, is_built_in
+
+    return HELD_OUT if is_built_in(text.path) else f"{text.name}={text.path.name}"
 
 
 def _upload_command(settings: ReleaseSettings) -> str:

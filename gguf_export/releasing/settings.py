@@ -29,8 +29,9 @@ class ReleaseSettings:
     types: file types; those of an earlier release in the same folder stay beside them.
     folder: by default `<Model>-GGUF` in the current folder.
     repo: owner/name on the Hub where the folder will be published.
-    texts: calibration text; by default the prompts of mergekit_moe_config.yml.
-    judges: held-out texts, each perhaps as NAME=FILE.
+    texts: calibration text: files, or `builtin:calibration`; by default this one and the prompts of
+        mergekit_moe_config.yml.
+    judges: held-out texts, each perhaps as NAME=FILE; by default `builtin:held-out`.
     n_chunk, n_judge_chunk: of each kind of text the first so many chunks; all where it is None.
     license: by its id on the Hub, where the checkpoint's card names none, or another.
     base_model: owner/name of the checkpoint on the Hub, where it is not known.

@@ -130,7 +130,9 @@ def measure(
             names={job.model: job.about.name} | {file.path: file.ftype for file in missing},
         ),
         TextChoice(
-            tuple(NamedText(text.name, text.path) for text in job.judges), n_chunk=job.settings.n_judge_chunk
+            tuple(NamedText(text.name, text.path) for text in job.judges),
+            n_chunk=job.settings.n_judge_chunk,
+            chat_template=job.settings.chat_template,
         ),
         PassSettings(forward=ForwardSettings()),
         state=StateSettings.beside(path),
