@@ -120,7 +120,7 @@ def prepare(settings: ReleaseSettings, note: Note = discard) -> ReleaseJob:
     )
     stem = imatrix_path(model, name=settings.name).name.removesuffix(IMATRIX)
     folder = settings.folder if settings.folder is not None else Path(folder_name(stem))
-    chosen = texts_of(model, settings.texts, settings.judges)
+    chosen = texts_of(model, settings.texts, settings.judges, note)
     types = dict.fromkeys((*wanted, *_left_by_earlier(folder)))
     return ReleaseJob(
         settings,

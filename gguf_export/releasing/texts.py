@@ -14,6 +14,7 @@ from gguf_export.comparing.named_files import is_file
 from gguf_export.comparing.texts import NamedText
 from quantize.containers.untrusted import label
 from quantize.exceptions import TextError
+from quantize.telling import Note, Remark, discard
 
 __all__ = ["ReleaseTexts", "TextFile", "calibration_files", "sum_of_file", "texts_of"]
 
@@ -43,20 +44,21 @@ class ReleaseTexts:
     judges: tuple[TextFile, ...]
 
 
-def texts_of(model: Path, texts: Sequence[Path], judges: Sequence[str]) -> ReleaseTexts:
+def texts_of(model: Path, texts: Sequence[Path], judges: Sequence[str], note: Note = discard) -> ReleaseTexts:
     """The texts that are given, else the prompts of mergekit and the built-in ones.
 
     Args:
         model: the folder of the checkpoint.
         texts: files, or names of built-in texts.
         judges: likewise, each perhaps as NAME=FILE.
+        note: told of a file of mergekit's without prompts.
 
     Raises:
         TextError: a file cannot be read, or a text that judges is one that calibrates, or shares much with it.
     """
     chosen = ReleaseTexts(
         tuple(_named(texts or (Path(CALIBRATION),))),
-        () if texts else tuple(_prompts(model)),
+        () if texts else tuple(_prompts(model, note)),
         tuple(
             TextFile(one.name, one.path, sum_of_file(one.path))
             for judge in judges or (HELD_OUT,)
@@ -91,13 +93,14 @@ def _named(paths: Iterable[Path]) -> Iterable[TextFile]:
             yield TextFile(str(given) if built_in else label(given.name), path, sum_of_file(path))
 
 
-def _prompts(model: Path) -> Iterable[TextFile]:
+def _prompts(model: Path, note: Note) -> Iterable[TextFile]:
     """mergekit's file, where it holds prompts."""
     path = model / MERGE_FILE
     if path.is_file():
         try:
             read_prompts(path)
-        except TextError:  # a merge whose router was made without any
+        except TextError as error:  # a merge whose router was made without any
+            note(Remark(str(path), error.message, "only the built-in text calibrates"))
             return
         yield TextFile(label(path.name), path, sum_of_file(path))
 

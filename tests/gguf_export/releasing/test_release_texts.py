@@ -16,6 +16,7 @@ from gguf_export.commands.exit_codes import INPUT
 from gguf_export.releasing import bundle, job, steps
 from gguf_export.releasing.texts import texts_of
 from quantize.exceptions import TextError
+from quantize.telling import Remark
 
 KINDS = ["code", "data", "docs", "languages", "prose", "chat"]
 LINES = [f"line {n} of a text whose lines are long enough that no other text has them" for n in range(40)]
@@ -51,7 +52,9 @@ def test_the_prompts_of_a_merge_count_beside_them(model: Path, tmp_path: Path) -
     own = written(tmp_path / "own.txt", LINES)
     assert texts_of(model, (own,), ()).prompts == ()
     prompts(model)
-    assert texts_of(model, (), ()).prompts == ()
+    told: list[Remark] = []
+    assert texts_of(model, (), (), told.append).prompts == ()
+    assert [remark.message for remark in told] == ["holds no positive_prompts of experts"]
     path.unlink()
 
 
