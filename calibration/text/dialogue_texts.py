@@ -5,8 +5,9 @@ from __future__ import annotations
 import calendar
 from pathlib import Path
 
-from calibration.chat.dialogues import read_dialogues
+from calibration.chat.dialogues import Dialogue, read_dialogues
 from calibration.chat.rendering import ChatTemplate, Fault, render
+from calibration.text.built_in import is_built_in
 from calibration.text.chat_templates import template_in_folder, template_of_keys
 from calibration.text.chosen_template import AS_IS, choose_template
 from calibration.text.chunks import Text, read_text
@@ -27,7 +28,8 @@ def read_text_of(model: ModelFile, path: Path, chat_template: str | None = None)
     """A text for a model: the dialogues of `FILE.jsonl`, or any other file as it is.
 
     Each line of dialogues is `{"messages": [...]}`, and may have `"tools": [...]`; the model's template writes them as
-    llama-server would, without opening another turn. The time that it is told is always `NOW`.
+    llama-server would, without opening another turn. The time that it is told is always `NOW`. Dialogues of a built-in
+    text are plain text for a model without a template.
 
     Args:
         model: the model whose template and tokens count.
@@ -42,7 +44,15 @@ def read_text_of(model: ModelFile, path: Path, chat_template: str | None = None)
     if path.suffix.lower() != SUFFIX:
         return read_text(path)
     dialogues, lines = read_dialogues(path)
-    template, adds_bos = _template(model, path, chat_template)
+    template, adds_bos = _template(model, chat_template)
+    if template is None:
+        if is_built_in(path):
+            return Text(label(path), "\n\n\n".join(map(_plain, dialogues)))
+        raise TextError(
+            str(path),
+            f"is dialogues, and {model.label} has no chat template to write them with",
+            "put a chat_template.jinja beside its tokenizer_config.json, or give plain text",
+        )
     made = render(template, dialogues, now=NOW)
     remedy = "give another file with {setting}"
     if made.fault is not None:
@@ -61,8 +71,13 @@ def read_text_of(model: ModelFile, path: Path, chat_template: str | None = None)
     return Text(label(path), dialogues=tuple(texts))
 
 
-def _template(model: ModelFile, path: Path, choice: str | None) -> tuple[ChatTemplate, bool]:
-    """The template that counts, and whether the model wants BOS before a text."""
+def _plain(dialogue: Dialogue) -> str:
+    """A dialogue as a text of turns: `User: ...`."""
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in dialogue.messages)
+
+
+def _template(model: ModelFile, choice: str | None) -> tuple[ChatTemplate | None, bool]:
+    """The template that counts, if there is one, and whether the model wants BOS before a text."""
     vocabulary = vocabulary_of(model)
     if model.kind == "checkpoint":
         own = template_in_folder(TokenizerFiles(model.path), vocabulary)
@@ -73,10 +88,4 @@ def _template(model: ModelFile, path: Path, choice: str | None) -> tuple[ChatTem
         chosen = choose_template(choice, model.path)
         texts = vocabulary.end_texts
         own = None if chosen.text is None else ChatTemplate(chosen.text, chosen.place, *texts)
-    if own is None:
-        raise TextError(
-            str(path),
-            f"is dialogues, and {model.label} has no chat template to write them with",
-            "put a chat_template.jinja beside its tokenizer_config.json, or give plain text",
-        )
     return own, adds_bos

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.text.built_in import expanded
 from calibration.text.chunks import N_CTX, Chunks, make_chunks, read_prompts
 from calibration.text.dialogue_texts import read_text_of
 from calibration.text.tokenizer import tokenizer_of
@@ -18,7 +19,7 @@ __all__ = ["TextSettings", "cut_text"]
 class TextSettings:
     """One text of several files, such as a calibration text, and how it is cut (see `make_chunks`).
 
-    paths: text files.
+    paths: text files, or names of built-in texts, which become their files.
     prompts: files like mergekit_moe_config.yml; their positive prompts are text that reaches each expert.
     n_ctx: tokens of a chunk.
     n_chunk: number of chunks that are used, from the first on; all where it is None.
@@ -32,6 +33,14 @@ class TextSettings:
     n_chunk: int | None = None
     parse_special: bool = False
     chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        """Put files in the place of names.
+
+        Raises:
+            TextError: there is no such built-in text.
+        """
+        object.__setattr__(self, "paths", expanded(self.paths))
 
     @classmethod
     def of(cls, text: TextSettings | str | Path) -> TextSettings:

@@ -47,7 +47,7 @@ MOST_NAMED = 10
     multiple=True,
     type=FILE,
     metavar="FILE",
-    help="Text to judge on; may be repeated. --chunks takes so many of it, evenly spread.  "
+    help="Text to judge on, such as builtin:held-out; may be repeated. --chunks takes so many of it, evenly spread.  "
     "[default: every fifth chunk of the calibration text]",
 )
 @option(

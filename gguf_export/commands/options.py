@@ -166,7 +166,8 @@ text_options = group(
         multiple=True,
         type=FILE,
         metavar="FILE",
-        help="Calibration text; may be repeated. FILE.jsonl is dialogues, which the chat template writes.",
+        help="Calibration text; may be repeated. FILE.jsonl is dialogues, which the chat template writes; "
+        "builtin:calibration is the text that comes with moe-gguf.",
     ),
     option(
         "--prompts",

@@ -16,9 +16,10 @@ from gguf_export.commands.streams import show, tell
 from gguf_export.commands.verb import Verb, option
 
 if TYPE_CHECKING:
-    from gguf_export.releasing.job import ReleaseJob, TextFile
+    from gguf_export.releasing.job import ReleaseJob
     from gguf_export.releasing.release import ReleasePlan, ReleaseResult
     from gguf_export.releasing.settings import ReleaseSettings
+    from gguf_export.releasing.texts import TextFile
     from gguf_export.writing.results import FileFigures
 
 __all__ = ["release"]
@@ -47,15 +48,16 @@ __all__ = ["release"]
     "texts",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="Calibration text, or dialogues as FILE.jsonl; may be repeated.  [default: the prompts of MODEL's "
-    "mergekit_moe_config.yml]",
+    help="Calibration text, or dialogues as FILE.jsonl; may be repeated.  [default: builtin:calibration, and the "
+    "prompts of MODEL's mergekit_moe_config.yml]",
 )
 @option(
     "--judge",
     "judges",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="Held-out text or dialogues by which the files are judged; may be repeated, each gets its own figures.",
+    help="Held-out text or dialogues by which the files are judged; may be repeated, each gets its own figures.  "
+    "[default: builtin:held-out]",
 )
 @option(
     "--chunks", "n_chunk", type=click.IntRange(min=1), metavar="N", help="Calibrate with the first N chunks."
@@ -189,8 +191,10 @@ def _made_by(job: ReleaseJob) -> str:
     words = ["moe-gguf", "release", job.about.name]
     words += ["--repo", settings.repo] if settings.repo else []
     words += [word for ftype in job.types for word in ("-t", ftype)]
-    words += [word for text in job.texts for word in ("--text", _spelled(text, text.path.name))]
-    words += [word for text in job.judges for word in ("--judge", f"{text.name}={text.path.name}")]
+    texts = dict.fromkeys(map(_text_word, job.texts)) if settings.texts else ()
+    words += [word for text in texts for word in ("--text", text)]
+    judges = dict.fromkeys(map(_judge_word, job.judges)) if settings.judges else ()
+    words += [word for judge in judges for word in ("--judge", judge)]
     for option_name, value in (
         ("--chunks", settings.n_chunk),
         ("--judge-chunks", settings.n_judge_chunk),
@@ -204,9 +208,17 @@ def _made_by(job: ReleaseJob) -> str:
     return " ".join(map(quote, words))
 
 
-def _spelled(text: TextFile, usual_name: str) -> str:
+def _text_word(text: TextFile) -> str:
+    from calibration.text.built_in import is_built_in
+
     file = text.path.name
-    return file if text.name == usual_name else f"{text.name}={file}"
+    return text.name if is_built_in(text.path) or text.name == file else f"{text.name}={file}"
+
+
+def _judge_word(text: TextFile) -> str:
+    from calibration.text.built_in import HELD_OUT, is_built_in
+
+    return HELD_OUT if is_built_in(text.path) else f"{text.name}={text.path.name}"
 
 
 def _upload_command(settings: ReleaseSettings) -> str:

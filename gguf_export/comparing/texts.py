@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.judging.logits_file import LogitsFile
+from calibration.text.built_in import built_in_files
 from calibration.text.chunks import N_CTX, Chunks, make_chunks
 from calibration.text.dialogue_texts import read_text_of
 from calibration.text.tokenizer import tokenizer_of, vocabulary_of
@@ -35,6 +36,23 @@ class NamedText:
         name, file = split_name(text, TextError, is_file)
         return cls(name or label(Path(file).stem), Path(file))
 
+    @classmethod
+    def parse_all(cls, text: str) -> list[NamedText]:
+        """NAME=FILE or a file; or the name of a built-in text, whose files go by what they hold.
+
+        Raises:
+            TextError: see `split_name`; or there is no such built-in text, or it is given another name.
+        """
+        files = built_in_files(text)
+        if files is not None:
+            return [cls(name, path) for name, path in files.items()]
+        one = cls.parse(text)
+        if built_in_files(str(one.path)):
+            raise TextError(
+                text, "stands for several texts, which have names", f"leave out {quoted(one.name)}="
+            )
+        return [one]
+
 
 @dataclass(frozen=True)
 class TextChoice:
@@ -53,12 +71,13 @@ class TextChoice:
 
     @classmethod
     def of(cls, *texts: str, n_ctx: int = N_CTX, n_chunk: int | None = None) -> TextChoice:
-        """The choice with each text as NAME=FILE, or as a file that goes by its stem.
+        """The choice with each text as NAME=FILE, as a file that goes by its stem, or as the name of a built-in text.
 
         Raises:
-            TextError: see `NamedText.parse`.
+            TextError: see `NamedText.parse_all`.
         """
-        return cls(tuple(map(NamedText.parse, texts)), n_ctx, n_chunk)
+        named = [one for text in texts for one in NamedText.parse_all(text)]
+        return cls(tuple(named), n_ctx, n_chunk)
 
     def refuse_twins(self) -> None:
         """Two texts of one name could not be told apart in any report.

@@ -154,5 +154,5 @@ def _prompt(path: Path) -> str | None:
 def _calibration(job: ReleaseJob) -> str:
     """The calibration text in words."""
     imatrix = load_imatrix(job.imatrix)
-    names = ", ".join(text.name for text in (*job.texts, *job.prompts))
+    names = ", ".join(dict.fromkeys(text.name for text in (*job.texts, *job.prompts)))
     return f"{names} ({imatrix.chunk_count:,} chunks of {imatrix.chunk_size:,} tokens)"

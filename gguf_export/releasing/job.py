@@ -7,53 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from calibration.text.dialogue_texts import SUFFIX
-from calibration.text.donors import MERGE_FILE
-from gguf_export.checking.checksums import sha256
 from gguf_export.checking.llama_process import program
-from gguf_export.comparing.named_files import is_file, split_name
+from gguf_export.comparing.named_files import is_file
 from gguf_export.comparing.texts import NamedText, TextChoice
 from gguf_export.releasing.about import About, about, refuse_no_repo
 from gguf_export.releasing.record import RECIPE, recorded_files, stored_recipe
 from gguf_export.releasing.settings import ReleaseSettings
 from gguf_export.releasing.smoke import has_failed
 from gguf_export.releasing.sums import stands
+from gguf_export.releasing.texts import TextFile, sum_of_file, texts_of
 from gguf_export.writing.export import imatrix_path
 from gguf_export.writing.fingerprint import version
-from quantize.containers.untrusted import label
-from quantize.exceptions import ChoiceError, TextError
+from quantize.exceptions import ChoiceError
 from quantize.recipes.ftypes import ftype
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.hub import local_path
 from quantize.telling import Note, discard
 
-__all__ = ["ReleaseJob", "TextFile", "prepare"]
+__all__ = ["ReleaseJob", "prepare"]
 
 IMATRIX = "-imatrix.gguf"
-
-
-@dataclass(frozen=True)
-class TextFile:
-    """A text, the name under which it is reported, and its SHA-256."""
-
-    name: str
-    path: Path
-    sha256: str
-
-    @property
-    def is_dialogues(self) -> bool:
-        """Whether a chat template writes it."""
-        return self.path.suffix.lower() == SUFFIX
-
-    def as_dict(self) -> dict[str, str]:
-        """The text as it is told to others: without its folder."""
-        return {"name": self.name, "file": label(self.path.name), "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -63,7 +42,7 @@ class ReleaseJob:
     model: the folder of the checkpoint.
     stem: with which the names of all files begin.
     types: those that are asked for, and those that an earlier release left.
-    prompts: mergekit's file, where it stands for a text.
+    prompts: mergekit's file, where no text was given.
     """
 
     settings: ReleaseSettings
@@ -140,7 +119,7 @@ def prepare(settings: ReleaseSettings, note: Note = discard) -> ReleaseJob:
     Raises:
         ChoiceError: the model is no checkpoint's folder, has no licence, or a name is no owner/name.
         RecipeError: there is no such type.
-        TextError: there is no text to calibrate with or to judge by, or one is both.
+        TextError: a text cannot be read, or one both calibrates and judges.
         CheckpointError: the model cannot be read.
     """
     refuse_no_repo(settings.repo, "repo")
@@ -154,12 +133,7 @@ def prepare(settings: ReleaseSettings, note: Note = discard) -> ReleaseJob:
     )
     stem = imatrix_path(model, name=settings.name).name.removesuffix(IMATRIX)
     folder = settings.folder if settings.folder is not None else Path(folder_name(stem))
-    prompts = [] if settings.texts else [path for path in (model / MERGE_FILE,) if path.is_file()]
-    if not settings.texts and not prompts:
-        raise TextError("", "there is no text to calibrate with", "give {setting} FILE", setting="text")
-    texts = tuple(_text_file(text, lambda path: path.name) for text in settings.texts)
-    judges = tuple(_text_file(text, lambda path: path.stem) for text in settings.judges)
-    _refuse_judges(judges, texts)
+    chosen = texts_of(model, settings.texts, settings.judges, note)
     types = dict.fromkeys((*wanted, *_left_by_earlier(folder)))
     return ReleaseJob(
         settings,
@@ -169,9 +143,9 @@ def prepare(settings: ReleaseSettings, note: Note = discard) -> ReleaseJob:
         folder,
         stem,
         tuple(types),
-        texts,
-        tuple(TextFile(label(path.name), path, _sha256(path)) for path in prompts),
-        judges,
+        chosen.texts,
+        chosen.prompts,
+        chosen.judges,
     )
 
 
@@ -188,39 +162,10 @@ def _left_by_earlier(folder: Path) -> Iterator[str]:
             yield ftype(entry.ftype).name
 
 
-def _text_file(given: Path | str, usual_name: Callable[[Path], str]) -> TextFile:
-    name, file = split_name(given, TextError, is_file) if isinstance(given, str) else ("", given)
-    path = Path(file)
-    return TextFile(name or label(usual_name(path)), path, _sha256(path))
-
-
-def _refuse_judges(judges: tuple[TextFile, ...], texts: tuple[TextFile, ...]) -> None:
-    """Files are judged on text that has chosen nothing.
-
-    Raises:
-        TextError: there is none, it is the calibration text, or two have one name.
-    """
-    if not judges:
-        message = "there is no text to judge by, which must not be the calibration text"
-        raise TextError("", message, "give {setting} FILE", setting="judge")
-    TextChoice(tuple(NamedText(judge.name, judge.path) for judge in judges)).refuse_twins()
-    for judge in judges:
-        for text in texts:
-            if judge.sha256 == text.sha256:
-                message = "is the calibration text, too: a file is judged on text that it has not seen"
-                raise TextError(str(judge.path), message, "give another file as {setting}", setting="judge")
-
-
 def _template_hash(choice: str | None) -> str:
     """The choice of a template, and the content of a file."""
     is_a_file = choice is not None and is_file(choice)
-    return f"{'file' if is_a_file else choice} {_sha256(Path(str(choice))) if is_a_file else ''}"
-
-
-def _sha256(path: Path) -> str:
-    if not is_file(str(path)):
-        raise TextError(str(path), "there is no such file")
-    return sha256(path)
+    return f"{'file' if is_a_file else choice} {sum_of_file(Path(str(choice))) if is_a_file else ''}"
 
 
 def _hash(told: Any) -> str:

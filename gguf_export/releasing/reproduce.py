@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.text.built_in import expanded
 from calibration.text.donors import MERGE_FILE
 from calibration.text.text_settings import TextSettings
 from gguf_export.checking.checksums import sha256
@@ -18,6 +19,7 @@ from gguf_export.comparing.named_files import is_file, split_name
 from gguf_export.files.replacing import write_bytes
 from gguf_export.releasing.recipe import shard_sums
 from gguf_export.releasing.record import recorded_files, stored_recipe
+from gguf_export.releasing.texts import calibration_files
 from gguf_export.writing.export import export
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import ChoiceError, TextError
@@ -52,7 +54,8 @@ def reproduce(
     """Make the GGUF files of a recipe again.
 
     The importance matrix beside the recipe is taken, where it is the one that the recipe names; else the calibration
-    texts are needed, and importances may differ in their last digits from one machine to another.
+    texts are needed, unless they are built-in ones, and importances may differ in their last digits from one machine to
+    another.
 
     Args:
         model: the checkpoint, whose shards must be those of the recipe.
@@ -194,13 +197,15 @@ def _importances(told: _Recipe, model: Path, texts: Sequence[Path], folder: Path
     beside = told.path.absolute().parent / told.imatrix
     if not texts and beside.is_file() and sha256(beside) == told.imatrix_sum:
         return {"imatrix": beside}
-    prompts = [path for path in (model / MERGE_FILE,) if path.is_file() and not texts]
+    names = [name for name, _ in told.texts]
+    prompts = [path for path in (model / MERGE_FILE,) if path.is_file() and path.name in names and not texts]
+    texts = expanded(texts) if texts else calibration_files(names)
     if [sha256(path) for path in (*texts, *prompts)] != [digest for _, digest in told.texts]:
-        names = ", ".join(quoted(name) for name, _ in told.texts)
+        listed = ", ".join(map(quoted, dict.fromkeys(names)))
         message = (
             f"neither the importance matrix {quoted(told.imatrix)} is beside it, nor are these the texts"
         )
-        raise TextError(str(told.path), message, f"give {{setting}} {names}", setting="text")
+        raise TextError(str(told.path), message, f"give {{setting}} {listed}", setting="text")
     settings = TextSettings(tuple(texts), tuple(prompts), n_chunk=told.n_chunk)
     return {"text": settings, "save_imatrix": folder / told.imatrix}
 

@@ -29,8 +29,10 @@ class ReleaseSettings:
     types: file types; those of an earlier release in the same folder stay beside them.
     folder: by default `<Model>-GGUF` in the current folder.
     repo: owner/name on the Hub where the folder will be published.
-    texts: calibration texts, each perhaps as NAME=FILE; by default the prompts of mergekit_moe_config.yml.
-    judges: held-out texts, likewise; each gets figures of its own. `FILE.jsonl` is dialogues, in either.
+    texts: calibration texts, each perhaps as NAME=FILE, or `builtin:calibration`; by default this one and the prompts
+        of mergekit_moe_config.yml.
+    judges: held-out texts, likewise, by default `builtin:held-out`; each gets figures of its own. `FILE.jsonl` is
+        dialogues, in either.
     n_chunk, n_judge_chunk: of each kind of text the first so many chunks; all where it is None.
     license: by its id on the Hub, where the checkpoint's card names none, or another.
     base_model: owner/name of the checkpoint on the Hub, where it is not known.

@@ -262,7 +262,6 @@ def without(words: list[Any], name: str) -> list[Any]:
 def test_what_is_missing_is_said_before_the_work(place: Path, tmp_path: Path) -> None:
     given = words(place, "-o", tmp_path / "out")
     check_one_line(invoke(*without(given, "--license")), "--license", USAGE)
-    check_one_line(invoke(*without(given, "--judge")), "--judge FILE", INPUT)
     check_one_line(invoke(*without(given, "--chat-template")), "--chat-template none", INPUT)
     same = [*without(given, "--judge"), "--judge", place / "calibration.txt"]
     check_one_line(invoke(*same), "is the calibration text, too", INPUT)
