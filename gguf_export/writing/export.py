@@ -160,7 +160,7 @@ def export(
     request.refuse_outputs([])  # a long text is cut before the names of the files are known
     job, calibration = request.prepared()
     request.refuse_outputs([file.path for file in job.files])
-    for remark in export_remarks(job, is_counted=calibration is None):
+    for remark in export_remarks(job, is_counted=calibration is None, fed_back=feedback):
         note(remark)
     running: dict[str, Any] = {
         "jobs": jobs,
@@ -249,7 +249,7 @@ def plan(
         chat_template=chat_template,
     )
     job, calibration = request.prepared()
-    remarks = export_remarks(job, is_counted=calibration is None)
+    remarks = export_remarks(job, is_counted=calibration is None, fed_back=feedback)
     kept = None
     if save_imatrix is not None and job.imatrix is not None:
         kept = save_imatrix, imatrix_bytes(job.imatrix)

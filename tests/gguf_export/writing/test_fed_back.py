@@ -525,6 +525,15 @@ def test_a_dry_run_writes_nothing(folder: Path, whole: Path, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+def test_what_feedback_encodes_is_not_told_to_lack_importances(
+    folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    given = words(folder, tmp_path / "out", "--dry-run")
+    told = "quantized without: output.weight, token_embd.weight"
+    assert told not in done(*given).stderr
+    assert told in done(*(word for word in given if word != "--feedback")).stderr
+
+
 def test_the_importances_are_kept(folder: Path, whole: Path) -> None:
     imatrix = load_imatrix(folder / "whole.imatrix.gguf")
     assert imatrix.chunk_count == GGUFFile(whole / NAME).keys["quantize.imatrix.chunks_count"]
