@@ -13,7 +13,7 @@ from quantize.exceptions import RecipeError
 from quantize.tensors import QType
 
 if TYPE_CHECKING:  # numba takes a while to import, and to know what can be written takes no kernel
-    from quantize.blocks.base import BlockFormat, FloatFormat
+    from quantize.blocks.base import BlockFormat, FloatFormat, GroupFormat
 
 __all__ = ["WRITABLE", "block_format", "can_encode"]
 
@@ -44,7 +44,7 @@ def can_encode(qtype: QType) -> bool:
 
 
 @cache
-def block_format(qtype: QType) -> BlockFormat | FloatFormat:
+def block_format(qtype: QType) -> BlockFormat | GroupFormat | FloatFormat:
     """The format of a tensor type; its module is imported, and its kernels are compiled, when they are first needed.
 
     Raises:
@@ -53,5 +53,7 @@ def block_format(qtype: QType) -> BlockFormat | FloatFormat:
     if not can_encode(qtype):
         known = ", ".join(known.name for known in WRITABLE)
         raise RecipeError("", f"tensor type {qtype.name} cannot be written", f"known types: {known}")
-    form: BlockFormat | FloatFormat = import_module(f"quantize.blocks.{qtype.name.lower()}").FORMAT
+    form: BlockFormat | GroupFormat | FloatFormat = import_module(
+        f"quantize.blocks.{qtype.name.lower()}"
+    ).FORMAT
     return form
