@@ -25,10 +25,11 @@ from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import printable
 from quantize.exceptions import NeedsImatrixError, RecipeError
 from quantize.recipes.facts import RecipeFacts
-from quantize.recipes.ftypes import COPY, FALLBACKS, Category, Ftype, TensorContext, category, is_70b
+from quantize.recipes.ftypes import COPY, FALLBACKS, NEED_IMPORTANCE, Ftype, is_70b
 from quantize.recipes.layout import Plan, PlannedTensor, padded
 from quantize.recipes.left_alone import FLOATS, allows_quantization, converted_type
 from quantize.recipes.pruning import renumbered
+from quantize.recipes.rules import Category, TensorContext, category
 from quantize.recipes.tensor_types import compiled, parse_qtype
 from quantize.tensors import QType, TensorSpec
 
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 _FFN = (Category.FFN_UP, Category.FFN_GATE, Category.FFN_DOWN)
+LARGEST_WITHOUT_FALLBACK = 32  # weights of a block; of larger ones llama-quantize must know the substitute
 _GLM5_NEXT_Q8_0 = ("attn_q_a", "attn_q_b", "nextn.eh_proj")
 
 
@@ -121,11 +123,9 @@ def make_plan(
     offset = 0
     for source, spec in zip(kept, told, strict=True):
         qtype, intended = chooser.choose(spec)
-        needs = (
-            qtype in recipe.ftype.needs_imatrix
-            and chooser.may_change(spec)
-            and category(spec.name) not in (Category.OUTPUT, Category.TOKEN_EMBD)
-        )
+        is_end = category(spec.name) in (Category.OUTPUT, Category.TOKEN_EMBD)
+        needing = NEED_IMPORTANCE if is_end else recipe.ftype.needs_imatrix
+        needs = qtype in needing and chooser.may_change(spec)
         fallback_from = intended if intended != qtype else None
         new_name = None if spec.name == source.name else spec.name
         planned = PlannedTensor(source, qtype, offset, needs, fallback_from, new_name)
@@ -209,6 +209,8 @@ class _Chooser:
             intended = recipe.tensor_types[index][1]
         else:
             intended = recipe.ftype.qtype if recipe.pure else self._mixed(spec, kind)
+        if intended not in FALLBACKS and GGML_QUANT_SIZES[intended][0] > LARGEST_WITHOUT_FALLBACK:
+            return _demanded(spec, intended, "type for it")
         return fallback(spec, intended), intended
 
     def unmatched(self) -> tuple[str, ...]:
@@ -231,13 +233,14 @@ class _Chooser:
             is_plain = arch != "falcon" and _fits(spec, ftype.qtype)
             return ftype.output if is_plain else QType.Q8_0
         qtype = ftype.choose(self._context(spec, kind))
-        if kind is Category.ATTN_V and is_70b(self.facts) and qtype in (QType.Q3_K, QType.Q4_K):
+        more = kind is Category.ATTN_V and ftype.knows_70b and is_70b(self.facts)
+        if more and qtype in (QType.Q3_K, QType.Q4_K):
             return QType.Q5_K
         return qtype
 
     def _context(self, spec: TensorSpec, kind: Category) -> TensorContext:
         facts = self.facts
-        i = self.n_chosen[kind]
+        i = nth = self.n_chosen[kind]
         self.n_chosen[kind] += 1
         if kind in _FFN and facts.n_expert > 1:
             if spec.bid is None or spec.bid >= facts.n_layer:
@@ -249,6 +252,7 @@ class _Chooser:
             # The heads of bailingmoe3's attention are stacked, too.
             stacked=spec.n_matrix > 1 and (facts.arch != "bailingmoe3" or kind in _FFN),
             arch=facts.arch,
+            nth=nth,
             i=i,
             n=self.n_attn_v if kind is Category.ATTN_V else facts.n_layer,
             n_gqa=facts.n_gqa,
