@@ -24,7 +24,7 @@ from quantize.recipes.rules import (
 )
 from quantize.tensors import QType
 
-__all__ = ["COPY", "FALLBACKS", "FTYPES", "NEED_IMPORTANCE", "Ftype", "ftype", "is_70b"]
+__all__ = ["COPY", "FALLBACKS", "FTYPES", "NEED_IMATRIX", "NEED_IMPORTANCE", "Ftype", "ftype", "is_70b"]
 
 NEED_IMPORTANCE = frozenset({QType.IQ2_XXS, QType.IQ2_XS, QType.IQ1_S})
 """The types that ggml cannot fit without importances, whatever the tensor (`ggml_quantize_requires_imatrix`)."""

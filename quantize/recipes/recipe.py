@@ -25,7 +25,7 @@ from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import printable
 from quantize.exceptions import NeedsImatrixError, RecipeError
 from quantize.recipes.facts import RecipeFacts
-from quantize.recipes.ftypes import COPY, FALLBACKS, NEED_IMPORTANCE, Ftype, is_70b
+from quantize.recipes.ftypes import COPY, FALLBACKS, NEED_IMATRIX, NEED_IMPORTANCE, Ftype, is_70b
 from quantize.recipes.layout import Plan, PlannedTensor, padded
 from quantize.recipes.left_alone import FLOATS, allows_quantization, converted_type
 from quantize.recipes.pruning import renumbered
@@ -38,8 +38,11 @@ __all__ = [
     "PlannedTensor",
     "Recipe",
     "RecipeFacts",
+    "candidates_for",
+    "fallback",
     "file_order",
     "make_plan",
+    "needs_importances",
     "require_importances",
 ]
 
@@ -123,9 +126,7 @@ def make_plan(
     offset = 0
     for source, spec in zip(kept, told, strict=True):
         qtype, intended = chooser.choose(spec)
-        is_end = category(spec.name) in (Category.OUTPUT, Category.TOKEN_EMBD)
-        needing = NEED_IMPORTANCE if is_end else recipe.ftype.needs_imatrix
-        needs = qtype in needing and chooser.may_change(spec)
+        needs = chooser.may_change(spec) and needs_importances(spec, qtype, recipe.ftype.needs_imatrix)
         fallback_from = intended if intended != qtype else None
         new_name = None if spec.name == source.name else spec.name
         planned = PlannedTensor(source, qtype, offset, needs, fallback_from, new_name)
@@ -149,14 +150,39 @@ def require_importances(plan: Plan, has_importance: Callable[[str], bool]) -> No
     Raises:
         NeedsImatrixError: a tensor needs importances and has none.
     """
-    for planned in plan.tensors:
-        if planned.requires_imatrix and not has_importance(planned.spec.name):
-            raise NeedsImatrixError(
-                printable(planned.name),
-                f"{plan.ftype.name} makes it {planned.qtype.name}, which needs importances, and there are none for it",
-                "give an importance matrix that covers it, another file type or another {setting}",
-                setting="tensor_type",
-            )
+    needing = [planned for planned in plan.tensors if planned.requires_imatrix]
+    lacking = [planned for planned in needing if not has_importance(planned.spec.name)]
+    if lacking:
+        first, n_more = lacking[0], len(lacking) - 1
+        others = f" nor for {n_more} more such {'tensors' if n_more > 1 else 'tensor'}" if n_more else ""
+        made = f"{plan.ftype.name} makes it {first.qtype.name}, which needs importances"
+        raise NeedsImatrixError(
+            printable(first.name),
+            f"{made}, and there are none for it{others}",
+            f"give an importance matrix that covers {'them' if n_more else 'it'}, another file type or another "
+            "{setting}",
+            setting="tensor_type",
+        )
+
+
+def needs_importances(spec: TensorSpec, qtype: QType, needing: Collection[QType] = NEED_IMATRIX) -> bool:
+    """Whether a tensor is not made of a type without importances.
+
+    llama-quantize lets the output and the embedding be of any type, which ends in an abort of ggml for some.
+
+    Args:
+        spec: the tensor.
+        qtype: the type.
+        needing: types that no other tensor is made of without importances.
+    """
+    is_end = category(spec.name) in (Category.OUTPUT, Category.TOKEN_EMBD)
+    return qtype in (NEED_IMPORTANCE if is_end else needing)
+
+
+def candidates_for(spec: TensorSpec, qtypes: Iterable[QType], has_importance: bool) -> tuple[QType, ...]:
+    """The types that a tensor can have: fallbacks where rows demand them, and none that lacks importances."""
+    fitting = dict.fromkeys(fallback(spec, qtype) for qtype in qtypes)
+    return tuple(qtype for qtype in fitting if has_importance or not needs_importances(spec, qtype))
 
 
 class _Chooser:
