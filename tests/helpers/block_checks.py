@@ -203,7 +203,7 @@ def check_decode(qtype: QType) -> None:
     blocks = np.concatenate(parts)
     ours = decode(blocks, qtype, N_PER_ROW)
     with np.errstate(all="ignore"):
-        theirs = np.ascontiguousarray(gguf.dequantize(blocks, qtype), np.float32)
+        theirs = np.ascontiguousarray(gguf.dequantize(blocks, gguf.GGMLQuantizationType(qtype)), np.float32)
     _assert_same_values(ours, theirs, f"{qtype.name} against gguf-py")
     if not ggml.missing() and qtype not in ggml.FLOAT_TYPES:
         _assert_same_values(ours, ggml.decode(blocks, qtype, N_PER_ROW), f"{qtype.name} against ggml")
@@ -321,5 +321,6 @@ def plain_python(names: list[str]) -> None:
             blocks = encode(weights, qtype, Guide.of(importance))
             assert_same_blocks(blocks, expected[of][:2, : blocks.shape[1]], qtype, f"plain Python, {of}")
             values = decode(blocks, qtype, weights.shape[1])
-            _assert_same_values(values, gguf.dequantize(blocks, qtype), f"{name} decoded by plain Python")
+            theirs = gguf.dequantize(blocks, gguf.GGMLQuantizationType(qtype))
+            _assert_same_values(values, theirs, f"{name} decoded by plain Python")
         print(name)

@@ -104,6 +104,16 @@ def decode(blocks: Array, qtype: QType, n_per_row: int) -> Array:
     return out
 
 
+def sizes(qtype: QType) -> tuple[str, int, int]:
+    """The type as ggml knows it: its name in small letters, and the weights and bytes of a block."""
+    lib = library()
+    lib.ggml_type_name.restype = ctypes.c_char_p
+    lib.ggml_blck_size.restype = ctypes.c_int64
+    lib.ggml_type_size.restype = ctypes.c_size_t
+    name, number = lib.ggml_type_name(int(qtype)), int(qtype)
+    return name.decode().lower(), lib.ggml_blck_size(number), lib.ggml_type_size(number)
+
+
 # -- ggml's kernels
 
 
