@@ -42,8 +42,8 @@ def to_qtype(qtype: QType | str) -> QType:
     Raises:
         RecipeError: ggml has no type of that name.
     """
-    if isinstance(qtype, QType):
-        return qtype
+    if not isinstance(qtype, str):
+        return QType(qtype)  # the gguf package has an enumeration of its own
     if qtype.upper() not in QType.__members__:
         raise RecipeError("", f"unknown tensor type {qtype!r}", f"known: {', '.join(QType.__members__)}")
     return QType[qtype.upper()]

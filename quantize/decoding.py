@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from quantize.blocks import can_encode
@@ -24,12 +24,11 @@ def can_decode(qtype: QType) -> bool:
     """Whether a type can be decoded: by our kernels where it can be encoded, too, else slowly by the gguf library."""
     if can_encode(qtype):
         return True
-    block_size, type_size = GGML_QUANT_SIZES[qtype]
     try:
-        weights = dequantize(np.zeros((1, type_size), np.uint8), qtype)
-    except NotImplementedError:
+        weights = _dequantize(np.zeros((1, qtype.type_size), np.uint8), qtype)
+    except (NotImplementedError, ValueError):
         return False
-    return weights.shape == (1, block_size)
+    return weights.shape == (1, qtype.block_size)
 
 
 def decode_stored(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
@@ -49,7 +48,7 @@ def decode_stored(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
     if can_encode(qtype):
         return decode(blocks, qtype, n_per_row)
     try:
-        weights: Array = dequantize(blocks, qtype)
+        weights = _dequantize(blocks, qtype)
     except (NotImplementedError, ValueError) as error:
         raise DecodeError("", f"blocks of type {qtype.name} cannot be decoded: {error}") from None
     if weights.shape != (len(blocks), n_per_row):
@@ -58,6 +57,12 @@ def decode_stored(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
             f"blocks of type {qtype.name} cannot be decoded: rows of {blocks.shape[1]} bytes do not hold "
             f"{n_per_row} weights",
         )
+    return weights
+
+
+def _dequantize(blocks: Array, qtype: QType) -> Array:
+    """By the gguf library, which raises a ValueError for a type that is newer than its version."""
+    weights: Array = dequantize(blocks, GGMLQuantizationType(qtype))
     return weights
 
 

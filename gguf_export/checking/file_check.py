@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES
 
 from calibration.importance.imatrix import Imatrix
 from gguf_export.checking.codes import not_nearest
@@ -162,7 +161,7 @@ def measure(check: FileCheck, slab: Slab) -> Deviation:
     """
     spec, qtype = slab.spec, check.qtype(slab.spec)
     blocks = check.blocks(spec, slab.xid, slab.rows)
-    block_size, type_size = GGML_QUANT_SIZES[qtype]
+    block_size, type_size = qtype.block_size, qtype.type_size
     deviation = Deviation(n_blocks=blocks.size // type_size)
     is_copied, is_moved = check.is_copied(spec), check.is_moved(spec)
     if is_copied:

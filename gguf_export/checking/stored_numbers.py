@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES
 
 from gguf_export.checking.findings import Finding, error, info, warning
 from quantize.codec import first_non_finite
@@ -84,7 +83,7 @@ def bad_row(blocks: Array, qtype: QType) -> int | None:
     if qtype in NUMPY_TYPES:
         index = first_non_finite(blocks.view(NUMPY_TYPES[qtype]))
         return None if index is None else index // (row_bytes // NUMPY_TYPES[qtype].itemsize)
-    by_block = blocks.reshape(-1, GGML_QUANT_SIZES[qtype][1])
+    by_block = blocks.reshape(-1, qtype.type_size)
     is_bad = np.zeros(len(by_block), bool)
     if qtype is QType.MXFP4:
         is_bad |= by_block[:, 0] == E8M0_NAN

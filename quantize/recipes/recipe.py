@@ -19,8 +19,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from gguf import GGML_QUANT_SIZES
-
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import printable
 from quantize.exceptions import NeedsImatrixError, RecipeError
@@ -289,7 +287,7 @@ class _Chooser:
 
 def _fits(spec: TensorSpec, qtype: QType) -> bool:
     """Whether the blocks of a type divide the rows."""
-    return spec.n_per_row % GGML_QUANT_SIZES[qtype][0] == 0
+    return spec.n_per_row % qtype.block_size == 0
 
 
 def fallback(spec: TensorSpec, qtype: QType) -> QType:
@@ -303,7 +301,7 @@ def fallback(spec: TensorSpec, qtype: QType) -> QType:
 def _demanded(spec: TensorSpec, qtype: QType, what: str) -> tuple[QType, QType]:
     """A type that llama-quantize seeks no fallback for; it dies where the type does not fit."""
     if not _fits(spec, qtype):
-        blocks = f"the {GGML_QUANT_SIZES[qtype][0]}-weight blocks of {qtype.name}"
+        blocks = f"the {qtype.block_size}-weight blocks of {qtype.name}"
         message = f"rows of {spec.n_per_row} weights do not divide into {blocks}"
         raise RecipeError(printable(spec.name), message, f"choose another {what}")
     return qtype, qtype

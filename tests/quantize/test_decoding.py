@@ -24,7 +24,7 @@ def test_types_that_are_not_written() -> None:
     blocks = np.random.default_rng(0).integers(0, 60, (3, 2 * 66), np.uint8)
     weights = decode_stored(blocks, "iq2_xxs", 512)
     assert weights.shape == (3, 512)
-    assert (weights == gguf.dequantize(blocks, QType.IQ2_XXS)).all()
+    assert (weights == gguf.dequantize(blocks, gguf.GGMLQuantizationType.IQ2_XXS)).all()
 
 
 def test_what_cannot_be_decoded() -> None:

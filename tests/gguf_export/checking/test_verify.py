@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from gguf import GGML_QUANT_SIZES
 from gguf import GGUFValueType as Type
 from gguf_files import Info
 from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
@@ -218,7 +217,7 @@ def flip(path: Path, seed: int, reach: slice | None = None) -> str:
     stored = tensors[rng.integers(len(tensors))]
     at = int(rng.integers(stored.n_bytes))
     if reach is not None:
-        type_size = GGML_QUANT_SIZES[stored.spec.qtype][1]
+        type_size = stored.spec.qtype.type_size
         at += int(rng.integers(reach.start, reach.stop)) - at % type_size
     change(path, stored.spec.name, at, lambda byte: byte ^ 1 << int(rng.integers(8)))
     return f"error: {stored.spec.name}, expert {at * stored.spec.n_matrix // stored.n_bytes}: 1 of "

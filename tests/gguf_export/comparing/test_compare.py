@@ -355,6 +355,7 @@ def test_the_page_escapes_names(compared: Comparison) -> None:
 
 
 def test_types_of_others_are_decoded_too() -> None:
+    from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     assert can_decode(QType.Q4_K) and can_decode(QType.IQ2_XXS)
@@ -362,7 +363,7 @@ def test_types_of_others_are_decoded_too() -> None:
     blocks = np.random.default_rng(0).integers(0, 256, (3, 66), np.uint8)
     blocks[:, :2] = np.array([0x3C00], "<u2").view(np.uint8)
     found = decode_stored(blocks, QType.IQ2_XXS, 256)
-    assert (found == dequantize(blocks, QType.IQ2_XXS)).all()
+    assert (found == dequantize(blocks, GGMLQuantizationType.IQ2_XXS)).all()
 
 
 # -- the command line, and what it refuses

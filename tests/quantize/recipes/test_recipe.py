@@ -226,8 +226,7 @@ def test_a_plan_of_tensors_of_any_rank_and_type() -> None:
     }
     for tensor in planned.tensors:
         assert tensor.n_bytes == tensor.row_bytes * tensor.spec.n_row * tensor.spec.n_matrix
-        block_size, type_size = gguf.GGML_QUANT_SIZES[tensor.qtype]
-        assert tensor.n_bytes == tensor.spec.n_elements // block_size * type_size
+        assert tensor.n_bytes == tensor.spec.n_elements // tensor.qtype.block_size * tensor.qtype.type_size
     assert planned.data_bytes == planned.tensors[-1].offset + -(-planned.tensors[-1].n_bytes // 32) * 32
 
 
