@@ -187,7 +187,7 @@ def prepare_types(
     settings = forward or ForwardSettings(dtype=best_dtype())
     given = load_imatrix(imatrix, prior=prior) if isinstance(imatrix, (str, Path)) else imatrix
     expected = given or expected_imatrix(source.specs(), Calibration(fit, prior, settings), imatrix_label)
-    ftype = budget.like or nearest_ftype(source, (), bpw=budget.bpw, n_bytes=budget.size)
+    ftype = budget.like or nearest_ftype(source, (), bpw=budget.bpw, n_bytes=budget.size, qtypes=qtypes)
     job = TypeJob(source, budget, ftype, qtypes, fit, judged, given, expected, settings, naming)
     for remark in job.usual.remarks:
         note(remark)

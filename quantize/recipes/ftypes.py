@@ -136,7 +136,7 @@ def _lowest(more: QType, out: QType | None) -> tuple[Rule, ...]:
 _IQ2_S = _lowest(QType.IQ3_S, QType.IQ3_S)
 _IQ2_XS = _lowest(QType.Q2_K, None)
 _IQ1 = _lowest(QType.Q2_K, QType.IQ2_XXS)
-_TERNARY = (*_EIGHT, Rule(_EMBD, QType.Q4_K))
+_LINEAR = (*_EIGHT, Rule(_EMBD, QType.Q4_K))
 _FALCON = {
     "Q4_K_M": (
         *_EIGHT,
@@ -188,10 +188,11 @@ FTYPES = (
     Ftype("IQ2_M", 29, QType.IQ2_S, _IQ2_S, output=QType.Q5_K, knows_70b=False),
     Ftype("IQ2_S", 28, QType.IQ2_XS, _IQ2_S, output=QType.Q5_K, knows_70b=False),
     Ftype("IQ2_XS", 20, QType.IQ2_XS, _IQ2_XS, output=QType.Q5_K, knows_70b=False),
+    Ftype("Q2_0", 41, QType.Q2_0, _LINEAR),
     Ftype("IQ2_XXS", 19, QType.IQ2_XXS, _IQ2_XS, output=QType.Q5_K, knows_70b=False),
-    Ftype("TQ2_0", 37, QType.TQ2_0, _TERNARY),
+    Ftype("TQ2_0", 37, QType.TQ2_0, _LINEAR),
     Ftype("IQ1_M", 31, QType.IQ1_M, _IQ1, output=QType.Q5_K, knows_70b=False),
-    Ftype("TQ1_0", 36, QType.TQ1_0, _TERNARY),
+    Ftype("TQ1_0", 36, QType.TQ1_0, _LINEAR),
     Ftype("IQ1_S", 24, QType.IQ1_S, _IQ1, output=QType.Q5_K, knows_70b=False),
     Ftype("Q1_0", 40, QType.Q1_0, _EIGHT),
 )
@@ -203,9 +204,7 @@ COPY = Ftype("COPY", 0, QType.F32)
 FALLBACKS = {
     **dict.fromkeys((QType.IQ4_XS, QType.IQ3_S, QType.IQ3_XXS), QType.IQ4_NL),
     **dict.fromkeys((QType.IQ2_S, QType.IQ2_XS, QType.IQ2_XXS, QType.IQ1_M, QType.IQ1_S), QType.IQ4_NL),
-    **dict.fromkeys((QType.TQ2_0, QType.TQ1_0), QType.Q4_0),
-    QType.Q2_K: QType.Q4_0,
-    QType.Q3_K: QType.Q4_0,
+    **dict.fromkeys((QType.Q3_K, QType.Q2_K, QType.Q2_0, QType.TQ2_0, QType.TQ1_0), QType.Q4_0),
     QType.Q4_K: QType.Q5_0,
     QType.Q5_K: QType.Q5_1,
     QType.Q6_K: QType.Q8_0,

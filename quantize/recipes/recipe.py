@@ -233,7 +233,7 @@ class _Chooser:
             intended = recipe.tensor_types[index][1]
         else:
             intended = recipe.ftype.qtype if recipe.pure else self._mixed(spec, kind)
-        if intended not in FALLBACKS and GGML_QUANT_SIZES[intended][0] > LARGEST_WITHOUT_FALLBACK:
+        if intended not in FALLBACKS and intended.block_size > LARGEST_WITHOUT_FALLBACK:
             return _demanded(spec, intended, "type for it")
         return fallback(spec, intended), intended
 
