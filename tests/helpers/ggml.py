@@ -7,9 +7,13 @@ contracts products into sums, and a few blocks differ: `missing` says so there).
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import resource
+import warnings
 from functools import cache
 from importlib.util import find_spec
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +94,28 @@ def encode_into(values: Array, qtype: QType, importance: Array | None, out: Arra
     )
     assert written == out.nbytes
     return out
+
+
+def encode_in_child(weights: Array, qtype: QType, importance: Array | None) -> Array | None:
+    """What `encode` gives, or None where ggml aborts the process: a copy of this one, which is left for that."""
+    values = as_float32(weights)
+    library().ggml_quantize_init(int(qtype))
+    row = library().ggml_row_size(int(qtype), values.shape[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads, which the copy has not; it calls nothing but ggml
+        out = np.frombuffer(mmap(-1, len(values) * row), np.uint8).reshape(len(values), row)
+        child = os.fork()
+    if not child:
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            os.environ["GGML_NO_BACKTRACE"] = "1"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(1, 2)  # what it says of its end
+            encode_into(values, qtype, importance, out)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return None if status else out
 
 
 def decode(blocks: Array, qtype: QType, n_per_row: int) -> Array:
