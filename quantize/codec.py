@@ -72,7 +72,7 @@ def encode(
             `first_non_finite`).
         qtype: the tensor type, or its name in any case.
         guide: statistics of the inputs of the matrix; None fits without. Types that have no use for an importance
-            (Q8_0, MXFP4, F16, BF16, F32) ignore it, as ggml does.
+            (Q8_0, MXFP4, NVFP4, Q1_0, Q2_0, TQ1_0, TQ2_0, F16, BF16, F32) ignore it, as ggml does.
         rounding: chooses the codes on each grid that was fitted; not asked for F16, BF16 and F32, which have none, and
             not for types whose codes stand for groups of weights (IQ1 to IQ3).
 

@@ -39,7 +39,7 @@ TOLERANCES: dict[QType, Tolerance] = {
 weights, with even and with log-normal importances."""
 
 FEWER_BITS = Tolerance(0.7, 1.0, 1.5)
-"""For the types of fewer bits, which can be decoded here and not encoded."""
+"""For the types of fewer bits, and for NVFP4, whose scales lose small weights."""
 
 MAX_MOVED = 1.2
 """The largest squared error of a matrix that error feedback has moved, relative to its squared weights: 0.5 was

@@ -34,6 +34,11 @@ WRITABLE: tuple[QType, ...] = (
     QType.IQ4_NL,
     QType.IQ4_XS,
     QType.MXFP4,
+    QType.NVFP4,
+    QType.Q1_0,
+    QType.Q2_0,
+    QType.TQ1_0,
+    QType.TQ2_0,
 )
 """The types that can be encoded. The module `quantize.blocks.q4_k` offers `FORMAT` for Q4_K, and so on."""
 

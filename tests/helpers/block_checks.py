@@ -220,7 +220,7 @@ def check_sources(qtype: QType) -> None:
 
 
 def check_decode(qtype: QType) -> None:
-    """Decode encoded samples and random bytes: bit for bit the values of gguf-py and, where at hand, of ggml."""
+    """Decode encoded samples and random bytes: bit for bit the values of gguf-py and of ggml, where at hand."""
     rng = np.random.default_rng(5)
     # float16 fields of random bytes can be NaN, whose sign and payload nobody promises: NaNs are compared as NaNs
     noise = rng.integers(0, 256, (64, row_bytes(qtype, N_PER_ROW)), np.uint8)
@@ -228,11 +228,23 @@ def check_decode(qtype: QType) -> None:
     parts = [encode(weights, qtype, guide) for weights in samples().values()] + [noise]
     blocks = np.concatenate(parts)
     ours = decode(blocks, qtype, N_PER_ROW)
-    with np.errstate(all="ignore"):
-        theirs = np.ascontiguousarray(gguf.dequantize(blocks, gguf.GGMLQuantizationType(qtype)), np.float32)
-    _assert_same_values(ours, theirs, f"{qtype.name} against gguf-py")
+    theirs = _by_gguf(blocks, qtype)
+    if theirs is not None:
+        _assert_same_values(ours, theirs, f"{qtype.name} against gguf-py")
     if not ggml.missing() and qtype not in ggml.FLOAT_TYPES:
         _assert_same_values(ours, ggml.decode(blocks, qtype, N_PER_ROW), f"{qtype.name} against ggml")
+
+
+def _by_gguf(blocks: Array, qtype: QType) -> Array | None:
+    """The values of gguf-py; None where its version does not know the type."""
+    if int(qtype) not in list(gguf.GGMLQuantizationType):
+        return None
+    with np.errstate(all="ignore"):
+        try:
+            values = gguf.dequantize(blocks, gguf.GGMLQuantizationType(qtype))
+        except NotImplementedError:
+            return None
+    return np.ascontiguousarray(values, np.float32)
 
 
 def _assert_same_values(ours: Array, theirs: Array, what: str) -> None:
@@ -349,6 +361,7 @@ def plain_python(names: list[str]) -> None:
             blocks = encode(weights, qtype, Guide.of(importance))
             assert_same_blocks(blocks, expected[of][:2, : blocks.shape[1]], qtype, f"plain Python, {of}")
             values = decode(blocks, qtype, weights.shape[1])
-            theirs = gguf.dequantize(blocks, gguf.GGMLQuantizationType(qtype))
-            _assert_same_values(values, theirs, f"{name} decoded by plain Python")
+            theirs = _by_gguf(blocks, qtype)
+            if theirs is not None:
+                _assert_same_values(values, theirs, f"{name} decoded by plain Python")
         print(name)

@@ -77,7 +77,7 @@ def test_the_rounding_is_a_few_thousandths() -> None:
 
 
 def test_every_type_has_its_rounding() -> None:
-    large = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"}
+    small = {"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "NVFP4", "Q1_0", "Q2_0"}
     for qtype in WRITABLE:
         rounding = rounding_for(qtype)
         if qtype == QType.F32:
@@ -85,7 +85,7 @@ def test_every_type_has_its_rounding() -> None:
         elif qtype in (QType.F16, QType.BF16):
             assert rounding not in (None, round_q8_0, round_q8_k)
         else:
-            assert rounding is (round_q8_k if qtype.name in large else round_q8_0)
+            assert rounding is (round_q8_0 if qtype.name in small else round_q8_k)
 
 
 @pytest.mark.parametrize(("qtype", "dtype"), [(QType.F16, torch.float16), (QType.BF16, torch.bfloat16)])
