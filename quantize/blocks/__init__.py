@@ -34,6 +34,8 @@ WRITABLE: tuple[QType, ...] = (
     QType.IQ4_NL,
     QType.IQ4_XS,
     QType.MXFP4,
+    QType.IQ1_S,
+    QType.IQ1_M,
 )
 """The types that can be encoded. The module `quantize.blocks.q4_k` offers `FORMAT` for Q4_K, and so on."""
 
