@@ -27,6 +27,8 @@ FLT_MAX = np.finfo(np.float32).max
 MAGNITUDE = np.int32(0x7FFFFFFF)
 ONE_OF_EACH = np.ones(LANES, np.float32)
 LARGEST_KEY = np.int64(0x7FFFFFFFFFFFFFFF)
+NONE = np.uint16(0)
+MIDDLE, HIGH = (tuple(np.uint16(bit << 2 * k) for k in range(GROUP)) for bit in (1, 2))  # of the levels in a word
 N_STATE = 8
 LARGEST, SCALE, BEST, SPLIT, OFF, FLIP, SUM_QX, SUM_Q2 = (k * LANES for k in range(N_STATE))
 
@@ -92,7 +94,7 @@ class Room(NamedTuple):
     best: Array  # float32 [CHUNK]
     at: Array  # int32 [CHUNK]
     entries: Array  # int32 [256 // GROUP * LANES]: the entries chosen, of the whole block
-    words: Array  # int32 [256 // GROUP * LANES]: their words
+    words: Array  # uint16 [256 // GROUP * LANES]: their words
 
 
 def make_room(n: int, n_sums: int) -> Room:
@@ -110,7 +112,7 @@ def make_room(n: int, n_sums: int) -> Room:
         aligned_floats(CHUNK),
         np.empty(CHUNK, np.int32),
         np.empty(n_groups * LANES, np.int32),
-        np.empty(n_groups * LANES, np.int32),
+        np.empty(n_groups * LANES, np.uint16),
     )
 
 
@@ -184,12 +186,11 @@ def group_codes(n: int, keys: Array, ordered: Array, cuts: Array, codes: Array) 
 
 
 @inlined
-def level(word: np.int32, k: int, delta: np.float32) -> np.float32:
+def level(word: np.uint16, k: int, delta: np.float32) -> np.float32:
     """The value -1, 0 or 1 of weight k of a word, shifted."""
-    middle = np.int32(word & np.int32(1 << (2 * k)))
-    high = np.int32(word & np.int32(2 << (2 * k)))
-    value = delta if middle != np.int32(0) else np.float32(delta - np.float32(1))
-    return np.float32(delta + np.float32(1)) if high != np.int32(0) else value
+    middle, high = np.uint16(word & MIDDLE[k]), np.uint16(word & HIGH[k])
+    value = delta if middle != NONE else np.float32(delta - np.float32(1))
+    return np.float32(delta + np.float32(1)) if high != NONE else value
 
 
 @kernel
@@ -213,12 +214,12 @@ def nearest_entry(i: int, terms: Array, words: Array, best: Array, at: Array) ->
     for c in range(len(words) // CHUNK):
         part = words[c * CHUNK : (c + 1) * CHUNK]
         for p in range(CHUNK):
-            word = np.int32(part[p])
+            word = part[p]
             error = ZERO
             for k in range(GROUP):
-                term = lane[3 * k * LANES]
-                term = lane[(3 * k + 1) * LANES] if (word & np.int32(1 << (2 * k))) != 0 else term
-                term = lane[(3 * k + 2) * LANES] if (word & np.int32(2 << (2 * k))) != 0 else term
+                low, middle, high = lane[3 * k * LANES], lane[(3 * k + 1) * LANES], lane[(3 * k + 2) * LANES]
+                term = middle if np.uint16(word & MIDDLE[k]) != NONE else low
+                term = high if np.uint16(word & HIGH[k]) != NONE else term
                 error += term
             is_less = error < best[p]
             best[p] = error if is_less else best[p]
