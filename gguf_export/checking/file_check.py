@@ -25,7 +25,7 @@ from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
 __all__ = ["IMATRIX_KEY", "FileCheck", "Level", "follows_from_weights", "measure"]
 
 Encoder = tuple["np.dtype[Any]", QType, bool]
-"""The type of the weights, that of the blocks, and whether importances weigh: a kernel of `codec.compile_kernels`."""
+"""The type of the weights, that of the blocks, and whether importances weigh: a kernel of `compile_kernels`."""
 
 Level = Literal["auto", "bytes", "errors"]
 """How strictly quantized tensors are compared: see `FileCheck.level`."""
