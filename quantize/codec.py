@@ -6,11 +6,9 @@ feedback would take the same steps column by column.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from quantize.blocks import block_format, can_encode
 from quantize.blocks.base import BlockFormat, FloatFormat, GroupFormat
@@ -20,10 +18,9 @@ from quantize.blocks.rounding import Rounding, nearest
 from quantize.blocks.tiles import PANEL, column_groups, load, room_for, row_groups
 from quantize.exceptions import DecodeError, ImatrixError, RecipeError
 from quantize.guide import Guide
-from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import Array, QType
 
-__all__ = ["compile_kernels", "decode", "encode", "first_non_finite", "row_bytes", "to_qtype"]
+__all__ = ["decode", "encode", "first_non_finite", "row_bytes", "to_qtype"]
 
 EXPONENTS: dict[np.dtype[Any], tuple[np.dtype[Any], int]] = {
     np.dtype(np.uint16): (np.dtype(np.uint16), 0x7F80),  # bits of bfloat16
@@ -203,24 +200,3 @@ def _first_with(bits: Array, mask: int) -> int:
                 if (part[i] & mask) == mask:
                     return start + i
     return -1
-
-
-def compile_kernels(jobs: Iterable[tuple[npt.DTypeLike, QType, bool]], progress: OnProgress = silent) -> None:
-    """Compile, or load from numba's cache, the encoders that are about to be used, and say so.
-
-    Args:
-        jobs: (type of the weights, tensor type, with importance?) of each encoder; repetitions are free.
-        progress: told before each kernel and at the end: stage "compiling kernels".
-    """
-    wanted = dict.fromkeys(
-        (np.dtype(np.float32 if np.dtype(dtype) == np.float16 else dtype), qtype, with_importance)
-        for dtype, qtype, with_importance in jobs
-    )
-    for done, (dtype, qtype, with_importance) in enumerate(wanted):
-        progress(Progress("compiling kernels", done, len(wanted), "kernels"))
-        form = block_format(qtype)
-        n = form.block_size
-        weights = np.zeros((1, n), dtype)
-        is_guided = with_importance or form.needs_importance
-        encode(weights, qtype, Guide(np.ones(n, np.float32)) if is_guided else None)
-    progress(Progress("compiling kernels", len(wanted), len(wanted), "kernels"))

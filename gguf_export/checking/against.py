@@ -26,8 +26,8 @@ from gguf_export.checking.file_check import FileCheck, Level, have_same_rows, me
 from gguf_export.checking.findings import Finding, error, info
 from gguf_export.checking.verdicts import verdicts
 from gguf_export.writing.slabs import slabs_of
-from quantize import codec
 from quantize.blocks import can_encode
+from quantize.compiling import compile_kernels
 from quantize.decoding import can_decode
 from quantize.engine import Engine
 from quantize.sources.gguf_file import GGUFFile
@@ -118,7 +118,7 @@ def _same_weights(check: FileCheck, engine: Engine, progress: OnProgress) -> Ite
     n_tensors = len(n_left)
     encoders = {check.encoder(slab.spec) for slab in slabs if check.is_encoded(slab.spec)}
     if encoders:  # a first run says what it is doing while it does it
-        codec.compile_kernels(sorted(encoders, key=str), progress)
+        compile_kernels(sorted(encoders, key=str), progress)
     deviations: dict[str, dict[int, Deviation]] = {}
     differences = EncoderDifferences()
     with closing(engine.map(partial(measure, check), slabs)) as measured:

@@ -17,6 +17,7 @@ from gguf_export.writing.slabs import Slab
 from quantize import codec
 from quantize.blocks import block_format, can_encode
 from quantize.decoding import can_decode, decode_stored, to_f32
+from quantize.recipes.ftypes import NEED_IMPORTANCE
 from quantize.sources.gguf_file import GGUFFile
 from quantize.sources.model_source import ModelFile
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
@@ -24,7 +25,7 @@ from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
 __all__ = ["IMATRIX_KEY", "FileCheck", "Level", "follows_from_weights", "measure"]
 
 Encoder = tuple["np.dtype[Any]", QType, bool]
-"""The type of the weights, that of the blocks, and whether importances weigh: a kernel of `codec.compile_kernels`."""
+"""The type of the weights, that of the blocks, and whether importances weigh: a kernel of `compile_kernels`."""
 
 Level = Literal["auto", "bytes", "errors"]
 """How strictly quantized tensors are compared: see `FileCheck.level`."""
@@ -113,12 +114,16 @@ class FileCheck:
         if self.is_copied(spec) or self.is_moved(spec):
             return False
         qtype = self.qtype(spec)
+        if qtype in NEED_IMPORTANCE and not self._is_weighted(spec):
+            return False
         return follows_from_weights(qtype) or (self.encodes and can_encode(qtype))
 
     def encoder(self, spec: TensorSpec) -> Encoder:
         """What encodes the weights of a tensor again: their type, that of the blocks, and whether importances weigh."""
-        is_weighted = self.imatrix is not None and spec.name in self.imatrix.entries
-        return np.dtype(NUMPY_TYPES.get(spec.qtype, "<f4")), self.qtype(spec), is_weighted
+        return np.dtype(NUMPY_TYPES.get(spec.qtype, "<f4")), self.qtype(spec), self._is_weighted(spec)
+
+    def _is_weighted(self, spec: TensorSpec) -> bool:
+        return self.imatrix is not None and spec.name in self.imatrix.entries
 
     def qtype(self, spec: TensorSpec) -> QType:
         """The type in which the file stores a tensor."""

@@ -24,7 +24,7 @@ from quantize.blocks.jit import inlined, kernel
 from quantize.blocks.lanes import HALF, ZERO
 from quantize.blocks.mxfp4 import TABLE
 from quantize.blocks.ternary import largest_magnitude
-from quantize.blocks.tiles import LANES, row
+from quantize.blocks.tiles import LANES, copy_rows, row
 from quantize.tensors import Array, QType
 
 QK, N_SUB, SUB = 64, 4, 16
@@ -110,7 +110,7 @@ def pack(head: Array, codes: Array, blocks: Array) -> None:
     """See `BlockFormat.pack_kernel`."""
     for t in range(len(head)):
         tile, block = codes[t], blocks[t]
-        block[:N_SUB] = head[t]
+        copy_rows(head[t], block[:N_SUB])
         for j in range(N_SUB):
             for k in range(8):
                 low, high, byte = row(tile, SUB * j + k), row(tile, SUB * j + k + 8), block[N_SUB + 8 * j + k]

@@ -16,7 +16,7 @@ from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ZERO
-from quantize.blocks.tiles import LANES, row, store_halves
+from quantize.blocks.tiles import LANES, copy_rows, row, store_halves
 from quantize.tensors import Array, QType
 
 QK, TYPE_SIZE = 128, 18
@@ -55,7 +55,7 @@ def pack(head: Array, codes: Array, blocks: Array) -> None:
     """See `BlockFormat.pack_kernel`."""
     for t in range(len(head)):
         tile, block = codes[t], blocks[t]
-        block[:2] = head[t]
+        copy_rows(head[t], block[:2])
         for k in range(QK // 8):
             byte = block[2 + k]
             byte[:] = 0

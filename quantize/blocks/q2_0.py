@@ -16,7 +16,7 @@ from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import F32, I32, load_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.ternary import fit_largest
-from quantize.blocks.tiles import LANES, row
+from quantize.blocks.tiles import LANES, copy_rows, row
 from quantize.tensors import Array, QType
 
 QK, TYPE_SIZE = 64, 18
@@ -33,7 +33,7 @@ def pack(head: Array, codes: Array, blocks: Array) -> None:
     """See `BlockFormat.pack_kernel`."""
     for t in range(len(head)):
         tile, block = codes[t], blocks[t]
-        block[:2] = head[t]
+        copy_rows(head[t], block[:2])
         for k in range(QK // 4):
             byte = block[2 + k]
             a, b, c, d = row(tile, 4 * k), row(tile, 4 * k + 1), row(tile, 4 * k + 2), row(tile, 4 * k + 3)

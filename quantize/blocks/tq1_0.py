@@ -19,7 +19,7 @@ from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import F32, I32, load_f16
 from quantize.blocks.jit import inlined, kernel
 from quantize.blocks.ternary import fit_largest
-from quantize.blocks.tiles import LANES, row
+from quantize.blocks.tiles import LANES, copy_rows, row
 from quantize.blocks.tq2_0 import LEVELS
 from quantize.tensors import Array, QType
 
@@ -36,7 +36,7 @@ def fit(x: Array, guide: TileGuide | None) -> Grid:
 def pack(head: Array, codes: Array, blocks: Array) -> None:
     """See `BlockFormat.pack_kernel`."""
     for t in range(len(head)):
-        blocks[t, D:] = head[t]
+        copy_rows(head[t], blocks[t, D:])
         for first_byte, first, n, n_digits in RUNS:
             for k in range(n):
                 _pack_byte(codes[t], first + k, n, n_digits, blocks[t, first_byte + k])

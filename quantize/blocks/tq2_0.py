@@ -14,7 +14,7 @@ from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import F32, I32, load_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.ternary import fit_largest
-from quantize.blocks.tiles import LANES, row
+from quantize.blocks.tiles import LANES, copy_rows, row
 from quantize.tensors import Array, QType
 
 QK_K, TYPE_SIZE, D = 256, 66, 64
@@ -31,7 +31,7 @@ def pack(head: Array, codes: Array, blocks: Array) -> None:
     """See `BlockFormat.pack_kernel`."""
     for t in range(len(head)):
         tile, block = codes[t], blocks[t]
-        block[D:] = head[t]
+        copy_rows(head[t], block[D:])
         for j in range(2):
             for k in range(32):
                 first, byte = 128 * j + k, block[32 * j + k]

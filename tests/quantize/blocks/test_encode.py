@@ -18,7 +18,8 @@ from places import ROOT
 
 import quantize
 from quantize.blocks import WRITABLE, block_format, can_encode
-from quantize.codec import compile_kernels, decode, encode, first_non_finite, row_bytes
+from quantize.codec import decode, encode, first_non_finite, row_bytes
+from quantize.compiling import compile_kernels
 from quantize.exceptions import DecodeError, ImatrixError, MoeGgufError, RecipeError
 from quantize.guide import Guide
 from quantize.telling import Progress

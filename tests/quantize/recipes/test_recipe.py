@@ -15,6 +15,7 @@ from recipe_cases import SMALL, Model, recipe_of, section, snapshot, snapshot_ca
 
 from quantize.containers.keys import KeyValue
 from quantize.exceptions import NeedsImatrixError, RecipeError
+from quantize.ggml_types import FileType
 from quantize.recipes.ftypes import FTYPES, Ftype, ftype
 from quantize.recipes.left_alone import converted_type
 from quantize.recipes.recipe import (
@@ -45,10 +46,15 @@ def types_of(planned: Plan) -> dict[str, str]:
 def test_types_are_those_of_llama_quantize(name: str) -> None:
     sections = {}
     for case in CASES[name]:
-        planned = plan_of(case.model, case.ftype.name, *case.options, has_imatrix=case.has_imatrix)
+        try:
+            tensors = plan_of(
+                case.model, case.ftype.name, *case.options, has_imatrix=case.has_imatrix
+            ).tensors
+        except RecipeError:
+            tensors = ()
         types = {
             tensor.spec.name: (tensor.qtype.name, tensor.fallback_from.name if tensor.fallback_from else "")
-            for tensor in planned.tensors
+            for tensor in tensors
         }
         sections[case.title] = section(case, types)
     heading, _, expected = (RECIPES / f"{name}.txt").read_text(encoding="utf-8").partition("\n")
@@ -75,7 +81,7 @@ def test_types_and_order_are_those_of_the_reference_files() -> None:
 @pytest.mark.parametrize("known", FTYPES, ids=lambda known: known.name)
 def test_ids_are_those_of_general_file_type(known: Ftype) -> None:
     name = "ALL_F32" if known.name == "F32" else f"MOSTLY_{known.name}"
-    assert known.id == gguf.LlamaFileType[name].value
+    assert known.id == FileType[name]
     assert ftype(str(known.id)) is known
     assert ftype(known.name.lower()) is known
 
