@@ -1,0 +1,168 @@
+"""Groups of four weights and the codebooks of IQ3_XXS and IQ3_S: which entry ggml takes for a group at a scale.
+
+ggml rounds the weights x of a group to levels 0..7, value = scale * (2 * level + 1). If the codebook lacks the pattern
+of levels (see `codebook`), it takes the entry with the least error from the pattern's list of neighbours, the first of
+equals. The error is the sum of a * (scale * q - x) ** 2, q the entry's values.
+
+Most lists can be shortened without changing what is found. If for all four weights neighbour A either has the level of
+neighbour B, or lies fewer levels away from the pattern than B, then no error of A is greater than B's: scale * q is as
+near to x, or nearer, and float32's operations are monotonous. So B is not needed if A precedes it. That presumes that x
+is nearer to its level than to any other by more than rounding errors; where it is not, a group takes the whole list.
+
+Source: ggml-quants.c, iq3_find_best_neighbour.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from quantize.blocks.codebook import Codebook, codebook
+from quantize.blocks.jit import inlined, kernel
+from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
+from quantize.blocks.tiles import LANES
+from quantize.tensors import Array, QType
+
+GROUP = 4
+N_PATTERNS = 8**GROUP
+SEVEN = np.float32(7)
+SURE = np.float32(
+    0.4999
+)  # of a level: how far x may be from the nearest without being near the middle of two
+UNSURE = np.float32(N_PATTERNS)
+LARGEST = np.float32(np.finfo(np.float32).max)
+STEP = 4  # neighbours per turn of the loop
+LENGTH_BITS, LENGTH = 6, 63
+
+WIDTH = 16  # scales for which a neighbour's errors are computed together
+N_SCALES = 32  # room for; the scales of a group lie in a row of its own
+ROW = N_SCALES + WIDTH
+SCALE, ERROR, FOUND = (r * ROW for r in range(3))
+N_ROWS = 3 * ROW
+
+Four = tuple[np.float32, np.float32, np.float32, np.float32]
+Entry = tuple[np.float32, np.float32, np.float32, np.float32, np.float32]
+
+
+class Cells(NamedTuple):
+    """A codebook as kernels take it.
+
+    A *cell* is a pattern, plus 4096 where a weight is near the middle of two levels.
+    """
+
+    entries: Array  # float32 [n_entries, 5]: four values 1, 3 .. 15, and the bits of `packed`
+    lists: Array  # int32 [8192], by cell: place of its list in `neighbours` << 6 | length; of an entry's pattern 0
+    neighbours: Array  # int32: indices of entries; lists are filled up to a multiple of STEP
+
+
+@cache
+def cells(qtype: QType) -> Cells:
+    """The cells of IQ3_XXS or IQ3_S."""
+    book = codebook(qtype)
+    values = 2 * book.levels.astype(np.int32) + 1
+    packed = (values << np.arange(0, 16, 4)).sum(axis=1) | np.arange(len(values)) << 16
+    entries = np.empty((len(values), GROUP + 1), np.float32)
+    entries[:, :GROUP] = values
+    entries[:, GROUP] = packed.astype(np.int32).view(np.float32)
+    lists, neighbours = np.empty(2 * N_PATTERNS, np.int32), list[int]()
+    for pattern, found in enumerate(book.index):
+        if found >= 0:
+            lists[[pattern, pattern + N_PATTERNS]] = len(neighbours) << LENGTH_BITS
+            neighbours.append(int(found))
+            continue
+        whole = book.neighbours[book.starts[-1 - found] : book.starts[-found]]
+        for cell, part in ((pattern, _needed(pattern, whole, book)), (pattern + N_PATTERNS, whole)):
+            length = -(-len(part) // STEP) * STEP
+            lists[cell] = len(neighbours) << LENGTH_BITS | length
+            neighbours += [*part, *[part[-1]] * (length - len(part))]
+    return Cells(entries, lists, np.array(neighbours, np.int32))
+
+
+def _needed(pattern: int, whole: Array, book: Codebook) -> Array:
+    """The neighbours of a pattern that no neighbour before them makes superfluous."""
+    levels = pattern >> 3 * np.arange(GROUP) & 7
+    steps = book.levels[whole].astype(np.int32) - levels
+    away = abs(steps)
+    is_better = ((steps[:, None] == steps) | (away[:, None] < away)).all(axis=2)
+    needed: Array = whole[~np.triu(is_better, 1).any(axis=0)]
+    return needed
+
+
+@inlined
+def four(values: Array, k: int, i: int) -> Four:
+    """The values of group k in lane i of a sub-block's tile."""
+    o = GROUP * k * LANES + i
+    return values[o], values[o + LANES], values[o + 2 * LANES], values[o + 3 * LANES]
+
+
+@inlined
+def cell_of(inverse: np.float32, x: Four) -> np.int32:
+    """The cell of a group with the scale 1 / inverse."""
+    v0, v1 = HALF * (inverse * x[0] - ONE), HALF * (inverse * x[1] - ONE)
+    v2, v3 = HALF * (inverse * x[2] - ONE), HALF * (inverse * x[3] - ONE)
+    l0, l1 = nearest_code(v0, ZERO, SEVEN), nearest_code(v1, ZERO, SEVEN)
+    l2, l3 = nearest_code(v2, ZERO, SEVEN), nearest_code(v3, ZERO, SEVEN)
+    r0, r1, r2, r3 = _rest(v0, l0), _rest(v1, l1), _rest(v2, l2), _rest(v3, l3)
+    r0 = r0 if r0 > r1 else r1
+    r2 = r2 if r2 > r3 else r3
+    r0 = r0 if r0 > r2 else r2
+    pattern = l0 + np.float32(8) * l1 + np.float32(64) * l2 + np.float32(512) * l3
+    return np.int32(pattern + (ZERO if r0 < SURE else UNSURE))
+
+
+@inlined
+def _rest(v: np.float32, level: np.float32) -> np.float32:
+    v = v if v > ZERO else ZERO
+    v = v if v < SEVEN else SEVEN
+    return abs(np.float32(v - level))
+
+
+@inlined
+def _entry(entries: Array, index: int) -> Entry:
+    return entries[index, 0], entries[index, 1], entries[index, 2], entries[index, 3], entries[index, 4]
+
+
+@inlined
+def _error(scale: np.float32, entry: Entry, x: Four, a: Four) -> np.float32:
+    d0, d1 = scale * entry[0] - x[0], scale * entry[1] - x[1]
+    d2, d3 = scale * entry[2] - x[2], scale * entry[3] - x[3]
+    return a[0] * d0 * d0 + a[1] * d1 * d1 + a[2] * d2 * d2 + a[3] * d3 * d3
+
+
+@inlined
+def find(cell_list: int, o: int, x: Four, a: Four, entries: Array, neighbours: Array, state: Array) -> None:
+    """Find the entries of a group for WIDTH scales with which it is in the same cell.
+
+    `cell_list` is the cell's of `Cells.lists`. Takes `state` [o + SCALE : o + SCALE + WIDTH]; leaves FOUND, the bits of
+    the packed entries. If all errors overflow, ggml aborts; here it is the first neighbour.
+    """
+    first, n = cell_list >> LENGTH_BITS, cell_list & LENGTH
+    packed = entries[neighbours[first], GROUP]
+    for c in range(WIDTH):
+        state[ERROR + o + c] = LARGEST
+        state[FOUND + o + c] = packed
+    for j in range(first, first + n, STEP):
+        e0, e1 = _entry(entries, neighbours[j]), _entry(entries, neighbours[j + 1])
+        e2, e3 = _entry(entries, neighbours[j + 2]), _entry(entries, neighbours[j + 3])
+        for c in range(WIDTH):
+            scale, least, found = state[SCALE + o + c], state[ERROR + o + c], state[FOUND + o + c]
+            error0, error1 = _error(scale, e0, x, a), _error(scale, e1, x, a)
+            error2, error3 = _error(scale, e2, x, a), _error(scale, e3, x, a)
+            found = e0[GROUP] if error0 < least else found
+            least = error0 if error0 < least else least
+            found = e1[GROUP] if error1 < least else found
+            least = error1 if error1 < least else least
+            found = e2[GROUP] if error2 < least else found
+            least = error2 if error2 < least else least
+            found = e3[GROUP] if error3 < least else found
+            least = error3 if error3 < least else least
+            state[ERROR + o + c] = least
+            state[FOUND + o + c] = found
+
+
+@kernel
+def unpack_entry(packed: np.int32, k: int) -> np.float32:
+    """Value k of a packed entry."""
+    return np.float32(np.int32(packed >> np.int32(4 * k)) & np.int32(15))
