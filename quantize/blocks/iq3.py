@@ -4,8 +4,8 @@ Many scales are tried. At each the groups of four magnitudes are replaced by ent
 the scale and entries that are best by least squares are kept. If one of the groups had no pattern of the codebook then,
 groups are replaced once more at the best scale, and the scale is fitted to that.
 
-Lanes are blocks, as everywhere, but in the search itself, where they are the scales that are tried: a group has the
-same pattern at several consecutive scales, and these share a list of neighbours.
+Lanes are blocks, as everywhere, but where entries are found and compared: there they are the scales that are tried,
+since a group has the same pattern at several consecutive scales, and these share a list of neighbours.
 
 Source: ggml-quants.c, quantize_row_iq3_xxs_impl and quantize_row_iq3_s_impl.
 """
@@ -28,21 +28,21 @@ from quantize.blocks.error_weights import (
 from quantize.blocks.iq3_cells import (
     FOUND,
     GROUP,
-    N_ROWS,
     N_SCALES,
     ROW,
     SCALE,
     WIDTH,
     Cells,
+    Four,
     cell_of,
     cells,
     find,
+    find_one,
     four,
-    LENGTH,
-    unpack_entry,
+    value,
 )
 from quantize.blocks.jit import inlined, kernel
-from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
+from quantize.blocks.lanes import HALF, ONE, ZERO
 from quantize.blocks.tiles import LANES, aligned_floats, row
 from quantize.tensors import Array, QType
 
@@ -50,18 +50,14 @@ QK_K, N_SUB, N = 256, 8, 32
 N_GROUPS = N // GROUP
 SIGNED = 8  # weights whose signs make a byte
 FIFTEEN = np.float32(15)
-
-# where a search keeps what is not of one group, in its `state`
-INVERSE, SUM_LX, SUM_L2 = (N_GROUPS * N_ROWS + r * ROW for r in range(3))
-N_STATE = N_GROUPS * N_ROWS + 3 * ROW
+SUM_LX, SUM_L2 = 3 * ROW, 4 * ROW  # rows of the state of a search, behind those of `find`
+N_STATE = 5 * ROW
 
 
 class Search(NamedTuple):
     """The differences between the two types' searches."""
 
-    reach: (
-        int  # scales are tried with which the largest magnitude is 15 + step / 5, step from -reach to reach
-    )
+    reach: int  # scales are tried with which the largest magnitude is 15 + step / 5, step from -reach to reach
     eps: np.float32  # a sub-block is zero if its largest magnitude is smaller
     even_signs: bool  # whether the number of negative weights of eight is even: else the least important one is turned
     all_anew: bool  # whether all groups are replaced once more, or those that had no pattern of the codebook
@@ -84,11 +80,11 @@ class Room(NamedTuple):
     wx: Array
     root: Array  # of w
     high: Array  # float32 [LANES]: the largest of x
-    scale: Array
-    sum_lx: Array
-    sum_l2: Array
-    found: Array  # int32 [N_GROUPS * LANES]: packed entries
-    anew: Array  # int32 [N_GROUPS * LANES]: whether to replace the group once more; then its cell or -1
+    scale: Array  # float32 [LANES]
+    patterns: Array  # int16 [N_GROUPS, n_scales, LANES]: the cells of groups
+    changes: Array  # int64 [N_GROUPS, LANES]: bit c is set where the cell is another than at the scale before
+    found: Array  # int32 [N_GROUPS, LANES]: packed entries
+    anew: Array  # bool [N_GROUPS, LANES]: whether to replace a group once more
 
 
 def fit(qtype: QType, search: Search, x: Array, guide: TileGuide | None) -> Fit:
@@ -112,6 +108,23 @@ def fit(qtype: QType, search: Search, x: Array, guide: TileGuide | None) -> Fit:
 
 
 @kernel
+def _room(n_scales: int) -> Room:
+    size = N * LANES
+    return Room(
+        aligned_floats(size),
+        aligned_floats(size),
+        aligned_floats(size),
+        aligned_floats(size),
+        aligned_floats(LANES),
+        aligned_floats(LANES),
+        np.empty((N_GROUPS, n_scales, LANES), np.int16),
+        np.empty((N_GROUPS, LANES), np.int64),
+        np.empty((N_GROUPS, LANES), np.int32),
+        np.empty((N_GROUPS, LANES), np.bool_),
+    )
+
+
+@kernel
 def _fit(
     tiles: Array,
     importance: Array,
@@ -122,47 +135,26 @@ def _fit(
     cells: Cells,
     fit: Fit,
 ) -> None:
-    size = N * LANES
-    room = Room(
-        aligned_floats(size),
-        aligned_floats(size),
-        aligned_floats(size),
-        aligned_floats(size),
-        aligned_floats(LANES),
-        aligned_floats(LANES),
-        aligned_floats(LANES),
-        aligned_floats(LANES),
-        np.empty(N_GROUPS * LANES, np.int32),
-        np.empty(N_GROUPS * LANES, np.int32),
-    )
-    state, patterns = aligned_floats(N_STATE), np.empty(N_GROUPS * ROW, np.int32)
+    size, n_scales = N * LANES, 2 * search.reach + 1
+    room, state = _room(n_scales), aligned_floats(N_STATE)
     for t in range(len(tiles)):
         for j in range(N_SUB):
-            x = tiles[t][j * size : (j + 1) * size]
+            x, w = tiles[t][j * size : (j + 1) * size], room.w
             if importance.size:
-                load_importance(importance, n_rows, t, j * N, N, room.w)
-                spread(N, x, sigma2[t], room.w)
+                load_importance(importance, n_rows, t, j * N, N, w)
+                spread(N, x, sigma2[t], w)
             else:
-                square(x, room.w)
+                square(x, w)
             signs = fit.signs[t][j * N // SIGNED : (j + 1) * N // SIGNED]
             for g in range(N // SIGNED):
                 part = slice(g * SIGNED * LANES, (g + 1) * SIGNED * LANES)
-                _fold(x[part], room.w[part], search.even_signs, room.x[part], signs[g])
-            _prepare(room)
-            for i in range(LANES):
-                if room.high[i] >= search.eps:
-                    _search(i, search, tops, room, cells, state, patterns)
-                else:
-                    _nothing(i, room)
-            _replace_anew(room, cells, state)
-            _finish(
-                search,
-                room,
-                fit.scales[t, j],
-                fit.is_zero[t, j],
-                fit.codes[t][j * N_GROUPS : (j + 1) * N_GROUPS],
-                signs,
-            )
+                _fold(x[part], w[part], search.even_signs, room.x[part], signs[g])
+            _prepare(room.x, w, room.wx, room.root, room.high)
+            _round(n_scales, tops, room.high, room.x, room.patterns, room.changes)
+            _search(search, tops, room, cells, state)
+            _replace_anew(room, cells)
+            codes = fit.codes[t][j * N_GROUPS : (j + 1) * N_GROUPS]
+            _finish(search.eps, room, fit.scales[t, j], fit.is_zero[t, j], codes, signs)
 
 
 @kernel
@@ -188,8 +180,7 @@ def _fold(x: Array, w: Array, even_signs: bool, magnitudes: Array, signs: Array)
 
 
 @kernel
-def _prepare(room: Room) -> None:
-    x, w, wx, root, high = room.x, room.w, room.wx, room.root, room.high
+def _prepare(x: Array, w: Array, wx: Array, root: Array, high: Array) -> None:
     for k in range(N * LANES):
         wx[k] = w[k] * x[k]
     for k in range(N * LANES):
@@ -203,205 +194,156 @@ def _prepare(room: Room) -> None:
 
 
 @kernel
-def _nothing(i: int, room: Room) -> None:
-    room.scale[i] = ZERO
+def _round(n_scales: int, tops: Array, high: Array, x: Array, patterns: Array, changes: Array) -> None:
+    """The cells of all groups at all scales, and where they change."""
+    inverse = aligned_floats(LANES)
+    for c in range(n_scales):
+        for i in range(LANES):
+            inverse[i] = HALF * (tops[c] / high[i])
+        for k in range(N_GROUPS):
+            _round_group(inverse, x[k * GROUP * LANES : (k + 1) * GROUP * LANES], patterns[k, c])
     for k in range(N_GROUPS):
-        room.found[k * LANES + i] = 0
-        room.anew[k * LANES + i] = 0
+        marks = changes[k]
+        for i in range(LANES):
+            marks[i] = 1 | 1 << WIDTH  # no more than WIDTH scales are looked at together
+        for c in range(1, n_scales):
+            _mark_changes(c, patterns[k, c - 1], patterns[k, c], marks)
 
 
 @kernel
-def _search(
-    i: int, search: Search, tops: Array, room: Room, cells: Cells, state: Array, patterns: Array
-) -> None:
-    """Try all scales on lane i, and leave the best with its entries, and which of the groups to replace once more."""
-    n, high = 2 * search.reach + 1, room.high[i]
-    _scales(high, tops, state)
-    _round_groups(i, room.x, state, patterns)
-    _find_groups(i, n, room.x, room.root, cells.entries, cells.lists, cells.neighbours, patterns, state)
-    _sum_groups(i, room.w, room.wx, state)
+def _round_group(inverse: Array, x: Array, patterns: Array) -> None:
+    for i in range(LANES):
+        patterns[i] = np.int16(cell_of(inverse[i], (x[i], x[LANES + i], x[2 * LANES + i], x[3 * LANES + i])))
+
+
+@kernel
+def _mark_changes(c: int, before: Array, patterns: Array, changes: Array) -> None:
+    bit = 1 << c
+    for i in range(LANES):
+        changes[i] |= bit if before[i] != patterns[i] else 0
+
+
+@kernel
+def _search(search: Search, tops: Array, room: Room, cells: Cells, state: Array) -> None:
+    """Try all scales, and leave the best with its entries, and which of the groups to replace once more."""
+    x, w, wx, root, high = room.x, room.w, room.wx, room.root, room.high
+    scale, patterns, changes, found, anew = room.scale, room.patterns, room.changes, room.found, room.anew
+    entries, lists, neighbours = cells.entries, cells.lists, cells.neighbours
+    n_scales, eps, all_anew = 2 * search.reach + 1, search.eps, search.all_anew
+    packed, bits = np.empty(N_GROUPS * ROW, np.int32), state.view(np.int32)
+    for i in range(LANES):
+        if not high[i] >= eps:
+            scale[i] = ZERO
+            for k in range(N_GROUPS):
+                found[k, i] = 0
+                anew[k, i] = False
+            continue
+        _start(high[i], tops, state)
+        for k in range(N_GROUPS):
+            group, a = four(x, k, i), four(root, k, i)
+            left = changes[k, i]
+            while left:
+                c = _lowest(left)
+                left &= left - 1
+                cell = patterns[np.uint64(k), np.uint64(c), np.uint64(i)]
+                find(lists[np.uint64(cell)], c, group, a, entries, neighbours, state)
+            _add(k, four(w, k, i), four(wx, k, i), state, bits, packed)
+        taken, best_scale = _best(n_scales, high[i], state)
+        scale[i] = best_scale
+        n_off = 0
+        for k in range(N_GROUPS):
+            is_off = lists[patterns[k, max(taken, 0), i]] < 0 if taken >= 0 else all_anew
+            found[k, i] = packed[k * ROW + taken] if taken >= 0 else lists[0]
+            anew[k, i] = is_off and best_scale > ZERO
+            n_off += anew[k, i]
+        for k in range(N_GROUPS):
+            anew[k, i] = n_off > 0 if all_anew else anew[k, i]
+
+
+@inlined
+def _lowest(bits: int) -> int:
+    """The number of the lowest bit that is set."""
+    return (np.float32(bits & -bits).view(np.int32) >> 23) - 127
+
+
+@inlined
+def _start(high: np.float32, tops: Array, state: Array) -> None:
+    for c in range(N_SCALES):
+        inverse = tops[c] / high
+        state[SCALE + c] = ONE / inverse
+        state[SUM_LX + c] = ZERO
+        state[SUM_L2 + c] = ZERO
+
+
+@inlined
+def _add(k: int, w: Four, wx: Four, state: Array, bits: Array, packed: Array) -> None:
+    for c in range(N_SCALES):
+        sum_lx, sum_l2, entry = state[SUM_LX + c], state[SUM_L2 + c], bits[FOUND + c]
+        packed[np.uint64(k * ROW + c)] = entry
+        for m in range(GROUP):
+            q = value(entry, m)
+            sum_lx += wx[m] * q
+            sum_l2 += w[m] * q * q
+        state[SUM_LX + c] = sum_lx
+        state[SUM_L2 + c] = sum_l2
+
+
+@inlined
+def _best(n_scales: int, high: np.float32, state: Array) -> tuple[int, np.float32]:
     best, scale, taken = ZERO, np.float32(high / FIFTEEN), -1
-    for c in range(n):
+    for c in range(n_scales):
         sum_lx, sum_l2 = state[SUM_LX + c], state[SUM_L2 + c]
         if sum_l2 > ZERO and sum_lx * sum_lx > best * sum_l2:
             scale = np.float32(sum_lx / sum_l2)
             best = np.float32(scale * sum_lx)
             taken = c
-    n_off = 0
-    for k in range(N_GROUPS):
-        is_off, packed = search.all_anew, np.float32(cells.entries[0, GROUP])
-        if taken >= 0:
-            is_off = cells.lists[patterns[k * ROW + taken]] & LENGTH > 0
-            packed = state[k * N_ROWS + FOUND + taken]
-        room.found[k * LANES + i] = np.float32(packed).view(np.int32)
-        room.anew[k * LANES + i] = is_off
-        n_off += is_off
-    for k in range(N_GROUPS):
-        is_off = n_off > 0 if search.all_anew else room.anew[k * LANES + i] > 0
-        room.anew[k * LANES + i] = is_off and scale > ZERO
-    room.scale[i] = scale
-
-
-@inlined
-def _scales(high: np.float32, tops: Array, state: Array) -> None:
-    for c in range(N_SCALES):
-        inverse = tops[c] / high
-        scale = ONE / inverse
-        state[INVERSE + c] = inverse
-        for k in range(N_GROUPS):
-            state[k * N_ROWS + SCALE + c] = scale
-
-
-@inlined
-def _round_groups(i: int, x: Array, state: Array, patterns: Array) -> None:
-    for k in range(N_GROUPS):
-        group, part = four(x, k, i), patterns[k * ROW : (k + 1) * ROW]
-        for c in range(N_SCALES):
-            part[c] = cell_of(state[INVERSE + c], group)
-
-
-@inlined
-def _find_groups(
-    i: int,
-    n: int,
-    x: Array,
-    root: Array,
-    entries: Array,
-    lists: Array,
-    neighbours: Array,
-    patterns: Array,
-    state: Array,
-) -> None:
-    for k in range(N_GROUPS):
-        group, a = four(x, k, i), four(root, k, i)
-        first = 0
-        while first < n:
-            cell = patterns[k * ROW + first]
-            end = first + 1
-            while end < min(n, first + WIDTH) and patterns[k * ROW + end] == cell:
-                end += 1
-            # masks, because LLVM does not know that these are not negative
-            find(lists[cell], (k & 7) * N_ROWS + (first & 31), group, a, entries, neighbours, state)
-            first = end
-
-
-@inlined
-def _sum_groups(i: int, w: Array, wx: Array, state: Array) -> None:
-    for c in range(N_SCALES):
-        state[SUM_LX + c] = ZERO
-        state[SUM_L2 + c] = ZERO
-    for k in range(N_GROUPS):
-        w_k, wx_k = four(w, k, i), four(wx, k, i)
-        found = state[k * N_ROWS + FOUND : k * N_ROWS + FOUND + ROW].view(np.int32)
-        for c in range(N_SCALES):
-            sum_lx, sum_l2, packed = state[SUM_LX + c], state[SUM_L2 + c], found[c]
-            for m in range(GROUP):
-                q = unpack_entry(packed, m)
-                sum_lx += wx_k[m] * q
-                sum_l2 += w_k[m] * q * q
-            state[SUM_LX + c] = sum_lx
-            state[SUM_L2 + c] = sum_l2
+    return taken, scale
 
 
 @kernel
-def _replace_anew(room: Room, cells: Cells, state: Array) -> None:
+def _replace_anew(room: Room, cells: Cells) -> None:
     """Replace groups once more, at the best scale, and fit the scale to all entries."""
-    x, root, w, wx, scale, anew, found = room.x, room.root, room.w, room.wx, room.scale, room.anew, room.found
+    x, root, w, wx = room.x, room.root, room.w, room.wx
+    scale, anew, found, patterns = room.scale, room.anew, room.found, room.patterns[:, 0]
+    entries, lists, neighbours = cells.entries, cells.lists, cells.neighbours
+    inverse, sums, is_anew = aligned_floats(LANES), aligned_floats(2 * LANES), np.zeros(LANES, np.bool_)
+    for i in range(LANES):
+        inverse[i] = HALF * (ONE / scale[i])
+    for i in range(2 * LANES):
+        sums[i] = ZERO
     for k in range(N_GROUPS):
-        part = anew[k * LANES : (k + 1) * LANES]
+        part = slice(k * GROUP * LANES, (k + 1) * GROUP * LANES)
+        _round_group(inverse, x[part], patterns[k])
         for i in range(LANES):
-            cell = cell_of(ONE / scale[i], four(x, k, i))
-            part[i] = cell if part[i] > 0 else np.int32(-1)
+            if anew[k, i]:
+                is_anew[i] = True
+                found[k, i] = find_one(lists[patterns[k, i]], scale[i], four(x, k, i), four(root, k, i), entries, neighbours)
+        _add_in_lanes(found[k], w[part], wx[part], sums)
     for i in range(LANES):
-        for c in range(WIDTH):
-            state[SCALE + c] = scale[i]
-        for k in range(N_GROUPS):
-            cell = anew[k * LANES + i]
-            if cell >= 0:
-                find(
-                    cells.lists[cell],
-                    0,
-                    four(x, k, i),
-                    four(root, k, i),
-                    cells.entries,
-                    cells.neighbours,
-                    state,
-                )
-                found[k * LANES + i] = np.float32(state[FOUND]).view(np.int32)
-    sum_lx, sum_l2 = room.sum_lx, room.sum_l2
-    for i in range(LANES):
-        sum_lx[i] = ZERO
-        sum_l2[i] = ZERO
-    for k in range(N_GROUPS):
-        part = found[k * LANES : (k + 1) * LANES]
-        for m in range(GROUP):
-            ws, wxs = row(w, GROUP * k + m), row(wx, GROUP * k + m)
-            for i in range(LANES):
-                q = unpack_entry(part[i], m)
-                sum_lx[i] += wxs[i] * q
-                sum_l2[i] += ws[i] * q * q
-    for i in range(LANES):
-        is_anew = False
-        for k in range(N_GROUPS):
-            is_anew |= anew[k * LANES + i] >= 0
-        if is_anew and sum_l2[i] > ZERO:
-            scale[i] = sum_lx[i] / sum_l2[i]
+        if is_anew[i] and sums[LANES + i] > ZERO:
+            scale[i] = sums[i] / sums[LANES + i]
 
 
 @kernel
-def _finish(search: Search, room: Room, scale: Array, is_zero: Array, codes: Array, signs: Array) -> None:
+def _add_in_lanes(found: Array, w: Array, wx: Array, sums: Array) -> None:
+    for m in range(GROUP):
+        ws, wxs = row(w, m), row(wx, m)
+        for i in range(LANES):
+            q = value(found[i], m)
+            sums[i] += wxs[i] * q
+            sums[LANES + i] += ws[i] * q * q
+
+
+@kernel
+def _finish(eps: np.float32, room: Room, scale: Array, is_zero: Array, codes: Array, signs: Array) -> None:
     """A negative scale turns all signs."""
     for i in range(LANES):
-        is_zero[i] = not room.high[i] >= search.eps
+        is_zero[i] = not room.high[i] >= eps
         scale[i] = abs(room.scale[i])
     for k in range(N_GROUPS):
         for i in range(LANES):
-            codes[k, i] = np.uint16(room.found[k * LANES + i] >> 16)
+            codes[k, i] = np.uint16(room.found[k, i] >> 16)
     for g in range(N // SIGNED):
         for i in range(LANES):
             sign = np.uint8(signs[g, i] ^ np.uint8(255)) if room.scale[i] < ZERO else signs[g, i]
             signs[g, i] = np.uint8(0) if is_zero[i] else sign
-
-
-def code_scales(scales: Array, more: float) -> tuple[Array, Array, Array]:
-    """How the scales of blocks are stored.
-
-    Returns:
-        The largest scale and the factor d, multiplied by `more`, float32 [n_tiles, LANES]; the codes, uint8 [n_tiles, 8,
-        LANES], 0..15 for scales d * (2 * code + 1).
-    """
-    largest, d = np.empty((2, len(scales), LANES), np.float32)
-    sc = np.empty(scales.shape, np.uint8)
-    _code_scales(scales, np.float32(more), largest, d, sc)
-    return largest, d, sc
-
-
-@kernel
-def _code_scales(scales: Array, more: np.float32, largest: Array, d: Array, sc: Array) -> None:
-    for t in range(len(scales)):
-        high = largest[t]
-        for i in range(LANES):
-            high[i] = ZERO
-        for j in range(N_SUB):
-            values = scales[t, j]
-            for i in range(LANES):
-                high[i] = high[i] if high[i] > values[i] else values[i]
-        for j in range(N_SUB):
-            values, coded = scales[t, j], sc[t, j]
-            for i in range(LANES):
-                inverse = ONE / (high[i] / np.float32(31))
-                code = nearest_code(HALF * (inverse * values[i] - ONE), ZERO, FIFTEEN)
-                coded[i] = np.uint8(np.int32(code))
-        for i in range(LANES):
-            d[t, i] = high[i] / np.float32(31) * more
-
-
-@kernel
-def put_eight(scale: np.float32, first: Array, second: Array, signs: np.uint8, values: Array) -> None:
-    """Decode two groups, which share a byte of signs."""
-    bits, s = values.view(np.uint32), np.uint32(signs)
-    for k in range(GROUP):
-        values[k] = scale * first[k]
-        values[GROUP + k] = scale * second[k]
-    for k in range(SIGNED):
-        bits[k] ^= np.uint32(np.uint32(s >> np.uint32(k)) << np.uint32(31))

@@ -35,12 +35,12 @@ UNSURE = np.float32(N_PATTERNS)
 LARGEST = np.float32(np.finfo(np.float32).max)
 STEP = 4  # neighbours per turn of the loop
 LENGTH_BITS, LENGTH = 6, 63
+SIZE = 8  # floats of an entry
 
 WIDTH = 16  # scales for which a neighbour's errors are computed together
-N_SCALES = 32  # room for; the scales of a group lie in a row of its own
+N_SCALES = 32  # room for
 ROW = N_SCALES + WIDTH
-SCALE, ERROR, FOUND = (r * ROW for r in range(3))
-N_ROWS = 3 * ROW
+SCALE, ERROR, FOUND = (r * ROW for r in range(3))  # rows of the state of a search
 
 Four = tuple[np.float32, np.float32, np.float32, np.float32]
 Entry = tuple[np.float32, np.float32, np.float32, np.float32, np.float32]
@@ -52,9 +52,9 @@ class Cells(NamedTuple):
     A *cell* is a pattern, plus 4096 where a weight is near the middle of two levels.
     """
 
-    entries: Array  # float32 [n_entries, 5]: four values 1, 3 .. 15, and the bits of `packed`
-    lists: Array  # int32 [8192], by cell: place of its list in `neighbours` << 6 | length; of an entry's pattern 0
-    neighbours: Array  # int32: indices of entries; lists are filled up to a multiple of STEP
+    entries: Array  # float32 [n_entries * 8]: four values 1, 3 .. 15, the bits of the packed entry, and three zeros
+    lists: Array  # int32 [8192], by cell: of an entry's pattern the packed entry; else -1 - (first << 6 | length)
+    neighbours: Array  # uint16: indices of entries; lists are filled up to a multiple of STEP
 
 
 @cache
@@ -63,21 +63,23 @@ def cells(qtype: QType) -> Cells:
     book = codebook(qtype)
     values = 2 * book.levels.astype(np.int32) + 1
     packed = (values << np.arange(0, 16, 4)).sum(axis=1) | np.arange(len(values)) << 16
-    entries = np.empty((len(values), GROUP + 1), np.float32)
+    entries = np.zeros((len(values), SIZE), np.float32)
     entries[:, :GROUP] = values
     entries[:, GROUP] = packed.astype(np.int32).view(np.float32)
     lists, neighbours = np.empty(2 * N_PATTERNS, np.int32), list[int]()
-    for pattern, found in enumerate(book.index):
+    for cell in range(2 * N_PATTERNS):  # the short lists side by side: they stay in the caches
+        pattern = cell % N_PATTERNS
+        found = book.index[pattern]
         if found >= 0:
-            lists[[pattern, pattern + N_PATTERNS]] = len(neighbours) << LENGTH_BITS
-            neighbours.append(int(found))
+            lists[cell] = packed[found]
             continue
-        whole = book.neighbours[book.starts[-1 - found] : book.starts[-found]]
-        for cell, part in ((pattern, _needed(pattern, whole, book)), (pattern + N_PATTERNS, whole)):
-            length = -(-len(part) // STEP) * STEP
-            lists[cell] = len(neighbours) << LENGTH_BITS | length
-            neighbours += [*part, *[part[-1]] * (length - len(part))]
-    return Cells(entries, lists, np.array(neighbours, np.int32))
+        part = book.neighbours[book.starts[-1 - found] : book.starts[-found]]
+        if cell == pattern:
+            part = _needed(pattern, part, book)
+        length = -(-len(part) // STEP) * STEP
+        lists[cell] = -1 - (len(neighbours) << LENGTH_BITS | length)
+        neighbours += [*part, *[part[-1]] * (length - len(part))]
+    return Cells(entries.reshape(-1), lists, np.array(neighbours, np.uint16))
 
 
 def _needed(pattern: int, whole: Array, book: Codebook) -> Array:
@@ -99,9 +101,8 @@ def four(values: Array, k: int, i: int) -> Four:
 
 @inlined
 def cell_of(inverse: np.float32, x: Four) -> np.int32:
-    """The cell of a group with the scale 1 / inverse."""
-    v0, v1 = HALF * (inverse * x[0] - ONE), HALF * (inverse * x[1] - ONE)
-    v2, v3 = HALF * (inverse * x[2] - ONE), HALF * (inverse * x[3] - ONE)
+    """The cell of a group with the scale 0.5 / inverse."""
+    v0, v1, v2, v3 = inverse * x[0] - HALF, inverse * x[1] - HALF, inverse * x[2] - HALF, inverse * x[3] - HALF
     l0, l1 = nearest_code(v0, ZERO, SEVEN), nearest_code(v1, ZERO, SEVEN)
     l2, l3 = nearest_code(v2, ZERO, SEVEN), nearest_code(v3, ZERO, SEVEN)
     r0, r1, r2, r3 = _rest(v0, l0), _rest(v1, l1), _rest(v2, l2), _rest(v3, l3)
@@ -120,8 +121,11 @@ def _rest(v: np.float32, level: np.float32) -> np.float32:
 
 
 @inlined
-def _entry(entries: Array, index: int) -> Entry:
-    return entries[index, 0], entries[index, 1], entries[index, 2], entries[index, 3], entries[index, 4]
+def _entry(entries: Array, neighbours: Array, j: int) -> Entry:
+    """Neighbour j. Unsigned indices need no test whether they are negative."""
+    o = np.uint64(neighbours[np.uint64(j)]) * np.uint64(SIZE)
+    e0, e1, e2 = entries[o], entries[o + np.uint64(1)], entries[o + np.uint64(2)]
+    return e0, e1, e2, entries[o + np.uint64(3)], entries[o + np.uint64(4)]
 
 
 @inlined
@@ -132,22 +136,25 @@ def _error(scale: np.float32, entry: Entry, x: Four, a: Four) -> np.float32:
 
 
 @inlined
-def find(cell_list: int, o: int, x: Four, a: Four, entries: Array, neighbours: Array, state: Array) -> None:
+def find(place: int, o: int, x: Four, a: Four, entries: Array, neighbours: Array, state: Array) -> None:
     """Find the entries of a group for WIDTH scales with which it is in the same cell.
 
-    `cell_list` is the cell's of `Cells.lists`. Takes `state` [o + SCALE : o + SCALE + WIDTH]; leaves FOUND, the bits of
-    the packed entries. If all errors overflow, ggml aborts; here it is the first neighbour.
+    `place` is the cell's of `Cells.lists`. Takes `state` [SCALE + o : SCALE + o + WIDTH]; leaves FOUND, the bits of the
+    packed entries. If all errors overflow, ggml aborts; here it is the first neighbour.
     """
-    first, n = cell_list >> LENGTH_BITS, cell_list & LENGTH
-    packed = entries[neighbours[first], GROUP]
+    n = np.int32(-1) - place & LENGTH if place < 0 else 0
+    first = np.int32(-1) - place >> LENGTH_BITS
     for c in range(WIDTH):
-        state[ERROR + o + c] = LARGEST
-        state[FOUND + o + c] = packed
+        state[np.uint64(ERROR + o + c)] = LARGEST
+    packed = np.int32(place).view(np.float32) if n == 0 else _entry(entries, neighbours, first)[GROUP]
+    for c in range(WIDTH):
+        state[np.uint64(FOUND + o + c)] = packed
     for j in range(first, first + n, STEP):
-        e0, e1 = _entry(entries, neighbours[j]), _entry(entries, neighbours[j + 1])
-        e2, e3 = _entry(entries, neighbours[j + 2]), _entry(entries, neighbours[j + 3])
+        e0, e1 = _entry(entries, neighbours, j), _entry(entries, neighbours, j + 1)
+        e2, e3 = _entry(entries, neighbours, j + 2), _entry(entries, neighbours, j + 3)
         for c in range(WIDTH):
-            scale, least, found = state[SCALE + o + c], state[ERROR + o + c], state[FOUND + o + c]
+            at = np.uint64(o + c)
+            scale, least, found = state[at + np.uint64(SCALE)], state[at + np.uint64(ERROR)], state[at + np.uint64(FOUND)]
             error0, error1 = _error(scale, e0, x, a), _error(scale, e1, x, a)
             error2, error3 = _error(scale, e2, x, a), _error(scale, e3, x, a)
             found = e0[GROUP] if error0 < least else found
@@ -158,11 +165,27 @@ def find(cell_list: int, o: int, x: Four, a: Four, entries: Array, neighbours: A
             least = error2 if error2 < least else least
             found = e3[GROUP] if error3 < least else found
             least = error3 if error3 < least else least
-            state[ERROR + o + c] = least
-            state[FOUND + o + c] = found
+            state[at + np.uint64(ERROR)] = least
+            state[at + np.uint64(FOUND)] = found
 
 
-@kernel
-def unpack_entry(packed: np.int32, k: int) -> np.float32:
-    """Value k of a packed entry."""
-    return np.float32(np.int32(packed >> np.int32(4 * k)) & np.int32(15))
+@inlined
+def find_one(place: int, scale: np.float32, x: Four, a: Four, entries: Array, neighbours: Array) -> np.int32:
+    """Find the packed entry of a group with one scale."""
+    if place >= 0:
+        return np.int32(place)
+    n, first = np.int32(-1) - place & LENGTH, np.int32(-1) - place >> LENGTH_BITS
+    found, least = _entry(entries, neighbours, first)[GROUP], LARGEST
+    for j in range(first, first + n):
+        entry = _entry(entries, neighbours, j)
+        error = _error(scale, entry, x, a)
+        if error < least:
+            least = error
+            found = entry[GROUP]
+    return np.int32(np.float32(found).view(np.int32))
+
+
+@inlined
+def value(packed: np.int32, m: int) -> np.float32:
+    """Value m of a packed entry."""
+    return np.float32(np.int32(packed >> np.int32(4 * m)) & np.int32(15))

@@ -20,7 +20,8 @@ from quantize.blocks.base import GroupFormat
 from quantize.blocks.codebook import codebook
 from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
-from quantize.blocks.iq3 import N_SUB, QK_K, Fit, Search, code_scales, fit, put_eight
+from quantize.blocks.iq3 import N_SUB, QK_K, Fit, Search, fit
+from quantize.blocks.iq3_blocks import code_scales, put_eight
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ONE, ZERO
 from quantize.blocks.tiles import LANES, store_halves

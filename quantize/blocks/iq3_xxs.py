@@ -18,7 +18,8 @@ from quantize.blocks.base import GroupFormat
 from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
 from quantize.blocks.iq2_blocks import even_signs
-from quantize.blocks.iq3 import N_SUB, QK_K, Fit, Search, code_scales, fit, put_eight
+from quantize.blocks.iq3 import N_SUB, QK_K, Fit, Search, fit
+from quantize.blocks.iq3_blocks import code_scales, put_eight
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import HALF, ZERO
 from quantize.blocks.tiles import LANES, store_halves
