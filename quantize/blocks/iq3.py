@@ -196,31 +196,33 @@ def _prepare(x: Array, w: Array, wx: Array, root: Array, high: Array) -> None:
 @kernel
 def _round(n_scales: int, tops: Array, high: Array, x: Array, patterns: Array, changes: Array) -> None:
     """The cells of all groups at all scales, and where they change."""
-    inverse = aligned_floats(LANES)
+    inverse, bit = aligned_floats(LANES), 1
+    for k in range(N_GROUPS):
+        for i in range(LANES):
+            changes[k, i] = 1 | 1 << WIDTH  # no more than WIDTH scales are looked at together
     for c in range(n_scales):
         for i in range(LANES):
             inverse[i] = HALF * (tops[c] / high[i])
         for k in range(N_GROUPS):
-            _round_group(inverse, x[k * GROUP * LANES : (k + 1) * GROUP * LANES], patterns[k, c])
-    for k in range(N_GROUPS):
-        marks = changes[k]
-        for i in range(LANES):
-            marks[i] = 1 | 1 << WIDTH  # no more than WIDTH scales are looked at together
-        for c in range(1, n_scales):
-            _mark_changes(c, patterns[k, c - 1], patterns[k, c], marks)
+            _round_group(k, c, x, inverse, patterns)
+            if c:
+                _mark_changes(k, c, bit, patterns, changes)
+        bit += bit
 
 
-@kernel
-def _round_group(inverse: Array, x: Array, patterns: Array) -> None:
+@inlined
+def _round_group(k: int, c: int, x: Array, inverse: Array, patterns: Array) -> None:
     for i in range(LANES):
-        patterns[i] = np.int16(cell_of(inverse[i], (x[i], x[LANES + i], x[2 * LANES + i], x[3 * LANES + i])))
+        cell = cell_of(inverse[i], four(x, k, i))
+        patterns[np.uint64(k), np.uint64(c), np.uint64(i)] = np.int16(cell)
 
 
-@kernel
-def _mark_changes(c: int, before: Array, patterns: Array, changes: Array) -> None:
-    bit = 1 << c
+@inlined
+def _mark_changes(k: int, c: int, bit: int, patterns: Array, changes: Array) -> None:
     for i in range(LANES):
-        changes[i] |= bit if before[i] != patterns[i] else 0
+        before = patterns[np.uint64(k), np.uint64(c - 1), np.uint64(i)]
+        is_new = patterns[np.uint64(k), np.uint64(c), np.uint64(i)] != before
+        changes[np.uint64(k), np.uint64(i)] |= bit if is_new else 0
 
 
 @kernel
@@ -241,12 +243,12 @@ def _search(search: Search, tops: Array, room: Room, cells: Cells, state: Array)
         _start(high[i], tops, state)
         for k in range(N_GROUPS):
             group, a = four(x, k, i), four(root, k, i)
-            left = changes[k, i]
+            left, place, c = changes[k, i], lists[np.uint64(patterns[k, 0, i])], 0
             while left:
-                c = _lowest(left)
                 left &= left - 1
-                cell = patterns[np.uint64(k), np.uint64(c), np.uint64(i)]
-                find(lists[np.uint64(cell)], c, group, a, entries, neighbours, state)
+                now, this, c = c, place, _lowest(left)  # the next list is fetched while this one is searched
+                place = lists[np.uint64(patterns[np.uint64(k), np.uint64(c & 31), np.uint64(i)])]
+                find(this, now, group, a, entries, neighbours, state)
             _add(k, four(w, k, i), four(wx, k, i), state, bits, packed)
         taken, best_scale = _best(n_scales, high[i], state)
         scale[i] = best_scale
@@ -304,7 +306,7 @@ def _best(n_scales: int, high: np.float32, state: Array) -> tuple[int, np.float3
 def _replace_anew(room: Room, cells: Cells) -> None:
     """Replace groups once more, at the best scale, and fit the scale to all entries."""
     x, root, w, wx = room.x, room.root, room.w, room.wx
-    scale, anew, found, patterns = room.scale, room.anew, room.found, room.patterns[:, 0]
+    scale, anew, found, patterns = room.scale, room.anew, room.found, room.patterns
     entries, lists, neighbours = cells.entries, cells.lists, cells.neighbours
     inverse, sums, is_anew = aligned_floats(LANES), aligned_floats(2 * LANES), np.zeros(LANES, np.bool_)
     for i in range(LANES):
@@ -313,11 +315,11 @@ def _replace_anew(room: Room, cells: Cells) -> None:
         sums[i] = ZERO
     for k in range(N_GROUPS):
         part = slice(k * GROUP * LANES, (k + 1) * GROUP * LANES)
-        _round_group(inverse, x[part], patterns[k])
+        _round_group(k, 0, x, inverse, patterns)
         for i in range(LANES):
             if anew[k, i]:
                 is_anew[i] = True
-                found[k, i] = find_one(lists[patterns[k, i]], scale[i], four(x, k, i), four(root, k, i), entries, neighbours)
+                found[k, i] = find_one(lists[patterns[k, 0, i]], scale[i], four(x, k, i), four(root, k, i), entries, neighbours)
         _add_in_lanes(found[k], w[part], wx[part], sums)
     for i in range(LANES):
         if is_anew[i] and sums[LANES + i] > ZERO:

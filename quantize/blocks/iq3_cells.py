@@ -95,8 +95,8 @@ def _needed(pattern: int, whole: Array, book: Codebook) -> Array:
 @inlined
 def four(values: Array, k: int, i: int) -> Four:
     """The values of group k in lane i of a sub-block's tile."""
-    o = GROUP * k * LANES + i
-    return values[o], values[o + LANES], values[o + 2 * LANES], values[o + 3 * LANES]
+    o, step = np.uint64(GROUP * k * LANES + i), np.uint64(LANES)
+    return values[o], values[o + step], values[o + step + step], values[o + step + step + step]
 
 
 @inlined
@@ -142,19 +142,21 @@ def find(place: int, o: int, x: Four, a: Four, entries: Array, neighbours: Array
     `place` is the cell's of `Cells.lists`. Takes `state` [SCALE + o : SCALE + o + WIDTH]; leaves FOUND, the bits of the
     packed entries. If all errors overflow, ggml aborts; here it is the first neighbour.
     """
-    n = np.int32(-1) - place & LENGTH if place < 0 else 0
-    first = np.int32(-1) - place >> LENGTH_BITS
-    for c in range(WIDTH):
-        state[np.uint64(ERROR + o + c)] = LARGEST
-    packed = np.int32(place).view(np.float32) if n == 0 else _entry(entries, neighbours, first)[GROUP]
-    for c in range(WIDTH):
-        state[np.uint64(FOUND + o + c)] = packed
+    if place >= 0:
+        packed = np.int32(place).view(np.float32)
+        for c in range(WIDTH):
+            state[np.uint64(FOUND + o + c)] = packed
+        return
+    n, first = np.int32(-1) - place & LENGTH, np.int32(-1) - place >> LENGTH_BITS
     for j in range(first, first + n, STEP):
         e0, e1 = _entry(entries, neighbours, j), _entry(entries, neighbours, j + 1)
         e2, e3 = _entry(entries, neighbours, j + 2), _entry(entries, neighbours, j + 3)
+        is_first = j == first
         for c in range(WIDTH):
             at = np.uint64(o + c)
-            scale, least, found = state[at + np.uint64(SCALE)], state[at + np.uint64(ERROR)], state[at + np.uint64(FOUND)]
+            scale = state[at + np.uint64(SCALE)]
+            least = LARGEST if is_first else state[at + np.uint64(ERROR)]
+            found = e0[GROUP] if is_first else state[at + np.uint64(FOUND)]
             error0, error1 = _error(scale, e0, x, a), _error(scale, e1, x, a)
             error2, error3 = _error(scale, e2, x, a), _error(scale, e3, x, a)
             found = e0[GROUP] if error0 < least else found
