@@ -33,7 +33,7 @@ SURE = np.float32(
 )  # of a level: how far x may be from the nearest without being near the middle of two
 UNSURE = np.float32(N_PATTERNS)
 LARGEST = np.float32(np.finfo(np.float32).max)
-STEP = 4  # neighbours per turn of the loop
+STEP = 2  # neighbours per turn of the loop
 LENGTH_BITS, LENGTH = 6, 63
 SIZE = 8  # floats of an entry
 
@@ -150,7 +150,6 @@ def find(place: int, o: int, x: Four, a: Four, entries: Array, neighbours: Array
     n, first = np.int32(-1) - place & LENGTH, np.int32(-1) - place >> LENGTH_BITS
     for j in range(first, first + n, STEP):
         e0, e1 = _entry(entries, neighbours, j), _entry(entries, neighbours, j + 1)
-        e2, e3 = _entry(entries, neighbours, j + 2), _entry(entries, neighbours, j + 3)
         is_first = j == first
         for c in range(WIDTH):
             at = np.uint64(o + c)
@@ -158,15 +157,10 @@ def find(place: int, o: int, x: Four, a: Four, entries: Array, neighbours: Array
             least = LARGEST if is_first else state[at + np.uint64(ERROR)]
             found = e0[GROUP] if is_first else state[at + np.uint64(FOUND)]
             error0, error1 = _error(scale, e0, x, a), _error(scale, e1, x, a)
-            error2, error3 = _error(scale, e2, x, a), _error(scale, e3, x, a)
             found = e0[GROUP] if error0 < least else found
             least = error0 if error0 < least else least
             found = e1[GROUP] if error1 < least else found
             least = error1 if error1 < least else least
-            found = e2[GROUP] if error2 < least else found
-            least = error2 if error2 < least else least
-            found = e3[GROUP] if error3 < least else found
-            least = error3 if error3 < least else least
             state[at + np.uint64(ERROR)] = least
             state[at + np.uint64(FOUND)] = found
 
