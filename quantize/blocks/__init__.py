@@ -38,6 +38,8 @@ WRITABLE: tuple[QType, ...] = (
     QType.IQ2_XXS,
     QType.IQ2_XS,
     QType.IQ2_S,
+    QType.IQ3_XXS,
+    QType.IQ3_S,
     QType.IQ4_NL,
     QType.IQ4_XS,
     QType.TQ1_0,
