@@ -6,78 +6,90 @@ Source: ggml-quants.c, quantize_row_iq1_s_impl, quantize_row_iq1_m_impl, iq1_fin
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
-import gguf.quants
 import numpy as np
 
+from quantize.blocks.codebook import codebook
 from quantize.blocks.jit import inlined, kernel
 from quantize.blocks.lanes import ONE, ZERO
 from quantize.blocks.tiles import LANES, aligned_floats, row
-from quantize.tensors import Array
+from quantize.tensors import Array, QType
 
 QK_K = 256
 GROUP = 8  # weights of an entry of the codebook
-N_CODES = 3**GROUP
+ALL_HIGH = np.int32(0xAAAA)  # the pattern of levels 2
 DELTA = np.float32(0.125)  # by which the levels -1, 0, 1 are shifted, up or down
 CHUNK = 16  # neighbours that are looked at together
-N_SHELLS = 3  # distances at which an entry still is a neighbour
 
 FLT_MAX = np.finfo(np.float32).max
+LAST_PLACE = np.int32(0x7FFFFFFF)
+LARGEST_ERROR = FLT_MAX.view(np.uint32)
+INFINITY = np.float32(np.inf)
+MARGIN = np.float32(2.0**-18)
 MAGNITUDE = np.int32(0x7FFFFFFF)
 ONE_OF_EACH = np.ones(LANES, np.float32)
 LARGEST_KEY = np.int64(0x7FFFFFFFFFFFFFFF)
 NONE = np.uint16(0)
-MIDDLE, HIGH = (tuple(np.uint16(bit << 2 * k) for k in range(GROUP)) for bit in (1, 2))  # of the levels in a word
+MIDDLE, HIGH = (
+    tuple(np.uint16(bit << 2 * k) for k in range(GROUP)) for bit in (1, 2)
+)  # of the levels in a pattern
 N_STATE = 8
 LARGEST, SCALE, BEST, SPLIT, OFF, FLIP, SUM_QX, SUM_Q2 = (k * LANES for k in range(N_STATE))
 
 
-class Codebook(NamedTuple):
-    """The entries, and those near each group of levels that is no entry.
+class Entries(NamedTuple):
+    """A codebook as kernels take it. A group's pattern holds level k, from 0 to 2, in bits 2 k and 2 k + 1.
 
-    The code of a group is the sum of level[k] * 3^k, levels from 0 to 2; its word that of level[k] << 2 k.
+    Neighbours lie in chunks of CHUNK, each list filled up with its last. The first chunks of all lists come first: they
+    mostly are enough, and so are not scattered over the cache.
     """
 
-    entries: Array  # int32 [N_CODES]: the entry that a code is; else -1 - the first of its neighbours
-    counts: Array  # int32 [N_CODES]: its chunks of neighbours
-    words: Array  # uint16: the neighbours' words, in ggml's order; the last chunk is filled up with the first
-    neighbours: Array  # uint16: their entries
-    grid: Array  # uint16 [2048]: the word of each entry
+    numbers: Array  # uint16 [256]: four levels of a pattern as a number to the base 3
+    index: Array  # int16 [3^8], by the number of a pattern: the entry that it is; else -1 - list
+    chunks: Array  # int32 [n_lists + 1]: the further chunks of a list
+    near: Array  # uint16 [n_chunks, CHUNK]: the neighbours' patterns
+    changes: Array  # uint8 [n_chunks]: in how many levels all from there on differ from what they replace; 3 for more
 
 
 @cache
-def codebook() -> Codebook:
-    """The codebook, built when it is first asked for."""
-    quants: Any = gguf.quants  # its grids have no types
-    quants.IQ1_S.init_grid()
-    levels = np.asarray(quants.IQ1_S.grid, np.int64).reshape(-1, GROUP) + 1
-    grid = (levels << 2 * np.arange(GROUP)).sum(axis=1).astype(np.uint16)
-    points = np.arange(N_CODES)[:, None] // 3 ** np.arange(GROUP) % 3
-    entries = np.full(N_CODES, -1, np.int32)
-    entries[(levels * 3 ** np.arange(GROUP)).sum(axis=1)] = np.arange(len(grid))
-    counts = np.zeros(N_CODES, np.int32)
-    lists: list[Array] = []
-    n = 0
-    squares = (levels**2).sum(axis=1)
-    for code in np.flatnonzero(entries < 0):
-        distances = squares - 2 * (levels @ points[code])
-        last = np.unique(distances)[N_SHELLS - 1]
-        near = np.flatnonzero(distances <= last)
-        near = near[np.argsort(distances[near], kind="stable")]
-        counts[code] = -(-len(near) // CHUNK)
-        entries[code] = -1 - n
-        lists.append(np.append(near, np.full(CHUNK * counts[code] - len(near), near[0])))
-        n += CHUNK * int(counts[code])
-    neighbours = np.concatenate(lists).astype(np.uint16)
-    return Codebook(entries, counts, grid[neighbours], neighbours, grid)
+def entries_of(qtype: QType) -> Entries:
+    """The codebook of IQ1_S or IQ1_M."""
+    book = codebook(qtype)
+    quarters = np.arange(256)[:, None] >> 2 * np.arange(4) & 3
+    numbers = (quarters.clip(max=2) * 3 ** np.arange(4)).sum(axis=1)
+    patterns = np.flatnonzero((np.arange(1 << 16) & np.arange(1 << 16) >> 1 & 0x5555) == 0)
+    index = np.empty(3**GROUP, np.int16)
+    index[numbers[patterns & 255] + 81 * numbers[patterns >> 8]] = book.index[patterns]
+    replaced = np.empty(len(book.starts) - 1, np.uint16)
+    replaced[-1 - book.index[book.index < 0]] = np.flatnonzero(book.index < 0)
+    starts, neighbours = book.padded(CHUNK)
+    near = book.patterns[neighbours].reshape(-1, CHUNK)
+    starts = starts // CHUNK
+    changes = _changes(near, np.repeat(replaced, np.diff(starts))[:, None])
+    for first, last in pairwise(starts):
+        changes[first:last] = np.minimum.accumulate(changes[first:last][::-1])[::-1]
+    is_first = np.zeros(len(near), bool)
+    is_first[starts[:-1]] = True
+    order = np.concatenate([np.flatnonzero(is_first), np.flatnonzero(~is_first)])
+    chunks = len(replaced) + np.concatenate([[0], np.cumsum(np.diff(starts) - 1)])
+    return Entries(numbers.astype(np.uint16), index, chunks.astype(np.int32), near[order], changes[order])
+
+
+def _changes(near: Array, replaced: Array) -> Array:
+    """The least number, up to 3, of levels in which a row of patterns differs from one: uint8 [n_rows]."""
+    differing = near ^ replaced
+    differing = (differing | differing >> np.uint16(1)) & np.uint16(0x5555)
+    counts = sum((differing >> np.uint16(2 * k) & np.uint16(1)).astype(np.uint8) for k in range(GROUP))
+    least: Array = np.minimum(counts, 3).min(axis=1)
+    return least
 
 
 @cache
-def entry_levels() -> Array:
-    """The levels -1, 0 and 1 of each entry: float32 [2048, GROUP]."""
-    words = codebook().grid.astype(np.int32)[:, None]
-    return ((words >> 2 * np.arange(GROUP) & 3) - 1).astype(np.float32)
+def entry_levels(qtype: QType) -> Array:
+    """The levels of each entry as numbers -1, 0 and 1: float32 [2048, GROUP]."""
+    return codebook(qtype).levels.astype(np.float32) - 1
 
 
 class Room(NamedTuple):
@@ -88,13 +100,17 @@ class Room(NamedTuple):
     ordered: Array  # int64 [n * LANES]: the same, sorted
     state: Array  # float32 [N_STATE * LANES]
     sums: Array  # float32: sums over the sorted weights, which the formats lay out
-    codes: Array  # int32 [n // GROUP * LANES]: see `Codebook`
     deltas: Array  # float32 [n // GROUP * LANES]: the shift of each group's levels
-    terms: Array  # float32 [GROUP * 3 * LANES]
-    best: Array  # float32 [CHUNK]
-    at: Array  # int32 [CHUNK]
-    entries: Array  # int32 [256 // GROUP * LANES]: the entries chosen, of the whole block
-    words: Array  # uint16 [256 // GROUP * LANES]: their words
+    terms: Array  # float32 [GROUP * 3 * LANES]: see `make_terms`
+    limits: Array  # float32 [2 * LANES]: see `make_limits`
+    best: Array  # uint32 [CHUNK]: bits of the least errors
+    at: Array  # int32 [CHUNK]: where they are
+    lanes: Array  # uint64 [LANES + 1]: lanes to be searched for
+    lists: Array  # uint64 [LANES + 1]: the lists of their neighbours
+    lows: Array  # uint32 [LANES + 1]: the least errors in their first chunks
+    places: Array  # int32 [LANES + 1]: where those are
+    entries: Array  # uint16 [256 // GROUP * LANES]: the entries chosen, of the whole block
+    patterns: Array  # uint16 [256 // GROUP * LANES]: their patterns
 
 
 def make_room(n: int, n_sums: int) -> Room:
@@ -106,12 +122,16 @@ def make_room(n: int, n_sums: int) -> Room:
         np.empty(n * LANES, np.int64),
         aligned_floats(N_STATE * LANES),
         aligned_floats(n_sums * LANES),
-        np.empty(n // GROUP * LANES, np.int32),
         aligned_floats(n // GROUP * LANES),
         aligned_floats(GROUP * 3 * LANES),
-        aligned_floats(CHUNK),
+        aligned_floats(2 * LANES),
+        np.empty(CHUNK, np.uint32),
         np.empty(CHUNK, np.int32),
-        np.empty(n_groups * LANES, np.int32),
+        np.empty(LANES + 1, np.uint64),
+        np.empty(LANES + 1, np.uint64),
+        np.empty(LANES + 1, np.uint32),
+        np.empty(LANES + 1, np.int32),
+        np.empty(n_groups * LANES, np.uint16),
         np.empty(n_groups * LANES, np.uint16),
     )
 
@@ -135,7 +155,7 @@ def network(n: int) -> Array:
     return np.array(pairs, np.int64)
 
 
-@kernel
+@inlined
 def make_keys(n: int, x: Array, keys: Array) -> None:
     """Keys int64 [n * LANES] that order weights x by value, and equal ones by position, as a stable sort does."""
     for k in range(n):
@@ -146,7 +166,7 @@ def make_keys(n: int, x: Array, keys: Array) -> None:
             key[i] = np.int64(np.int64(ordered) << np.int64(32)) | np.int64(k)
 
 
-@kernel
+@inlined
 def sort_keys(keys: Array, pairs: Array) -> None:
     """Sort each lane of keys."""
     for p in range(len(pairs)):
@@ -157,11 +177,12 @@ def sort_keys(keys: Array, pairs: Array) -> None:
             high[i] = b if a < b else a
 
 
-@kernel
-def group_codes(n: int, keys: Array, ordered: Array, cuts: Array, codes: Array) -> None:
-    """The codes int32 [n // GROUP * LANES] of levels that two cuts between the sorted weights make.
+@inlined
+def to_patterns(n: int, keys: Array, ordered: Array, cuts: Array, flips: Array, patterns: Array) -> None:
+    """The patterns uint16 [n // GROUP * LANES] of the levels that two cuts between the sorted weights make.
 
-    keys and ordered are int64 [n * LANES]; cuts int32 [2 * LANES]: the positions where levels 1 and 2 begin.
+    keys and ordered are int64 [n * LANES]; cuts int32 [2 * LANES]: the positions where levels 1 and 2 begin; flips
+    are not 0 where levels 0 and 2 change places.
     """
     first, second = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     for i in range(LANES):
@@ -169,31 +190,27 @@ def group_codes(n: int, keys: Array, ordered: Array, cuts: Array, codes: Array) 
         first[i] = ordered[a * LANES + i] if a < n else LARGEST_KEY
         second[i] = ordered[b * LANES + i] if b < n else LARGEST_KEY
     for g in range(n // GROUP):
-        part, code = keys[g * GROUP * LANES : (g + 1) * GROUP * LANES], row(codes, g)
+        part, into = keys[g * GROUP * LANES : (g + 1) * GROUP * LANES], row(patterns, g)
         for i in range(LANES):
-            total = np.int32(0)
-            power = np.int32(1)
+            pattern = np.int32(0)
             for k in range(GROUP):
-                key = part[k * LANES + i]
-                one = power if key >= first[i] else np.int32(0)
-                two = power if key >= second[i] else np.int32(0)
-                total = np.int32(total + np.int32(one + two))
-                power = np.int32(power * np.int32(3))
-            code[i] = total
+                key, one = part[k * LANES + i], np.int32(1 << (2 * k))
+                pattern = np.int32(pattern + (one if key >= first[i] else np.int32(0)))
+                pattern = np.int32(pattern + (one if key >= second[i] else np.int32(0)))
+            into[i] = np.uint16(ALL_HIGH - pattern if flips[i] != ZERO else pattern)
 
 
 # ---- the codebook --------------------------------------------------------------------------------------------------
 
 
 @inlined
-def level(word: np.uint16, k: int, delta: np.float32) -> np.float32:
-    """The value -1, 0 or 1 of weight k of a word, shifted."""
-    middle, high = np.uint16(word & MIDDLE[k]), np.uint16(word & HIGH[k])
-    value = delta if middle != NONE else np.float32(delta - np.float32(1))
-    return np.float32(delta + np.float32(1)) if high != NONE else value
+def choice(pattern: np.uint16, k: int, low: np.float32, middle: np.float32, high: np.float32) -> np.float32:
+    """What belongs to the level of weight k of a pattern."""
+    chosen = middle if np.uint16(pattern & MIDDLE[k]) != NONE else low
+    return high if np.uint16(pattern & HIGH[k]) != NONE else chosen
 
 
-@kernel
+@inlined
 def make_terms(x: Array, w: Array, scale: Array, delta: Array, terms: Array) -> None:
     """The errors of the weights x of one group at each of the levels: float32 [GROUP * 3 * LANES]."""
     for k in range(GROUP):
@@ -204,51 +221,148 @@ def make_terms(x: Array, w: Array, scale: Array, delta: Array, terms: Array) -> 
                 part[c * LANES + i] = ws[i] * diff * diff
 
 
-@kernel
-def nearest_entry(i: int, terms: Array, words: Array, best: Array, at: Array) -> np.int32:
-    """The neighbour of lane i with the least error, the first of several; -1 where no error is finite."""
-    for p in range(CHUNK):
-        best[p] = FLT_MAX
-        at[p] = -1
-    lane = terms[i:]
-    for c in range(len(words) // CHUNK):
-        part = words[c * CHUNK : (c + 1) * CHUNK]
-        for p in range(CHUNK):
-            word = part[p]
-            error = ZERO
-            for k in range(GROUP):
-                low, middle, high = lane[3 * k * LANES], lane[(3 * k + 1) * LANES], lane[(3 * k + 2) * LANES]
-                term = middle if np.uint16(word & MIDDLE[k]) != NONE else low
-                term = high if np.uint16(word & HIGH[k]) != NONE else term
-                error += term
-            is_less = error < best[p]
-            best[p] = error if is_less else best[p]
-            at[p] = np.int32(c * CHUNK + p) if is_less else at[p]
-    found = np.int32(-1)
-    least = FLT_MAX
-    for p in range(CHUNK):
-        if best[p] < least or (best[p] == least and at[p] < found):
-            least, found = best[p], at[p]
-    return found
+@inlined
+def make_limits(patterns: Array, terms: Array, limits: Array) -> None:
+    """Errors that no pattern has which differs from the given ones in at least 2, or 3, levels: [2 * LANES].
 
-
-@kernel
-def to_entries(g: int, codes: Array, book: Codebook, room: Room) -> None:
-    """The entries of group g of the block: what the codes are, else their best neighbour, and OFF is set.
-
-    Where all errors overflow ggml reads beyond its arrays, and aborts; here the nearest neighbour is taken.
+    A change of one level changes the sum of terms by at least `change`, so that changes of n levels make it at least
+    the sum itself, all changes below zero, and the n least above. MARGIN is more than the rounding errors of this and
+    of the sums that are compared with it.
     """
-    words, entries = row(room.words, g), row(room.entries, g)
     for i in range(LANES):
-        code = codes[i]
-        entry = book.entries[code]
-        if entry < 0:
-            first = -1 - entry
-            near = book.words[first : first + CHUNK * book.counts[code]]
-            entry = book.neighbours[first + max(nearest_entry(i, room.terms, near, room.best, room.at), 0)]
-            room.state[OFF + i] = ONE
-        words[i] = book.grid[entry]
-        entries[i] = entry
+        pattern = patterns[i]
+        total, falls = ZERO, ZERO
+        first, second, third = INFINITY, INFINITY, INFINITY
+        for k in range(GROUP):
+            low, middle, high = (
+                terms[3 * k * LANES + i],
+                terms[(3 * k + 1) * LANES + i],
+                terms[(3 * k + 2) * LANES + i],
+            )
+            own = choice(pattern, k, low, middle, high)
+            change = choice(pattern, k, smaller(middle, high), smaller(low, high), smaller(low, middle)) - own
+            total += own
+            falls += smaller(change, ZERO)
+            rise = larger(change, ZERO)
+            first, rise = smaller(first, rise), larger(first, rise)
+            second, rise = smaller(second, rise), larger(second, rise)
+            third = smaller(third, rise)
+        two = total + falls + first + second
+        limits[i] = two - MARGIN * (total + abs(two))
+        three = two + third
+        limits[LANES + i] = three - MARGIN * (total + abs(three))
+
+
+@inlined
+def smaller(a: np.float32, b: np.float32) -> np.float32:
+    """The smaller of two numbers."""
+    return a if a < b else b
+
+
+@inlined
+def larger(a: np.float32, b: np.float32) -> np.float32:
+    """The larger of two numbers."""
+    return a if a > b else b
+
+
+@inlined
+def number_of(pattern: np.uint16, numbers: Array) -> int:
+    """A pattern as a number to the base 3."""
+    return np.int64(numbers[pattern & 255]) + 81 * np.int64(numbers[pattern >> 8])
+
+
+@inlined
+def to_entries(patterns: Array, chosen: Array, off: Array, entries: Entries, room: Room) -> None:
+    """Replace the patterns of a group that are no entries by their best neighbours, and set `off` there.
+
+    Of neighbours with the same error the first is taken; so it is where no error is finite: there ggml aborts, after it
+    has read beyond its arrays. Errors are not below zero, so that their bits are in their order, behind which are those
+    of no numbers.
+
+    The first chunks are searched in a row, and then, where they are not enough, the further ones: a branch that is
+    foretold wrongly leaves nothing to do meanwhile.
+    """
+    numbers, index, chunks, near, changes = entries
+    terms, limits, best, at = room.terms, room.limits, room.best, room.at
+    lanes, lists, lows, places = room.lanes, room.lists, room.lows, room.places
+    n = 0
+    for i in range(LANES):
+        found = index[number_of(patterns[i], numbers)]
+        chosen[i] = np.uint16(found)
+        lanes[n], lists[n] = np.uint64(i), np.uint64(-1 - np.int64(found))
+        n += 1 if found < 0 else 0
+    n_left = 0
+    for t in range(n):
+        i, c = lanes[t], lists[t]
+        for p in range(CHUNK):
+            best[p] = LARGEST_ERROR
+            at[p] = np.int32(c) * CHUNK
+        compare(c, i, near, terms, best, at)
+        low = least(best)
+        place = place_of_least(low, best, at)
+        patterns[i] = near[c, np.uint64(place % CHUNK)]
+        off[i] = ONE
+        further = np.uint64(chunks[c])
+        is_last = chunks[c] == chunks[c + np.uint64(1)]
+        is_enough = is_beyond(changes[further], low, limits[i], limits[np.uint64(LANES) + i])
+        lanes[n_left], lists[n_left], lows[n_left], places[n_left] = i, c, low, place
+        n_left += 0 if is_last | is_enough else 1
+    for t in range(n_left):
+        i = lanes[t]
+        first, last = np.uint64(chunks[lists[t]]), np.uint64(chunks[lists[t] + np.uint64(1)])
+        for p in range(CHUNK):
+            best[p], at[p] = lows[t], places[t]
+        for c in range(first, last):
+            if is_beyond(changes[c], least(best), limits[i], limits[np.uint64(LANES) + i]):
+                break
+            compare(c, i, near, terms, best, at)
+        place = place_of_least(least(best), best, at)
+        patterns[i] = near[np.uint64(place // CHUNK), np.uint64(place % CHUNK)]
+    for i in range(LANES):
+        chosen[i] = np.uint16(index[number_of(patterns[i], numbers)])
+
+
+@inlined
+def is_beyond(n_changes: np.uint8, low: np.uint32, limit: np.float32, next_limit: np.float32) -> bool:
+    """Whether a pattern with so many levels changed has an error above the lowest that was found, given its bits."""
+    limit = next_limit if n_changes > 2 else limit
+    return (n_changes > 1) & (np.uint32(low).view(np.float32) < limit)
+
+
+@inlined
+def compare(c: np.uint64, i: np.uint64, near: Array, terms: Array, best: Array, at: Array) -> None:
+    """Keep what is better among the neighbours in chunk c, for lane i."""
+    for p in range(CHUNK):
+        pattern = near[c, np.uint64(p)]
+        error = ZERO
+        for k in range(GROUP):
+            o = np.uint64(3 * k * LANES) + i
+            error += choice(
+                pattern, k, terms[o], terms[o + np.uint64(LANES)], terms[o + np.uint64(2 * LANES)]
+            )
+        bits = np.float32(error).view(np.uint32)
+        is_less = bits < best[p]
+        best[p] = bits if is_less else best[p]
+        at[p] = np.int32(np.int32(c) * CHUNK + p) if is_less else at[p]
+
+
+@inlined
+def least(best: Array) -> np.uint32:
+    """The least of CHUNK numbers."""
+    low = LARGEST_ERROR
+    for p in range(0, CHUNK, 4):
+        low = smaller(low, smaller(smaller(best[p], best[p + 1]), smaller(best[p + 2], best[p + 3])))
+    return np.uint32(low)
+
+
+@inlined
+def place_of_least(low: np.uint32, best: Array, at: Array) -> np.int32:
+    """The first of the places of the errors that are the lowest."""
+    place = LAST_PLACE
+    for p in range(CHUNK):
+        candidate = at[p] if best[p] == low else LAST_PLACE
+        place = candidate if candidate < place else place
+    return np.int32(place)
 
 
 # ---- a sub-block ---------------------------------------------------------------------------------------------------
@@ -276,7 +390,7 @@ def begin(n: int, x: Array, pairs: Array, room: Room) -> None:
 
 
 @kernel
-def finish(n: int, first: int, x: Array, w: Array, eps: np.float32, book: Codebook, room: Room) -> None:
+def finish(n: int, first: int, x: Array, w: Array, eps: np.float32, entries: Entries, room: Room) -> None:
     """From the best split of a sub-block to entries, from group `first` of the block on, and the last SCALE.
 
     SPLIT is (64 * i1 + i2) * 4 + shifts: level 1 begins at sorted position i1 and level 2 at i2, shifts has 2 set where
@@ -299,25 +413,26 @@ def finish(n: int, first: int, x: Array, w: Array, eps: np.float32, book: Codebo
             mask = 2 if 2 * g < n_groups else 1
             is_low = (split & mask != 0) & (not is_void)
             room.deltas[g * LANES + i] = low if is_low else -low
-    group_codes(n, room.keys, room.ordered, cuts, room.codes)
+    patterns = room.patterns[first * LANES : (first + n_groups) * LANES]
+    to_patterns(n, room.keys, room.ordered, cuts, state[FLIP : FLIP + LANES], patterns)
+    chosen = room.entries[first * LANES : (first + n_groups) * LANES]
     for g in range(n_groups):
-        codes, part = row(room.codes, g), slice(g * GROUP * LANES, (g + 1) * GROUP * LANES)
-        for i in range(LANES):
-            codes[i] = N_CODES - 1 - codes[i] if state[FLIP + i] != ZERO else codes[i]
+        part = slice(g * GROUP * LANES, (g + 1) * GROUP * LANES)
         make_terms(x[part], w[part], state[SCALE : SCALE + LANES], row(room.deltas, g), room.terms)
-        to_entries(first + g, codes, book, room)
-    refit(n_groups, x, w, room.words[first * LANES :], room.deltas, state)
+        make_limits(row(patterns, g), room.terms, room.limits)
+        to_entries(row(patterns, g), row(chosen, g), state[OFF : OFF + LANES], entries, room)
+    refit(n_groups, x, w, patterns, room.deltas, state)
 
 
-@kernel
-def refit(n_groups: int, x: Array, w: Array, words: Array, deltas: Array, state: Array) -> None:
+@inlined
+def refit(n_groups: int, x: Array, w: Array, patterns: Array, deltas: Array, state: Array) -> None:
     """The best scale of the entries, in place of SCALE where some are not what was searched for."""
     for i in range(LANES):
         state[SUM_QX + i] = ZERO
         state[SUM_Q2 + i] = ZERO
     for g in range(n_groups):
         part = slice(g * GROUP * LANES, (g + 1) * GROUP * LANES)
-        add_sums(ONE_OF_EACH, x[part], w[part], row(words, g), row(deltas, g), state)
+        add_sums(ONE_OF_EACH, x[part], w[part], row(patterns, g), row(deltas, g), state)
     for i in range(LANES):
         sum_qx, sum_q2 = state[SUM_QX + i], state[SUM_Q2 + i]
         ratio = sum_qx / sum_q2
@@ -325,14 +440,15 @@ def refit(n_groups: int, x: Array, w: Array, words: Array, deltas: Array, state:
         state[SCALE + i] = ratio if is_better else state[SCALE + i]
 
 
-@kernel
-def add_sums(times: Array, x: Array, w: Array, words: Array, deltas: Array, state: Array) -> None:
+@inlined
+def add_sums(times: Array, x: Array, w: Array, patterns: Array, deltas: Array, state: Array) -> None:
     """Add to SUM_QX and SUM_Q2 the sums of w q x and w q q over a group, where q is `times` the level."""
     for i in range(LANES):
         sum_qx, sum_q2 = state[SUM_QX + i], state[SUM_Q2 + i]
-        word, delta = words[i], deltas[i]
+        pattern, delta = patterns[i], deltas[i]
+        low, high = delta - ONE, delta + ONE
         for k in range(GROUP):
-            q = level(word, k, delta) * times[i]
+            q = choice(pattern, k, low, delta, high) * times[i]
             wq = w[k * LANES + i] * q
             sum_qx += wq * x[k * LANES + i]
             sum_q2 += wq * q

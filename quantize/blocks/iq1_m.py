@@ -33,11 +33,11 @@ from quantize.blocks.iq1 import (
     SPLIT,
     SUM_Q2,
     SUM_QX,
-    Codebook,
+    Entries,
     Room,
     add_sums,
     begin,
-    codebook,
+    entries_of,
     entry_levels,
     finish,
     make_room,
@@ -45,7 +45,7 @@ from quantize.blocks.iq1 import (
     place_of,
     weight_of,
 )
-from quantize.blocks.jit import kernel
+from quantize.blocks.jit import inlined, kernel
 from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
 from quantize.blocks.tiles import LANES, row
 from quantize.tensors import Array, QType
@@ -72,7 +72,7 @@ def encode(x: Array, guide: TileGuide | None) -> Array:
     sigma2 = NOTHING if guide is None else mean_squares(x, 2, QK_K)
     guide = guide or NO_GUIDE
     room = make_room(N, 4 * N_ROWS)
-    _encode(x, guide.importance, guide.n_rows, sigma2, network(N), codebook(), room, tiles)
+    _encode(x, guide.importance, guide.n_rows, sigma2, network(N), entries_of(QType.IQ1_M), room, tiles)
     return tiles
 
 
@@ -83,7 +83,7 @@ def _encode(
     n_rows: int,
     sigma2: Array,
     pairs: Array,
-    book: Codebook,
+    entries: Entries,
     room: Room,
     tiles: Array,
 ) -> None:
@@ -99,7 +99,7 @@ def _encode(
             begin(N, x[t][part], pairs, room)
             _sum_up(room.w[part], room)
             _search(room.sums, room.state)
-            finish(N, 2 * j, x[t][part], room.w[part], EPS, book, room)
+            finish(N, 2 * j, x[t][part], room.w[part], EPS, entries, room)
             for i in range(LANES):
                 scales[j, i] = room.state[SCALE + i]
             deltas[2 * j * LANES : 2 * (j + 1) * LANES] = room.deltas
@@ -140,7 +140,7 @@ def _search(sums: Array, state: Array) -> None:
             )
 
 
-@kernel
+@inlined
 def _try(first: Array, second: Array, total: Array, code: np.int32, state: Array) -> None:
     """Cuts at `first` and the next STEP from `second` on; those beyond the end have sums that are no numbers."""
     for i in range(LANES):
@@ -197,7 +197,7 @@ def _pack(x: Array, scales: Array, deltas: Array, room: Room, tile: Array) -> No
             times[i] = np.float32(2) * code + ONE
         for g in range(2 * j, 2 * j + 2):
             part = slice(g * GROUP * LANES, (g + 1) * GROUP * LANES)
-            add_sums(times, x[part], room.w[part], row(room.words, g), row(deltas, g), state)
+            add_sums(times, x[part], room.w[part], row(room.patterns, g), row(deltas, g), state)
     for i in range(LANES):
         is_void = state[BEST + i] == ZERO
         fitted = state[SUM_QX + i] / state[SUM_Q2 + i]
@@ -242,7 +242,7 @@ def _unpack(blocks: Array, levels: Array, values: Array) -> None:
 
 def unpack(blocks: Array, values: Array) -> None:
     """See `GroupFormat.unpack_kernel`."""
-    _unpack(blocks, entry_levels(), values)
+    _unpack(blocks, entry_levels(QType.IQ1_M), values)
 
 
 FORMAT = GroupFormat(QType.IQ1_M, QK_K, TYPE_SIZE, encode, unpack)

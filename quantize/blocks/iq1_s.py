@@ -22,10 +22,10 @@ from quantize.blocks.iq1 import (
     QK_K,
     SCALE,
     SPLIT,
-    Codebook,
+    Entries,
     Room,
     begin,
-    codebook,
+    entries_of,
     entry_levels,
     finish,
     make_room,
@@ -33,7 +33,7 @@ from quantize.blocks.iq1 import (
     place_of,
     weight_of,
 )
-from quantize.blocks.jit import kernel
+from quantize.blocks.jit import inlined, kernel
 from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
 from quantize.blocks.tiles import LANES, row, store_halves
 from quantize.tensors import Array, QType
@@ -56,7 +56,17 @@ def encode(x: Array, guide: TileGuide | None) -> Array:
     d = np.empty((len(x), LANES), np.float32)
     pairs = network(N)
     sigma2 = mean_squares(x, 2, QK_K)
-    _encode(x, guide.importance, guide.n_rows, sigma2, pairs, codebook(), make_room(N, 6 * N_ROWS), d, tiles)
+    _encode(
+        x,
+        guide.importance,
+        guide.n_rows,
+        sigma2,
+        pairs,
+        entries_of(QType.IQ1_S),
+        make_room(N, 6 * N_ROWS),
+        d,
+        tiles,
+    )
     store_halves(d, tiles, 0)
     return tiles
 
@@ -68,7 +78,7 @@ def _encode(
     n_rows: int,
     sigma2: Array,
     pairs: Array,
-    book: Codebook,
+    entries: Entries,
     room: Room,
     d: Array,
     tiles: Array,
@@ -83,7 +93,7 @@ def _encode(
             begin(N, part, pairs, room)
             _sum_up(w, room)
             _search(room.sums, room.state)
-            finish(N, 4 * j, part, w, EPS, book, room)
+            finish(N, 4 * j, part, w, EPS, entries, room)
             for i in range(LANES):
                 scales[j, i] = room.state[SCALE + i]
                 downs[j, i] = 8 if room.deltas[i] < ZERO else 0
@@ -125,7 +135,7 @@ def _search(sums: Array, state: Array) -> None:
             _try(sums[i1 * LANES :], sums[i2 * LANES :], np.int32((64 * i1 + i2) * 4), state)
 
 
-@kernel
+@inlined
 def _try(first: Array, second: Array, code: np.int32, state: Array) -> None:
     """Cuts at `first` and the next STEP from `second` on; those beyond the end have sums that are no numbers."""
     for i in range(LANES):
@@ -154,7 +164,7 @@ def _try(first: Array, second: Array, code: np.int32, state: Array) -> None:
 
 
 @kernel
-def _pack(scales: Array, downs: Array, entries: Array, d: Array, tile: Array) -> None:
+def _pack(scales: Array, downs: Array, chosen: Array, d: Array, tile: Array) -> None:
     """Write entries and coded scales; leave d to be stored."""
     largests, inverses = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     highs = np.empty(LANES, np.int32)
@@ -171,7 +181,7 @@ def _pack(scales: Array, downs: Array, entries: Array, d: Array, tile: Array) ->
             code = np.int32(nearest_code(HALF * (inverses[i] * scales[j, i] - ONE), ZERO, np.float32(7)))
             highs[i] = (code | downs[j, i]) << 12 if largests[i] != ZERO else 0
         for g in range(4):
-            part, low = row(entries, 4 * j + g), tile[QS + 4 * j + g]
+            part, low = row(chosen, 4 * j + g), tile[QS + 4 * j + g]
             for i in range(LANES):
                 low[i] = np.uint8(part[i] & 255)
                 highs[i] |= part[i] >> 8 << 3 * g
@@ -198,7 +208,7 @@ def _unpack(blocks: Array, levels: Array, values: Array) -> None:
 
 def unpack(blocks: Array, values: Array) -> None:
     """See `GroupFormat.unpack_kernel`."""
-    _unpack(blocks, entry_levels(), values)
+    _unpack(blocks, entry_levels(QType.IQ1_S), values)
 
 
 FORMAT = GroupFormat(QType.IQ1_S, QK_K, TYPE_SIZE, encode, unpack, needs_importance=True)
