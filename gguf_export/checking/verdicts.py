@@ -35,8 +35,9 @@ def verdicts(
     experts_of: dict[Finding, list[int]] = {}
     for xid, deviation in sorted(deviations.items()):
         fault: Finding | None = None
-        # Few bits may keep less of the own weights than of another expert's: bytes that are right have the last word.
-        has_own = check.is_encoded(spec) and not deviation.other_bytes.n
+        # What few bits keep of an expert may be nearer to another one: bytes that are right have the last word.
+        n_others = deviation.other_bytes.n
+        has_own = check.is_encoded(spec) and n_others <= MAX_DAMAGED_SHARE * deviation.n_blocks
         if nearest[xid] != xid and not has_own:
             matrix = "expert" if spec.has_experts else "matrix"
             fault = error(spec.name, f"the weights of {matrix} {nearest[xid]} are in its place", check.again)

@@ -101,6 +101,9 @@ TYPES = [
     "Q5_0",
     "Q5_1",
     "IQ4_XS",
+    "Q1_0",
+    "Q2_0",
+    "TQ1_0",
     "BF16",
     "F16",
 ]
@@ -404,6 +407,23 @@ def test_permuted_experts_that_are_nearly_the_same(model: Path, tmp_path: Path) 
     found = compared(path, near)
     assert len(found) == 2
     assert "expert 0: the weights of expert 1 are in its place" in found[0]
+
+
+@pytest.mark.parametrize("name", ["Q1_0", "Q2_0", "TQ1_0"])
+def test_types_that_keep_little_of_an_expert(model: Path, tmp_path: Path, name: str) -> None:
+    """What they keep of one is nearer to another that has the same signs and is smaller; the bytes tell."""
+    weights = read_checkpoint(model)
+    for key in [key for key in weights if ".experts." in key and ".experts.0." not in key]:
+        wide = (weights[_first_of(key)].astype(np.uint32) << 16).view(np.float32)
+        weights[key] = ((wide * np.float32(0.75)).view(np.uint32) >> 16).astype(np.uint16)
+    small = tmp_path / "Small-4x1M-bf16"
+    shutil.copytree(model, small)
+    write_checkpoint(small, weights, json.loads((model / "config.json").read_text()), n_shards=2)
+    path = export(small, tmp_path / "out", name)
+    assert compared(path, small) == []
+    told = flip(path, 0)
+    (found,) = compared(path, small)
+    assert found.startswith(told)
 
 
 def _first_of(key: str) -> str:
