@@ -26,15 +26,32 @@ def kernel(function: F) -> F:
     beside the source or in the user's cache folder (`kernel_cache`); where neither can be written, each process
     compiles anew.
     """
-    compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    return cast(F, _cached(numba.njit(nogil=True, error_model="numpy")(function)))
+
+
+def leaf(function: F) -> F:
+    """A kernel that allocates no array and returns none.
+
+    So its slices need no reference counts, which are atomic operations, and cost more than a short loop does.
+    """
+    return cast(F, _cached(numba.njit(nogil=True, error_model="numpy", _nrt=False)(function)))
+
+
+def inlined_leaf(function: F) -> F:
+    """A part of kernels as `inlined`, and a `leaf`: an array that is passed in a call counts seven arguments."""
+    options = {"nogil": True, "error_model": "numpy", "forceinline": True, "_nrt": False}
+    return cast(F, numba.njit(**options)(function))
+
+
+def _cached(compiled: Any) -> Any:
     if JIT:
         try:
             compiled.enable_caching()
         except RuntimeError:  # there is no folder that numba may write
-            return cast(F, compiled)
+            return compiled
         # numba compiles callees into their caller, and would look only at the caller's own file for changes.
         check_cache(compiled, _stamp_of_sources())
-    return cast(F, compiled)
+    return compiled
 
 
 def inlined(function: F) -> F:
