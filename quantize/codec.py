@@ -79,7 +79,7 @@ def encode(
     Raises:
         RecipeError: the type cannot be encoded here, or the matrix does not fit it.
         ImatrixError: the importance has another length than the rows, or is not finite; or there is none and the type
-            cannot be fitted without (IQ2_XXS, IQ2_XS, IQ1_S, IQ1_M).
+            cannot be fitted without (IQ2_XXS, IQ2_XS, IQ1_S).
 
     >>> encode(np.ones((2, 256), np.float32), "Q4_K").shape
     (2, 144)
@@ -148,7 +148,7 @@ def decode(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
 
     Args:
         blocks: uint8 [n_rows, row_bytes(qtype, n_per_row)].
-        qtype: the tensor type, or its name in any case: one that can be encoded here. `decode_stored` knows more.
+        qtype: the tensor type, or its name in any case.
         n_per_row: weights of one row.
 
     Returns:
@@ -162,7 +162,7 @@ def decode(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
     """
     qtype = to_qtype(qtype)
     if not can_encode(qtype):
-        raise DecodeError("", f"blocks of type {qtype.name} cannot be decoded by this project's kernels")
+        raise DecodeError("", f"blocks of type {qtype.name} cannot be decoded")
     form = block_format(qtype)
     n_blocks, rest = divmod(n_per_row, form.block_size)
     n_bytes = n_blocks * form.type_size

@@ -26,7 +26,6 @@ from gguf_export.checking.file_check import FileCheck, Level, have_same_rows, me
 from gguf_export.checking.findings import Finding, error, info
 from gguf_export.checking.verdicts import verdicts
 from gguf_export.writing.slabs import slabs_of
-from quantize.blocks import can_encode
 from quantize.compiling import compile_kernels
 from quantize.decoding import can_decode
 from quantize.engine import Engine
@@ -68,7 +67,6 @@ def check_against(
         yield from (info(remark.place, remark.message) for remark in imatrix.check(specs.values()))
     check = FileCheck(file, source, level, imatrix)
     yield from _same_tensors(check, {name: spec for name, spec in specs.items() if name not in left_out})
-    yield from _foreign_types(check)
     if any(check.is_comparable(spec) and check.is_moved(spec) for spec in specs.values()):
         text = "error feedback chose its codes: compared by errors, and by codes that stand out"
         yield info(str(file.path), text)
@@ -97,18 +95,6 @@ def _same_tensors(check: FileCheck, specs: Mapping[str, TensorSpec]) -> Iterator
     for name in file.tensors:
         if name not in specs:
             yield error(name, f"is in the file and not in the {word}", check.again)
-
-
-def _foreign_types(check: FileCheck) -> Iterator[Finding]:
-    """The types that only other programs encode."""
-    qtypes = {
-        check.qtype(spec)
-        for spec in check.source.specs()
-        if check.is_comparable(spec) and not check.is_copied(spec)
-    }
-    foreign = sorted(qtype.name for qtype in qtypes if not can_encode(qtype))
-    if check.encodes and foreign:
-        yield info(str(check.file.path), f"compared by error only, not to the byte: {', '.join(foreign)}")
 
 
 def _same_weights(check: FileCheck, engine: Engine, progress: OnProgress) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from gguf_export.checking.tolerances import MAX_MOVED, TINY_ERROR, Tolerance, to
 from gguf_export.metadata.feedback_keys import has_feedback
 from gguf_export.writing.slabs import Slab
 from quantize import codec
-from quantize.blocks import block_format, can_encode
+from quantize.blocks import block_format
 from quantize.decoding import can_decode, decode_stored, to_f32
 from quantize.recipes.ftypes import NEED_IMPORTANCE
 from quantize.sources.gguf_file import GGUFFile
@@ -41,7 +41,7 @@ Q8_0, whose errors are below 0.05 of the largest weight."""
 
 def follows_from_weights(qtype: QType) -> bool:
     """Whether the bytes follow from the weights alone, whatever the program and the importances were."""
-    return qtype in NUMPY_TYPES or (can_encode(qtype) and not block_format(qtype).uses_importance)
+    return qtype in NUMPY_TYPES or not block_format(qtype).uses_importance
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class FileCheck:
         qtype = self.qtype(spec)
         if qtype in NEED_IMPORTANCE and not self._is_weighted(spec):
             return False
-        return follows_from_weights(qtype) or (self.encodes and can_encode(qtype))
+        return follows_from_weights(qtype) or self.encodes
 
     def encoder(self, spec: TensorSpec) -> Encoder:
         """What encodes the weights of a tensor again: their type, that of the blocks, and whether importances weigh."""

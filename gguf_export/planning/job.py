@@ -179,7 +179,7 @@ def prepare_types(
             raise RecipeError(
                 qtype.name, "is no quantized type", "choose {setting} among others", setting="candidates"
             )
-    source = open_source(model, note)
+    source = open_source(model)
     text = TextSettings.of(text)
     if naming.chat_template is not None and text.chat_template is None:
         text = replace(text, chat_template=naming.chat_template)
