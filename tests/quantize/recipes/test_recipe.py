@@ -13,15 +13,17 @@ import pytest
 from places import BENCH, SNAPSHOTS
 from recipe_cases import SMALL, Model, recipe_of, section, snapshot, snapshot_cases
 
+from quantize.blocks import WRITABLE, block_format
 from quantize.containers.keys import KeyValue
 from quantize.exceptions import NeedsImatrixError, RecipeError
 from quantize.ggml_types import FileType
-from quantize.recipes.ftypes import FTYPES, Ftype, ftype
+from quantize.recipes.ftypes import FTYPES, NEED_IMPORTANCE, Ftype, ftype
 from quantize.recipes.left_alone import converted_type
 from quantize.recipes.recipe import (
     Plan,
     Recipe,
     RecipeFacts,
+    candidates_for,
     make_plan,
     require_importances,
 )
@@ -153,6 +155,45 @@ def test_q2_k_s_needs_an_imatrix() -> None:
     require_importances(plain, lambda _name: False)
 
 
+def test_types_of_few_bits_need_an_imatrix() -> None:
+    assert {qtype for qtype in WRITABLE if block_format(qtype).needs_importance} == NEED_IMPORTANCE
+    planned = plan_of(SMALL, "IQ2_XXS", has_imatrix=True)
+    assert {tensor.qtype.name for tensor in planned.tensors if tensor.requires_imatrix} == {"IQ2_XXS"}
+    with pytest.raises(NeedsImatrixError, match=r"^blk\.0\.attn_k\.weight: .* nor for 23 more such tensors;"):
+        require_importances(planned, lambda _name: False)
+    with pytest.raises(NeedsImatrixError, match=r"^blk\.3\.ffn_up.* there are none for it; .* covers it,"):
+        require_importances(planned, lambda name: name != "blk.3.ffn_up_exps.weight")
+    require_importances(plan_of(SMALL, "IQ3_S"), lambda _name: False)
+
+
+@pytest.mark.parametrize(("qtype", "needs"), [("iq2_s", False), ("iq1_m", False), ("iq2_xs", True)])
+def test_the_embedding_needs_importances_where_ggml_aborts_without(qtype: str, needs: bool) -> None:
+    """llama-quantize lets the output and the embedding be of any type."""
+    for option, name in (("output-tensor", "output.weight"), ("token-embedding", "token_embd.weight")):
+        planned = plan_of(SMALL, "Q4_K_M", f"--{option}-type", qtype, has_imatrix=True)
+        needing = {tensor.name for tensor in planned.tensors if tensor.requires_imatrix}
+        assert needing == ({name} if needs else set())
+
+
+def test_candidates_of_a_tensor() -> None:
+    few = (QType.IQ2_XS, QType.IQ2_S, QType.IQ3_S, QType.Q2_K)
+    matrix = TensorSpec("blk.0.attn_q.weight", (4, 256), QType.BF16)
+    assert candidates_for(matrix, few, has_importance=True) == few
+    assert candidates_for(matrix, few, has_importance=False) == few[2:]
+    embedding = TensorSpec("token_embd.weight", (4, 256), QType.BF16)
+    assert candidates_for(embedding, few, has_importance=False) == few[1:]
+    narrow = TensorSpec("blk.0.attn_q.weight", (4, 96), QType.BF16)
+    assert candidates_for(narrow, few, has_importance=False) == (QType.IQ4_NL, QType.Q4_0)
+
+
+def test_a_type_without_a_substitute_must_fit() -> None:
+    model = Model(4, n_layer=1, n_embd=288, n_head=9, n_head_kv=3)
+    with pytest.raises(
+        RecipeError, match=r"rows of 288 weights do not divide .* of Q1_0; choose another type"
+    ):
+        plan_of(model, "Q1_0")
+
+
 @pytest.mark.parametrize(
     ("option", "qtype", "tensor"),
     [
@@ -256,7 +297,7 @@ def test_facts_are_in_the_keys_of_any_file() -> None:
         ("=q8_0", "PATTERN=TYPE"),
         ("attn_q=", "PATTERN=TYPE"),
         ("attn_q=q9_9", "unknown tensor type 'q9_9'; known: F32"),
-        ("attn_q=iq2_xs", "unknown tensor type 'iq2_xs'"),
+        ("attn_q=q8_k", "unknown tensor type 'q8_k'"),
         ("attn_(q=q8_0", "not a regular expression"),
         ("blk.[[:digit:]]=q8_0", "not a regular expression"),
         ("(?=q)=q8_0", "not a regular expression"),  # split at the first =, as in llama-quantize
