@@ -172,4 +172,5 @@ def main() -> None:
     for line in sys.stdin:
         dtype, name, with_importance = line.split()
         _use((np.dtype(dtype), QType[name], with_importance == "1"))
-        print(flush=True)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
