@@ -139,11 +139,11 @@ def _find_jobs(rounded: Array, g: int, lists: Lists, edges: Array, jobs: Array, 
         for i in range(LANES):
             edges[i] |= bit if here[i] != before[i] else np.int32(0)
     for i in range(LANES):
-        first, left = 0, edges[i]
+        first, left = 0, np.int32(edges[i])
         while left:
             lowest = np.int32(left & -left)
             left = np.int32(left ^ lowest)
-            last = (np.float32(lowest).view(np.int32) >> 23) - 127  # the number of the bit
+            last = int(np.float32(lowest).view(np.int32) >> 23) - 127  # the number of the bit
             found = lists.entries[rounded[first, g, i]]
             job = jobs[n_jobs]
             number = max(-1 - found, 0)
@@ -342,7 +342,7 @@ def _winner(at: int, n_chunks: int, tolerance: np.float32, lines: Array, bits: A
     for c in range(n_chunks):
         start = c * 4 * CHUNK + at
         close = _add_close(close, np.int32(c * CHUNK), limit, lines[start : start + CHUNK])
-    return close & 0xFFFF if close >> 16 == 1 else -1
+    return int(close & 0xFFFF) if close >> 16 == 1 else -1
 
 
 @inlined_leaf
@@ -388,7 +388,7 @@ def _exact(scale: np.float32, n: int, patterns: Array, cell: Array) -> int:
     """The place of the first neighbour with the least error, summed as ggml does; 0 where it aborts: all overflow."""
     least, place = LARGEST, 0
     for j in range(n):
-        error = ZERO
+        error = np.float32(0)
         for k in range(GROUP):
             q = np.float32(2 * (patterns[j] >> 2 * k & 3) + 1)
             diff = scale * q - cell[X + k]
