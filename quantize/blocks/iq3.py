@@ -27,7 +27,9 @@ from quantize.blocks.error_weights import (
 )
 from quantize.blocks.iq3_cells import (
     FOUND,
+    ERROR,
     GROUP,
+    IS_ENTRY,
     N_SCALES,
     ROW,
     SCALE,
@@ -82,7 +84,7 @@ class Room(NamedTuple):
     high: Array  # float32 [LANES]: the largest of x
     scale: Array  # float32 [LANES]
     patterns: Array  # int16 [N_GROUPS, n_scales, LANES]: the cells of groups
-    changes: Array  # int64 [N_GROUPS, LANES]: bit c is set where the cell is another than at the scale before
+    changes: Array  # int32 [N_GROUPS, LANES]: bit c is set where the cell is another than at the scale before
     found: Array  # int32 [N_GROUPS, LANES]: packed entries
     anew: Array  # bool [N_GROUPS, LANES]: whether to replace a group once more
 
@@ -118,7 +120,7 @@ def _room(n_scales: int) -> Room:
         aligned_floats(LANES),
         aligned_floats(LANES),
         np.empty((N_GROUPS, n_scales, LANES), np.int16),
-        np.empty((N_GROUPS, LANES), np.int64),
+        np.empty((N_GROUPS, LANES), np.int32),
         np.empty((N_GROUPS, LANES), np.int32),
         np.empty((N_GROUPS, LANES), np.bool_),
     )
@@ -196,7 +198,7 @@ def _prepare(x: Array, w: Array, wx: Array, root: Array, high: Array) -> None:
 @kernel
 def _round(n_scales: int, tops: Array, high: Array, x: Array, patterns: Array, changes: Array) -> None:
     """The cells of all groups at all scales, and where they change."""
-    inverse, bit = aligned_floats(LANES), 1
+    inverse, bit = aligned_floats(LANES), np.int32(1)
     for k in range(N_GROUPS):
         for i in range(LANES):
             changes[k, i] = 1 | 1 << WIDTH  # no more than WIDTH scales are looked at together
@@ -207,7 +209,7 @@ def _round(n_scales: int, tops: Array, high: Array, x: Array, patterns: Array, c
             _round_group(k, c, x, inverse, patterns)
             if c:
                 _mark_changes(k, c, bit, patterns, changes)
-        bit += bit
+        bit = np.int32(bit << 1)
 
 
 @inlined
@@ -218,11 +220,11 @@ def _round_group(k: int, c: int, x: Array, inverse: Array, patterns: Array) -> N
 
 
 @inlined
-def _mark_changes(k: int, c: int, bit: int, patterns: Array, changes: Array) -> None:
+def _mark_changes(k: int, c: int, bit: np.int32, patterns: Array, changes: Array) -> None:
     for i in range(LANES):
         before = patterns[np.uint64(k), np.uint64(c - 1), np.uint64(i)]
         is_new = patterns[np.uint64(k), np.uint64(c), np.uint64(i)] != before
-        changes[np.uint64(k), np.uint64(i)] |= bit if is_new else 0
+        changes[np.uint64(k), np.uint64(i)] |= bit if is_new else np.int32(0)
 
 
 @kernel
@@ -233,6 +235,7 @@ def _search(search: Search, tops: Array, room: Room, cells: Cells, state: Array)
     entries, lists, neighbours = cells.entries, cells.lists, cells.neighbours
     n_scales, eps, all_anew = 2 * search.reach + 1, search.eps, search.all_anew
     packed, bits = np.empty(N_GROUPS * ROW, np.int32), state.view(np.int32)
+    no_codes = entries.view(np.int32)[GROUP]
     for i in range(LANES):
         if not high[i] >= eps:
             scale[i] = ZERO
@@ -254,8 +257,8 @@ def _search(search: Search, tops: Array, room: Room, cells: Cells, state: Array)
         scale[i] = best_scale
         n_off = 0
         for k in range(N_GROUPS):
-            is_off = lists[patterns[k, max(taken, 0), i]] < 0 if taken >= 0 else all_anew
-            found[k, i] = packed[k * ROW + taken] if taken >= 0 else lists[0]
+            is_off = lists[patterns[k, max(taken, 0), i]] & IS_ENTRY == 0 if taken >= 0 else all_anew
+            found[k, i] = packed[k * ROW + taken] if taken >= 0 else no_codes
             anew[k, i] = is_off and best_scale > ZERO
             n_off += anew[k, i]
         for k in range(N_GROUPS):
@@ -292,14 +295,19 @@ def _add(k: int, w: Four, wx: Four, state: Array, bits: Array, packed: Array) ->
 
 @inlined
 def _best(n_scales: int, high: np.float32, state: Array) -> tuple[int, np.float32]:
-    best, scale, taken = ZERO, np.float32(high / FIFTEEN), -1
-    for c in range(n_scales):
+    """The scale at which the sums are best, or -1; and the scale that they give."""
+    for c in range(N_SCALES):
         sum_lx, sum_l2 = state[SUM_LX + c], state[SUM_L2 + c]
-        if sum_l2 > ZERO and sum_lx * sum_lx > best * sum_l2:
-            scale = np.float32(sum_lx / sum_l2)
-            best = np.float32(scale * sum_lx)
-            taken = c
-    return taken, scale
+        ratio = sum_lx / sum_l2
+        state[SUM_LX + c] = sum_lx * sum_lx
+        state[SCALE + c] = ratio  # the rows of `find` are free again
+        state[ERROR + c] = ratio * sum_lx
+    best, taken = ZERO, -1
+    for c in range(n_scales):
+        sum_l2 = state[SUM_L2 + c]
+        if sum_l2 > ZERO and state[SUM_LX + c] > best * sum_l2:
+            best, taken = state[ERROR + c], c
+    return taken, state[SCALE + taken] if taken >= 0 else np.float32(high / FIFTEEN)
 
 
 @kernel
