@@ -59,7 +59,9 @@ N_STATE = 5 * ROW
 class Search(NamedTuple):
     """The differences between the two types' searches."""
 
-    reach: int  # scales are tried with which the largest magnitude is 15 + step / 5, step from -reach to reach
+    reach: (
+        int  # scales are tried with which the largest magnitude is 15 + step / 5, step from -reach to reach
+    )
     eps: np.float32  # a sub-block is zero if its largest magnitude is smaller
     even_signs: bool  # whether the number of negative weights of eight is even: else the least important one is turned
     all_anew: bool  # whether all groups are replaced once more, or those that had no pattern of the codebook
@@ -327,7 +329,9 @@ def _replace_anew(room: Room, cells: Cells) -> None:
         for i in range(LANES):
             if anew[k, i]:
                 is_anew[i] = True
-                found[k, i] = find_one(lists[patterns[k, 0, i]], scale[i], four(x, k, i), four(root, k, i), entries, neighbours)
+                found[k, i] = find_one(
+                    lists[patterns[k, 0, i]], scale[i], four(x, k, i), four(root, k, i), entries, neighbours
+                )
         _add_in_lanes(found[k], w[part], wx[part], sums)
     for i in range(LANES):
         if is_anew[i] and sums[LANES + i] > ZERO:

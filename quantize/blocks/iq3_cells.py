@@ -101,7 +101,12 @@ def four(values: Array, k: int, i: int) -> Four:
 @inlined
 def cell_of(inverse: np.float32, x: Four) -> np.int32:
     """The cell of a group with the scale 0.5 / inverse."""
-    v0, v1, v2, v3 = inverse * x[0] - HALF, inverse * x[1] - HALF, inverse * x[2] - HALF, inverse * x[3] - HALF
+    v0, v1, v2, v3 = (
+        inverse * x[0] - HALF,
+        inverse * x[1] - HALF,
+        inverse * x[2] - HALF,
+        inverse * x[3] - HALF,
+    )
     l0, l1 = nearest_code(v0, ZERO, SEVEN), nearest_code(v1, ZERO, SEVEN)
     l2, l3 = nearest_code(v2, ZERO, SEVEN), nearest_code(v3, ZERO, SEVEN)
     r0, r1, r2, r3 = _rest(v0, l0), _rest(v1, l1), _rest(v2, l2), _rest(v3, l3)

@@ -21,7 +21,7 @@ from quantize.blocks.codebook import codebook
 from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
 from quantize.blocks.iq3 import N_SUB, QK_K, Fit, Search, fit
-from quantize.blocks.iq3_blocks import code_scales, put_eight
+from quantize.blocks.iq3_blocks import code_scales, put_group, sign_factors
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ONE, ZERO
 from quantize.blocks.tiles import LANES, store_halves
@@ -66,33 +66,34 @@ def _pack(fit: Fit, largest: Array, sc: Array, blocks: Array) -> None:
 
 @cache
 def _entries() -> Array:
-    """The codebook as a decoder sees it: float32 [512, 4]."""
+    """The codebook as a decoder sees it: float32 [512 * 4]."""
     entries: Array = 2 * codebook(QType.IQ3_S).levels.astype(np.float32) + 1
-    return entries
+    return entries.reshape(-1)
 
 
 def unpack(blocks: Array, values: Array) -> None:
     """See `GroupFormat.unpack_kernel`."""
-    _unpack(blocks, values, _entries())
+    _unpack(blocks, _entries(), sign_factors(even=False), values.reshape(-1))
 
 
 @kernel
-def _unpack(blocks: Array, values: Array, entries: Array) -> None:
+def _unpack(blocks: Array, entries: Array, factors: Array, values: Array) -> None:
     for b in range(len(blocks)):
-        block, x = blocks[b], values[b]
-        d = load_f16(block, 0)
+        d = load_f16(blocks[b], 0)
         for j in range(N_SUB):
-            sc = block[SCALES + j // 2] >> (4 * (j % 2)) & 15
+            sc = blocks[b, SCALES + j // 2] >> (4 * (j % 2)) & 15
             scale = np.float32(d * (ONE + np.float32(2 * sc)))
-            high = np.uint32(block[HIGH_BITS + j])
+            high = int(blocks[b, HIGH_BITS + j])
             for g in range(4):
-                code = CODES + 8 * j + 2 * g
-                first = np.uint32(block[code]) | high << np.uint32(8 - 2 * g) & np.uint32(256)
-                second = np.uint32(block[code + 1]) | high << np.uint32(7 - 2 * g) & np.uint32(256)
-                signs = block[SIGNS + 4 * j + g]
-                put_eight(
-                    scale, entries[first], entries[second], signs, x[32 * j + 8 * g : 32 * j + 8 * g + 8]
+                at, code, to = (
+                    8 * int(blocks[b, SIGNS + 4 * j + g]),
+                    CODES + 8 * j + 2 * g,
+                    QK_K * b + 32 * j + 8 * g,
                 )
+                first = int(blocks[b, code]) | high << (8 - 2 * g) & 256
+                second = int(blocks[b, code + 1]) | high << (7 - 2 * g) & 256
+                put_group(scale, entries, first, factors, at, values, to)
+                put_group(scale, entries, second, factors, at + 4, values, to + 4)
 
 
 FORMAT = GroupFormat(QType.IQ3_S, QK_K, TYPE_SIZE, encode, unpack)
