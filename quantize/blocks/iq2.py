@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from quantize.blocks.error_weights import load_importance, spread
-from quantize.blocks.jit import inlined, kernel
+from quantize.blocks.jit import inlined, kernel, leaf
 from quantize.blocks.lanes import HALF, MAGIC, MAGIC_FIELD, ONE, ZERO
-from quantize.blocks.neighbours import GROUP, Lists, scratch_of, snap
+from quantize.blocks.neighbours import GROUP, Lists, SnapRoom, snap, snap_room
 from quantize.blocks.qp import N_STATE as N_QP_STATE
 from quantize.blocks.qp import make_qp
-from quantize.blocks.tiles import LANES, aligned_floats, row
+from quantize.blocks.tiles import LANES, aligned_floats
 from quantize.tensors import Array
 
 QK_K = 256
@@ -63,7 +63,8 @@ class Room(NamedTuple):
     snapped: Array
     best: Array  # uint16 [1, n_groups, LANES]
     best_rounded: Array
-    scratch: Array
+    is_better: Array  # int32 [LANES]
+    snap: SnapRoom
     qp_codes: Array
     qp_state: Array
 
@@ -84,7 +85,8 @@ def _room(search: Search, lists: Lists) -> Room:
         np.empty((n_scales, n_groups, LANES), np.uint16),
         np.empty((1, n_groups, LANES), np.uint16),
         np.empty((1, n_groups, LANES), np.uint16),
-        scratch_of(lists),
+        np.empty(LANES, np.int32),
+        snap_room(n_scales, n_groups, lists),
         aligned_floats(size),
         aligned_floats(N_QP_STATE * LANES),
     )
@@ -128,15 +130,15 @@ def fit(
             _finish(search, room, scales[t, j], sub_patterns, sub_signs)
 
 
-@kernel
+@leaf
 def _weigh(n: int, x: Array, sigma2: Array, w: Array) -> None:
     for k in range(n):
-        xs, ws = row(x, k), row(w, k)
+        xs, ws = x[k * LANES : (k + 1) * LANES], w[k * LANES : (k + 1) * LANES]
         for i in range(LANES):
             ws[i] = QUARTER * sigma2[i] + xs[i] * xs[i]
 
 
-@kernel
+@leaf
 def _fold(x: Array, w: Array, even_signs: bool, magnitudes: Array, signs: Array) -> None:
     """Magnitudes and signs of a group."""
     for i in range(LANES):
@@ -158,7 +160,7 @@ def _fold(x: Array, w: Array, even_signs: bool, magnitudes: Array, signs: Array)
         signs[i] = np.uint8(sign & np.int32(127)) if even_signs else np.uint8(sign)
 
 
-@kernel
+@leaf
 def _products(room: Room) -> None:
     x, w, wx, root = room.x, room.w, room.wx, room.root
     for k in range(x.size):
@@ -167,13 +169,21 @@ def _products(room: Room) -> None:
         root[k] = np.sqrt(w[k])
 
 
-@kernel
+@leaf
 def _fit_sub_block(search: Search, lists: Lists, room: Room) -> None:
     """The best scale, SCALE, and the patterns `best`; SCALE may be negative."""
     state, n_scales = room.state, 2 * search.reach + 1
     _find_max(search.n, room.x, state)
     if search.from_qp:
-        make_qp(search.n, np.float32(4), room.x, room.w, room.qp_codes, row(state, 1), room.qp_state)
+        make_qp(
+            search.n,
+            np.float32(4),
+            room.x,
+            room.w,
+            room.qp_codes,
+            state[SCALE : SCALE + LANES],
+            room.qp_state,
+        )
         for i in range(LANES):
             is_zero = state[MAX + i] < search.eps
             state[MAX + i] = ZERO if is_zero else state[SCALE + i] * np.float32(3)
@@ -182,8 +192,11 @@ def _fit_sub_block(search: Search, lists: Lists, room: Room) -> None:
             state[SCALE + i] = state[MAX + i] / TOP
     for i in range(LANES):
         state[BEST + i] = ZERO
-    room.best[:] = 0
-    room.best_rounded[:] = 0
+    for g in range(room.best.shape[1]):
+        best, best_rounded = room.best[0, g], room.best_rounded[0, g]
+        for i in range(LANES):
+            best[i] = np.uint16(0)
+            best_rounded[i] = np.uint16(0)
     for s in range(n_scales):
         step = np.float32(TOP + np.float32(s - search.reach) * np.float32(0.1))
         ids, scales = room.ids[s], room.scales[s]
@@ -191,31 +204,33 @@ def _fit_sub_block(search: Search, lists: Lists, room: Room) -> None:
             ids[i] = step / state[MAX + i]
             scales[i] = ONE / ids[i]
         _round(ids, room.x, room.rounded[s])
-    snap(room.rounded, room.scales, room.x, room.root, lists, room.scratch, room.snapped)
+    snap(room.rounded, room.scales, room.x, room.root, lists, room.snap, room.snapped)
     for s in range(n_scales):
         _sums(room.snapped[s], room.wx, room.w, state)
-        _keep_better(room.rounded[s], room.snapped[s], room.best_rounded[0], room.best[0], state)
+        _keep_better(
+            room.rounded[s], room.snapped[s], room.best_rounded[0], room.best[0], state, room.is_better
+        )
     _improve(search, lists, room)
 
 
-@kernel
+@leaf
 def _find_max(n: int, x: Array, state: Array) -> None:
     for i in range(LANES):
         state[MAX + i] = x[i]
     for k in range(1, n):
-        xs = row(x, k)
+        xs = x[k * LANES : (k + 1) * LANES]
         for i in range(LANES):
             high, v = state[MAX + i], xs[i]
             state[MAX + i] = high if high > v else v
 
 
-@kernel
+@leaf
 def _round(ids: Array, x: Array, patterns: Array) -> None:
     for g in range(len(patterns)):
         _round_group(ids, x[g * GROUP * LANES : (g + 1) * GROUP * LANES], patterns[g])
 
 
-@kernel
+@leaf
 def _round_group(ids: Array, x: Array, patterns: Array) -> None:
     for i in range(LANES):
         pattern = np.int32(0)
@@ -232,7 +247,7 @@ def _level(v: np.float32) -> np.int32:
     return level if level < np.int32(2) else np.int32(2)
 
 
-@kernel
+@leaf
 def _sums(patterns: Array, wx: Array, w: Array, state: Array) -> None:
     """The two sums of a candidate."""
     for i in range(LANES):
@@ -243,7 +258,7 @@ def _sums(patterns: Array, wx: Array, w: Array, state: Array) -> None:
         _add_sums(patterns[g], wx[part], w[part], state)
 
 
-@kernel
+@leaf
 def _add_sums(patterns: Array, wx: Array, w: Array, state: Array) -> None:
     for i in range(LANES):
         pattern = np.int32(patterns[i])
@@ -256,33 +271,33 @@ def _add_sums(patterns: Array, wx: Array, w: Array, state: Array) -> None:
         state[SUM_Q2 + i] = sum_q2
 
 
-@kernel
+@leaf
 def _keep_better(
-    rounded: Array, snapped: Array, best_rounded: Array, best_snapped: Array, state: Array
+    rounded: Array, snapped: Array, best_rounded: Array, best_snapped: Array, state: Array, is_better: Array
 ) -> None:
-    for g in range(len(rounded)):  # before BEST changes
-        _keep_patterns(rounded[g], best_rounded[g], state)
-        _keep_patterns(snapped[g], best_snapped[g], state)
     for i in range(LANES):
         sum_qx, sum_q2, best = state[SUM_QX + i], state[SUM_Q2 + i], state[BEST + i]
         better = (sum_q2 > ZERO) & (sum_qx * sum_qx > best * sum_q2)
         scale = sum_qx / sum_q2
         state[SCALE + i] = scale if better else state[SCALE + i]
         state[BEST + i] = scale * sum_qx if better else best
+        is_better[i] = np.int32(1) if better else np.int32(0)
+    for g in range(len(rounded)):
+        _keep_patterns(rounded[g], is_better, best_rounded[g])
+        _keep_patterns(snapped[g], is_better, best_snapped[g])
 
 
-@kernel
-def _keep_patterns(patterns: Array, best: Array, state: Array) -> None:
+@leaf
+def _keep_patterns(patterns: Array, is_better: Array, best: Array) -> None:
     for i in range(LANES):
-        sum_qx, sum_q2 = state[SUM_QX + i], state[SUM_Q2 + i]
-        better = (sum_q2 > ZERO) & (sum_qx * sum_qx > state[BEST + i] * sum_q2)
-        best[i] = patterns[i] if better else best[i]
+        pattern = best[i]
+        best[i] = patterns[i] if is_better[i] else pattern
 
 
-@kernel
+@leaf
 def _improve(search: Search, lists: Lists, room: Room) -> None:
     """Round once more, with the best scale, groups that were not in the codebook, or all after make_qp_quants."""
-    state, rounded, snapped = room.state, room.rounded[:1], room.snapped[:1]
+    state, rounded = room.state, room.rounded[:1]
     ids, scales = room.ids[0], room.scales[:1]
     for i in range(LANES):
         ids[i] = ONE / state[SCALE + i]
@@ -295,7 +310,7 @@ def _improve(search: Search, lists: Lists, room: Room) -> None:
             is_open = is_open and state[SCALE + i] > ZERO
             rounded[0, g, i] = rounded[0, g, i] if is_open else room.best[0, g, i]
             state[BEST + i] += ONE if is_open else ZERO
-    snap(rounded, scales, room.x, room.root, lists, room.scratch, room.best)
+    snap(rounded, scales, room.x, room.root, lists, room.snap, room.best)
     _sums(room.best[0], room.wx, room.w, state)
     for i in range(LANES):
         sum_qx, sum_q2, scale = state[SUM_QX + i], state[SUM_Q2 + i], state[SCALE + i]
@@ -303,7 +318,7 @@ def _improve(search: Search, lists: Lists, room: Room) -> None:
         state[SCALE + i] = ratio if (sum_q2 > ZERO) & (state[BEST + i] > ZERO) else scale
 
 
-@kernel
+@leaf
 def _finish(search: Search, room: Room, scale: Array, patterns: Array, signs: Array) -> None:
     """A negative scale turns all signs; sub-blocks of nothing but zeros are zero throughout."""
     mask = np.uint8(127) if search.even_signs else np.uint8(255)

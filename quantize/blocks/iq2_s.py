@@ -1,6 +1,7 @@
 """IQ2_S: 2.5625 bits per weight. 256 weights, sixteen sub-blocks of 16, each two groups of 8 with a code.
 
-    float16 d | 32 bytes: code & 255 | 32 bytes signs | 8 bytes: code >> 8, 2 bits each | 8 bytes: sc[2 j] | sc[2 j + 1] << 4
+    float16 d | 32 bytes: code & 255 | 32 bytes signs | 8 bytes: code >> 8, two bits each
+    | 8 bytes: sc[2 j] | sc[2 j + 1] << 4
 
 Value = d * (0.5 + sc) / 4 * entry[code], with eight signs. It can be fitted without importances.
 

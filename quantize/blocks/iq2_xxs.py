@@ -67,7 +67,7 @@ def _unpack(blocks: Array, values: Array, entries: Array, even_signs: Array) -> 
             word = np.uint32(0)
             for g in range(4):
                 word |= np.uint32(bytes_[g]) << np.uint32(8 * g)
-            scale = group_scale(d, word >> np.uint32(28))
+            scale = group_scale(d, int(word >> np.uint32(28)))
             for g in range(4):
                 signs = even_signs[word >> np.uint32(7 * g) & np.uint32(127)]
                 put_group(scale, entries[codes[g]], signs, x[SUB * j + 8 * g : SUB * j + 8 * (g + 1)])

@@ -152,32 +152,34 @@ def assert_same_blocks(ours: Array, theirs: Array, qtype: QType, what: str) -> N
     )
 
 
-def assert_bytes_of_ggml(weights: Array, qtype: QType, importance: Array | None, what: str) -> bool:
-    """Fail where our bytes are not ggml's; False where it has none, since it aborts the process.
+def assert_bytes_of_ggml(qtype: QType, cases: dict[str, tuple[Array, Array | None]]) -> int:
+    """Fail where our bytes of some weights with an importance are not ggml's; how many it has.
 
-    Its searches in codebooks do, where numbers overflow; ours must come to an end there.
+    Its searches in codebooks abort the process where numbers overflow; ours must come to an end there.
     """
-    ours = encode(weights, qtype, Guide.of(importance))
+    asked = [(weights, qtype, importance) for weights, importance in cases.values()]
     if isinstance(block_format(qtype), GroupFormat):
-        theirs = ggml.encode_in_child(weights, qtype, importance)
+        expected = ggml.encode_in_children(asked)
     else:
-        theirs = ggml.encode(weights, qtype, importance)
-    if theirs is None:
-        return False
-    assert_same_blocks(ours, theirs, qtype, what)
-    return True
+        expected = [ggml.encode(*case) for case in asked]
+    for (what, (weights, importance)), theirs in zip(cases.items(), expected, strict=True):
+        ours = encode(weights, qtype, Guide.of(importance))
+        if theirs is not None:
+            assert_same_blocks(ours, theirs, qtype, what)
+    return sum(theirs is not None for theirs in expected)
 
 
 def check_bytes(qtype: QType) -> None:
     """Encode all samples with all importances: the bytes of `ggml_quantize_chunk`."""
     ggml.require()
-    n_compared = n_cases = 0
-    for name, weights in samples().items():
-        for of, importance in importances().items():
-            if for_type(qtype, importance):
-                n_compared += assert_bytes_of_ggml(weights, qtype, importance, f"{name}, importance {of}")
-                n_cases += 1
-    assert n_compared > 0.8 * n_cases, f"ggml gave bytes for {n_compared} of {n_cases} cases only"
+    cases = {
+        f"{name}, importance {of}": (weights, importance)
+        for name, weights in samples().items()
+        for of, importance in importances().items()
+        if for_type(qtype, importance)
+    }
+    n_compared = assert_bytes_of_ggml(qtype, cases)
+    assert n_compared > 0.8 * len(cases), f"ggml gave bytes for {n_compared} of {len(cases)} cases only"
 
 
 def check_trained_weights(qtype: QType, n_weights: int = 1 << 19) -> None:
@@ -270,7 +272,7 @@ def check_properties(qtype: QType, max_examples: int = 60) -> None:
     def same_bytes(data: st.DataObject) -> None:
         weights = data.draw(_rows(size), label="weights")
         importance = data.draw(drawn, label="importance")
-        assert_bytes_of_ggml(weights, qtype, importance, "drawn")
+        assert_bytes_of_ggml(qtype, {"drawn": (weights, importance)})
 
     same_bytes()
 
