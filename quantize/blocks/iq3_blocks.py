@@ -10,8 +10,9 @@ from functools import cache
 import numpy as np
 
 from quantize.blocks.iq2_blocks import even_signs
-from quantize.blocks.iq3 import FIFTEEN, N_SUB
+from quantize.blocks.iq3 import N_SUB
 from quantize.blocks.iq3_cells import GROUP
+from quantize.blocks.iq3_search import FIFTEEN
 from quantize.blocks.jit import inlined, kernel
 from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
 from quantize.blocks.tiles import LANES
@@ -22,8 +23,8 @@ def code_scales(scales: Array, more: float) -> tuple[Array, Array, Array]:
     """How the scales of blocks are stored.
 
     Returns:
-        The largest scale and the factor d, multiplied by `more`, float32 [n_tiles, LANES]; the codes, uint8 [n_tiles, 8,
-        LANES], 0..15 for scales d * (2 * code + 1).
+        The largest scale and the factor d, multiplied by `more`, float32 [n_tiles, LANES]; codes 0..15 of the
+        scales d * (2 * code + 1), uint8 [n_tiles, 8, LANES].
     """
     largest, d = np.empty((2, len(scales), LANES), np.float32)
     sc = np.empty(scales.shape, np.uint8)
@@ -53,9 +54,9 @@ def _code_scales(scales: Array, more: np.float32, largest: Array, d: Array, sc: 
 
 @cache
 def sign_factors(even: bool) -> Array:
-    """The factors of eight weights, 1 or -1, by their byte of signs; if `even`, by the seven bits of that: flat float32.
+    """The factors of eight weights, 1 or -1, by their signs: float32 [256 * 8], or [128 * 8] if they are even.
 
-    The eighth of seven signs makes the number of negative weights even.
+    Of even signs seven bits are stored; the eighth makes the number of negative weights even.
     """
     table = even_signs() if even else np.arange(256, dtype=np.uint8)
     bits = np.unpackbits(table[:, None], axis=1, bitorder="little")

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from quantize.blocks.codebook import Codebook, codebook
-from quantize.blocks.jit import inlined, kernel
-from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
+from quantize.blocks.jit import inlined
+from quantize.blocks.lanes import HALF, ZERO, nearest_code
 from quantize.blocks.tiles import LANES
 from quantize.tensors import Array, QType
 
@@ -70,11 +70,13 @@ def cells(qtype: QType) -> Cells:
     for cell in range(2 * N_PATTERNS):  # the short lists side by side: they stay in the caches
         pattern = cell % N_PATTERNS
         found = book.index[pattern]
-        if found >= 0:
-            part = [found]
-        else:
-            part = book.neighbours[book.starts[-1 - found] : book.starts[-found]]
-            part = _needed(pattern, part, book) if cell == pattern else part
+        part = (
+            np.array([found])
+            if found >= 0
+            else book.neighbours[book.starts[-1 - found] : book.starts[-found]]
+        )
+        if found < 0 and cell == pattern:
+            part = _needed(pattern, part, book)
         length = -(-len(part) // STEP) * STEP
         lists[cell] = len(neighbours) << LENGTH_BITS | length | (found >= 0)
         neighbours += [*part, *[part[-1]] * (length - len(part))]

@@ -1,11 +1,13 @@
 """IQ3_S: 3.4375 bits per weight. 256 weights, eight sub-blocks of 32; groups of four have a code of nine bits.
 
-    float16 d | 64 bytes: code & 255 | 8 bytes: code >> 8, a bit each | 32 bytes signs | 4 bytes: sc[2 j] | sc[2 j + 1] << 4
+    float16 d | 64 bytes: code & 255 | 8 bytes: code >> 8, a bit each | 32 bytes signs | 4 bytes: scales
+
+Byte j of the scales is sc[2 j] | sc[2 j + 1] << 4.
 
 Value = d * (1 + 2 * sc) * entry[code], with a sign.
 
-ggml's encoder leaves out a sub-block of nothing but zeros when it writes the lower bits of codes and the signs, so that
-those of the sub-blocks behind it stand one sub-block too early, and these are decoded wrongly. Bytes are as ggml's here.
+ggml's encoder skips sub-blocks of nothing but zeros when it writes the lower bits of codes and the signs, so that those
+of the sub-blocks behind stand one sub-block too early and are decoded wrongly. The bytes are the same here.
 
 Source: ggml-quants.c, quantize_row_iq3_s_impl, dequantize_row_iq3_s.
 """
@@ -20,8 +22,9 @@ from quantize.blocks.base import GroupFormat
 from quantize.blocks.codebook import codebook
 from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
-from quantize.blocks.iq3 import N_SUB, QK_K, Fit, Search, fit
+from quantize.blocks.iq3 import N_SUB, QK_K, Fit, fit
 from quantize.blocks.iq3_blocks import code_scales, put_group, sign_factors
+from quantize.blocks.iq3_search import Search
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ONE, ZERO
 from quantize.blocks.tiles import LANES, store_halves

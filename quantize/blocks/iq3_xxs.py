@@ -17,8 +17,9 @@ from quantize.blocks.base import GroupFormat
 from quantize.blocks.codebook import codebook
 from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
-from quantize.blocks.iq3 import N_SUB, QK_K, Fit, Search, fit
+from quantize.blocks.iq3 import N_SUB, QK_K, Fit, fit
 from quantize.blocks.iq3_blocks import code_scales, put_group, sign_factors
+from quantize.blocks.iq3_search import Search
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import HALF, ZERO
 from quantize.blocks.tiles import LANES, store_halves
