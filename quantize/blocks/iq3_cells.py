@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from quantize.blocks.codebook import Codebook, codebook
-from quantize.blocks.jit import inlined, kernel
-from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
+from quantize.blocks.jit import inlined
+from quantize.blocks.lanes import HALF, ZERO, nearest_code
 from quantize.blocks.tiles import LANES
 from quantize.tensors import Array, QType
 
@@ -34,7 +34,7 @@ SURE = np.float32(
 UNSURE = np.float32(N_PATTERNS)
 LARGEST = np.float32(np.finfo(np.float32).max)
 STEP = 2  # neighbours per turn of the loop
-LENGTH_BITS, LENGTH = 6, 63
+LENGTH_BITS, LENGTH, IS_ENTRY = 6, 62, 1  # of `Cells.lists`
 SIZE = 8  # floats of an entry
 
 WIDTH = 16  # scales for which a neighbour's errors are computed together
@@ -53,13 +53,13 @@ class Cells(NamedTuple):
     """
 
     entries: Array  # float32 [n_entries * 8]: four values 1, 3 .. 15, the bits of the packed entry, and three zeros
-    lists: Array  # int32 [8192], by cell: of an entry's pattern the packed entry; else -1 - (first << 6 | length)
+    lists: Array  # int32 [8192], by cell: where its list begins in `neighbours` << 6 | length | whether it is an entry
     neighbours: Array  # uint16: indices of entries; lists are filled up to a multiple of STEP
 
 
 @cache
 def cells(qtype: QType) -> Cells:
-    """The cells of IQ3_XXS or IQ3_S."""
+    """The cells of IQ3_XXS or IQ3_S. The list of an entry's pattern is the entry."""
     book = codebook(qtype)
     values = 2 * book.levels.astype(np.int32) + 1
     packed = (values << np.arange(0, 16, 4)).sum(axis=1) | np.arange(len(values)) << 16
@@ -70,14 +70,15 @@ def cells(qtype: QType) -> Cells:
     for cell in range(2 * N_PATTERNS):  # the short lists side by side: they stay in the caches
         pattern = cell % N_PATTERNS
         found = book.index[pattern]
-        if found >= 0:
-            lists[cell] = packed[found]
-            continue
-        part = book.neighbours[book.starts[-1 - found] : book.starts[-found]]
-        if cell == pattern:
+        part = (
+            np.array([found])
+            if found >= 0
+            else book.neighbours[book.starts[-1 - found] : book.starts[-found]]
+        )
+        if found < 0 and cell == pattern:
             part = _needed(pattern, part, book)
         length = -(-len(part) // STEP) * STEP
-        lists[cell] = -1 - (len(neighbours) << LENGTH_BITS | length)
+        lists[cell] = len(neighbours) << LENGTH_BITS | length | (found >= 0)
         neighbours += [*part, *[part[-1]] * (length - len(part))]
     return Cells(entries.reshape(-1), lists, np.array(neighbours, np.uint16))
 
@@ -102,7 +103,12 @@ def four(values: Array, k: int, i: int) -> Four:
 @inlined
 def cell_of(inverse: np.float32, x: Four) -> np.int32:
     """The cell of a group with the scale 0.5 / inverse."""
-    v0, v1, v2, v3 = inverse * x[0] - HALF, inverse * x[1] - HALF, inverse * x[2] - HALF, inverse * x[3] - HALF
+    v0, v1, v2, v3 = (
+        inverse * x[0] - HALF,
+        inverse * x[1] - HALF,
+        inverse * x[2] - HALF,
+        inverse * x[3] - HALF,
+    )
     l0, l1 = nearest_code(v0, ZERO, SEVEN), nearest_code(v1, ZERO, SEVEN)
     l2, l3 = nearest_code(v2, ZERO, SEVEN), nearest_code(v3, ZERO, SEVEN)
     r0, r1, r2, r3 = _rest(v0, l0), _rest(v1, l1), _rest(v2, l2), _rest(v3, l3)
@@ -142,12 +148,7 @@ def find(place: int, o: int, x: Four, a: Four, entries: Array, neighbours: Array
     `place` is the cell's of `Cells.lists`. Takes `state` [SCALE + o : SCALE + o + WIDTH]; leaves FOUND, the bits of the
     packed entries. If all errors overflow, ggml aborts; here it is the first neighbour.
     """
-    if place >= 0:
-        packed = np.int32(place).view(np.float32)
-        for c in range(WIDTH):
-            state[np.uint64(FOUND + o + c)] = packed
-        return
-    n, first = np.int32(-1) - place & LENGTH, np.int32(-1) - place >> LENGTH_BITS
+    n, first = place & LENGTH, place >> LENGTH_BITS
     for j in range(first, first + n, STEP):
         e0, e1 = _entry(entries, neighbours, j), _entry(entries, neighbours, j + 1)
         is_first = j == first
@@ -168,9 +169,7 @@ def find(place: int, o: int, x: Four, a: Four, entries: Array, neighbours: Array
 @inlined
 def find_one(place: int, scale: np.float32, x: Four, a: Four, entries: Array, neighbours: Array) -> np.int32:
     """Find the packed entry of a group with one scale."""
-    if place >= 0:
-        return np.int32(place)
-    n, first = np.int32(-1) - place & LENGTH, np.int32(-1) - place >> LENGTH_BITS
+    n, first = place & LENGTH, place >> LENGTH_BITS
     found, least = _entry(entries, neighbours, first)[GROUP], LARGEST
     for j in range(first, first + n):
         entry = _entry(entries, neighbours, j)

@@ -1,11 +1,13 @@
 """IQ3_S: 3.4375 bits per weight. 256 weights, eight sub-blocks of 32; groups of four have a code of nine bits.
 
-    float16 d | 64 bytes: code & 255 | 8 bytes: code >> 8, a bit each | 32 bytes signs | 4 bytes: sc[2 j] | sc[2 j + 1] << 4
+    float16 d | 64 bytes: code & 255 | 8 bytes: code >> 8, a bit each | 32 bytes signs | 4 bytes: scales
+
+Byte j of the scales is sc[2 j] | sc[2 j + 1] << 4.
 
 Value = d * (1 + 2 * sc) * entry[code], with a sign.
 
-ggml's encoder leaves out a sub-block of nothing but zeros when it writes the lower bits of codes and the signs, so that
-those of the sub-blocks behind it stand one sub-block too early, and these are decoded wrongly. Bytes are as ggml's here.
+ggml's encoder skips sub-blocks of nothing but zeros when it writes the lower bits of codes and the signs, so that those
+of the sub-blocks behind stand one sub-block too early and are decoded wrongly. The bytes are the same here.
 
 Source: ggml-quants.c, quantize_row_iq3_s_impl, dequantize_row_iq3_s.
 """
@@ -20,8 +22,9 @@ from quantize.blocks.base import GroupFormat
 from quantize.blocks.codebook import codebook
 from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
-from quantize.blocks.iq3 import N_SUB, QK_K, Fit, Search, fit
-from quantize.blocks.iq3_blocks import code_scales, put_eight
+from quantize.blocks.iq3 import N_SUB, QK_K, Fit, fit
+from quantize.blocks.iq3_blocks import code_scales, put_group, sign_factors
+from quantize.blocks.iq3_search import Search
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ONE, ZERO
 from quantize.blocks.tiles import LANES, store_halves
@@ -66,33 +69,34 @@ def _pack(fit: Fit, largest: Array, sc: Array, blocks: Array) -> None:
 
 @cache
 def _entries() -> Array:
-    """The codebook as a decoder sees it: float32 [512, 4]."""
+    """The codebook as a decoder sees it: float32 [512 * 4]."""
     entries: Array = 2 * codebook(QType.IQ3_S).levels.astype(np.float32) + 1
-    return entries
+    return entries.reshape(-1)
 
 
 def unpack(blocks: Array, values: Array) -> None:
     """See `GroupFormat.unpack_kernel`."""
-    _unpack(blocks, values, _entries())
+    _unpack(blocks, _entries(), sign_factors(even=False), values.reshape(-1))
 
 
 @kernel
-def _unpack(blocks: Array, values: Array, entries: Array) -> None:
+def _unpack(blocks: Array, entries: Array, factors: Array, values: Array) -> None:
     for b in range(len(blocks)):
-        block, x = blocks[b], values[b]
-        d = load_f16(block, 0)
+        d = load_f16(blocks[b], 0)
         for j in range(N_SUB):
-            sc = block[SCALES + j // 2] >> (4 * (j % 2)) & 15
+            sc = blocks[b, SCALES + j // 2] >> (4 * (j % 2)) & 15
             scale = np.float32(d * (ONE + np.float32(2 * sc)))
-            high = np.uint32(block[HIGH_BITS + j])
+            high = int(blocks[b, HIGH_BITS + j])
             for g in range(4):
-                code = CODES + 8 * j + 2 * g
-                first = np.uint32(block[code]) | high << np.uint32(8 - 2 * g) & np.uint32(256)
-                second = np.uint32(block[code + 1]) | high << np.uint32(7 - 2 * g) & np.uint32(256)
-                signs = block[SIGNS + 4 * j + g]
-                put_eight(
-                    scale, entries[first], entries[second], signs, x[32 * j + 8 * g : 32 * j + 8 * g + 8]
+                at, code, to = (
+                    8 * int(blocks[b, SIGNS + 4 * j + g]),
+                    CODES + 8 * j + 2 * g,
+                    QK_K * b + 32 * j + 8 * g,
                 )
+                first = int(blocks[b, code]) | high << (8 - 2 * g) & 256
+                second = int(blocks[b, code + 1]) | high << (7 - 2 * g) & 256
+                put_group(scale, entries, first, factors, at, values, to)
+                put_group(scale, entries, second, factors, at + 4, values, to + 4)
 
 
 FORMAT = GroupFormat(QType.IQ3_S, QK_K, TYPE_SIZE, encode, unpack)

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 from functools import cache
 
-import gguf.quants
 import numpy as np
 
 from quantize.blocks.base import GroupFormat
+from quantize.blocks.codebook import codebook
 from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
-from quantize.blocks.iq2_blocks import even_signs
-from quantize.blocks.iq3 import N_SUB, QK_K, Fit, Search, fit
-from quantize.blocks.iq3_blocks import code_scales, put_eight
+from quantize.blocks.iq3 import N_SUB, QK_K, Fit, fit
+from quantize.blocks.iq3_blocks import code_scales, put_group, sign_factors
+from quantize.blocks.iq3_search import Search
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import HALF, ZERO
 from quantize.blocks.tiles import LANES, store_halves
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 98
+LEVELS = np.array([4, 12, 20, 28, 36, 44, 52, 62], np.float32)  # the values of levels, in a decoder
 CODES, SIGNS = 2, 66  # where they begin
 SEARCH = Search(reach=15, eps=np.float32(1e-8), even_signs=True, all_anew=False)
 
@@ -59,38 +60,32 @@ def _pack(fit: Fit, largest: Array, sc: Array, blocks: Array) -> None:
 
 @cache
 def _entries() -> Array:
-    """The codebook as a decoder sees it: float32 [256, 4]."""
-    form = gguf.quants.IQ3_XXS
-    form.init_grid()
-    entries: Array = np.ascontiguousarray(form.grid, np.float32).reshape(form.grid_shape)
-    return entries
+    """The codebook as a decoder sees it: float32 [256 * 4]."""
+    return LEVELS[codebook(QType.IQ3_XXS).levels].reshape(-1)
 
 
 def unpack(blocks: Array, values: Array) -> None:
     """See `GroupFormat.unpack_kernel`."""
-    _unpack(blocks, values, _entries(), even_signs())
+    _unpack(blocks, _entries(), sign_factors(even=True), values.reshape(-1))
 
 
 @kernel
-def _unpack(blocks: Array, values: Array, entries: Array, even_signs: Array) -> None:
+def _unpack(blocks: Array, entries: Array, factors: Array, values: Array) -> None:
     for b in range(len(blocks)):
-        block, x = blocks[b], values[b]
-        d = load_f16(block, 0)
+        d = load_f16(blocks[b], 0)
         for j in range(N_SUB):
             word = np.uint32(0)
             for g in range(4):
-                word |= np.uint32(np.uint32(block[SIGNS + 4 * j + g]) << np.uint32(8 * g))
+                word |= np.uint32(np.uint32(blocks[b, SIGNS + 4 * j + g]) << np.uint32(8 * g))
             scale = np.float32(d * (HALF + np.float32(word >> np.uint32(28))) * HALF)
             for g in range(4):
-                signs = even_signs[word >> np.uint32(7 * g) & np.uint32(127)]
-                code = CODES + 8 * j + 2 * g
-                put_eight(
-                    scale,
-                    entries[block[code]],
-                    entries[block[code + 1]],
-                    signs,
-                    x[32 * j + 8 * g : 32 * j + 8 * g + 8],
+                at, code, to = (
+                    8 * int(word >> np.uint32(7 * g) & np.uint32(127)),
+                    CODES + 8 * j + 2 * g,
+                    QK_K * b + 32 * j + 8 * g,
                 )
+                put_group(scale, entries, blocks[b, code], factors, at, values, to)
+                put_group(scale, entries, blocks[b, code + 1], factors, at + 4, values, to + 4)
 
 
 FORMAT = GroupFormat(QType.IQ3_XXS, QK_K, TYPE_SIZE, encode, unpack)
