@@ -24,7 +24,6 @@ DELTA = np.float32(0.125)  # by which the levels -1, 0, 1 are shifted, up or dow
 CHUNK = 16  # neighbours that are looked at together
 
 FLT_MAX = np.finfo(np.float32).max
-LAST_PLACE = np.int32(0x7FFFFFFF)
 LARGEST_ERROR = FLT_MAX.view(np.uint32)
 INFINITY = np.float32(np.inf)
 MARGIN = np.float32(2.0**-18)
@@ -96,19 +95,16 @@ class Room(NamedTuple):
     """Memory for the search in a sub-block of n weights, in all lanes of a tile."""
 
     w: Array  # float32 [256 * LANES]: the weights of the errors, of the whole block
-    keys: Array  # int64 [n * LANES]: see `make_keys`
-    ordered: Array  # int64 [n * LANES]: the same, sorted
+    keys: Array  # int64 [n * LANES]: see `key_of`; sorted
     state: Array  # float32 [N_STATE * LANES]
     sums: Array  # float32: sums over the sorted weights, which the formats lay out
     deltas: Array  # float32 [n // GROUP * LANES]: the shift of each group's levels
     terms: Array  # float32 [GROUP * 3 * LANES]: see `make_terms`
     limits: Array  # float32 [2 * LANES]: see `make_limits`
-    best: Array  # uint32 [CHUNK]: bits of the least errors
-    at: Array  # int32 [CHUNK]: where they are
+    errors: Array  # uint32 [CHUNK]: the bits of errors
     lanes: Array  # uint64 [LANES + 1]: lanes to be searched for
     lists: Array  # uint64 [LANES + 1]: the lists of their neighbours
     lows: Array  # uint32 [LANES + 1]: the least errors in their first chunks
-    places: Array  # int32 [LANES + 1]: where those are
     entries: Array  # uint16 [256 // GROUP * LANES]: the entries chosen, of the whole block
     patterns: Array  # uint16 [256 // GROUP * LANES]: their patterns
 
@@ -119,18 +115,15 @@ def make_room(n: int, n_sums: int) -> Room:
     return Room(
         aligned_floats(QK_K * LANES),
         np.empty(n * LANES, np.int64),
-        np.empty(n * LANES, np.int64),
         aligned_floats(N_STATE * LANES),
         aligned_floats(n_sums * LANES),
         aligned_floats(n // GROUP * LANES),
         aligned_floats(GROUP * 3 * LANES),
         aligned_floats(2 * LANES),
         np.empty(CHUNK, np.uint32),
-        np.empty(CHUNK, np.int32),
         np.empty(LANES + 1, np.uint64),
         np.empty(LANES + 1, np.uint64),
         np.empty(LANES + 1, np.uint32),
-        np.empty(LANES + 1, np.int32),
         np.empty(n_groups * LANES, np.uint16),
         np.empty(n_groups * LANES, np.uint16),
     )
@@ -156,14 +149,24 @@ def network(n: int) -> Array:
 
 
 @inlined
-def make_keys(n: int, x: Array, keys: Array) -> None:
-    """Keys int64 [n * LANES] that order weights x by value, and equal ones by position, as a stable sort does."""
-    for k in range(n):
-        xs, key = row(x, k), row(keys, k)
-        for i in range(LANES):
-            bits = np.float32(xs[i] + ZERO).view(np.int32)  # -0 becomes 0
-            ordered = np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & MAGNITUDE))
-            key[i] = np.int64(np.int64(ordered) << np.int64(32)) | np.int64(k)
+def key_of(x: np.float32, k: int) -> np.int64:
+    """A key that orders weights by value, and equal ones by position k, as a stable sort does."""
+    bits = np.float32(x + ZERO).view(np.int32)  # -0 becomes 0
+    ordered = np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & MAGNITUDE))
+    return np.int64(np.int64(np.int64(ordered) << np.int64(32)) | np.int64(k))
+
+
+@inlined
+def weight_of(key: np.int64) -> np.float32:
+    """The weight that a key orders, 0 for -0."""
+    ordered = np.int32(key >> np.int64(32))
+    return np.int32(ordered ^ np.int32(np.int32(ordered >> np.int32(31)) & MAGNITUDE)).view(np.float32)
+
+
+@inlined
+def position_of(key: np.int64) -> np.int64:
+    """The position of the weight that a key orders."""
+    return np.int64(key & np.int64(31))
 
 
 @inlined
@@ -178,23 +181,23 @@ def sort_keys(keys: Array, pairs: Array) -> None:
 
 
 @inlined
-def to_patterns(n: int, keys: Array, ordered: Array, cuts: Array, flips: Array, patterns: Array) -> None:
+def to_patterns(n: int, x: Array, keys: Array, cuts: Array, flips: Array, patterns: Array) -> None:
     """The patterns uint16 [n // GROUP * LANES] of the levels that two cuts between the sorted weights make.
 
-    keys and ordered are int64 [n * LANES]; cuts int32 [2 * LANES]: the positions where levels 1 and 2 begin; flips
-    are not 0 where levels 0 and 2 change places.
+    x is float32 [n * LANES], keys int64 [n * LANES], sorted; cuts int32 [2 * LANES]: the positions where levels 1 and 2
+    begin; flips are not 0 where levels 0 and 2 change places.
     """
     first, second = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     for i in range(LANES):
         a, b = cuts[i], cuts[LANES + i]
-        first[i] = ordered[a * LANES + i] if a < n else LARGEST_KEY
-        second[i] = ordered[b * LANES + i] if b < n else LARGEST_KEY
+        first[i] = keys[a * LANES + i] if a < n else LARGEST_KEY
+        second[i] = keys[b * LANES + i] if b < n else LARGEST_KEY
     for g in range(n // GROUP):
-        part, into = keys[g * GROUP * LANES : (g + 1) * GROUP * LANES], row(patterns, g)
+        part, into = x[g * GROUP * LANES : (g + 1) * GROUP * LANES], row(patterns, g)
         for i in range(LANES):
             pattern = np.int32(0)
             for k in range(GROUP):
-                key, one = part[k * LANES + i], np.int32(1 << (2 * k))
+                key, one = key_of(part[k * LANES + i], g * GROUP + k), np.int32(1 << (2 * k))
                 pattern = np.int32(pattern + (one if key >= first[i] else np.int32(0)))
                 pattern = np.int32(pattern + (one if key >= second[i] else np.int32(0)))
             into[i] = np.uint16(ALL_HIGH - pattern if flips[i] != ZERO else pattern)
@@ -283,41 +286,36 @@ def to_entries(patterns: Array, chosen: Array, off: Array, entries: Entries, roo
     foretold wrongly leaves nothing to do meanwhile.
     """
     numbers, index, chunks, near, changes = entries
-    terms, limits, best, at = room.terms, room.limits, room.best, room.at
-    lanes, lists, lows, places = room.lanes, room.lists, room.lows, room.places
+    terms, limits, errors = room.terms, room.limits, room.errors
+    lanes, lists, lows = room.lanes, room.lists, room.lows
     n = 0
     for i in range(LANES):
         found = index[number_of(patterns[i], numbers)]
-        chosen[i] = np.uint16(found)
         lanes[n], lists[n] = np.uint64(i), np.uint64(-1 - np.int64(found))
         n += 1 if found < 0 else 0
     n_left = 0
     for t in range(n):
         i, c = lanes[t], lists[t]
-        for p in range(CHUNK):
-            best[p] = LARGEST_ERROR
-            at[p] = np.int32(c) * CHUNK
-        compare(c, i, near, terms, best, at)
-        low = least(best)
-        place = place_of_least(low, best, at)
-        patterns[i] = near[c, np.uint64(place % CHUNK)]
+        add_terms(c, i, near, terms, errors)
+        low = least(errors)
+        patterns[i] = near[c, place_of(low, errors)]
         off[i] = ONE
         further = np.uint64(chunks[c])
         is_last = chunks[c] == chunks[c + np.uint64(1)]
         is_enough = is_beyond(changes[further], low, limits[i], limits[np.uint64(LANES) + i])
-        lanes[n_left], lists[n_left], lows[n_left], places[n_left] = i, c, low, place
+        lanes[n_left], lists[n_left], lows[n_left] = i, c, low
         n_left += 0 if is_last | is_enough else 1
     for t in range(n_left):
-        i = lanes[t]
+        i, low = lanes[t], lows[t]
         first, last = np.uint64(chunks[lists[t]]), np.uint64(chunks[lists[t] + np.uint64(1)])
-        for p in range(CHUNK):
-            best[p], at[p] = lows[t], places[t]
         for c in range(first, last):
-            if is_beyond(changes[c], least(best), limits[i], limits[np.uint64(LANES) + i]):
+            if is_beyond(changes[c], low, limits[i], limits[np.uint64(LANES) + i]):
                 break
-            compare(c, i, near, terms, best, at)
-        place = place_of_least(least(best), best, at)
-        patterns[i] = near[np.uint64(place // CHUNK), np.uint64(place % CHUNK)]
+            add_terms(c, i, near, terms, errors)
+            lowest = least(errors)
+            if lowest < low:
+                low = lowest
+                patterns[i] = near[c, place_of(low, errors)]
     for i in range(LANES):
         chosen[i] = np.uint16(index[number_of(patterns[i], numbers)])
 
@@ -330,8 +328,8 @@ def is_beyond(n_changes: np.uint8, low: np.uint32, limit: np.float32, next_limit
 
 
 @inlined
-def compare(c: np.uint64, i: np.uint64, near: Array, terms: Array, best: Array, at: Array) -> None:
-    """Keep what is better among the neighbours in chunk c, for lane i."""
+def add_terms(c: np.uint64, i: np.uint64, near: Array, terms: Array, errors: Array) -> None:
+    """The bits of the errors of the neighbours in chunk c, for lane i."""
     for p in range(CHUNK):
         pattern = near[c, np.uint64(p)]
         error = ZERO
@@ -340,29 +338,25 @@ def compare(c: np.uint64, i: np.uint64, near: Array, terms: Array, best: Array, 
             error += choice(
                 pattern, k, terms[o], terms[o + np.uint64(LANES)], terms[o + np.uint64(2 * LANES)]
             )
-        bits = np.float32(error).view(np.uint32)
-        is_less = bits < best[p]
-        best[p] = bits if is_less else best[p]
-        at[p] = np.int32(np.int32(c) * CHUNK + p) if is_less else at[p]
+        errors[p] = np.float32(error).view(np.uint32)
 
 
 @inlined
-def least(best: Array) -> np.uint32:
-    """The least of CHUNK numbers."""
+def least(errors: Array) -> np.uint32:
+    """The least of CHUNK errors, if it is finite."""
     low = LARGEST_ERROR
     for p in range(0, CHUNK, 4):
-        low = smaller(low, smaller(smaller(best[p], best[p + 1]), smaller(best[p + 2], best[p + 3])))
+        low = smaller(low, smaller(smaller(errors[p], errors[p + 1]), smaller(errors[p + 2], errors[p + 3])))
     return np.uint32(low)
 
 
 @inlined
-def place_of_least(low: np.uint32, best: Array, at: Array) -> np.int32:
-    """The first of the places of the errors that are the lowest."""
-    place = LAST_PLACE
-    for p in range(CHUNK):
-        candidate = at[p] if best[p] == low else LAST_PLACE
-        place = candidate if candidate < place else place
-    return np.int32(place)
+def place_of(low: np.uint32, errors: Array) -> np.uint64:
+    """The first place of the least error, the first of all where none is finite."""
+    place = np.uint64(0)
+    for p in range(CHUNK - 1, -1, -1):
+        place = np.uint64(p) if errors[p] == low else place
+    return np.uint64(place)
 
 
 # ---- a sub-block ---------------------------------------------------------------------------------------------------
@@ -371,22 +365,19 @@ def place_of_least(low: np.uint32, best: Array, at: Array) -> np.int32:
 @kernel
 def begin(n: int, x: Array, pairs: Array, room: Room) -> None:
     """Sort the weights x [n * LANES] of a sub-block, note their largest magnitudes, and forget what was found."""
-    state = room.state
+    state, keys = room.state, room.keys
+    for k in range(n):
+        xs, into = row(x, k), row(keys, k)
+        for i in range(LANES):
+            into[i] = key_of(xs[i], k)
+    sort_keys(keys, pairs)
+    last = (n - 1) * LANES
     for i in range(LANES):
-        state[LARGEST + i] = ZERO
+        state[LARGEST + i] = larger(-weight_of(keys[i]), weight_of(keys[last + i]))
         state[SCALE + i] = ZERO
         state[BEST + i] = -FLT_MAX
         state[SPLIT + i] = -ONE
         state[OFF + i] = ZERO
-    for k in range(n):
-        xs = row(x, k)
-        for i in range(LANES):
-            size = abs(xs[i])
-            largest = state[LARGEST + i]
-            state[LARGEST + i] = largest if largest > size else size
-    make_keys(n, x, room.keys)
-    room.ordered[:] = room.keys
-    sort_keys(room.ordered, pairs)
 
 
 @kernel
@@ -414,7 +405,7 @@ def finish(n: int, first: int, x: Array, w: Array, eps: np.float32, entries: Ent
             is_low = (split & mask != 0) & (not is_void)
             room.deltas[g * LANES + i] = low if is_low else -low
     patterns = room.patterns[first * LANES : (first + n_groups) * LANES]
-    to_patterns(n, room.keys, room.ordered, cuts, state[FLIP : FLIP + LANES], patterns)
+    to_patterns(n, x, room.keys, cuts, state[FLIP : FLIP + LANES], patterns)
     chosen = room.entries[first * LANES : (first + n_groups) * LANES]
     for g in range(n_groups):
         part = slice(g * GROUP * LANES, (g + 1) * GROUP * LANES)
@@ -454,16 +445,3 @@ def add_sums(times: Array, x: Array, w: Array, patterns: Array, deltas: Array, s
             sum_q2 += wq * q
         state[SUM_QX + i] = sum_qx
         state[SUM_Q2 + i] = sum_q2
-
-
-@inlined
-def weight_of(key: np.int64) -> np.float32:
-    """The weight that a key orders, 0 for -0."""
-    ordered = np.int32(key >> np.int64(32))
-    return np.int32(ordered ^ np.int32(np.int32(ordered >> np.int32(31)) & MAGNITUDE)).view(np.float32)
-
-
-@inlined
-def place_of(key: np.int64) -> np.int64:
-    """The position of the weight that a key orders."""
-    return np.int64(key & np.int64(31))

@@ -42,7 +42,7 @@ from quantize.blocks.iq1 import (
     finish,
     make_room,
     network,
-    place_of,
+    position_of,
     weight_of,
 )
 from quantize.blocks.jit import inlined, kernel
@@ -54,7 +54,7 @@ N, N_SUB = 16, 16
 TYPE_SIZE = 56
 QH, SCALES = 32, 48  # where they begin
 EPS = np.float32(1e-7)  # GROUP_MAX_EPS_IQ1_M
-STEP = 4  # cuts that are tried together
+STEP = 2  # cuts that are tried together: more need too many registers
 N_ROWS = N + STEP
 X0, X1, W0, W1 = (k * N_ROWS * LANES for k in range(4))
 NEAR, FAR = np.float32(0.875), np.float32(1.125)  # of the outer levels
@@ -114,17 +114,19 @@ def _sum_up(w: Array, room: Room) -> None:
         sums[X0 + i], sums[X1 + i] = ZERO, ZERO
         sums[W0 + i], sums[W1 + i] = ZERO, ZERO
     for k in range(N):
-        keys, part = row(room.ordered, k), sums[k * LANES :]
+        keys, part = row(room.keys, k), sums[k * LANES :]
         for i in range(LANES):
-            place = place_of(keys[i])
-            weight = w[place * LANES + i]
+            part[W0 + LANES + i] = w[position_of(keys[i]) * LANES + i]
+        for i in range(LANES):
+            weight = part[W0 + LANES + i]
             product = weight * weight_of(keys[i])
             x0, x1, w0, w1 = part[X0 + i], part[X1 + i], part[W0 + i], part[W1 + i]
-            is_first = place < N // 2
-            part[X0 + LANES + i] = x0 + product if is_first else x0
-            part[X1 + LANES + i] = x1 if is_first else x1 + product
-            part[W0 + LANES + i] = w0 + weight if is_first else w0
-            part[W1 + LANES + i] = w1 if is_first else w1 + weight
+            is_first = position_of(keys[i]) < N // 2
+            x0_next, x1_next, w0_next, w1_next = x0 + product, x1 + product, w0 + weight, w1 + weight
+            part[X0 + LANES + i] = x0_next if is_first else x0
+            part[X1 + LANES + i] = x1 if is_first else x1_next
+            part[W0 + LANES + i] = w0_next if is_first else w0
+            part[W1 + LANES + i] = w1 if is_first else w1_next
     for k in range(N + 1, N_ROWS):
         for i in range(LANES):
             sums[W0 + k * LANES + i], sums[W1 + k * LANES + i] = NAN, NAN

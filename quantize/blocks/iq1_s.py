@@ -30,7 +30,7 @@ from quantize.blocks.iq1 import (
     finish,
     make_room,
     network,
-    place_of,
+    position_of,
     weight_of,
 )
 from quantize.blocks.jit import inlined, kernel
@@ -42,7 +42,7 @@ N, N_SUB = 32, 8
 TYPE_SIZE = 50
 QS, QH = 2, 34  # where they begin
 EPS = np.float32(1e-12)  # GROUP_MAX_EPS_IQ1_S
-STEP = 4  # cuts that are tried together
+STEP = 3  # cuts that are tried together
 N_ROWS = N + STEP
 SX, SW, X_UP, X_DOWN, W_UP, W_DOWN = (k * N_ROWS * LANES for k in range(6))
 NEAR, FAR = np.float32(0.875), np.float32(1.125)  # of the outer levels
@@ -108,9 +108,9 @@ def _sum_up(w: Array, room: Room) -> None:
         sums[SX + i] = ZERO
         sums[SW + i] = ZERO
     for k in range(N):
-        keys, sum_x, sum_w = row(room.ordered, k), sums[SX + k * LANES :], sums[SW + k * LANES :]
+        keys, sum_x, sum_w = row(room.keys, k), sums[SX + k * LANES :], sums[SW + k * LANES :]
         for i in range(LANES):
-            weight = w[place_of(keys[i]) * LANES + i]
+            weight = w[position_of(keys[i]) * LANES + i]
             sum_x[LANES + i] = sum_x[i] + weight * weight_of(keys[i])
             sum_w[LANES + i] = sum_w[i] + weight
     for k in range(N + 1):
