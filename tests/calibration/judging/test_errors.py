@@ -277,6 +277,12 @@ def test_the_same_numbers_with_several_threads_and_in_any_order(
         assert row.errors.relative == pytest.approx(whole.errors.relative, rel=1e-12)
 
 
+def test_what_needs_importances_has_no_baseline(model: Checkpoint) -> None:
+    found = measured(model, QType.IQ1_S, QType.IQ2_S, n_judged=4)
+    assert all(row.plain is None for row in found.of("IQ1_S"))
+    assert any(row.plain is not None for row in found.of("IQ2_S"))  # ggml fits it without
+
+
 def test_without_a_baseline(model: Checkpoint, report: ErrorReport) -> None:
     found = measured(model, QType.Q4_K, baseline=False, n_judged=4)
     assert all(row.plain is None and row.helped is None for row in found.rows)
