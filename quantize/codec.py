@@ -6,24 +6,21 @@ feedback would take the same steps column by column.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from quantize.blocks import block_format, can_encode
-from quantize.blocks.base import BlockFormat, FloatFormat
+from quantize.blocks.base import BlockFormat, FloatFormat, GroupFormat
 from quantize.blocks.error_weights import row_mean_squares, tile_guide
 from quantize.blocks.jit import kernel
 from quantize.blocks.rounding import Rounding, nearest
 from quantize.blocks.tiles import PANEL, column_groups, load, room_for, row_groups
-from quantize.exceptions import DecodeError, RecipeError
+from quantize.exceptions import DecodeError, ImatrixError, RecipeError
 from quantize.guide import Guide
-from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import Array, QType
 
-__all__ = ["compile_kernels", "decode", "encode", "first_non_finite", "row_bytes", "to_qtype"]
+__all__ = ["decode", "encode", "first_non_finite", "row_bytes", "to_qtype"]
 
 EXPONENTS: dict[np.dtype[Any], tuple[np.dtype[Any], int]] = {
     np.dtype(np.uint16): (np.dtype(np.uint16), 0x7F80),  # bits of bfloat16
@@ -42,8 +39,8 @@ def to_qtype(qtype: QType | str) -> QType:
     Raises:
         RecipeError: ggml has no type of that name.
     """
-    if isinstance(qtype, QType):
-        return qtype
+    if not isinstance(qtype, str):
+        return QType(qtype)  # the gguf package has an enumeration of its own
     if qtype.upper() not in QType.__members__:
         raise RecipeError("", f"unknown tensor type {qtype!r}", f"known: {', '.join(QType.__members__)}")
     return QType[qtype.upper()]
@@ -72,15 +69,17 @@ def encode(
             `first_non_finite`).
         qtype: the tensor type, or its name in any case.
         guide: statistics of the inputs of the matrix; None fits without. Types that have no use for an importance
-            (Q8_0, MXFP4, F16, BF16, F32) ignore it, as ggml does.
-        rounding: chooses the codes on each grid that was fitted; not asked for F16, BF16 and F32, which have none.
+            (Q8_0, MXFP4, NVFP4, Q1_0, Q2_0, TQ1_0, TQ2_0, F16, BF16, F32) ignore it, as ggml does.
+        rounding: chooses the codes on each grid that was fitted; not asked for F16, BF16 and F32, which have none, and
+            not for types whose codes stand for groups of weights (IQ1 to IQ3).
 
     Returns:
         uint8 [n_rows, row_bytes(qtype, n_per_row)].
 
     Raises:
         RecipeError: the type cannot be encoded here, or the matrix does not fit it.
-        ImatrixError: the importance has another length than the rows, or is not finite.
+        ImatrixError: the importance has another length than the rows, or is not finite; or there is none and the type
+            cannot be fitted without (IQ2_XXS, IQ2_XS, IQ1_S).
 
     >>> encode(np.ones((2, 256), np.float32), "Q4_K").shape
     (2, 144)
@@ -98,6 +97,10 @@ def encode(
     guide = None if guide is None else guide.checked(n_per_row)
     if not form.uses_importance:
         guide = None
+    if form.needs_importance and (guide is None or guide.importance is None):
+        raise ImatrixError(
+            "", f"{qtype.name} cannot be fitted without importances", "give an importance matrix"
+        )
     room = room_for(weights.size, form.block_size)
     with np.errstate(all="ignore"):  # where kernels run as plain Python, overflow is part of the arithmetic
         for rows in row_groups(n_rows, n_per_row, CONVERTED if isinstance(form, FloatFormat) else PANEL):
@@ -113,7 +116,12 @@ def encode(
 
 
 def _encode_rows(
-    form: BlockFormat, weights: Array, guide: Guide | None, rounding: Rounding, blocks: Array, room: Array
+    form: BlockFormat | GroupFormat,
+    weights: Array,
+    guide: Guide | None,
+    rounding: Rounding,
+    blocks: Array,
+    room: Array,
 ) -> None:
     """Fit, round and pack a group of rows, panel by panel: weights float32 or uint16, C-contiguous.
 
@@ -127,8 +135,12 @@ def _encode_rows(
     squares = row_mean_squares(weights) if guide and form.weighs_rows else np.zeros(n_rows, np.float32)
     for columns in column_groups(n_rows, n_per_row // size, size):
         x = load(weights, columns, size, room)
-        grid = form.fit(x, None if guide is None else tile_guide(guide, columns, size, squares))
-        form.pack(grid, rounding(grid, x), columns, blocks)
+        part = None if guide is None else tile_guide(guide, columns, size, squares)
+        if isinstance(form, GroupFormat):
+            form.encode(x, part, columns, blocks)
+        else:
+            grid = form.fit(x, part)
+            form.pack(grid, rounding(grid, x), columns, blocks)
 
 
 def decode(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
@@ -136,7 +148,7 @@ def decode(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
 
     Args:
         blocks: uint8 [n_rows, row_bytes(qtype, n_per_row)].
-        qtype: the tensor type, or its name in any case: one that can be encoded here. `decode_stored` knows more.
+        qtype: the tensor type, or its name in any case.
         n_per_row: weights of one row.
 
     Returns:
@@ -150,7 +162,7 @@ def decode(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
     """
     qtype = to_qtype(qtype)
     if not can_encode(qtype):
-        raise DecodeError("", f"blocks of type {qtype.name} cannot be decoded by this project's kernels")
+        raise DecodeError("", f"blocks of type {qtype.name} cannot be decoded")
     form = block_format(qtype)
     n_blocks, rest = divmod(n_per_row, form.block_size)
     n_bytes = n_blocks * form.type_size
@@ -188,22 +200,3 @@ def _first_with(bits: Array, mask: int) -> int:
                 if (part[i] & mask) == mask:
                     return start + i
     return -1
-
-
-def compile_kernels(jobs: Iterable[tuple[npt.DTypeLike, QType, bool]], progress: OnProgress = silent) -> None:
-    """Compile, or load from numba's cache, the encoders that are about to be used, and say so.
-
-    Args:
-        jobs: (type of the weights, tensor type, with importance?) of each encoder; repetitions are free.
-        progress: told before each kernel and at the end: stage "compiling kernels".
-    """
-    wanted = dict.fromkeys(
-        (np.dtype(np.float32 if np.dtype(dtype) == np.float16 else dtype), qtype, with_importance)
-        for dtype, qtype, with_importance in jobs
-    )
-    for done, (dtype, qtype, with_importance) in enumerate(wanted):
-        progress(Progress("compiling kernels", done, len(wanted), "kernels"))
-        n = block_format(qtype).block_size
-        weights = np.zeros((1, n), dtype)
-        encode(weights, qtype, Guide(np.ones(n, np.float32)) if with_importance else None)
-    progress(Progress("compiling kernels", len(wanted), len(wanted), "kernels"))

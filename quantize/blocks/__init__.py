@@ -13,7 +13,7 @@ from quantize.exceptions import RecipeError
 from quantize.tensors import QType
 
 if TYPE_CHECKING:  # numba takes a while to import, and to know what can be written takes no kernel
-    from quantize.blocks.base import BlockFormat, FloatFormat
+    from quantize.blocks.base import BlockFormat, FloatFormat, GroupFormat
 
 __all__ = ["WRITABLE", "block_format", "can_encode"]
 
@@ -26,14 +26,26 @@ WRITABLE: tuple[QType, ...] = (
     QType.Q4_1,
     QType.Q5_0,
     QType.Q5_1,
+    QType.Q1_0,
+    QType.Q2_0,
     QType.Q2_K,
     QType.Q3_K,
     QType.Q4_K,
     QType.Q5_K,
     QType.Q6_K,
+    QType.IQ1_S,
+    QType.IQ1_M,
+    QType.IQ2_XXS,
+    QType.IQ2_XS,
+    QType.IQ2_S,
+    QType.IQ3_XXS,
+    QType.IQ3_S,
     QType.IQ4_NL,
     QType.IQ4_XS,
+    QType.TQ1_0,
+    QType.TQ2_0,
     QType.MXFP4,
+    QType.NVFP4,
 )
 """The types that can be encoded. The module `quantize.blocks.q4_k` offers `FORMAT` for Q4_K, and so on."""
 
@@ -44,7 +56,7 @@ def can_encode(qtype: QType) -> bool:
 
 
 @cache
-def block_format(qtype: QType) -> BlockFormat | FloatFormat:
+def block_format(qtype: QType) -> BlockFormat | GroupFormat | FloatFormat:
     """The format of a tensor type; its module is imported, and its kernels are compiled, when they are first needed.
 
     Raises:
@@ -53,5 +65,7 @@ def block_format(qtype: QType) -> BlockFormat | FloatFormat:
     if not can_encode(qtype):
         known = ", ".join(known.name for known in WRITABLE)
         raise RecipeError("", f"tensor type {qtype.name} cannot be written", f"known types: {known}")
-    form: BlockFormat | FloatFormat = import_module(f"quantize.blocks.{qtype.name.lower()}").FORMAT
+    form: BlockFormat | GroupFormat | FloatFormat = import_module(
+        f"quantize.blocks.{qtype.name.lower()}"
+    ).FORMAT
     return form

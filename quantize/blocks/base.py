@@ -1,4 +1,4 @@
-"""The interface of block formats: a grid that is fitted, codes on it, and bytes that hold both."""
+"""The interfaces of formats: blocks whose weights are coded one by one, those coded in groups, and plain floats."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ class BlockFormat:
     pack_kernel: Callable[[Array, Array, Array], None]
     unpack_kernel: Callable[[Array, Array], None]
     uses_importance: bool = True
+    needs_importance: bool = False  # never; see `GroupFormat`
     weighs_rows: bool = False  # whether `fit` takes `TileGuide.row_squares` into account
 
     def pack(self, grid: Grid, codes: Array, columns: Columns, blocks: Array) -> None:
@@ -96,6 +97,36 @@ class BlockFormat:
 
 
 @dataclass(frozen=True)
+class GroupFormat:
+    """A format in which a code stands for several weights, an entry of a codebook: no code follows from one weight.
+
+    So there is no `Grid`, and no rounding can be chosen: the search for a scale is a search for codes, too.
+
+    `encode_kernel(x, guide)`: tiles float32 [n_tiles, block_size * LANES] to blocks, uint8 [n_tiles, type_size, LANES];
+    these are the bytes of ggml's `ggml_quantize_chunk` (x86-64 release build). x is finite.
+
+    `unpack_kernel(blocks, values)`: blocks, uint8 [n, type_size], to float32 [n, block_size].
+    """
+
+    qtype: QType
+    block_size: int  # weights
+    type_size: int  # bytes
+    encode_kernel: Callable[[Array, TileGuide | None], Array]
+    unpack_kernel: Callable[[Array, Array], None]
+    uses_importance: bool = True
+    needs_importance: bool = False  # ggml aborts without
+    weighs_rows: bool = False  # whether `encode_kernel` takes `TileGuide.row_squares` into account
+
+    def encode(self, x: Array, guide: TileGuide | None, columns: Columns, blocks: Array) -> None:
+        """Write the blocks of a panel: see `BlockFormat.pack`."""
+        store(self.encode_kernel(x, guide), columns, blocks)
+
+    def decode(self, blocks: Array, out: Array) -> None:
+        """Blocks uint8 [n_rows, row bytes] to out float32 [n_rows, n_per_row]: the values of `gguf.dequantize`."""
+        self.unpack_kernel(blocks.reshape(-1, self.type_size), out.reshape(-1, self.block_size))
+
+
+@dataclass(frozen=True)
 class FloatFormat:
     """A format without grid: each weight is converted on its own, so that there is nothing to fit or to choose.
 
@@ -109,3 +140,4 @@ class FloatFormat:
     decode: Callable[[Array, Array], None]
     block_size: int = 1
     uses_importance: bool = False
+    needs_importance: bool = False

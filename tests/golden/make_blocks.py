@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS / "helpers")]
 
 import ggml  # noqa: E402
 import numpy as np  # noqa: E402
-from block_checks import BLOCKS, importances, samples, to_bf16  # noqa: E402
+from block_checks import BLOCKS, for_type, importances, samples, to_bf16  # noqa: E402
 
 from quantize.blocks import WRITABLE  # noqa: E402
 
@@ -36,10 +37,11 @@ def main() -> None:
     for qtype in WRITABLE:
         path = BLOCKS / f"{qtype.name.lower()}.npz"
         if not path.exists():
-            plain = ggml.encode(data["weights"], qtype)
-            np.savez_compressed(
-                path, plain=plain, weighted=ggml.encode(data["weights"], qtype, data["importance"])
-            )
+            blocks: dict[str, Any] = {
+                "plain" if importance is None else "weighted": ggml.encode(data["weights"], qtype, importance)
+                for importance in for_type(qtype, None, data["importance"])
+            }
+            np.savez_compressed(path, **blocks)
 
 
 if __name__ == "__main__":
