@@ -28,9 +28,8 @@ from quantize.tensors import Array, QType
 GROUP = 4
 N_PATTERNS = 8**GROUP
 SEVEN = np.float32(7)
-SURE = np.float32(
-    0.4999
-)  # of a level: how far x may be from the nearest without being near the middle of two
+SURE = np.float32(0.4999)
+"""Levels by which x is less away from the nearest level than from any other, rounding errors included."""
 UNSURE = np.float32(N_PATTERNS)
 LARGEST = np.float32(np.finfo(np.float32).max)
 STEP = 2  # neighbours per turn of the loop
