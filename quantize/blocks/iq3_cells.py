@@ -66,20 +66,21 @@ def cells(qtype: QType) -> Cells:
     entries[:, :GROUP] = values
     entries[:, GROUP] = packed.astype(np.int32).view(np.float32)
     lists, neighbours = np.empty(2 * N_PATTERNS, np.int32), list[int]()
-    for cell in range(2 * N_PATTERNS):  # the short lists side by side: they stay in the caches
-        pattern = cell % N_PATTERNS
-        found = book.index[pattern]
-        part = (
-            np.array([found])
-            if found >= 0
-            else book.neighbours[book.starts[-1 - found] : book.starts[-found]]
-        )
-        if found < 0 and cell == pattern:
-            part = _needed(pattern, part, book)
+    for cell in range(2 * N_PATTERNS):  # the short lists together: they stay in the caches
+        part, is_entry = _list(cell, book)
         length = -(-len(part) // STEP) * STEP
-        lists[cell] = len(neighbours) << LENGTH_BITS | length | (found >= 0)
+        lists[cell] = len(neighbours) << LENGTH_BITS | length | is_entry
         neighbours += [*part, *[part[-1]] * (length - len(part))]
     return Cells(entries.reshape(-1), lists, np.array(neighbours, np.uint16))
+
+
+def _list(cell: int, book: Codebook) -> tuple[Array, bool]:
+    """The neighbours of a cell, and whether it is an entry's."""
+    found = book.index[cell % N_PATTERNS]
+    if found >= 0:
+        return np.array([found]), True
+    whole = book.neighbours[book.starts[-1 - found] : book.starts[-found]]
+    return _needed(cell, whole, book) if cell < N_PATTERNS else whole, False
 
 
 def _needed(pattern: int, whole: Array, book: Codebook) -> Array:
