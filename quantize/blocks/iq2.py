@@ -19,7 +19,8 @@ import numpy as np
 from quantize.blocks.error_weights import load_importance, spread
 from quantize.blocks.jit import inlined, kernel, leaf
 from quantize.blocks.lanes import HALF, MAGIC, MAGIC_FIELD, ONE, ZERO
-from quantize.blocks.neighbours import GROUP, Lists, SnapRoom, snap, snap_room
+from quantize.blocks.neighbour_lines import GROUP
+from quantize.blocks.neighbours import Lists, SnapRoom, snap, snap_room
 from quantize.blocks.qp import N_STATE as N_QP_STATE
 from quantize.blocks.qp import make_qp
 from quantize.blocks.tiles import LANES, aligned_floats
@@ -31,8 +32,8 @@ TOP = np.float32(5)  # the magnitude of the largest level
 QUARTER = np.float32(0.25)
 
 # rows of the state of a search, [N_STATE * LANES]
-MAX, SCALE, BEST, SUM_QX, SUM_Q2 = (r * LANES for r in range(5))
-N_STATE = 5
+MAX, SCALE, BEST, SUM_QX, SUM_Q2, BETTER = (r * LANES for r in range(6))
+N_STATE = 6
 
 
 class Search(NamedTuple):
@@ -63,7 +64,6 @@ class Room(NamedTuple):
     snapped: Array
     best: Array  # uint16 [1, n_groups, LANES]
     best_rounded: Array
-    is_better: Array  # int32 [LANES]
     snap: SnapRoom
     qp_codes: Array
     qp_state: Array
@@ -85,7 +85,6 @@ def _room(search: Search, lists: Lists) -> Room:
         np.empty((n_scales, n_groups, LANES), np.uint16),
         np.empty((1, n_groups, LANES), np.uint16),
         np.empty((1, n_groups, LANES), np.uint16),
-        np.empty(LANES, np.int32),
         snap_room(n_scales, n_groups, lists),
         aligned_floats(size),
         aligned_floats(N_QP_STATE * LANES),
@@ -207,9 +206,10 @@ def _fit_sub_block(search: Search, lists: Lists, room: Room) -> None:
     snap(room.rounded, room.scales, room.x, room.root, lists, room.snap, room.snapped)
     for s in range(n_scales):
         _sums(room.snapped[s], room.wx, room.w, state)
-        _keep_better(
-            room.rounded[s], room.snapped[s], room.best_rounded[0], room.best[0], state, room.is_better
-        )
+        _keep_better(state)
+        for g in range(room.best.shape[1]):
+            _keep_patterns(room.rounded[s, g], state, room.best_rounded[0, g])
+            _keep_patterns(room.snapped[s, g], state, room.best[0, g])
     _improve(search, lists, room)
 
 
@@ -272,26 +272,27 @@ def _add_sums(patterns: Array, wx: Array, w: Array, state: Array) -> None:
 
 
 @leaf
-def _keep_better(
-    rounded: Array, snapped: Array, best_rounded: Array, best_snapped: Array, state: Array, is_better: Array
-) -> None:
+def _keep_better(state: Array) -> None:
     for i in range(LANES):
-        sum_qx, sum_q2, best = state[SUM_QX + i], state[SUM_Q2 + i], state[BEST + i]
-        better = (sum_q2 > ZERO) & (sum_qx * sum_qx > best * sum_q2)
+        sum_qx, sum_q2, best, best_scale = (
+            state[SUM_QX + i],
+            state[SUM_Q2 + i],
+            state[BEST + i],
+            state[SCALE + i],
+        )
         scale = sum_qx / sum_q2
-        state[SCALE + i] = scale if better else state[SCALE + i]
-        state[BEST + i] = scale * sum_qx if better else best
-        is_better[i] = np.int32(1) if better else np.int32(0)
-    for g in range(len(rounded)):
-        _keep_patterns(rounded[g], is_better, best_rounded[g])
-        _keep_patterns(snapped[g], is_better, best_snapped[g])
+        this = scale * sum_qx
+        better = (sum_q2 > ZERO) & (sum_qx * sum_qx > best * sum_q2)
+        state[SCALE + i] = scale if better else best_scale
+        state[BEST + i] = this if better else best
+        state[BETTER + i] = ONE if better else ZERO
 
 
 @leaf
-def _keep_patterns(patterns: Array, is_better: Array, best: Array) -> None:
+def _keep_patterns(patterns: Array, state: Array, best: Array) -> None:
     for i in range(LANES):
-        pattern = best[i]
-        best[i] = patterns[i] if is_better[i] else pattern
+        pattern, kept = np.int32(patterns[i]), np.int32(best[i])
+        best[i] = np.uint16(pattern if state[BETTER + i] > ZERO else kept)
 
 
 @leaf

@@ -15,9 +15,10 @@ import numpy as np
 from quantize.blocks.codebook import codebook
 from quantize.blocks.error_weights import NO_GUIDE, TileGuide, mean_squares
 from quantize.blocks.iq2 import N_GROUPS, QK_K, Search, fit
-from quantize.blocks.jit import inlined, kernel
+from quantize.blocks.jit import inlined, inlined_leaf, kernel
 from quantize.blocks.lanes import HALF, MAGIC, MAGIC_FIELD, ONE, ZERO
-from quantize.blocks.neighbours import GROUP, lists
+from quantize.blocks.neighbour_lines import GROUP
+from quantize.blocks.neighbours import lists
 from quantize.blocks.tiles import LANES
 from quantize.tensors import Array, QType
 
@@ -108,7 +109,7 @@ def group_scale(d: np.float32, sc: int) -> np.float32:
     return np.float32(d * (HALF + np.float32(sc)) * np.float32(0.25))
 
 
-@kernel
+@inlined_leaf
 def put_group(scale: np.float32, entry: Array, signs: np.uint8, values: Array) -> None:
     """Decode a group of 8."""
     bits, s = values.view(np.uint32), np.uint32(signs)

@@ -17,7 +17,7 @@ from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
 from quantize.blocks.iq2 import N_GROUPS, QK_K, Search
 from quantize.blocks.iq2_blocks import Parts, entries, group_scale, parts_of, put_group
-from quantize.blocks.jit import kernel
+from quantize.blocks.jit import kernel, leaf
 from quantize.blocks.tiles import LANES, store_halves
 from quantize.tensors import Array, QType
 
@@ -58,7 +58,7 @@ def unpack(blocks: Array, values: Array) -> None:
     _unpack(blocks, values, entries(QType.IQ2_S))
 
 
-@kernel
+@leaf
 def _unpack(blocks: Array, values: Array, entries: Array) -> None:
     for b in range(len(blocks)):
         block, x = blocks[b], values[b]

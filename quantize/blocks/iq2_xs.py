@@ -16,7 +16,7 @@ from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
 from quantize.blocks.iq2 import N_GROUPS, QK_K, Search
 from quantize.blocks.iq2_blocks import Parts, entries, even_signs, group_scale, parts_of, put_group
-from quantize.blocks.jit import kernel
+from quantize.blocks.jit import kernel, leaf
 from quantize.blocks.lanes import ZERO
 from quantize.blocks.tiles import LANES, store_halves
 from quantize.tensors import Array, QType
@@ -53,7 +53,7 @@ def unpack(blocks: Array, values: Array) -> None:
     _unpack(blocks, values, entries(QType.IQ2_XS), even_signs())
 
 
-@kernel
+@leaf
 def _unpack(blocks: Array, values: Array, entries: Array, even_signs: Array) -> None:
     for b in range(len(blocks)):
         block, x = blocks[b], values[b]
