@@ -119,7 +119,7 @@ def search_scales(search: Search, tops: Array, room: Room, cells: Cells, state: 
         _start(high[i], tops, state)
         for k in range(N_GROUPS):
             group, a = four(x, k, i), four(root, k, i)
-            left, start, place = changes[k, i] | 1 << n_scales, 0, lists[np.uint64(patterns[k, 0, i])]
+            left, start, place = int(changes[k, i]) | 1 << n_scales, 0, lists[np.uint64(patterns[k, 0, i])]
             while start < n_scales:
                 now, this, end = start, place, _lowest(left)
                 is_long = end - start > WIDTH
