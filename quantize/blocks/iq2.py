@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quantize.blocks.error_weights import load_importance, spread
+from quantize.blocks.iq2_magnitudes import find_max, fold, multiply, weigh_plain
 from quantize.blocks.jit import inlined, kernel, leaf
 from quantize.blocks.lanes import HALF, MAGIC, MAGIC_FIELD, ONE, ZERO
 from quantize.blocks.neighbour_lines import GROUP
@@ -29,11 +30,10 @@ from quantize.tensors import Array
 QK_K = 256
 N_GROUPS = QK_K // GROUP
 TOP = np.float32(5)  # the magnitude of the largest level
-QUARTER = np.float32(0.25)
 
 # rows of the state of a search, [N_STATE * LANES]
-MAX, SCALE, BEST, SUM_QX, SUM_Q2, BETTER = (r * LANES for r in range(6))
-N_STATE = 6
+MAX, SCALE, BEST, SUM_QX, SUM_Q2, BETTER, AGAIN = (r * LANES for r in range(7))
+N_STATE = 7
 
 
 class Search(NamedTuple):
@@ -63,7 +63,7 @@ class Room(NamedTuple):
     rounded: Array  # uint16 [n_scales, n_groups, LANES]
     snapped: Array
     best: Array  # uint16 [1, n_groups, LANES]
-    best_rounded: Array
+    best_rounded: Array  # uint16 [n_groups, LANES]
     snap: SnapRoom
     qp_codes: Array
     qp_state: Array
@@ -84,7 +84,7 @@ def _room(search: Search, lists: Lists) -> Room:
         np.empty((n_scales, n_groups, LANES), np.uint16),
         np.empty((n_scales, n_groups, LANES), np.uint16),
         np.empty((1, n_groups, LANES), np.uint16),
-        np.empty((1, n_groups, LANES), np.uint16),
+        np.empty((n_groups, LANES), np.uint16),
         snap_room(n_scales, n_groups, lists),
         aligned_floats(size),
         aligned_floats(N_QP_STATE * LANES),
@@ -118,110 +118,41 @@ def fit(
                 load_importance(importance, n_rows, t, j * n, n, room.w)
                 spread(n, x, sigma2[t], room.w)
             else:
-                _weigh(n, x, sigma2[t], room.w)
+                weigh_plain(n, x, sigma2[t], room.w)
             sub_patterns = patterns[t][j * n_groups : (j + 1) * n_groups]
             sub_signs = signs[t][j * n_groups : (j + 1) * n_groups]
             for g in range(n_groups):
                 part = slice(g * GROUP * LANES, (g + 1) * GROUP * LANES)
-                _fold(x[part], room.w[part], search.even_signs, room.x[part], sub_signs[g])
-            _products(room)
-            _fit_sub_block(search, lists, room)
+                fold(x[part], room.w[part], search.even_signs, room.x[part], sub_signs[g])
+            multiply(room.x, room.w, room.wx, room.root)
+            _begin(search, room)
+            snap(room.rounded, room.scales, room.x, room.root, lists, room.snap, room.snapped)
+            _judge(search, room)
+            snap(room.rounded[:1], room.scales[:1], room.x, room.root, lists, room.snap, room.best)
             _finish(search, room, scales[t, j], sub_patterns, sub_signs)
 
 
 @leaf
-def _weigh(n: int, x: Array, sigma2: Array, w: Array) -> None:
-    for k in range(n):
-        xs, ws = x[k * LANES : (k + 1) * LANES], w[k * LANES : (k + 1) * LANES]
-        for i in range(LANES):
-            ws[i] = QUARTER * sigma2[i] + xs[i] * xs[i]
-
-
-@leaf
-def _fold(x: Array, w: Array, even_signs: bool, magnitudes: Array, signs: Array) -> None:
-    """Magnitudes and signs of a group."""
-    for i in range(LANES):
-        sign, is_odd, at = np.int32(0), np.int32(0), np.int32(0)
-        least = w[i] * x[i] * x[i]
-        for k in range(GROUP):
-            v = x[k * LANES + i]
-            negative = np.int32(1) if v < ZERO else np.int32(0)
-            sign |= negative << np.int32(k)
-            is_odd ^= negative
-            this = w[k * LANES + i] * v * v
-            at = np.int32(k) if this < least else at
-            least = this if this < least else least
-        flipped = np.int32(is_odd << at) if even_signs else np.int32(0)
-        sign ^= flipped
-        for k in range(GROUP):
-            v = x[k * LANES + i]
-            magnitudes[k * LANES + i] = -v if sign >> np.int32(k) & np.int32(1) else v
-        signs[i] = np.uint8(sign & np.int32(127)) if even_signs else np.uint8(sign)
-
-
-@leaf
-def _products(room: Room) -> None:
-    x, w, wx, root = room.x, room.w, room.wx, room.root
-    for k in range(x.size):
-        wx[k] = w[k] * x[k]
-    for k in range(x.size):
-        root[k] = np.sqrt(w[k])
-
-
-@leaf
-def _fit_sub_block(search: Search, lists: Lists, room: Room) -> None:
-    """The best scale, SCALE, and the patterns `best`; SCALE may be negative."""
-    state, n_scales = room.state, 2 * search.reach + 1
-    _find_max(search.n, room.x, state)
+def _begin(search: Search, room: Room) -> None:
+    """The scales to try, and the patterns that groups have at them."""
+    state = room.state
+    find_max(search.n, room.x, state[MAX : MAX + LANES])
     if search.from_qp:
-        make_qp(
-            search.n,
-            np.float32(4),
-            room.x,
-            room.w,
-            room.qp_codes,
-            state[SCALE : SCALE + LANES],
-            room.qp_state,
-        )
+        scale = state[SCALE : SCALE + LANES]
+        make_qp(search.n, np.float32(4), room.x, room.w, room.qp_codes, scale, room.qp_state)
         for i in range(LANES):
             is_zero = state[MAX + i] < search.eps
             state[MAX + i] = ZERO if is_zero else state[SCALE + i] * np.float32(3)
     else:
         for i in range(LANES):
             state[SCALE + i] = state[MAX + i] / TOP
-    for i in range(LANES):
-        state[BEST + i] = ZERO
-    for g in range(room.best.shape[1]):
-        best, best_rounded = room.best[0, g], room.best_rounded[0, g]
-        for i in range(LANES):
-            best[i] = np.uint16(0)
-            best_rounded[i] = np.uint16(0)
-    for s in range(n_scales):
+    for s in range(2 * search.reach + 1):
         step = np.float32(TOP + np.float32(s - search.reach) * np.float32(0.1))
         ids, scales = room.ids[s], room.scales[s]
         for i in range(LANES):
             ids[i] = step / state[MAX + i]
             scales[i] = ONE / ids[i]
         _round(ids, room.x, room.rounded[s])
-    snap(room.rounded, room.scales, room.x, room.root, lists, room.snap, room.snapped)
-    for s in range(n_scales):
-        _sums(room.snapped[s], room.wx, room.w, state)
-        _keep_better(state)
-        for g in range(room.best.shape[1]):
-            _keep_patterns(room.rounded[s, g], state, room.best_rounded[0, g])
-            _keep_patterns(room.snapped[s, g], state, room.best[0, g])
-    _improve(search, lists, room)
-
-
-@leaf
-def _find_max(n: int, x: Array, state: Array) -> None:
-    for i in range(LANES):
-        state[MAX + i] = x[i]
-    for k in range(1, n):
-        xs = x[k * LANES : (k + 1) * LANES]
-        for i in range(LANES):
-            high, v = state[MAX + i], xs[i]
-            state[MAX + i] = high if high > v else v
 
 
 @leaf
@@ -296,34 +227,53 @@ def _keep_patterns(patterns: Array, state: Array, best: Array) -> None:
 
 
 @leaf
-def _improve(search: Search, lists: Lists, room: Room) -> None:
-    """Round once more, with the best scale, groups that were not in the codebook, or all after make_qp_quants."""
-    state, rounded = room.state, room.rounded[:1]
-    ids, scales = room.ids[0], room.scales[:1]
+def _judge(search: Search, room: Room) -> None:
+    """Find the best scale and its patterns, `best`, and what is rounded once more with that scale.
+
+    These are the groups that were not in the codebook, or all after make_qp_quants. They go to `rounded[0]`, the others
+    as they are; AGAIN counts them.
+    """
+    state, best, best_rounded, rounded = room.state, room.best[0], room.best_rounded, room.rounded[0]
+    n_groups = len(best)
+    for i in range(LANES):
+        state[BEST + i] = ZERO
+        state[AGAIN + i] = ZERO
+    for g in range(n_groups):
+        for i in range(LANES):
+            best[g, i] = np.uint16(0)
+            best_rounded[g, i] = np.uint16(0)
+    for s in range(2 * search.reach + 1):
+        _sums(room.snapped[s], room.wx, room.w, state)
+        _keep_better(state)
+        for g in range(n_groups):
+            _keep_patterns(room.rounded[s, g], state, best_rounded[g])
+            _keep_patterns(room.snapped[s, g], state, best[g])
+    ids, scales = room.ids[0], room.scales[0]
     for i in range(LANES):
         ids[i] = ONE / state[SCALE + i]
-        scales[0, i] = state[SCALE + i]
-        state[BEST + i] = ZERO  # from here on: how many groups are rounded once more
-    _round(ids, room.x, rounded[0])
-    for g in range(rounded.shape[1]):
+        scales[i] = state[SCALE + i]
+    _round(ids, room.x, rounded)
+    for g in range(n_groups):
         for i in range(LANES):
-            is_open = room.best[0, g, i] != room.best_rounded[0, g, i] or search.from_qp
-            is_open = is_open and state[SCALE + i] > ZERO
-            rounded[0, g, i] = rounded[0, g, i] if is_open else room.best[0, g, i]
-            state[BEST + i] += ONE if is_open else ZERO
-    snap(rounded, scales, room.x, room.root, lists, room.snap, room.best)
-    _sums(room.best[0], room.wx, room.w, state)
-    for i in range(LANES):
-        sum_qx, sum_q2, scale = state[SUM_QX + i], state[SUM_Q2 + i], state[SCALE + i]
-        ratio = sum_qx / sum_q2
-        state[SCALE + i] = ratio if (sum_q2 > ZERO) & (state[BEST + i] > ZERO) else scale
+            is_again = (best[g, i] != best_rounded[g, i]) | search.from_qp
+            is_again &= state[SCALE + i] > ZERO
+            rounded[g, i] = rounded[g, i] if is_again else best[g, i]
+            state[AGAIN + i] += ONE if is_again else ZERO
 
 
 @leaf
 def _finish(search: Search, room: Room, scale: Array, patterns: Array, signs: Array) -> None:
-    """A negative scale turns all signs; sub-blocks of nothing but zeros are zero throughout."""
+    """The scale for the final patterns, `best`; a negative one turns all signs.
+
+    Sub-blocks of nothing but zeros are zero throughout.
+    """
     mask = np.uint8(127) if search.even_signs else np.uint8(255)
     state = room.state
+    _sums(room.best[0], room.wx, room.w, state)
+    for i in range(LANES):
+        sum_qx, sum_q2 = state[SUM_QX + i], state[SUM_Q2 + i]
+        ratio = sum_qx / sum_q2
+        state[SCALE + i] = ratio if (sum_q2 > ZERO) & (state[AGAIN + i] > ZERO) else state[SCALE + i]
     for g in range(len(patterns)):
         for i in range(LANES):
             is_zero = state[MAX + i] <= ZERO if search.from_qp else state[MAX + i] < search.eps

@@ -1,0 +1,68 @@
+"""Weights of IQ2 as magnitudes and signs, and the weights of their errors, for a sub-block of all lanes.
+
+Source: ggml-quants.c, quantize_row_iq2_xs_impl, quantize_row_iq2_s_impl.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantize.blocks.jit import leaf
+from quantize.blocks.lanes import ZERO
+from quantize.blocks.neighbour_lines import GROUP
+from quantize.blocks.tiles import LANES
+from quantize.tensors import Array
+
+QUARTER = np.float32(0.25)
+
+
+@leaf
+def weigh_plain(n: int, x: Array, sigma2: Array, w: Array) -> None:
+    """The weights of the errors where there are no importances."""
+    for k in range(n):
+        xs, ws = x[k * LANES : (k + 1) * LANES], w[k * LANES : (k + 1) * LANES]
+        for i in range(LANES):
+            ws[i] = QUARTER * sigma2[i] + xs[i] * xs[i]
+
+
+@leaf
+def fold(x: Array, w: Array, even_signs: bool, magnitudes: Array, signs: Array) -> None:
+    """Magnitudes and signs of a group."""
+    for i in range(LANES):
+        sign, is_odd, at = np.int32(0), np.int32(0), np.int32(0)
+        least = w[i] * x[i] * x[i]
+        for k in range(GROUP):
+            v = x[k * LANES + i]
+            negative = np.int32(1) if v < ZERO else np.int32(0)
+            sign |= negative << np.int32(k)
+            is_odd ^= negative
+            this = w[k * LANES + i] * v * v
+            at = np.int32(k) if this < least else at
+            least = this if this < least else least
+        flipped = np.int32(is_odd << at) if even_signs else np.int32(0)
+        sign ^= flipped
+        for k in range(GROUP):
+            v = x[k * LANES + i]
+            magnitudes[k * LANES + i] = -v if sign >> np.int32(k) & np.int32(1) else v
+        signs[i] = np.uint8(sign & np.int32(127)) if even_signs else np.uint8(sign)
+
+
+@leaf
+def multiply(x: Array, w: Array, wx: Array, root: Array) -> None:
+    """Products and roots of the weights."""
+    for k in range(x.size):
+        wx[k] = w[k] * x[k]
+    for k in range(x.size):
+        root[k] = np.sqrt(w[k])
+
+
+@leaf
+def find_max(n: int, x: Array, largest: Array) -> None:
+    """The largest magnitude of each lane, [LANES]."""
+    for i in range(LANES):
+        largest[i] = x[i]
+    for k in range(1, n):
+        xs = x[k * LANES : (k + 1) * LANES]
+        for i in range(LANES):
+            high, v = largest[i], xs[i]
+            largest[i] = high if high > v else v
