@@ -53,7 +53,7 @@ TOLERANCE = np.float32(2.0**-17)
 """Of the sum of weight * (5 * scale + |x|) ** 2, of which each error's rounding errors are at most 30 * 2**-24."""
 TINIEST = np.float32(1e-30)  # of that sum; below, subnormal terms might be less precise
 ABOVE, BELOW = np.float32(1.0001), np.float32(0.9999)  # times the middle of two levels
-MOST_SCALES = 32  # a lane's scales are read WIDTH at a time
+MOST_SCALES = 36  # a lane has up to 19, which are read WIDTH at a time, from any of them on
 
 
 class Lists(NamedTuple):

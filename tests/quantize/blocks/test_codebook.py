@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from quantize.blocks.codebook import N_SHELLS, codebook
+from quantize.blocks.neighbours import lists
 from quantize.tensors import QType
 
 
@@ -38,3 +39,25 @@ def test_lists_as_a_sort_finds_them(qtype: QType) -> None:
 
 def test_made_once() -> None:
     assert codebook(QType.IQ2_XS) is codebook(QType.IQ2_XS)
+
+
+@pytest.mark.parametrize("qtype", [QType.IQ2_XXS, QType.IQ2_XS], ids=lambda qtype: qtype.name)
+def test_shortened_lists_have_the_best(qtype: QType) -> None:
+    """Of groups that are rounded to a pattern, the nearest entry of the whole list is in the shortened one."""
+    rng = np.random.default_rng(0)
+    made = lists(qtype)
+    assert made.is_shorter and made.counts[: made.n].sum() < 0.8 * made.counts[made.n :].sum()
+    for _ in range(500):
+        x = rng.uniform(-1, 6, 8)
+        levels = np.clip(np.rint((x - 1) / 2), 0, 2).astype(int)
+        found = made.entries[(levels << 2 * np.arange(8)).sum()]
+        if found >= 0:
+            continue
+        weights = rng.chisquare(1, 8)
+        best = []
+        for number in (-1 - found, made.n - 1 - found):
+            start = made.starts[number]
+            patterns = made.patterns[start : start + made.counts[number]]
+            q = 2 * (patterns[:, None].astype(int) >> 2 * np.arange(8) & 3) + 1
+            best.append(patterns[(weights * (q - x) ** 2).sum(axis=1).argmin()])
+        assert best[0] == best[1]
