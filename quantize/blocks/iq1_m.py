@@ -27,24 +27,21 @@ from quantize.blocks.half import f16_bits_to_f32, f32_to_f16_bits
 from quantize.blocks.iq1 import (
     BEST,
     DELTA,
-    GROUP,
     QK_K,
     SCALE,
     SPLIT,
     SUM_Q2,
     SUM_QX,
-    Entries,
     Room,
     add_sums,
     begin,
-    entries_of,
-    entry_levels,
     finish,
     make_room,
     network,
     position_of,
     weight_of,
 )
+from quantize.blocks.iq1_entries import GROUP, Entries, entries_of, entry_levels
 from quantize.blocks.jit import inlined, kernel
 from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
 from quantize.blocks.tiles import LANES, row
@@ -225,9 +222,9 @@ def _pack(x: Array, scales: Array, deltas: Array, room: Room, tile: Array) -> No
 def _unpack(blocks: Array, levels: Array, values: Array) -> None:
     for b in range(len(blocks)):
         block, x = blocks[b], values[b]
-        bits = np.int32(0)
+        bits = 0
         for m in range(4):
-            bits |= np.int32(np.int32(block[SCALES + 2 * m + 1]) >> 4 << 4 * m)
+            bits |= np.int64(block[SCALES + 2 * m + 1]) >> 4 << 4 * m
         d = f16_bits_to_f32(np.uint16(bits))
         for j in range(N_SUB):
             at = SCALES + 2 * (j // 4)

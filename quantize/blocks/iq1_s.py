@@ -18,21 +18,18 @@ from quantize.blocks.half import load_f16
 from quantize.blocks.iq1 import (
     BEST,
     DELTA,
-    GROUP,
     QK_K,
     SCALE,
     SPLIT,
-    Entries,
     Room,
     begin,
-    entries_of,
-    entry_levels,
     finish,
     make_room,
     network,
     position_of,
     weight_of,
 )
+from quantize.blocks.iq1_entries import GROUP, Entries, entries_of, entry_levels
 from quantize.blocks.jit import inlined, kernel
 from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
 from quantize.blocks.tiles import LANES, row, store_halves
