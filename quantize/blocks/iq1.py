@@ -24,7 +24,7 @@ from quantize.blocks.iq1_entries import (
     make_terms,
     to_entries,
 )
-from quantize.blocks.jit import inlined, kernel
+from quantize.blocks.jit import inlined
 from quantize.blocks.lanes import ONE, ZERO
 from quantize.blocks.tiles import LANES, aligned_floats, row
 from quantize.tensors import Array
@@ -149,7 +149,7 @@ def to_patterns(n: int, x: Array, keys: Array, cuts: Array, flips: Array, patter
 # ---- a sub-block ---------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def begin(n: int, x: Array, pairs: Array, room: Room) -> None:
     """Sort the weights x [n * LANES] of a sub-block, note their largest magnitudes, and forget what was found."""
     state, keys = room.state, room.keys
@@ -167,7 +167,7 @@ def begin(n: int, x: Array, pairs: Array, room: Room) -> None:
         state[OFF + i] = ZERO
 
 
-@kernel
+@inlined
 def finish(n: int, first: int, x: Array, w: Array, eps: np.float32, entries: Entries, room: Room) -> None:
     """From the best split of a sub-block to entries, from group `first` of the block on, and the last SCALE.
 

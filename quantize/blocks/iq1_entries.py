@@ -45,7 +45,7 @@ class Entries(NamedTuple):
     found: Array  # int16 [3^8], by the number of a pattern: the entry that it is; else -1 - list
     chunks: Array  # int32 [n_lists + 1]: the further chunks of a list
     near: Array  # uint16 [n_chunks, CHUNK]: the neighbours' patterns
-    changes: Array  # uint8 [n_chunks + 1]: the levels in which all from there on differ from the list's pattern, up to 3
+    changes: Array  # uint8 [n_chunks + 1]: levels in which all from there on differ from the list's pattern, up to 3
 
 
 @cache
