@@ -6,11 +6,9 @@ feedback would take the same steps column by column.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from quantize.blocks import block_format, can_encode
 from quantize.blocks.base import BlockFormat, FloatFormat, GroupFormat
@@ -20,10 +18,9 @@ from quantize.blocks.rounding import Rounding, nearest
 from quantize.blocks.tiles import PANEL, column_groups, load, room_for, row_groups
 from quantize.exceptions import DecodeError, ImatrixError, RecipeError
 from quantize.guide import Guide
-from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import Array, QType
 
-__all__ = ["compile_kernels", "decode", "encode", "first_non_finite", "row_bytes", "to_qtype"]
+__all__ = ["decode", "encode", "first_non_finite", "row_bytes", "to_qtype"]
 
 EXPONENTS: dict[np.dtype[Any], tuple[np.dtype[Any], int]] = {
     np.dtype(np.uint16): (np.dtype(np.uint16), 0x7F80),  # bits of bfloat16
@@ -42,8 +39,8 @@ def to_qtype(qtype: QType | str) -> QType:
     Raises:
         RecipeError: ggml has no type of that name.
     """
-    if isinstance(qtype, QType):
-        return qtype
+    if not isinstance(qtype, str):
+        return QType(qtype)  # the gguf package has an enumeration of its own
     if qtype.upper() not in QType.__members__:
         raise RecipeError("", f"unknown tensor type {qtype!r}", f"known: {', '.join(QType.__members__)}")
     return QType[qtype.upper()]
@@ -72,7 +69,7 @@ def encode(
             `first_non_finite`).
         qtype: the tensor type, or its name in any case.
         guide: statistics of the inputs of the matrix; None fits without. Types that have no use for an importance
-            (Q8_0, MXFP4, F16, BF16, F32) ignore it, as ggml does.
+            (Q8_0, MXFP4, NVFP4, Q1_0, Q2_0, TQ1_0, TQ2_0, F16, BF16, F32) ignore it, as ggml does.
         rounding: chooses the codes on each grid that was fitted; not asked for F16, BF16 and F32, which have none, and
             not for types whose codes stand for groups of weights (IQ1 to IQ3).
 
@@ -82,7 +79,7 @@ def encode(
     Raises:
         RecipeError: the type cannot be encoded here, or the matrix does not fit it.
         ImatrixError: the importance has another length than the rows, or is not finite; or there is none and the type
-            cannot be fitted without (IQ2_XXS, IQ2_XS, IQ1_S, IQ1_M).
+            cannot be fitted without (IQ2_XXS, IQ2_XS, IQ1_S).
 
     >>> encode(np.ones((2, 256), np.float32), "Q4_K").shape
     (2, 144)
@@ -151,7 +148,7 @@ def decode(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
 
     Args:
         blocks: uint8 [n_rows, row_bytes(qtype, n_per_row)].
-        qtype: the tensor type, or its name in any case: one that can be encoded here. `decode_stored` knows more.
+        qtype: the tensor type, or its name in any case.
         n_per_row: weights of one row.
 
     Returns:
@@ -165,7 +162,7 @@ def decode(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
     """
     qtype = to_qtype(qtype)
     if not can_encode(qtype):
-        raise DecodeError("", f"blocks of type {qtype.name} cannot be decoded by this project's kernels")
+        raise DecodeError("", f"blocks of type {qtype.name} cannot be decoded")
     form = block_format(qtype)
     n_blocks, rest = divmod(n_per_row, form.block_size)
     n_bytes = n_blocks * form.type_size
@@ -203,24 +200,3 @@ def _first_with(bits: Array, mask: int) -> int:
                 if (part[i] & mask) == mask:
                     return start + i
     return -1
-
-
-def compile_kernels(jobs: Iterable[tuple[npt.DTypeLike, QType, bool]], progress: OnProgress = silent) -> None:
-    """Compile, or load from numba's cache, the encoders that are about to be used, and say so.
-
-    Args:
-        jobs: (type of the weights, tensor type, with importance?) of each encoder; repetitions are free.
-        progress: told before each kernel and at the end: stage "compiling kernels".
-    """
-    wanted = dict.fromkeys(
-        (np.dtype(np.float32 if np.dtype(dtype) == np.float16 else dtype), qtype, with_importance)
-        for dtype, qtype, with_importance in jobs
-    )
-    for done, (dtype, qtype, with_importance) in enumerate(wanted):
-        progress(Progress("compiling kernels", done, len(wanted), "kernels"))
-        form = block_format(qtype)
-        n = form.block_size
-        weights = np.zeros((1, n), dtype)
-        is_guided = with_importance or form.needs_importance
-        encode(weights, qtype, Guide(np.ones(n, np.float32)) if is_guided else None)
-    progress(Progress("compiling kernels", len(wanted), len(wanted), "kernels"))

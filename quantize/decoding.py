@@ -1,35 +1,19 @@
-"""Weights out of whatever a file stores: blocks of any type that can be decoded, floats of any width.
-
-`codec.decode` is for the types that this project writes; here the gguf library helps out, slowly, with all others.
-"""
+"""Weights out of whatever a file stores: blocks of any type that can be decoded, floats of any width."""
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES
-from gguf.quants import dequantize
 
 from quantize.blocks import can_encode
 from quantize.codec import decode, to_qtype
-from quantize.exceptions import DecodeError
 from quantize.tensors import NUMPY_TYPES, Array, QType
 
 __all__ = ["can_decode", "decode_stored", "to_f32"]
 
 
-@cache
 def can_decode(qtype: QType) -> bool:
-    """Whether a type can be decoded: by our kernels where it can be encoded, too, else slowly by the gguf library."""
-    if can_encode(qtype):
-        return True
-    block_size, type_size = GGML_QUANT_SIZES[qtype]
-    try:
-        weights = dequantize(np.zeros((1, type_size), np.uint8), qtype)
-    except NotImplementedError:
-        return False
-    return weights.shape == (1, block_size)
+    """Whether blocks of a type can be decoded: those that can be written; not integers, nor types of activations."""
+    return can_encode(qtype)
 
 
 def decode_stored(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
@@ -44,21 +28,7 @@ def decode_stored(blocks: Array, qtype: QType | str, n_per_row: int) -> Array:
         DecodeError: the type cannot be decoded, or the blocks are not rows of it.
     """
     qtype = to_qtype(qtype)
-    if qtype in NUMPY_TYPES:
-        return blocks.view(NUMPY_TYPES[qtype])
-    if can_encode(qtype):
-        return decode(blocks, qtype, n_per_row)
-    try:
-        weights: Array = dequantize(blocks, qtype)
-    except (NotImplementedError, ValueError) as error:
-        raise DecodeError("", f"blocks of type {qtype.name} cannot be decoded: {error}") from None
-    if weights.shape != (len(blocks), n_per_row):
-        raise DecodeError(
-            "",
-            f"blocks of type {qtype.name} cannot be decoded: rows of {blocks.shape[1]} bytes do not hold "
-            f"{n_per_row} weights",
-        )
-    return weights
+    return blocks.view(NUMPY_TYPES[qtype]) if qtype in NUMPY_TYPES else decode(blocks, qtype, n_per_row)
 
 
 def to_f32(weights: Array) -> Array:

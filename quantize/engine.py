@@ -11,10 +11,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Protocol, TypeVar
 
-__all__ = ["Engine", "Threads"]
+__all__ = ["Engine", "Threads", "n_processor"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def n_processor() -> int:
+    """The processors that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable is not None else os.cpu_count() or 1
 
 
 class Engine(Protocol):

@@ -10,9 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType as QType
-from gguf.constants import GGML_QUANT_SIZES
 
+from quantize.ggml_types import QType
 from quantize.hparams import Hparams
 
 __all__ = [
@@ -96,8 +95,7 @@ class TensorSpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row as it is stored (`ggml_row_size`); the rows divide into the blocks of `qtype`."""
-        block_size, type_size = GGML_QUANT_SIZES[self.qtype]
-        return self.n_per_row // block_size * type_size
+        return self.n_per_row // self.qtype.block_size * self.qtype.type_size
 
     @property
     def n_bytes(self) -> int:

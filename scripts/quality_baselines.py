@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from quantize.recipes.facts import RecipeFacts
-from quantize.recipes.ftypes import Category, Ftype, category
+from quantize.recipes.ftypes import Ftype
 from quantize.recipes.layout import Plan
 from quantize.recipes.recipe import Recipe, make_plan
+from quantize.recipes.rules import Category, category
 from quantize.recipes.tensor_types import anchored
 from quantize.sources.model_source import ModelFile
 from quantize.tensors import QType, TensorSpec

@@ -17,8 +17,10 @@ from gguf_export.checking.fit import GIB, fit
 from gguf_export.cli import main
 from gguf_export.reports.fit_tables import choices_table
 from quantize.families import family_of, supported_architectures
+from quantize.recipes.ftypes import FTYPES
 
 DOCUMENTS = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+FEWER_BITS = ("IQ3", "IQ2", "IQ1", "TQ", "Q2_0", "Q1_0")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HELP = help_texts()
 
@@ -112,7 +114,8 @@ def test_the_sizes_of_the_levels_are_those_that_the_command_prints(tmp_path: Pat
     command = [sys.executable, str(script), str(folder), "--layers", "32", "--no-weights"]
     subprocess.run(command, check=True, capture_output=True)
     found, text = fit(folder), (ROOT / "docs" / "levels.md").read_text(encoding="utf-8")
-    for one in found.models:
+    fewer = fit(folder, types=[known.name for known in FTYPES if known.name.startswith(FEWER_BITS)])
+    for one in (*found.models, *fewer.models):
         on_gpu, in_ram = (
             [need for need in one.needs if need.experts_in_ram is apart] for apart in (False, True)
         )

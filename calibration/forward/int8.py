@@ -1,7 +1,7 @@
 """The rounding of activations in llama.cpp's CPU kernels, so that figures are those that llama.cpp gives for a file.
 
 A product of activations with quantized weights is done in integers: the activations are rounded to 8 bits first, in
-blocks of 256 (`Q8_K`, for the K types and the IQ types with super-blocks) or of 32 (`Q8_0`, `Q8_1`, for the others).
+blocks of 256 (`Q8_K`, for the types whose blocks have 256 weights) or of 32 (`Q8_0`, `Q8_1`, for the others).
 With float weights of 16 bits they are rounded to the type of the weights. ggml/src/ggml-cpu/ggml-cpu.c lists the type
 for each weight type (`vec_dot_type`); the roundings are quantize_row_q8_K_ref (ggml-quants.c) and quantize_row_q8_0 of
 x86 (ggml-cpu/arch/x86/quants.c), whose repacked variants give the same values. Keys and values lie in a cache of
@@ -31,19 +31,6 @@ __all__ = ["InputRounding", "round_f16", "round_q8_0", "round_q8_k"]
 
 LARGE, SMALL = 256, 32  # activations per block
 TINY = 1e-36  # below it 127 / x overflows; such blocks are zeros here
-
-BLOCK_OF_32 = frozenset(
-    {
-        QType.Q8_0,
-        QType.Q4_0,
-        QType.Q4_1,
-        QType.Q5_0,
-        QType.Q5_1,
-        QType.IQ4_NL,
-        QType.MXFP4,
-    }
-    | {QType[name] for name in ("NVFP4", "Q1_0", "Q2_0") if name in QType.__members__}  # newer than some gguf
-)
 
 
 def round_q8_k(x: Tensor) -> Tensor:
@@ -86,7 +73,7 @@ def rounding_for(qtype: QType) -> Callable[[Tensor], Tensor] | None:
         return round_f16
     if qtype == QType.BF16:
         return round_bf16
-    return round_q8_0 if qtype in BLOCK_OF_32 else round_q8_k
+    return round_q8_k if qtype.block_size == LARGE else round_q8_0
 
 
 class InputRounding:

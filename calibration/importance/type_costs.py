@@ -34,7 +34,7 @@ from calibration.importance.observers import ImatrixObserver, RouterLoad, Router
 from calibration.text.chunks import Chunks
 from quantize.engine import Engine, Threads
 from quantize.guide import Guide
-from quantize.recipes.recipe import fallback
+from quantize.recipes.recipe import candidates_for
 from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress, silent
 from quantize.tensors import QType, TensorSpec
@@ -85,7 +85,8 @@ def measure_type_costs(
     Args:
         source: the model.
         chunks: the text.
-        candidates: types; where rows do not divide into a type's blocks, llama.cpp's fallback is measured.
+        candidates: types; where rows do not divide into a type's blocks, llama.cpp's fallback is measured, and types
+            that need importances are not measured where there are none.
         n_token: tokens whose gradients are taken: whole chunks, at least one, spread evenly over the text. Of these
             n_layer x n_token x n_embd numbers are kept, in the scratch folder if there is one.
         imatrix: importances; default is to collect them, from the whole text, on the way there.
@@ -183,9 +184,12 @@ class CostObserver(GradientObserver):
     def finished(self, matrix: Matrix) -> None:
         """Encode the matrix in each type, and add to the costs of its tensor."""
         spec, xid = matrix.spec, matrix.xid
-        qtypes = tuple(dict.fromkeys(fallback(spec, qtype) for qtype in self._candidates))
-        costs = self.costs.setdefault(spec.name, dict.fromkeys(qtypes, 0.0))
         guide = self._guide(spec.name, xid)
+        qtypes = candidates_for(spec, self._candidates, guide is not None)
+        costs = self.costs.setdefault(spec.name, dict.fromkeys(qtypes, 0.0))
+        if not qtypes:
+            self._groups.pop((spec.name, xid), None)
+            return
         found = np.zeros(len(qtypes))
         if spec.name == self._head:
             found += self._of_outputs(matrix, qtypes, guide)

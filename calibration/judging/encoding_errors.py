@@ -157,8 +157,12 @@ def measure_matrix(
         name: Encoding(qtype, has_importance and block_format(qtype).uses_importance)
         for name, qtype in actual.items()
     }
-    plain = {name: Encoding(qtype, is_weighted=False) for name, qtype in actual.items()}
-    encodings = list(dict.fromkeys([*fitted.values(), *(plain.values() if settings.baseline else ())]))
+    plain = {
+        name: Encoding(qtype, is_weighted=False)
+        for name, qtype in actual.items()
+        if settings.baseline and not block_format(qtype).needs_importance
+    }
+    encodings = list(dict.fromkeys([*fitted.values(), *plain.values()]))
     sums = _sums_of(engine, matrix, encodings)
     # llama.cpp gives experts without tokens an importance of 1 everywhere; a weighted error computed with it would only
     # repeat the unweighted one.
@@ -177,7 +181,7 @@ def measure_matrix(
             n_held_out=sample.n_held_out,
             n_judged=len(sample.kept),
             errors=errors[fitted[name]],
-            plain=errors[plain[name]] if settings.baseline and plain[name] != fitted[name] else None,
+            plain=errors[plain[name]] if name in plain and plain[name] != fitted[name] else None,
             fallback=None if qtype == in_type[name].intended else qtype.name,
         )
         for name, qtype in actual.items()

@@ -24,7 +24,7 @@ from calibration.judging.encoding_errors import ErrorSettings, JudgedMatrix, Typ
 from calibration.judging.held_out import FirstTokens, HeldOutSampler
 from calibration.judging.matrix_errors import ErrorReport, LayerRouting, MatrixErrors
 from calibration.text.chunks import Chunks
-from quantize.codec import compile_kernels
+from quantize.compiling import compile_kernels
 from quantize.engine import Engine, Threads
 from quantize.exceptions import TextError
 from quantize.families.roles import is_layer_matrix, is_router

@@ -26,8 +26,7 @@ from gguf_export.checking.file_check import FileCheck, Level, have_same_rows, me
 from gguf_export.checking.findings import Finding, error, info
 from gguf_export.checking.verdicts import verdicts
 from gguf_export.writing.slabs import slabs_of
-from quantize import codec
-from quantize.blocks import can_encode
+from quantize.compiling import compile_kernels
 from quantize.decoding import can_decode
 from quantize.engine import Engine
 from quantize.sources.gguf_file import GGUFFile
@@ -68,7 +67,6 @@ def check_against(
         yield from (info(remark.place, remark.message) for remark in imatrix.check(specs.values()))
     check = FileCheck(file, source, level, imatrix)
     yield from _same_tensors(check, {name: spec for name, spec in specs.items() if name not in left_out})
-    yield from _foreign_types(check)
     if any(check.is_comparable(spec) and check.is_moved(spec) for spec in specs.values()):
         text = "error feedback chose its codes: compared by errors, and by codes that stand out"
         yield info(str(file.path), text)
@@ -99,18 +97,6 @@ def _same_tensors(check: FileCheck, specs: Mapping[str, TensorSpec]) -> Iterator
             yield error(name, f"is in the file and not in the {word}", check.again)
 
 
-def _foreign_types(check: FileCheck) -> Iterator[Finding]:
-    """The types that only other programs encode."""
-    qtypes = {
-        check.qtype(spec)
-        for spec in check.source.specs()
-        if check.is_comparable(spec) and not check.is_copied(spec)
-    }
-    foreign = sorted(qtype.name for qtype in qtypes if not can_encode(qtype))
-    if check.encodes and foreign:
-        yield info(str(check.file.path), f"compared by error only, not to the byte: {', '.join(foreign)}")
-
-
 def _same_weights(check: FileCheck, engine: Engine, progress: OnProgress) -> Iterator[Finding]:
     """Whether each matrix of the file holds the weights of the source; slabs are compared in any order."""
     slabs = [slab for slab in slabs_of(check.source) if check.is_comparable(slab.spec)]
@@ -118,7 +104,7 @@ def _same_weights(check: FileCheck, engine: Engine, progress: OnProgress) -> Ite
     n_tensors = len(n_left)
     encoders = {check.encoder(slab.spec) for slab in slabs if check.is_encoded(slab.spec)}
     if encoders:  # a first run says what it is doing while it does it
-        codec.compile_kernels(sorted(encoders, key=str), progress)
+        compile_kernels(sorted(encoders, key=str), progress)
     deviations: dict[str, dict[int, Deviation]] = {}
     differences = EncoderDifferences()
     with closing(engine.map(partial(measure, check), slabs)) as measured:

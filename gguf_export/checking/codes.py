@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES
 
 from quantize.blocks.iq4 import INTEGERS
 from quantize.codec import decode
@@ -85,7 +84,7 @@ def not_nearest(blocks: Array, weights: Array, qtype: QType, *, is_moved: bool =
 
 
 def _not_nearest(blocks: Array, weights: Array, qtype: QType, codes: _Codes, is_moved: bool) -> Array:
-    block_size, type_size = GGML_QUANT_SIZES[qtype]
+    block_size, type_size = qtype.block_size, qtype.type_size
     lowest, highest = blocks.copy(), blocks.copy()  # with the least and the largest code everywhere
     for ends, bits in ((lowest, 0), (highest, 0xFF)):
         ends.reshape(-1, type_size)[:, codes.first : codes.last] = bits

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES
 
 from calibration.importance.imatrix import Imatrix
 from gguf_export.checking.codes import not_nearest
@@ -16,8 +15,9 @@ from gguf_export.checking.tolerances import MAX_MOVED, TINY_ERROR, Tolerance, to
 from gguf_export.metadata.feedback_keys import has_feedback
 from gguf_export.writing.slabs import Slab
 from quantize import codec
-from quantize.blocks import can_encode
+from quantize.blocks import block_format
 from quantize.decoding import can_decode, decode_stored, to_f32
+from quantize.recipes.ftypes import NEED_IMPORTANCE
 from quantize.sources.gguf_file import GGUFFile
 from quantize.sources.model_source import ModelFile
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
@@ -25,7 +25,7 @@ from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
 __all__ = ["IMATRIX_KEY", "FileCheck", "Level", "follows_from_weights", "measure"]
 
 Encoder = tuple["np.dtype[Any]", QType, bool]
-"""The type of the weights, that of the blocks, and whether importances weigh: a kernel of `codec.compile_kernels`."""
+"""The type of the weights, that of the blocks, and whether importances weigh: a kernel of `compile_kernels`."""
 
 Level = Literal["auto", "bytes", "errors"]
 """How strictly quantized tensors are compared: see `FileCheck.level`."""
@@ -41,7 +41,7 @@ Q8_0, whose errors are below 0.05 of the largest weight."""
 
 def follows_from_weights(qtype: QType) -> bool:
     """Whether the bytes follow from the weights alone, whatever the program and the importances were."""
-    return qtype in NUMPY_TYPES or qtype in (QType.Q8_0, QType.MXFP4)
+    return qtype in NUMPY_TYPES or not block_format(qtype).uses_importance
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,16 @@ class FileCheck:
         if self.is_copied(spec) or self.is_moved(spec):
             return False
         qtype = self.qtype(spec)
-        return follows_from_weights(qtype) or (self.encodes and can_encode(qtype))
+        if qtype in NEED_IMPORTANCE and not self._is_weighted(spec):
+            return False
+        return follows_from_weights(qtype) or self.encodes
 
     def encoder(self, spec: TensorSpec) -> Encoder:
         """What encodes the weights of a tensor again: their type, that of the blocks, and whether importances weigh."""
-        is_weighted = self.imatrix is not None and spec.name in self.imatrix.entries
-        return np.dtype(NUMPY_TYPES.get(spec.qtype, "<f4")), self.qtype(spec), is_weighted
+        return np.dtype(NUMPY_TYPES.get(spec.qtype, "<f4")), self.qtype(spec), self._is_weighted(spec)
+
+    def _is_weighted(self, spec: TensorSpec) -> bool:
+        return self.imatrix is not None and spec.name in self.imatrix.entries
 
     def qtype(self, spec: TensorSpec) -> QType:
         """The type in which the file stores a tensor."""
@@ -157,7 +161,7 @@ def measure(check: FileCheck, slab: Slab) -> Deviation:
     """
     spec, qtype = slab.spec, check.qtype(slab.spec)
     blocks = check.blocks(spec, slab.xid, slab.rows)
-    block_size, type_size = GGML_QUANT_SIZES[qtype]
+    block_size, type_size = qtype.block_size, qtype.type_size
     deviation = Deviation(n_blocks=blocks.size // type_size)
     is_copied, is_moved = check.is_copied(spec), check.is_moved(spec)
     if is_copied:

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gguf import LlamaFileType
-
 from gguf_export.checking.imatrix_facts import ImatrixFacts, imatrix_facts
 from gguf_export.files.sizes import size_in_words
 from gguf_export.metadata.feedback_keys import feedback_in_words
@@ -19,6 +17,7 @@ from quantize.containers.gguf_parts import Place, first_part
 from quantize.containers.keys import elements
 from quantize.containers.untrusted import label, regular_size
 from quantize.exceptions import GGUFError
+from quantize.ggml_types import FileType
 from quantize.hparams import Hparams
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
@@ -126,7 +125,7 @@ def _file_facts(path: Path) -> ModelFacts | ImatrixFacts:
 def ftype_name(keys: Mapping[str, Any]) -> str:
     """The name of the file type that the keys of a GGUF file state."""
     try:
-        ftype = LlamaFileType(keys.get("general.file_type", -1)).name
+        ftype = FileType(keys.get("general.file_type", -1)).name
     except ValueError:
         return "unknown"
     return ftype.removeprefix("MOSTLY_").removeprefix("ALL_")

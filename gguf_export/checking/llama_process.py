@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PACKAGE", "ask", "is_installed", "n_thread", "program"]
+__all__ = ["PACKAGE", "ask", "is_installed", "program"]
 
 PACKAGE = "xllamacpp"
 _BOOT = "import sys; sys.path[:0] = {paths!r}; from {worker} import main; main(*{arguments!r})"
@@ -26,12 +25,6 @@ def is_installed() -> bool:
 def program() -> str | None:
     """The llama.cpp that would be asked, and its version; None where there is none."""
     return f"{PACKAGE} {metadata.version(PACKAGE)}" if is_installed() else None
-
-
-def n_thread() -> int:
-    """The processors that this process may use."""
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable is not None else os.cpu_count() or 1
 
 
 def ask(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES
 
 from gguf_export.checking.findings import Finding, error, info, warning
 from quantize.codec import first_non_finite
@@ -21,6 +20,7 @@ __all__ = ["bad_row", "can_check", "check_numbers"]
 
 HALVES: dict[QType, tuple[int, ...]] = {
     **dict.fromkeys((QType.Q4_0, QType.Q5_0, QType.Q8_0, QType.IQ4_NL, QType.IQ4_XS), (0,)),
+    **dict.fromkeys((QType.Q1_0, QType.Q2_0), (0,)),
     **dict.fromkeys((QType.IQ1_S, QType.IQ2_XXS, QType.IQ2_XS, QType.IQ2_S), (0,)),
     **dict.fromkeys((QType.IQ3_XXS, QType.IQ3_S), (0,)),
     **dict.fromkeys((QType.Q4_1, QType.Q5_1, QType.Q4_K, QType.Q5_K), (0, 2)),
@@ -29,6 +29,7 @@ HALVES: dict[QType, tuple[int, ...]] = {
     QType.Q6_K: (208,),
     QType.TQ1_0: (52,),
     QType.TQ2_0: (64,),
+    QType.NVFP4: (),  # all bytes stand for finite scales
 }
 """Where the scales of a block are (ggml/src/ggml-common.h), bytes from its start."""
 
@@ -84,7 +85,7 @@ def bad_row(blocks: Array, qtype: QType) -> int | None:
     if qtype in NUMPY_TYPES:
         index = first_non_finite(blocks.view(NUMPY_TYPES[qtype]))
         return None if index is None else index // (row_bytes // NUMPY_TYPES[qtype].itemsize)
-    by_block = blocks.reshape(-1, GGML_QUANT_SIZES[qtype][1])
+    by_block = blocks.reshape(-1, qtype.type_size)
     is_bad = np.zeros(len(by_block), bool)
     if qtype is QType.MXFP4:
         is_bad |= by_block[:, 0] == E8M0_NAN

@@ -59,13 +59,10 @@ def _type_of(word: str) -> str | None:
 
     Types that cannot be made here are types, too: nobody means a file by them.
     """
-    from gguf import LlamaFileType
-
+    from quantize.ggml_types import FileType
     from quantize.recipes.ftypes import FTYPES
 
-    known = {
-        member.name.removeprefix("MOSTLY_").removeprefix("ALL_"): int(member) for member in LlamaFileType
-    }
+    known = {member.name.removeprefix("MOSTLY_").removeprefix("ALL_"): int(member) for member in FileType}
     names = [*_ALIASES, *known, *(ftype.name for ftype in FTYPES), "COPY"]
     if word.upper() in names:
         return word.upper()

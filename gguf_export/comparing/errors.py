@@ -56,7 +56,7 @@ def errors(
     types = [types] if isinstance(types, str) else types
     settings = types if isinstance(types, ErrorSettings) else ErrorSettings.of(types)
     text = TextSettings.of(text)
-    source = open_source(model, note)
+    source = open_source(model)
     fit, judged = cut_fit_and_held_out(source, text, held_out)
     report = measure_errors(
         source,

@@ -15,7 +15,7 @@ __all__ = ["distinct_paths", "refuse_twins", "short_names"]
 PART = re.compile(r"(?<=-)|(?<=\.)(?=\D)")
 """Where one part of a file's name ends: Model-8x7B-v0.1-Q4_K_M, Model.Q4_K_M."""
 
-FILE_TYPE = re.compile(r"(I?Q|TQ)\d_\w+|B?F16|F32|MXFP4\w*", re.IGNORECASE)
+FILE_TYPE = re.compile(r"(I?Q|TQ)\d_\w+|B?F16|F32|(MX|NV)FP4\w*", re.IGNORECASE)
 
 
 def short_names(paths: Sequence[str], base: str, base_file: str = "") -> list[str]:

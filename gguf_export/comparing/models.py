@@ -136,7 +136,7 @@ def open_models(choice: ModelChoice, note: Note = discard) -> OpenModels:
     for path in filter(is_imatrix, tuple(paths)):  # it lies beside the models: `compare MODEL out/*.gguf`
         note(Remark(str(path), "is an importance matrix, no model, and left out"))
         paths.remove(path)
-    files = [open_gguf(path, note) for path in paths if leading_part(path, paths) is None]
+    files = [open_gguf(path) for path in paths if leading_part(path, paths) is None]
     if choice.recipes and checkpoint is None:
         raise ChoiceError(
             "", "a type without a file is judged from its checkpoint", "give the folder of the checkpoint"
@@ -144,7 +144,7 @@ def open_models(choice: ModelChoice, note: Note = discard) -> OpenModels:
     if not files and not choice.recipes:
         raise ChoiceError("", "nothing to compare", "give GGUF files, or types to judge without a file")
     has_logits = choice.base is not None and is_logits_file(choice.base)
-    base_file = open_gguf(choice.base, note) if choice.base is not None and not has_logits else None
+    base_file = open_gguf(choice.base) if choice.base is not None and not has_logits else None
     models = [_file_model(file, choice.names) for file in files]
     base: Base | None = None
     if choice.base is not None:

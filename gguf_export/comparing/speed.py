@@ -11,9 +11,10 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from gguf_export.checking.llama_process import PACKAGE, ask, n_thread, program
+from gguf_export.checking.llama_process import PACKAGE, ask, program
 from gguf_export.comparing.results import ModelResult, Results, Speed, SpeedTest
 from quantize.containers.untrusted import quoted
+from quantize.engine import n_processor
 from quantize.exceptions import ChoiceError
 from quantize.telling import Note, OnProgress, Progress, Remark, discard, silent
 
@@ -34,7 +35,7 @@ def speed_test() -> SpeedTest:
         raise ChoiceError(
             "", f"speed is measured by {PACKAGE}, which is not installed", 'pip install "moe-gguf[release]"'
         )
-    return SpeedTest(llama_cpp, n_thread(), N_PROMPT, N_GENERATED)
+    return SpeedTest(llama_cpp, n_processor(), N_PROMPT, N_GENERATED)
 
 
 def with_speeds(

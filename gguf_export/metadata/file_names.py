@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gguf import LlamaFileType
-
 from gguf_export.metadata.model_id import is_type
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import exact_text, label
 from quantize.exceptions import OutputError
+from quantize.ggml_types import FileType
 
 __all__ = [
     "find_publisher",
@@ -35,7 +34,7 @@ _FORBIDDEN = frozenset('/\\:*?"<>|')
 _DEVICES = frozenset(
     ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"))
 )
-_FTYPES = frozenset(known.name.removeprefix("MOSTLY_").removeprefix("ALL_") for known in LlamaFileType)
+_FTYPES = frozenset(known.name.removeprefix("MOSTLY_").removeprefix("ALL_") for known in FileType)
 _MAX_BYTES = 180  # leaves room for type, shard number and extension in the 255 bytes of a file name
 
 

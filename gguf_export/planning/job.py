@@ -25,11 +25,11 @@ from quantize.exceptions import RecipeError
 from quantize.recipes.ftypes import Ftype
 from quantize.recipes.layout import PlannedTensor, padded
 from quantize.recipes.left_alone import FLOATS, allows_quantization
-from quantize.recipes.recipe import Recipe, fallback
+from quantize.recipes.recipe import Recipe, candidates_for
 from quantize.recipes.tensor_types import parse_qtype
 from quantize.sources.model_source import ModelFile, open_source
 from quantize.telling import Note, discard
-from quantize.tensors import QType, TensorSpec
+from quantize.tensors import QType
 
 __all__ = ["N_HELD_OUT", "Naming", "TypeJob", "prepare_types"]
 
@@ -103,10 +103,15 @@ class TypeJob:
         tensors = self.usual.plans[0].tensors
         return tuple(planned for planned in tensors if allows_quantization(planned.spec, self.source.arch))
 
-    def allowed(self, spec: TensorSpec) -> dict[QType, int]:
-        """The types that a tensor may take, each with the bytes that it counts against the budget."""
-        qtypes = dict.fromkeys(fallback(spec, qtype) for qtype in self.candidates)
-        return {qtype: self._counted(replace(spec, qtype=qtype).n_bytes) for qtype in qtypes}
+    def allowed(self, planned: PlannedTensor) -> dict[QType, int]:
+        """The types that a tensor may take, each with the bytes that it counts against the budget.
+
+        Where all candidates need importances and it has none, it keeps the file type's.
+        """
+        spec = planned.spec
+        qtypes = candidates_for(spec, self.candidates, spec.name in self.expected.entries)
+        counted = {qtype: self._counted(replace(spec, qtype=qtype).n_bytes) for qtype in qtypes}
+        return counted or self.kept(planned)
 
     def kept(self, planned: PlannedTensor) -> dict[QType, int]:
         """The type that the file type gives a tensor, as `allowed` tells of several."""
@@ -126,7 +131,7 @@ class TypeJob:
             room = int(self.budget.bpw * sum(planned.spec.n_elements for planned in plan.tensors) / 8) - fixed
         else:
             room = (self.budget.size or self.usual.files[0].n_bytes) - self.header_bytes - fixed
-        least = sum(min(self.allowed(planned.spec).values()) for planned in free)
+        least = sum(min(self.allowed(planned).values()) for planned in free)
         if least > room:
             setting = self.budget.setting
             raise RecipeError(
@@ -174,7 +179,7 @@ def prepare_types(
             raise RecipeError(
                 qtype.name, "is no quantized type", "choose {setting} among others", setting="candidates"
             )
-    source = open_source(model, note)
+    source = open_source(model)
     text = TextSettings.of(text)
     if naming.chat_template is not None and text.chat_template is None:
         text = replace(text, chat_template=naming.chat_template)
@@ -182,7 +187,7 @@ def prepare_types(
     settings = forward or ForwardSettings(dtype=best_dtype())
     given = load_imatrix(imatrix, prior=prior) if isinstance(imatrix, (str, Path)) else imatrix
     expected = given or expected_imatrix(source.specs(), Calibration(fit, prior, settings), imatrix_label)
-    ftype = budget.like or nearest_ftype(source, (), bpw=budget.bpw, n_bytes=budget.size)
+    ftype = budget.like or nearest_ftype(source, (), bpw=budget.bpw, n_bytes=budget.size, qtypes=qtypes)
     job = TypeJob(source, budget, ftype, qtypes, fit, judged, given, expected, settings, naming)
     for remark in job.usual.remarks:
         note(remark)

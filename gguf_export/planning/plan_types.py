@@ -208,7 +208,7 @@ def _chosen(job: TypeJob, costs: TypeCosts, note: Note) -> tuple[TensorChoice, .
     options = {}
     for planned in job.free:
         name = planned.spec.name
-        allowed = job.allowed(planned.spec) if planned not in unknown else job.kept(planned)
+        allowed = job.allowed(planned) if planned not in unknown else job.kept(planned)
         options[name] = [TypeOption(qtype, n_bytes, cost(name, qtype)) for qtype, n_bytes in allowed.items()]
     chosen = choose_types(options, job.room)
     return tuple(

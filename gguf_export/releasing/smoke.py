@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from calibration.text.chat_templates import KEY
-from gguf_export.checking.llama_process import ask, is_installed, n_thread
+from gguf_export.checking.llama_process import ask, is_installed
 from quantize.containers.untrusted import quoted
+from quantize.engine import n_processor
 from quantize.exceptions import MoeGgufError
 from quantize.sources.gguf_file import GGUFFile
 
@@ -52,7 +53,9 @@ def smoke_test(path: Path) -> str:
         "n_token": N_TOKEN,
     }
     try:
-        done = ask("gguf_export.releasing.smoke_worker", [str(path.absolute()), n_thread()], asked, SECONDS)
+        done = ask(
+            "gguf_export.releasing.smoke_worker", [str(path.absolute()), n_processor()], asked, SECONDS
+        )
     except subprocess.TimeoutExpired:
         return f"failed: llama.cpp does not answer within {SECONDS} seconds"
     said = done.stderr.decode("utf-8", "replace").replace(str(path.absolute()), path.name)

@@ -72,7 +72,7 @@ def calibrate(
         except OutputExistsError:
             discard_older(path)
             raise
-    source = open_source(model, note)
+    source = open_source(model)
     chunks = cut_text(source, text)
     settings = forward or ForwardSettings(dtype=best_dtype())
     with ExitStack() as stack:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quantize import codec
+from quantize import codec, compiling
 from quantize.finite import refuse_non_finite
 from quantize.guide import Guide
 from quantize.recipes.layout import Plan, PlannedTensor
@@ -152,4 +152,4 @@ def compile_kernels(plans: Iterable[Plan], weighted: Iterable[str], progress: On
         for planned in plan.tensors
         if not _is_kept(planned.spec, planned.qtype)
     }
-    codec.compile_kernels(sorted(kernels, key=str), progress)
+    compiling.compile_kernels(sorted(kernels, key=str), progress)

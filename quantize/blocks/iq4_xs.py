@@ -21,7 +21,7 @@ from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ONE, ZERO, nearest_code
 from quantize.blocks.parts import PartFormat, store_f16
 from quantize.blocks.signed import largest_scale
-from quantize.blocks.tiles import LANES, row, store_halves
+from quantize.blocks.tiles import LANES, copy_rows, row, store_halves
 from quantize.tensors import Array, QType
 
 QK_K, N_SUB, SUB = 256, 8, 32
@@ -83,7 +83,7 @@ def pack(head: Array, codes: Array, blocks: Array) -> None:
     """See `BlockFormat.pack_kernel`."""
     for t in range(len(head)):
         tile, block = codes[t], blocks[t]
-        block[:QS] = head[t]
+        copy_rows(head[t], block[:QS])
         for j in range(N_SUB):
             for k in range(16):
                 low, high, byte = row(tile, SUB * j + k), row(tile, SUB * j + k + 16), block[QS + 16 * j + k]

@@ -18,6 +18,10 @@ JIT = not getattr(numba.config, "DISABLE_JIT", 0)
 """Whether kernels are compiled; NUMBA_DISABLE_JIT=1 runs them as plain Python, slowly, to the same bytes."""
 
 
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+LEAF: dict[str, Any] = OPTIONS | {"_nrt": False}  # no reference counts
+
+
 def kernel(function: F) -> F:
     """Compile a function on first use, without the GIL.
 
@@ -26,20 +30,36 @@ def kernel(function: F) -> F:
     beside the source or in the user's cache folder (`kernel_cache`); where neither can be written, each process
     compiles anew.
     """
-    compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    return cast(F, _cached(numba.njit(**OPTIONS)(function)))
+
+
+def leaf(function: F) -> F:
+    """A kernel that allocates no array and returns none.
+
+    So its slices need no reference counts, which are atomic operations, and cost more than a short loop does.
+    """
+    return cast(F, _cached(numba.njit(**LEAF)(function)))
+
+
+def inlined_leaf(function: F) -> F:
+    """A part of kernels as `inlined`, and a `leaf`: for short work, since an array in a call counts seven arguments."""
+    return cast(F, numba.njit(**LEAF, forceinline=True)(function))
+
+
+def _cached(compiled: Any) -> Any:
     if JIT:
         try:
             compiled.enable_caching()
         except RuntimeError:  # there is no folder that numba may write
-            return cast(F, compiled)
+            return compiled
         # numba compiles callees into their caller, and would look only at the caller's own file for changes.
         check_cache(compiled, _stamp_of_sources())
-    return cast(F, compiled)
+    return compiled
 
 
 def inlined(function: F) -> F:
     """A part of kernels: compiled into each caller whatever its size, since a loop around a call is no vector loop."""
-    return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))
+    return cast(F, numba.njit(**OPTIONS, forceinline=True)(function))
 
 
 @cache

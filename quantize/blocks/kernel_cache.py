@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,32 @@ import numba
 
 from quantize.telling import Remark, RemarkWarning
 
-__all__ = ["check_cache"]
+__all__ = ["NotKept", "check_cache", "is_kept", "loading_only"]
 
 N_DIGEST = 32  # bytes of SHA-256, in front of what it is of
 
+_asking = threading.local()
+
 _complained: set[Path] = set()  # folders of which a process has said that something is wrong
+
+
+class NotKept(Exception):  # noqa: N818 - no fault
+    """A kernel is not in the cache."""
+
+
+@contextlib.contextmanager
+def loading_only() -> Iterator[None]:
+    """Within the block, this thread compiles nothing that can be kept: it raises `NotKept`."""
+    _asking.is_on = True
+    try:
+        yield
+    finally:
+        _asking.is_on = False
+
+
+def is_kept(compiled: Any) -> bool:
+    """Whether a dispatcher keeps its code in checked files, where other processes find it."""
+    return isinstance(getattr(compiled, "_cache", None), _Forgiving)
 
 
 def check_cache(compiled: Any, stamp: str) -> None:
@@ -53,12 +75,15 @@ class _Forgiving:
         self._cache, self._folder = cache, folder
 
     def load_overload(self, sig: Any, context: Any) -> Any:
-        """The compiled kernel, None where there is none that can be used."""
+        """The compiled kernel, None where there is none that can be used; see `loading_only`."""
+        found = None
         try:
-            return self._cache.load_overload(sig, context)
+            found = self._cache.load_overload(sig, context)
         except Exception as error:  # of any kind, as it is with pickles
             self._complain("cannot be used", error)
-            return None
+        if found is None and getattr(_asking, "is_on", False):
+            raise NotKept
+        return found
 
     def save_overload(self, sig: Any, compiled: Any) -> None:
         """Keep a compiled kernel, where that is possible."""

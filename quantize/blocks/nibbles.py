@@ -6,7 +6,7 @@ head | 4 bytes of fifth bits, if any: bit k is bit 4 of code[k] | 16 bytes: code
 from __future__ import annotations
 
 from quantize.blocks.jit import inlined, kernel
-from quantize.blocks.tiles import LANES, row
+from quantize.blocks.tiles import LANES, copy_rows, row
 from quantize.tensors import Array
 
 QK = 32  # weights of a block
@@ -17,7 +17,7 @@ def pack_4(head: Array, codes: Array, blocks: Array) -> None:
     """Codes 0..15; see `BlockFormat.pack_kernel`."""
     n_head = head.shape[1]
     for t in range(len(head)):
-        blocks[t, :n_head] = head[t]
+        copy_rows(head[t], blocks[t])
         _pack_nibbles(codes[t], blocks[t, n_head:])
 
 
@@ -26,7 +26,7 @@ def pack_5(head: Array, codes: Array, blocks: Array) -> None:
     """Codes 0..31; see `BlockFormat.pack_kernel`."""
     n_head = head.shape[1]
     for t in range(len(head)):
-        blocks[t, :n_head] = head[t]
+        copy_rows(head[t], blocks[t])
         blocks[t, n_head : n_head + 4] = 0
         for k in range(QK):
             code, fifth, shift = row(codes[t], k), blocks[t, n_head + k // 8], k % 8

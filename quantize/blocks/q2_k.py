@@ -20,7 +20,7 @@ from quantize.blocks.factors import code_by_maximum, code_by_search
 from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.parts import PartFormat, store_f16
-from quantize.blocks.tiles import LANES, row, store_halves
+from quantize.blocks.tiles import LANES, copy_rows, row, store_halves
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 84
@@ -69,8 +69,8 @@ def pack(head: Array, codes: Array, blocks: Array) -> None:
     """See `BlockFormat.pack_kernel`."""
     for t in range(len(head)):
         tile, block = codes[t], blocks[t]
-        block[:CODES] = head[t, :N_SUB]
-        block[D:] = head[t, N_SUB:]
+        copy_rows(head[t, :N_SUB], block[:CODES])
+        copy_rows(head[t, N_SUB:], block[D:])
         for h in range(2):
             for k in range(32):
                 byte, first = block[CODES + 32 * h + k], 128 * h + k

@@ -25,7 +25,7 @@ from quantize.blocks.parts import PartFormat, store_f16
 from quantize.blocks.q3 import make_q3
 from quantize.blocks.qx import BEST_ISCALE, EPS, LARGEST, N_STATE, SCALE, find_largest, make_qx
 from quantize.blocks.signed import fit_signed, largest_scale, round_anew, search_codes
-from quantize.blocks.tiles import LANES, aligned_floats, row, store_halves
+from quantize.blocks.tiles import LANES, aligned_floats, copy_rows, row, store_halves
 from quantize.tensors import Array, QType
 
 QK_K, N_SUB, SUB = 256, 16, 16
@@ -133,7 +133,7 @@ def pack(head: Array, codes: Array, blocks: Array) -> None:
     """See `BlockFormat.pack_kernel`."""
     for t in range(len(head)):
         tile, block = codes[t], blocks[t]
-        block[SCALES:] = head[t]
+        copy_rows(head[t], block[SCALES:])
         block[:SCALES] = 0
         for c in range(8):
             for k in range(32):

@@ -17,7 +17,7 @@ from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.jit import kernel
 from quantize.blocks.k4_scales import HEAD, N_SUB, QK_K, SUB, decoded_scales, fit_k4, join_head, split_head
 from quantize.blocks.parts import PartFormat
-from quantize.blocks.tiles import LANES, row
+from quantize.blocks.tiles import LANES, copy_rows, row
 from quantize.tensors import Array, QType
 
 TYPE_SIZE = 144
@@ -35,7 +35,7 @@ def pack(head: Array, codes: Array, blocks: Array) -> None:
     """See `BlockFormat.pack_kernel`."""
     for t in range(len(head)):
         tile, block = codes[t], blocks[t]
-        block[:HEAD] = head[t]
+        copy_rows(head[t], block[:HEAD])
         for c in range(N_SUB // 2):
             for k in range(SUB):
                 low, high, byte = row(tile, 64 * c + k), row(tile, 64 * c + 32 + k), block[HEAD + 32 * c + k]

@@ -25,7 +25,7 @@ from quantize.blocks.lanes import ONE, ZERO, nearest_int
 from quantize.blocks.parts import PartFormat, store_f16
 from quantize.blocks.qx import EPS
 from quantize.blocks.signed import fit_signed, largest_scale, round_anew, search_codes
-from quantize.blocks.tiles import LANES, row, store_halves
+from quantize.blocks.tiles import LANES, copy_rows, row, store_halves
 from quantize.tensors import Array, QType
 
 QK_K, N_SUB, SUB = 256, 16, 16
@@ -83,7 +83,7 @@ def pack(head: Array, codes: Array, blocks: Array) -> None:
     """See `BlockFormat.pack_kernel`."""
     for t in range(len(head)):
         tile, block = codes[t], blocks[t]
-        block[SC:] = head[t]
+        copy_rows(head[t], block[SC:])
         for half in range(2):
             for k in range(32):
                 o = 128 * half + k

@@ -19,7 +19,7 @@ from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ONE, ZERO
 from quantize.blocks.qx import find_largest
-from quantize.blocks.tiles import LANES, row, store_halves
+from quantize.blocks.tiles import LANES, copy_rows, row, store_halves
 from quantize.tensors import Array, QType
 
 QK, TYPE_SIZE = 32, 34
@@ -72,7 +72,7 @@ def pack(head: Array, codes: Array, blocks: Array) -> None:
     """See `BlockFormat.pack_kernel`."""
     for t in range(len(head)):
         tile, block = codes[t], blocks[t]
-        block[:2] = head[t]
+        copy_rows(head[t], block[:2])
         for k in range(QK):
             code, byte = row(tile, k), block[2 + k]
             for i in range(LANES):

@@ -80,6 +80,18 @@ def row(a: Array, k: int) -> Array:
     return a[k * LANES : (k + 1) * LANES]
 
 
+@kernel
+def copy_rows(source: Array, target: Array) -> None:
+    """Copy the rows of an array [n, LANES] into the first of another one.
+
+    NumPy's assignment would do; numba compiles, with the first one, seconds of code for the text of an error.
+    """
+    for k in range(len(source)):
+        from_, to = source[k], target[k]
+        for i in range(LANES):
+            to[i] = from_[i]
+
+
 def raw_bytes(weights: Array) -> tuple[Array, bool]:
     """A contiguous matrix as kernels take it: flat bytes, and whether they are float32 (else bits of bfloat16).
 

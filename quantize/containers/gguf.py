@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gguf import GGUFValueType
-from gguf.constants import GGML_QUANT_SIZES
 
 from quantize.containers.keys import KeyValue, Numbers, readable
 from quantize.containers.untrusted import quoted, regular_size
@@ -240,10 +239,11 @@ def _read_info(cursor: _Cursor) -> tuple[TensorSpec, int]:
         raise cursor.damage(f"{quoted(name)} has {n_dims} dimensions")
     ne = [cursor.number("<Q") for _ in range(n_dims)]
     kind = cursor.number("<i")
-    if kind not in GGML_QUANT_SIZES:
-        raise cursor.fault(f"{quoted(name)}: tensor type {kind} is unknown here")
-    qtype = QType(kind)
+    try:
+        qtype = QType(kind)
+    except ValueError:
+        raise cursor.fault(f"{quoted(name)}: tensor type {kind} is unknown here") from None
     offset: int = cursor.number("<Q")
-    if min(ne) < 1 or ne[0] % GGML_QUANT_SIZES[qtype][0]:
+    if min(ne) < 1 or ne[0] % qtype.block_size:
         raise cursor.damage(f"{quoted(name)} has shape {ne}, which {qtype.name} cannot hold")
     return TensorSpec(name, tuple(reversed(ne)), qtype), offset

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from gguf.constants import GGML_QUANT_SIZES
-
 from quantize.containers.shard_index import ShardTensor
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import CheckpointError
@@ -262,7 +260,7 @@ def _qtype(stored: tuple[ShardTensor, ...], source: Source) -> QType:
 
 def _packed_shape(shape: tuple[int, ...], i: int) -> tuple[int, ...]:
     """Of MXFP4 matrices of a shape the codes (`i` 0) of each block of 32, or the exponents (1)."""
-    size, _ = GGML_QUANT_SIZES[QType.MXFP4]
+    size = QType.MXFP4.block_size
     n_block, left = divmod(shape[-1], size)
     if left:
         message = f"rows of {shape[-1]} weights do not divide into MXFP4 blocks of {size}"

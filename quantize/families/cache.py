@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gguf import GGML_QUANT_SIZES
-
 from quantize.families import Family, families_of
 from quantize.families.graph import Graph
 from quantize.families.language import evaluate
@@ -61,8 +59,7 @@ def _widths(hparams: Hparams, graph: Graph) -> tuple[int, ...]:
 
 
 def _row_bytes(width: int, qtype: QType) -> int:
-    block_size, type_size = GGML_QUANT_SIZES[qtype]
-    return -(-width // block_size) * type_size
+    return -(-width // qtype.block_size) * qtype.type_size
 
 
 def _n_cell(hparams: Hparams, graph: Graph, bid: int, n_ctx: int) -> int:

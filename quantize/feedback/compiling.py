@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from quantize import codec
+from quantize import compiling
 from quantize.blocks.parts import part_format
 from quantize.feedback.encoder import FeedbackInput, encode_with_feedback
 from quantize.telling import OnProgress, Progress, silent
@@ -23,7 +23,7 @@ def compile_kernels(qtypes: Iterable[QType], progress: OnProgress = silent) -> N
         progress: told before each kernel or type, and at the end: stage "compiling kernels".
     """
     wanted = sorted(set(qtypes))
-    codec.compile_kernels([(np.float32, qtype, has) for qtype in wanted for has in (False, True)], progress)
+    compiling.compile_kernels([(np.float32, qtype, has) for qtype in wanted for has in (False, True)], progress)
     forms = [form for form in map(part_format, wanted) if form is not None]
     for done, form in enumerate(forms):
         progress(Progress("compiling kernels", done, len(forms), "types"))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from gguf import LlamaFileType
-
+from quantize.ggml_types import FileType
 from quantize.tensors import QType
 
 __all__ = ["converted_file_type", "guessed_file_type"]
@@ -32,7 +31,7 @@ def guessed_file_type(types: Iterable[QType]) -> int:
         counts[qtype] += 1
         if counts[qtype] > highest:
             most, highest = qtype, counts[qtype]
-    return _of_type(most) | LlamaFileType.GUESSED
+    return _of_type(most) | FileType.GUESSED
 
 
 def converted_file_type(weights: Iterable[tuple[QType, int]]) -> int:
@@ -47,11 +46,11 @@ def converted_file_type(weights: Iterable[tuple[QType, int]]) -> int:
     for qtype, n in weights:
         counts[qtype] += n
     if QType.MXFP4 in counts:
-        return int(LlamaFileType.MOSTLY_MXFP4_MOE)
+        return int(FileType.MOSTLY_MXFP4_MOE)
     return _of_type(max(counts, key=lambda qtype: counts[qtype], default=QType.F32))
 
 
 def _of_type(qtype: QType) -> int:
     name = _OTHER_NAMES.get(qtype.name, f"MOSTLY_{qtype.name}")
-    known = LlamaFileType.__members__.get(name, LlamaFileType.ALL_F32)
+    known = FileType.__members__.get(name, FileType.ALL_F32)
     return int(known)

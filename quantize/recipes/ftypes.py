@@ -6,139 +6,31 @@ The facts are those of llama.cpp's `src/llama-quant.cpp` (`llama_ftype_get_defau
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
 from quantize.containers.untrusted import quoted
 from quantize.exceptions import RecipeError
 from quantize.recipes.facts import RecipeFacts
+from quantize.recipes.rules import (
+    Category,
+    Rule,
+    TensorContext,
+    first_2,
+    first_4,
+    first_8th,
+    first_16th,
+    middle,
+    use_more_bits,
+)
 from quantize.tensors import QType
 
-__all__ = [
-    "COPY",
-    "FALLBACKS",
-    "FTYPES",
-    "Category",
-    "Ftype",
-    "Rule",
-    "TensorContext",
-    "category",
-    "ftype",
-    "is_70b",
-]
+__all__ = ["COPY", "FALLBACKS", "FTYPES", "NEED_IMATRIX", "NEED_IMPORTANCE", "Ftype", "ftype", "is_70b"]
 
+NEED_IMPORTANCE = frozenset({QType.IQ2_XXS, QType.IQ2_XS, QType.IQ1_S})
+"""The types that ggml cannot fit without importances, whatever the tensor (`ggml_quantize_requires_imatrix`)."""
 
-class Category(Enum):
-    """The kinds of tensors that the rules distinguish, by their names alone."""
-
-    OUTPUT = "output"
-    TOKEN_EMBD = "token_embd"
-    ATTN_V = "attn_v"  # also attn_qkv and attn_kv_b
-    ATTN_K = "attn_k"
-    ATTN_Q = "attn_q"
-    ATTN_OUTPUT = "attn_output"
-    FFN_UP = "ffn_up"
-    FFN_GATE = "ffn_gate"
-    FFN_DOWN = "ffn_down"
-    OTHER = "other"
-
-
-_NAMES = {
-    "output.weight": Category.OUTPUT,
-    "token_embd.weight": Category.TOKEN_EMBD,
-    "per_layer_token_embd.weight": Category.TOKEN_EMBD,
-}
-_PARTS = (
-    ("attn_qkv.weight", Category.ATTN_V),
-    ("attn_kv_b.weight", Category.ATTN_V),
-    ("attn_v.weight", Category.ATTN_V),
-    ("attn_k.weight", Category.ATTN_K),
-    ("attn_q.weight", Category.ATTN_Q),
-    ("attn_output.weight", Category.ATTN_OUTPUT),
-    ("ffn_up", Category.FFN_UP),
-    ("ffn_gate", Category.FFN_GATE),
-    ("ffn_down", Category.FFN_DOWN),
-)
-
-
-def category(name: str) -> Category:
-    """The category of a tensor by its GGUF name (`tensor_get_category`)."""
-    if name in _NAMES:
-        return _NAMES[name]
-    return next((known for part, known in _PARTS if part in name), Category.OTHER)
-
-
-@dataclass(frozen=True)
-class TensorContext:
-    """The facts of a tensor and its model that a rule may ask for."""
-
-    category: Category
-    arch: str  # general.architecture
-    stacked: bool  # holds more than one matrix, each of an expert
-    i: int  # its index among the tensors of its category; the layer of a feed-forward tensor of a model with experts
-    n: int  # attn_v tensors of the file for attn_v, layers of the model for the others
-    n_gqa: int
-    n_expert: int
-    has_imatrix: bool  # one was given; whether it has data for this tensor is not asked
-
-
-def every(_i: int, _n: int) -> bool:
-    """All layers."""
-    return True
-
-
-def first_2(i: int, _n: int) -> bool:
-    """The first two layers."""
-    return i < 2
-
-
-def first_4(i: int, _n: int) -> bool:
-    """The first four layers."""
-    return i < 4
-
-
-def first_8th(i: int, n: int) -> bool:
-    """The first eighth of the layers."""
-    return i < n // 8
-
-
-def first_16th(i: int, n: int) -> bool:
-    """The first sixteenth of the layers."""
-    return i < n // 16
-
-
-def use_more_bits(i: int, n: int) -> bool:
-    """The first and the last eighth of the layers and every third between them."""
-    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Tensors of `category` (None: of any) in `layers` take `qtype`, where all other conditions hold.
-
-    `eight_experts` asks whether the model has exactly 8 experts, as Mixtral; 4 or 16 get none of its bumps. A
-    condition that is None is not asked.
-    """
-
-    category: Category | None
-    qtype: QType
-    layers: Callable[[int, int], bool] = every
-    min_gqa: int = 0
-    eight_experts: bool | None = None
-    has_imatrix: bool | None = None
-    stacked: bool | None = None
-
-    def applies(self, context: TensorContext) -> bool:
-        """Whether the tensor falls under this rule."""
-        return (
-            self.category in (None, context.category)
-            and self.layers(context.i, context.n)
-            and context.n_gqa >= self.min_gqa
-            and self.eight_experts in (None, context.n_expert == 8)
-            and self.has_imatrix in (None, context.has_imatrix)
-            and self.stacked in (None, context.stacked)
-        )
+NEED_IMATRIX = NEED_IMPORTANCE | {QType.IQ3_XXS, QType.IQ2_S, QType.IQ1_M}
+"""The types that no file gets without importances, but for the output and the embedding (`tensor_requires_imatrix`)."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +42,8 @@ class Ftype:
     qtype: QType  # of a tensor that no rule names
     rules: tuple[Rule, ...] = ()  # the first that applies decides
     output: QType = QType.Q6_K  # of output.weight, and of a token_embd.weight that serves as output too
-    needs_imatrix: frozenset[QType] = frozenset()  # types it refuses to fit without importances
+    needs_imatrix: frozenset[QType] = NEED_IMATRIX  # types it refuses to fit without importances
+    knows_70b: bool = True  # whether attn_v of a model of that size gets more bits
 
     def choose(self, context: TensorContext) -> QType:
         """The type of a tensor that is not the output."""
@@ -158,9 +51,10 @@ class Ftype:
         return next((rule.qtype for rule in rules if rule.applies(context)), self.qtype)
 
 
-_V, _K, _OUT, _DOWN = Category.ATTN_V, Category.ATTN_K, Category.ATTN_OUTPUT, Category.FFN_DOWN
+_V, _K, _Q, _OUT = Category.ATTN_V, Category.ATTN_K, Category.ATTN_Q, Category.ATTN_OUTPUT
+_DOWN, _UP, _GATE, _EMBD = Category.FFN_DOWN, Category.FFN_UP, Category.FFN_GATE, Category.TOKEN_EMBD
 _EIGHT = (Rule(_V, QType.Q8_0, eight_experts=True), Rule(_K, QType.Q8_0, eight_experts=True))
-_OUT_EIGHT = Rule(_OUT, QType.Q5_K, eight_experts=True)
+_OUT_EIGHT = Rule(_OUT, QType.Q5_K, eight_experts=True, falcon=False)
 
 _Q5_K_M = (*_EIGHT, Rule(_V, QType.Q6_K, use_more_bits), Rule(_DOWN, QType.Q6_K, use_more_bits))
 _Q5_0 = (*_EIGHT, Rule(_DOWN, QType.Q5_1, first_8th, has_imatrix=True))
@@ -197,6 +91,52 @@ _Q2_K = (
     _OUT_EIGHT,
     Rule(_OUT, QType.Q3_K),
 )
+_IQ3_M = (
+    *_EIGHT,
+    Rule(_V, QType.Q4_K),
+    Rule(_DOWN, QType.Q4_K, first_8th),
+    Rule(_DOWN, QType.Q4_K, use_more_bits, eight_experts=True),
+    _OUT_EIGHT,
+    Rule(_OUT, QType.Q4_K, falcon=False),
+)
+_IQ3_S = (*_EIGHT, Rule(_V, QType.Q4_K, min_gqa=4), _OUT_EIGHT)
+_IQ3_XS = (
+    *_IQ3_S,
+    *(Rule(kind, QType.IQ3_XXS) for kind in (_K, _Q)),
+    *(Rule(kind, QType.IQ3_XXS, middle) for kind in (_GATE, _UP)),
+)
+_IQ3_XXS = (
+    *_EIGHT,
+    Rule(_EMBD, QType.IQ3_S),
+    Rule(_V, QType.Q4_K, min_gqa=4),
+    Rule(_V, QType.IQ3_S, has_imatrix=False),
+    Rule(_K, QType.IQ2_S),
+    Rule(_Q, QType.IQ2_S),
+    Rule(_DOWN, QType.Q4_K, first_8th, has_imatrix=False),
+    Rule(_DOWN, QType.Q3_K, has_imatrix=False),
+    _OUT_EIGHT,
+    Rule(_OUT, QType.IQ3_S, falcon=False),
+)
+
+
+def _lowest(more: QType, out: QType | None) -> tuple[Rule, ...]:
+    """The rules of the IQ2 and IQ1 types: `more` where it counts, `out` for attn_output."""
+    return (
+        Rule(_EMBD, more),
+        Rule(_V, QType.Q4_K, min_gqa=4),
+        Rule(_V, QType.Q4_K, min_experts=4),
+        Rule(_V, more),
+        Rule(_K, QType.Q4_K, eight_experts=True),
+        Rule(_DOWN, more, first_8th, counted=True),
+        Rule(_OUT, QType.Q5_K, eight_experts=True),
+        *((Rule(_OUT, out),) if out else ()),
+    )
+
+
+_IQ2_S = _lowest(QType.IQ3_S, QType.IQ3_S)
+_IQ2_XS = _lowest(QType.Q2_K, None)
+_IQ1 = _lowest(QType.Q2_K, QType.IQ2_XXS)
+_LINEAR = (*_EIGHT, Rule(_EMBD, QType.Q4_K))
 _FALCON = {
     "Q4_K_M": (
         *_EIGHT,
@@ -239,8 +179,22 @@ FTYPES = (
     Ftype("Q3_K_L", 13, QType.Q3_K, _Q3_K_L),
     Ftype("Q3_K_M", 12, QType.Q3_K, _Q3_K_M),
     Ftype("Q3_K_S", 11, QType.Q3_K, (*_EIGHT, _OUT_EIGHT)),
+    Ftype("IQ3_M", 27, QType.IQ3_S, _IQ3_M),
+    Ftype("IQ3_S", 26, QType.IQ3_S, _IQ3_S),
+    Ftype("IQ3_XS", 22, QType.IQ3_S, _IQ3_XS),
+    Ftype("IQ3_XXS", 23, QType.IQ3_XXS, _IQ3_XXS, output=QType.Q5_K),
     Ftype("Q2_K", 10, QType.Q2_K, _Q2_K),
-    Ftype("Q2_K_S", 21, QType.Q2_K, _Q2_K_S, needs_imatrix=frozenset({QType.Q2_K})),
+    Ftype("Q2_K_S", 21, QType.Q2_K, _Q2_K_S, needs_imatrix=NEED_IMATRIX | {QType.Q2_K}),
+    Ftype("IQ2_M", 29, QType.IQ2_S, _IQ2_S, output=QType.Q5_K, knows_70b=False),
+    Ftype("IQ2_S", 28, QType.IQ2_XS, _IQ2_S, output=QType.Q5_K, knows_70b=False),
+    Ftype("IQ2_XS", 20, QType.IQ2_XS, _IQ2_XS, output=QType.Q5_K, knows_70b=False),
+    Ftype("Q2_0", 41, QType.Q2_0, _LINEAR),
+    Ftype("IQ2_XXS", 19, QType.IQ2_XXS, _IQ2_XS, output=QType.Q5_K, knows_70b=False),
+    Ftype("TQ2_0", 37, QType.TQ2_0, _LINEAR),
+    Ftype("IQ1_M", 31, QType.IQ1_M, _IQ1, output=QType.Q5_K, knows_70b=False),
+    Ftype("TQ1_0", 36, QType.TQ1_0, _LINEAR),
+    Ftype("IQ1_S", 24, QType.IQ1_S, _IQ1, output=QType.Q5_K, knows_70b=False),
+    Ftype("Q1_0", 40, QType.Q1_0, _EIGHT),
 )
 """All file types that can be made, from large to small."""
 
@@ -248,14 +202,14 @@ COPY = Ftype("COPY", 0, QType.F32)
 """No tensor changes its type; its number is that of the source (`recipes.copying`)."""
 
 FALLBACKS = {
-    QType.IQ4_XS: QType.IQ4_NL,
-    QType.Q2_K: QType.Q4_0,
-    QType.Q3_K: QType.Q4_0,
+    **dict.fromkeys((QType.IQ4_XS, QType.IQ3_S, QType.IQ3_XXS), QType.IQ4_NL),
+    **dict.fromkeys((QType.IQ2_S, QType.IQ2_XS, QType.IQ2_XXS, QType.IQ1_M, QType.IQ1_S), QType.IQ4_NL),
+    **dict.fromkeys((QType.Q3_K, QType.Q2_K, QType.Q2_0, QType.TQ2_0, QType.TQ1_0), QType.Q4_0),
     QType.Q4_K: QType.Q5_0,
     QType.Q5_K: QType.Q5_1,
     QType.Q6_K: QType.Q8_0,
 }
-"""The types that take the place of those of 256-weight blocks in rows that do not divide by 256."""
+"""The types that take the place of others in rows that do not divide into their blocks."""
 
 _70B_LAYERS = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 

@@ -19,16 +19,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from gguf import GGML_QUANT_SIZES
-
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import printable
 from quantize.exceptions import NeedsImatrixError, RecipeError
 from quantize.recipes.facts import RecipeFacts
-from quantize.recipes.ftypes import COPY, FALLBACKS, Category, Ftype, TensorContext, category, is_70b
+from quantize.recipes.ftypes import COPY, FALLBACKS, NEED_IMATRIX, NEED_IMPORTANCE, Ftype, is_70b
 from quantize.recipes.layout import Plan, PlannedTensor, padded
 from quantize.recipes.left_alone import FLOATS, allows_quantization, converted_type
 from quantize.recipes.pruning import renumbered
+from quantize.recipes.rules import Category, TensorContext, category
 from quantize.recipes.tensor_types import compiled, parse_qtype
 from quantize.tensors import QType, TensorSpec
 
@@ -37,12 +36,16 @@ __all__ = [
     "PlannedTensor",
     "Recipe",
     "RecipeFacts",
+    "candidates_for",
+    "fallback",
     "file_order",
     "make_plan",
+    "needs_importances",
     "require_importances",
 ]
 
 _FFN = (Category.FFN_UP, Category.FFN_GATE, Category.FFN_DOWN)
+LARGEST_WITHOUT_FALLBACK = 32  # weights of a block; of larger ones llama-quantize must know the substitute
 _GLM5_NEXT_Q8_0 = ("attn_q_a", "attn_q_b", "nextn.eh_proj")
 
 
@@ -121,11 +124,7 @@ def make_plan(
     offset = 0
     for source, spec in zip(kept, told, strict=True):
         qtype, intended = chooser.choose(spec)
-        needs = (
-            qtype in recipe.ftype.needs_imatrix
-            and chooser.may_change(spec)
-            and category(spec.name) not in (Category.OUTPUT, Category.TOKEN_EMBD)
-        )
+        needs = chooser.may_change(spec) and needs_importances(spec, qtype, recipe.ftype.needs_imatrix)
         fallback_from = intended if intended != qtype else None
         new_name = None if spec.name == source.name else spec.name
         planned = PlannedTensor(source, qtype, offset, needs, fallback_from, new_name)
@@ -149,14 +148,39 @@ def require_importances(plan: Plan, has_importance: Callable[[str], bool]) -> No
     Raises:
         NeedsImatrixError: a tensor needs importances and has none.
     """
-    for planned in plan.tensors:
-        if planned.requires_imatrix and not has_importance(planned.spec.name):
-            raise NeedsImatrixError(
-                printable(planned.name),
-                f"{plan.ftype.name} makes it {planned.qtype.name}, which needs importances, and there are none for it",
-                "give an importance matrix that covers it, another file type or another {setting}",
-                setting="tensor_type",
-            )
+    needing = [planned for planned in plan.tensors if planned.requires_imatrix]
+    lacking = [planned for planned in needing if not has_importance(planned.spec.name)]
+    if lacking:
+        first, n_more = lacking[0], len(lacking) - 1
+        others = f" nor for {n_more} more such {'tensors' if n_more > 1 else 'tensor'}" if n_more else ""
+        made = f"{plan.ftype.name} makes it {first.qtype.name}, which needs importances"
+        raise NeedsImatrixError(
+            printable(first.name),
+            f"{made}, and there are none for it{others}",
+            f"give an importance matrix that covers {'them' if n_more else 'it'}, another file type or another "
+            "{setting}",
+            setting="tensor_type",
+        )
+
+
+def needs_importances(spec: TensorSpec, qtype: QType, needing: Collection[QType] = NEED_IMATRIX) -> bool:
+    """Whether a tensor is not made of a type without importances.
+
+    llama-quantize lets the output and the embedding be of any type, which ends in an abort of ggml for some.
+
+    Args:
+        spec: the tensor.
+        qtype: the type.
+        needing: types that no other tensor is made of without importances.
+    """
+    is_end = category(spec.name) in (Category.OUTPUT, Category.TOKEN_EMBD)
+    return qtype in (NEED_IMPORTANCE if is_end else needing)
+
+
+def candidates_for(spec: TensorSpec, qtypes: Iterable[QType], has_importance: bool) -> tuple[QType, ...]:
+    """The types that a tensor can have: fallbacks where rows demand them, and none that lacks importances."""
+    fitting = dict.fromkeys(fallback(spec, qtype) for qtype in qtypes)
+    return tuple(qtype for qtype in fitting if has_importance or not needs_importances(spec, qtype))
 
 
 class _Chooser:
@@ -209,6 +233,8 @@ class _Chooser:
             intended = recipe.tensor_types[index][1]
         else:
             intended = recipe.ftype.qtype if recipe.pure else self._mixed(spec, kind)
+        if intended not in FALLBACKS and intended.block_size > LARGEST_WITHOUT_FALLBACK:
+            return _demanded(spec, intended, "type for it")
         return fallback(spec, intended), intended
 
     def unmatched(self) -> tuple[str, ...]:
@@ -231,13 +257,14 @@ class _Chooser:
             is_plain = arch != "falcon" and _fits(spec, ftype.qtype)
             return ftype.output if is_plain else QType.Q8_0
         qtype = ftype.choose(self._context(spec, kind))
-        if kind is Category.ATTN_V and is_70b(self.facts) and qtype in (QType.Q3_K, QType.Q4_K):
+        more = kind is Category.ATTN_V and ftype.knows_70b and is_70b(self.facts)
+        if more and qtype in (QType.Q3_K, QType.Q4_K):
             return QType.Q5_K
         return qtype
 
     def _context(self, spec: TensorSpec, kind: Category) -> TensorContext:
         facts = self.facts
-        i = self.n_chosen[kind]
+        i = nth = self.n_chosen[kind]
         self.n_chosen[kind] += 1
         if kind in _FFN and facts.n_expert > 1:
             if spec.bid is None or spec.bid >= facts.n_layer:
@@ -249,6 +276,7 @@ class _Chooser:
             # The heads of bailingmoe3's attention are stacked, too.
             stacked=spec.n_matrix > 1 and (facts.arch != "bailingmoe3" or kind in _FFN),
             arch=facts.arch,
+            nth=nth,
             i=i,
             n=self.n_attn_v if kind is Category.ATTN_V else facts.n_layer,
             n_gqa=facts.n_gqa,
@@ -259,7 +287,7 @@ class _Chooser:
 
 def _fits(spec: TensorSpec, qtype: QType) -> bool:
     """Whether the blocks of a type divide the rows."""
-    return spec.n_per_row % GGML_QUANT_SIZES[qtype][0] == 0
+    return spec.n_per_row % qtype.block_size == 0
 
 
 def fallback(spec: TensorSpec, qtype: QType) -> QType:
@@ -273,7 +301,7 @@ def fallback(spec: TensorSpec, qtype: QType) -> QType:
 def _demanded(spec: TensorSpec, qtype: QType, what: str) -> tuple[QType, QType]:
     """A type that llama-quantize seeks no fallback for; it dies where the type does not fit."""
     if not _fits(spec, qtype):
-        blocks = f"the {GGML_QUANT_SIZES[qtype][0]}-weight blocks of {qtype.name}"
+        blocks = f"the {qtype.block_size}-weight blocks of {qtype.name}"
         message = f"rows of {spec.n_per_row} weights do not divide into {blocks}"
         raise RecipeError(printable(spec.name), message, f"choose another {what}")
     return qtype, qtype

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-from quantize.blocks import can_encode
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode
@@ -15,7 +14,6 @@ from quantize.exceptions import CheckpointError, DecodeError
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.sources.hub import local_path
-from quantize.telling import Note, Remark, discard
 from quantize.tensors import Array, Rows, TensorSource, TensorSpec
 
 __all__ = ["Kind", "ModelFile", "ModelSource", "open_gguf", "open_source", "open_stored"]
@@ -79,14 +77,14 @@ ModelFile = Checkpoint | GGUFFile
 """A model as it lies on the disk, with its tokenizer and its keys."""
 
 
-def open_source(path: Path | str, note: Note = discard) -> ModelFile:
+def open_source(path: Path | str) -> ModelFile:
     """The checkpoint in a folder or on the Hub, or a finished GGUF file (see `open_gguf`); no weight is read.
 
     Raises:
         CheckpointError: the folder cannot be read, or there is nothing at that path.
         GGUFError, DecodeError: see `open_gguf`.
     """
-    return open_gguf(path, note) if Path(path).is_file() else open_stored(path)
+    return open_gguf(path) if Path(path).is_file() else open_stored(path)
 
 
 def open_stored(path: Path | str) -> ModelFile:
@@ -105,8 +103,8 @@ def open_stored(path: Path | str) -> ModelFile:
     return open_checkpoint(path)
 
 
-def open_gguf(path: Path | str, note: Note = discard) -> GGUFFile:
-    """A GGUF file, whole and of types that can be decoded; remarks name those that are decoded slowly.
+def open_gguf(path: Path | str) -> GGUFFile:
+    """A GGUF file, whole and of types that can be decoded.
 
     Raises:
         GGUFError: it cannot be read, is damaged, holds no weights, or is a later part of several.
@@ -114,14 +112,9 @@ def open_gguf(path: Path | str, note: Note = discard) -> GGUFFile:
     """
     file = GGUFFile(path)
     file.refuse_empty()
-    slow = set()
     for spec in file.specs():
         if not can_decode(spec.qtype):
             raise DecodeError(
                 f"{path}: {quoted(spec.name)}", f"tensor type {spec.qtype.name} cannot be decoded here"
             )
-        if not can_encode(spec.qtype):
-            slow.add(spec.qtype.name)
-    if slow:
-        note(Remark(str(path), f"{', '.join(sorted(slow))} is decoded by the gguf library, slowly"))
     return file

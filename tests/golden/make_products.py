@@ -28,7 +28,8 @@ def main() -> None:
     rng = np.random.default_rng(17)
     arrays = {"x": (3 * rng.standard_t(3, (4, 512))).astype(np.float32)}
     for qtype in WRITABLE:
-        blocks = np.load(BLOCKS / f"{qtype.name.lower()}.npz")["plain"][:N_ROW]
+        golden = np.load(BLOCKS / f"{qtype.name.lower()}.npz")
+        blocks = golden["plain" if "plain" in golden else "weighted"][:N_ROW]
         arrays[f"y_{qtype.name}"] = ggml.multiply(blocks, qtype, arrays["x"])
     arrays |= {
         name: (2 * rng.standard_normal((N_TOKEN, n_head, 16))).astype(np.float32)

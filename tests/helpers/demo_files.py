@@ -16,8 +16,14 @@ from quantize.recipes.ftypes import FTYPES, ftype
 from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint import open_checkpoint
 
-WEIGHTED = ("Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K_S", "Q4_0", "IQ4_XS")
+WEIGHTED = (
+    *("Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K_S", "Q4_0", "IQ4_XS", "IQ3_M", "IQ3_XS", "IQ3_XXS"),
+    *("IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
+)
 """File types that are made with importances, too."""
+
+REFUSED = ("Q2_K_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
+"""File types that are not made without."""
 
 
 def made_up_imatrix() -> Imatrix:
@@ -34,7 +40,7 @@ def made_up_imatrix() -> Imatrix:
 def demo_sums(folder: Path) -> Iterator[tuple[str, str]]:
     """Write each file into `folder`; gives its name, with the kind of fit, and its SHA-256."""
     for kind, imatrix, names in (
-        ("plain", None, [known.name for known in FTYPES if not known.needs_imatrix]),
+        ("plain", None, [known.name for known in FTYPES if known.name not in REFUSED]),
         ("weighted", made_up_imatrix(), WEIGHTED),
     ):
         recipes = [Recipe(ftype(name)) for name in names]

@@ -7,6 +7,7 @@ contracts products into sums, and a few blocks differ: `missing` says so there).
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import platform
 import resource
@@ -15,7 +16,7 @@ from functools import cache
 from importlib.util import find_spec
 from mmap import mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ import pytest
 from quantize.tensors import Array, QType
 
 FLOAT_P = ctypes.POINTER(ctypes.c_float)
+Case = tuple[Array, QType, Array | None]  # weights, type, importance
 FLOAT_TYPES = (QType.F32, QType.F16, QType.BF16)
 
 
@@ -96,26 +98,41 @@ def encode_into(values: Array, qtype: QType, importance: Array | None, out: Arra
     return out
 
 
-def encode_in_child(weights: Array, qtype: QType, importance: Array | None) -> Array | None:
-    """What `encode` gives, or None where ggml aborts the process: a copy of this one, which is left for that."""
-    values = as_float32(weights)
-    library().ggml_quantize_init(int(qtype))
-    row = library().ggml_row_size(int(qtype), values.shape[1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of threads, which the copy has not; it calls nothing but ggml
-        out = np.frombuffer(mmap(-1, len(values) * row), np.uint8).reshape(len(values), row)
-        child = os.fork()
-    if not child:
-        try:
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            os.environ["GGML_NO_BACKTRACE"] = "1"
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(1, 2)  # what it says of its end
-            encode_into(values, qtype, importance, out)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return None if status else out
+def encode_in_children(cases: list[Case]) -> list[Array | None]:
+    """What `encode` gives in each case, or None where ggml aborts the process: a copy of this one, left for that."""
+    outs: list[Array | None] = []
+    for weights, qtype, _ in cases:
+        library().ggml_quantize_init(int(qtype))
+        size = library().ggml_row_size(int(qtype), weights.shape[1])
+        outs.append(np.frombuffer(mmap(-1, len(weights) * size), np.uint8).reshape(len(weights), size))
+    n_done = np.frombuffer(mmap(-1, 8), np.int64)
+    while n_done[0] < len(cases):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of threads, which the copy has not; it calls nothing but ggml
+            child = os.fork()
+        if not child:
+            _encode_rest(cases, outs, n_done)
+        _, status = os.waitpid(child, 0)
+        if status:
+            outs[n_done[0]] = None
+            n_done[0] += 1
+    return outs
+
+
+def _encode_rest(cases: list[Case], outs: list[Array | None], n_done: Array) -> NoReturn:
+    """The child's part: what it says of its end, and the core it would leave, go nowhere."""
+    try:
+        faulthandler.disable()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.environ["GGML_NO_BACKTRACE"] = "1"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        for (weights, qtype, importance), out in list(zip(cases, outs, strict=True))[n_done[0] :]:
+            assert out is not None
+            encode_into(as_float32(weights), qtype, importance, out)
+            n_done[0] += 1
+    finally:
+        os._exit(0)
 
 
 def decode(blocks: Array, qtype: QType, n_per_row: int) -> Array:
@@ -128,6 +145,16 @@ def decode(blocks: Array, qtype: QType, n_per_row: int) -> Array:
     function.argtypes = [ctypes.c_void_p, FLOAT_P, ctypes.c_int64]
     function(blocks.ctypes.data, _floats(out), out.size)
     return out
+
+
+def sizes(qtype: QType) -> tuple[str, int, int]:
+    """The type as ggml knows it: its name in small letters, and the weights and bytes of a block."""
+    lib = library()
+    lib.ggml_type_name.restype = ctypes.c_char_p
+    lib.ggml_blck_size.restype = ctypes.c_int64
+    lib.ggml_type_size.restype = ctypes.c_size_t
+    name, number = lib.ggml_type_name(int(qtype)), int(qtype)
+    return name.decode().lower(), lib.ggml_blck_size(number), lib.ggml_type_size(number)
 
 
 # -- ggml's kernels

@@ -13,7 +13,6 @@ from gguf_files import remade
 
 from quantize.containers.gguf import read_container
 from quantize.containers.keys import KeyValue
-from quantize.tensors import QType
 
 __all__ = ["CUTS", "KEPT", "SPLITS", "cut", "groups_of", "hashes", "write_source"]
 
@@ -65,7 +64,7 @@ def write_source(path: Path) -> Path:
     for name, shape in matrices.items():
         bits = rng.standard_normal(shape, np.float32).view(np.uint32) >> 16
         data = bits.astype(np.uint16).view(np.uint8)
-        writer.add_tensor(f"{name}.weight", data, raw_dtype=QType.BF16)
+        writer.add_tensor(f"{name}.weight", data, raw_dtype=gguf.GGMLQuantizationType.BF16)
     norms = [f"blk.{bid}.{kind}_norm" for bid in range(N_LAYER) for kind in ("attn", "ffn")]
     for name in (*norms, "output_norm"):
         writer.add_tensor(f"{name}.weight", 1 + rng.standard_normal(N_EMBD, np.float32) / 8)

@@ -485,6 +485,35 @@ odd.gguf out.gguf COPY
 split-00001-of-00003.gguf out.gguf Q4_K_M
 split-00001-of-00003.gguf out.gguf COPY
 --max-buffer-size 1 dense.gguf out.gguf Q4_1
+--imatrix dense.imatrix dense.gguf 20
+--imatrix moe.dat moe.gguf out.gguf IQ2_XS
+--imatrix mla.imatrix mla.gguf out.gguf IQ1_M
+--imatrix mla.imatrix mla.gguf out.gguf IQ2_XXS
+--imatrix mla.imatrix mla.gguf out.gguf IQ3_XXS
+--imatrix falcon.imatrix falcon.gguf out.gguf IQ2_M
+--imatrix falcon.imatrix falcon.gguf out.gguf IQ3_M
+--imatrix rows576.imatrix rows576.gguf out.gguf IQ2_XS
+--imatrix rows576.imatrix rows576.gguf out.gguf IQ3_S
+rows576.gguf out.gguf TQ2_0
+rows576.gguf out.gguf Q2_0
+rows24.gguf out.gguf Q2_0
+rows24.gguf out.gguf IQ3_S
+fused.gguf out.gguf IQ3_M
+f16.gguf out.gguf TQ1_0
+f32.gguf out.gguf IQ3_S
+tied.gguf out.gguf Q1_0
+--pure dense.gguf out.gguf TQ1_0
+--pure dense.gguf out.gguf IQ3_S
+--pure moe.gguf out.gguf Q2_0
+--override-kv qwen3moe.expert_count=int:8 --imatrix moe.imatrix moe.gguf out.gguf IQ2_M
+--override-kv qwen3moe.expert_count=int:8 --imatrix moe.imatrix moe.gguf out.gguf IQ3_M
+--prune-layers 1 --imatrix dense.imatrix dense.gguf out.gguf IQ2_S
+--keep-split --imatrix dense.imatrix split-00001-of-00003.gguf out.gguf IQ3_XXS
+--imatrix dense.imatrix --tensor-type ffn_up=iq1_s dense.gguf out.gguf Q4_K_M
+--tensor-type ffn_up=nvfp4 dense.gguf out.gguf Q4_K_M
+--tensor-type ffn_down=q2_0 --tensor-type attn_q=q1_0 moe.gguf out.gguf Q4_K_M
+--output-tensor-type iq3_s --token-embedding-type iq2_s dense.gguf out.gguf Q4_K_M
+--output-tensor-type iq1_m --token-embedding-type iq3_xxs dense.gguf out.gguf Q4_K_M
 dense.gguf out.gguf
 dense.gguf out.gguf Q9
 dense.gguf dense.gguf Q4_0
@@ -504,6 +533,13 @@ q8_0.gguf out.gguf Q4_0
 --override-kv qwen3moe.block_count=int:1 moe.gguf out.gguf Q4_0
 --no-such-option dense.gguf out.gguf Q4_0
 --max-buffer-size 0 dense.gguf out.gguf Q4_0
+rows576.gguf out.gguf Q1_0
+--tensor-type ffn_up=nvfp4 rows24.gguf out.gguf Q4_K_M
+--tensor-type ffn_up=iq1_s dense.gguf out.gguf Q4_K_M
+--output-tensor-type iq2_xs dense.gguf out.gguf Q4_K_M
+--imatrix dense.imatrix --token-embedding-type iq1_s dense.gguf out.gguf Q4_K_M
+--imatrix dense.imatrix --pure dense.gguf out.gguf IQ2_XS
+--imatrix dense.imatrix --exclude-weights ffn_up dense.gguf out.gguf IQ2_XXS
 nothing.gguf out.gguf Q4_0
 split-00002-of-00003.gguf out.gguf Q4_0
 dense.gguf no-such-folder/out.gguf Q4_0
@@ -516,8 +552,7 @@ def commands() -> list[str]:
     lines = OPTIONS.strip().splitlines()
     for model in ("dense", "moe"):
         for ftype in FTYPES:
-            if not ftype.needs_imatrix:
-                lines.append(f"{model}.gguf out.gguf {ftype.name}")
+            lines.append(f"{model}.gguf out.gguf {ftype.name}")
             lines.append(f"--imatrix {model}.imatrix {model}.gguf out.gguf {ftype.name}")
     return list(dict.fromkeys(lines))
 

@@ -77,7 +77,7 @@ def test_the_rounding_is_a_few_thousandths() -> None:
 
 
 def test_every_type_has_its_rounding() -> None:
-    large = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"}
+    small = {"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "NVFP4", "Q1_0", "Q2_0"}
     for qtype in WRITABLE:
         rounding = rounding_for(qtype)
         if qtype == QType.F32:
@@ -85,7 +85,7 @@ def test_every_type_has_its_rounding() -> None:
         elif qtype in (QType.F16, QType.BF16):
             assert rounding not in (None, round_q8_0, round_q8_k)
         else:
-            assert rounding is (round_q8_k if qtype.name in large else round_q8_0)
+            assert rounding is (round_q8_0 if qtype.name in small else round_q8_k)
 
 
 @pytest.mark.parametrize(("qtype", "dtype"), [(QType.F16, torch.float16), (QType.BF16, torch.bfloat16)])
@@ -128,7 +128,8 @@ UNROUNDED = {QType.F32: 0.0, QType.F16: 3e-4, QType.BF16: 2e-3}
 def test_a_product_is_that_of_ggmls_kernel(qtype: QType) -> None:
     golden = np.load(GOLDEN / "products.npz")
     x, theirs = (torch.from_numpy(golden[name]).double() for name in ("x", f"y_{qtype.name}"))
-    blocks = np.load(BLOCKS / f"{qtype.name.lower()}.npz")["plain"][: theirs.shape[1]]
+    made = np.load(BLOCKS / f"{qtype.name.lower()}.npz")
+    blocks = made["plain" if "plain" in made else "weighted"][: theirs.shape[1]]
     weights = to_tensor(decode_stored(blocks, qtype, x.shape[1])).double()
     rounded = InputRounding()(TensorSpec("w", tuple(weights.shape), qtype), x.float())
     size = (x.square() @ weights.square().T).sqrt()
@@ -137,7 +138,7 @@ def test_a_product_is_that_of_ggmls_kernel(qtype: QType) -> None:
         return float(((inputs.double() @ weights.T - theirs).abs() / size).max())
 
     assert error(rounded) < (SUMS if qtype in WITH_SUMS else ORDER)
-    assert error(x) >= UNROUNDED.get(qtype, 8e-3)
+    assert error(x) >= UNROUNDED.get(qtype, 7e-3)
 
 
 def test_attention_is_that_of_ggmls_kernel() -> None:

@@ -143,7 +143,8 @@ def by_hand(
     """The definitions, as they are written in `Errors`, in float64 and with the gguf library's decoder."""
     x = held_out.double().numpy()
     w = f32(weights).astype(np.float64)
-    v = gguf.quants.dequantize(encode(weights, qtype, Guide.of(importance)), qtype).astype(np.float64)
+    blocks = encode(weights, qtype, Guide.of(importance))
+    v = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(qtype)).astype(np.float64)
     d, y, z = w - v, x @ w.T, x @ v.T
     weight = fit.double().square().mean(dim=0).numpy()
     cosine = (y * z).sum(1) / np.sqrt((y * y).sum(1) * (z * z).sum(1))
@@ -248,7 +249,7 @@ def test_a_prior_weighs_with_the_mean_of_the_whole_layer(
         mean = whole.double().square().mean(dim=0)
         weight = ((own.double().square().sum(dim=0) + prior * mean) / (len(own) + prior)).numpy()
         w = f32(model.read(spec, xid))
-        v = gguf.quants.dequantize(encode(w, QType.Q4_K, Guide(weight)), QType.Q4_K)
+        v = gguf.quants.dequantize(encode(w, QType.Q4_K, Guide(weight)), gguf.GGMLQuantizationType.Q4_K)
         wanted = np.sqrt((weight * (w - v) ** 2).sum() / (weight * w**2).sum())
         assert row.errors.weighted == pytest.approx(wanted, rel=1e-3), row.place
         assert row.errors.nmse is None or (row.name, xid) in held_out
@@ -274,6 +275,12 @@ def test_the_same_numbers_with_several_threads_and_in_any_order(
     assert measured(model, QType.Q4_K, QType.Q8_0, model="pico", engine=engine) == one_thread
     for row, whole in zip(one_thread.rows, report.rows, strict=True):
         assert row.errors.relative == pytest.approx(whole.errors.relative, rel=1e-12)
+
+
+def test_what_needs_importances_has_no_baseline(model: Checkpoint) -> None:
+    found = measured(model, QType.IQ1_S, QType.IQ2_S, n_judged=4)
+    assert all(row.plain is None for row in found.of("IQ1_S"))
+    assert any(row.plain is not None for row in found.of("IQ2_S"))  # ggml fits it without
 
 
 def test_without_a_baseline(model: Checkpoint, report: ErrorReport) -> None:

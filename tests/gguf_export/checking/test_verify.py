@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from gguf import GGML_QUANT_SIZES
 from gguf import GGUFValueType as Type
 from gguf_files import Info
 from pico import pico_dense, pico_mixtral, read_checkpoint, write_checkpoint
@@ -102,6 +101,9 @@ TYPES = [
     "Q5_0",
     "Q5_1",
     "IQ4_XS",
+    "Q1_0",
+    "Q2_0",
+    "TQ1_0",
     "BF16",
     "F16",
 ]
@@ -218,7 +220,7 @@ def flip(path: Path, seed: int, reach: slice | None = None) -> str:
     stored = tensors[rng.integers(len(tensors))]
     at = int(rng.integers(stored.n_bytes))
     if reach is not None:
-        type_size = GGML_QUANT_SIZES[stored.spec.qtype][1]
+        type_size = stored.spec.qtype.type_size
         at += int(rng.integers(reach.start, reach.stop)) - at % type_size
     change(path, stored.spec.name, at, lambda byte: byte ^ 1 << int(rng.integers(8)))
     return f"error: {stored.spec.name}, expert {at * stored.spec.n_matrix // stored.n_bytes}: 1 of "
@@ -405,6 +407,23 @@ def test_permuted_experts_that_are_nearly_the_same(model: Path, tmp_path: Path) 
     found = compared(path, near)
     assert len(found) == 2
     assert "expert 0: the weights of expert 1 are in its place" in found[0]
+
+
+@pytest.mark.parametrize("name", ["Q1_0", "Q2_0", "TQ1_0"])
+def test_types_that_keep_little_of_an_expert(model: Path, tmp_path: Path, name: str) -> None:
+    """What they keep of one is nearer to another that has the same signs and is smaller; the bytes tell."""
+    weights = read_checkpoint(model)
+    for key in [key for key in weights if ".experts." in key and ".experts.0." not in key]:
+        wide = (weights[_first_of(key)].astype(np.uint32) << 16).view(np.float32)
+        weights[key] = ((wide * np.float32(0.75)).view(np.uint32) >> 16).astype(np.uint16)
+    small = tmp_path / "Small-4x1M-bf16"
+    shutil.copytree(model, small)
+    write_checkpoint(small, weights, json.loads((model / "config.json").read_text()), n_shards=2)
+    path = export(small, tmp_path / "out", name)
+    assert compared(path, small) == []
+    told = flip(path, 0)
+    (found,) = compared(path, small)
+    assert found.startswith(told)
 
 
 def _first_of(key: str) -> str:

@@ -52,7 +52,7 @@ def test_all_names_are_offered(words: str, expected: list[str]) -> None:
 def test_what_was_begun_is_finished_in_any_case() -> None:
     assert names("export model -t", "q4_k") == ["Q4_K_M", "Q4_K_S"]
     assert names("export model --pre", "qwen") == ["qwen2", "qwen35"]
-    assert names("export model -t Q8_0 -t", "iq") == ["IQ4_NL", "IQ4_XS"]
+    assert names("export model -t Q8_0 -t", "iq4") == ["IQ4_NL", "IQ4_XS"]
     assert names("export model -t", "x") == []
 
 

@@ -159,9 +159,9 @@ def test_a_checkpoint_is_taken_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["dense.gguf", "IQ2_XS"], "unknown file type 'IQ2_XS'"),
-        (["dense.gguf", "20"], "unknown file type 'IQ2_XS'"),
-        (["dense.gguf", "out.gguf", "TQ1_0"], "unknown file type 'TQ1_0'"),
+        (["dense.gguf", "NVFP4"], "unknown file type 'NVFP4'"),
+        (["dense.gguf", "39"], "unknown file type 'NVFP4'"),
+        (["dense.gguf", "out.gguf", "nvfp4"], "unknown file type 'NVFP4'"),
     ],
 )
 def test_types_that_cannot_be_made_are_no_names_of_files(folder: Path, words: list[str], named: str) -> None:
@@ -200,6 +200,8 @@ def test_words_that_mean_nothing(folder: Path, words: list[str], named: str) -> 
         (("m.gguf", "copy"), "ggml-model-COPY.gguf", "COPY", None),
         (("m.gguf", "mxfp4_moe"), "ggml-model-MXFP4_MOE.gguf", "MXFP4_MOE", None),
         (("m.gguf", "o.gguf", "iq4_xs", "+3"), "o.gguf", "IQ4_XS", 3),
+        (("m.gguf", "41"), "ggml-model-Q2_0.gguf", "Q2_0", None),
+        (("m.gguf", "29", "2"), "ggml-model-IQ2_M.gguf", "IQ2_M", 2),
         (("m.gguf", "4", "q8_0"), "4", "Q8_0", None),
     ],
 )

@@ -43,13 +43,11 @@ from gguf_export.reports.compare_facts import protocol
 from gguf_export.reports.compare_page import compare_page
 from gguf_export.reports.compare_tables import DETAILS, compare_markdown, files_table, text_table, with_error
 from gguf_export.writing.export import prepare, run
-from quantize.decoding import can_decode, decode_stored
 from quantize.exceptions import GGUFError
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
-from quantize.tensors import QType
 
 pytestmark = pytest.mark.numeric
 
@@ -352,17 +350,6 @@ def test_the_page_escapes_names(compared: Comparison) -> None:
     assert "o|ther &lt;b&gt;" in page
     assert page.count("<svg") >= 2
     assert "Router agreement" in page
-
-
-def test_types_of_others_are_decoded_too() -> None:
-    from gguf.quants import dequantize
-
-    assert can_decode(QType.Q4_K) and can_decode(QType.IQ2_XXS)
-    assert not can_decode(QType.I32)
-    blocks = np.random.default_rng(0).integers(0, 256, (3, 66), np.uint8)
-    blocks[:, :2] = np.array([0x3C00], "<u2").view(np.uint8)
-    found = decode_stored(blocks, QType.IQ2_XXS, 256)
-    assert (found == dequantize(blocks, QType.IQ2_XXS)).all()
 
 
 # -- the command line, and what it refuses

@@ -31,6 +31,7 @@ from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.recipes.tensor_types import read_tensor_types
 from quantize.sources.checkpoint import open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.tensors import QType
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +217,27 @@ def test_the_nearest_mixture_is_found(name: str, model: Path) -> None:
     types = tuple((f"^{tensor.name}$", tensor.qtype) for tensor in plan.tensors)
     assert nearest_ftype(source, types).name == name
     assert nearest_ftype(source, (), n_bytes=plan.data_bytes).name == name
+
+
+def test_types_of_few_bits_name_a_file_that_may_have_them(model: Path) -> None:
+    source = open_checkpoint(model)
+    plan = make_plan(source.specs(), RecipeFacts.of(source.hparams), Recipe(ftype("IQ2_M")), True)
+    types = tuple((f"^{tensor.name}$", tensor.qtype) for tensor in plan.tensors)
+    assert nearest_ftype(source, types).name == "IQ2_M"
+    assert nearest_ftype(source, (), n_bytes=plan.data_bytes).name == "Q2_K"
+    assert nearest_ftype(source, (), n_bytes=plan.data_bytes, qtypes=[QType.IQ2_S]).name == "IQ2_M"
+
+
+@pytest.mark.slow
+def test_types_of_few_bits_are_chosen_where_there_are_importances(model: Path, text: TextSettings) -> None:
+    planned = plan_types(model, text, bpw=3.0, candidates=["IQ2_XS", "Q4_K"], n_held_out=0, n_token=64)
+    chosen = {tensor.name: tensor.qtype for tensor in planned.tensors}
+    assert "IQ2_XS" in chosen.values()
+    assert chosen["token_embd.weight"] == chosen["output.weight"] == "Q4_K"
+    alone = plan_types(model, text, bpw=4.0, candidates=["IQ2_XS"], n_held_out=0, n_token=64)
+    kept = {tensor.name: (tensor.qtype, tensor.usual_qtype) for tensor in alone.tensors}
+    assert all(qtype == usual for qtype, usual in (kept["token_embd.weight"], kept["output.weight"]))
+    assert {qtype for name, (qtype, _) in kept.items() if name.startswith("blk.")} == {"IQ2_XS"}
 
 
 def _chosen_row(file: Path) -> tuple[str, str]:

@@ -118,7 +118,7 @@ def test_our_reader_agrees_with_the_library(tmp_path: Path, small_plan: Plan) ->
         assert (mine.offset, mine.n_bytes, mine.spec.qtype) == (
             other.data_offset,
             other.n_bytes,
-            other.tensor_type,
+            int(other.tensor_type),
         )
         assert list(reversed(mine.spec.shape)) == other.shape.tolist()
 

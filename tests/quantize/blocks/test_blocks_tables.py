@@ -1,4 +1,4 @@
-"""The formats whose codes are indices of a table: IQ4_NL, IQ4_XS, MXFP4."""
+"""The formats whose codes are indices of a table: IQ4_NL, IQ4_XS, MXFP4, NVFP4."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quantize.tensors import Array, QType
 
 pytestmark = pytest.mark.numeric
 
-QTYPES = [QType.IQ4_NL, QType.IQ4_XS, QType.MXFP4]
+QTYPES = [QType.IQ4_NL, QType.IQ4_XS, QType.MXFP4, QType.NVFP4]
 
 
 @pytest.mark.parametrize(
@@ -94,3 +94,45 @@ def test_mxfp4_around_the_middles() -> None:
     block_checks.assert_same_blocks(
         encode(weights, QType.MXFP4), ggml.encode(weights, QType.MXFP4), QType.MXFP4, "around the middles"
     )
+
+
+def test_nvfp4_around_the_steps_of_scales() -> None:
+    """The largest magnitude where the scale's code changes, subnormal and too large scales included."""
+    ggml.require()
+    steps = (8 + np.arange(0, 8, 0.5)) / 8 * np.exp2(np.arange(-12, 12))[:, None]
+    subnormal = np.arange(0, 20, 0.5) * 2.0**-10
+    largest = np.abs(near(6 * np.concatenate([steps.reshape(-1), subnormal]), 40))
+    weights = largest[: len(largest) // 4 * 4, None] * np.linspace(-1, 1, 16, dtype=np.float32)
+    weights = np.ascontiguousarray(weights.reshape(-1, 64))
+    block_checks.assert_same_blocks(
+        encode(weights, QType.NVFP4), ggml.encode(weights, QType.NVFP4), QType.NVFP4, "around steps of scales"
+    )
+
+
+def test_nvfp4_around_the_middles() -> None:
+    """Where two values of the table are equally near, and one step beside, for each scale."""
+    ggml.require()
+    middles = near(np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5]), 1)
+    scales = np.concatenate(
+        [np.arange(1, 8) * 2.0**-9, [(8 + m) * 2.0**e for e in range(-9, 6) for m in range(8)]]
+    )
+    weights = np.empty((len(scales), 4, 16))  # 42 values in three sub-blocks
+    weights[:, :, 0] = 6
+    weights[:, :3, 1:15] = np.concatenate([middles, -middles]).reshape(3, 14)
+    weights[:, 3, 1:15] = 0
+    weights[:, :, 15] = -6
+    weights = np.ascontiguousarray((weights * scales[:, None, None]).reshape(-1, 64), np.float32)
+    block_checks.assert_same_blocks(
+        encode(weights, QType.NVFP4), ggml.encode(weights, QType.NVFP4), QType.NVFP4, "around the middles"
+    )
+
+
+def test_nvfp4_of_weights_beyond_the_largest_scale() -> None:
+    """Where the distances to several values of the table round to the same float32, the first of them is taken."""
+    ggml.require()
+    rng = np.random.default_rng(0)
+    weights = np.exp2(rng.uniform(10, 60, (200, 64))) * rng.choice([-1, 1], (200, 64))
+    weights = np.concatenate([weights, weights[:, :1] * rng.uniform(-1, 1, (200, 64))]).astype(np.float32)
+    ours = encode(weights, QType.NVFP4)
+    block_checks.assert_same_blocks(ours, ggml.encode(weights, QType.NVFP4), QType.NVFP4, "too large")
+    assert len(np.unique(ours[:, 4:] & 7)) == 8

@@ -99,7 +99,8 @@ def test_another_rounding(form: BlockFormat, weighted: bool) -> None:
     decoded = decode(blocks, form.qtype, N_PER_ROW)
     assert_same(decoded, unload(values, n_rows, columns, form.block_size).reshape(weights.shape))
     plain = decode(encode(weights, form.qtype, known), form.qtype, N_PER_ROW)
-    assert (decoded[1:] != plain[1:]).mean() > 0.8
+    moved = 0.8 if form.qtype is not QType.Q1_0 else 0.4  # of two codes the upper one has no next
+    assert (decoded[1:] != plain[1:]).mean() > moved
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.qtype.name)

@@ -215,7 +215,7 @@ def test_mxfp4_experts_are_repacked(tmp_path: Path) -> None:
                 found, blocks = (read(spec, xid, rows) for read in (checkpoint.read, checkpoint.read_blocks))
                 np.testing.assert_array_equal(found, weights[xid, first:last], name)
                 assert blocks.shape == (last - first, spec.n_per_row // 32 * 17)
-                again = gguf.quants.dequantize(blocks, QType.MXFP4)
+                again = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.MXFP4)
                 np.testing.assert_array_equal(again, weights[xid, first:last], name)
     with pytest.raises(IndexError):
         checkpoint.read_blocks(spec, 0, (0, spec.n_row + 1))

@@ -13,14 +13,17 @@ import pytest
 from places import BENCH, SNAPSHOTS
 from recipe_cases import SMALL, Model, recipe_of, section, snapshot, snapshot_cases
 
+from quantize.blocks import WRITABLE, block_format
 from quantize.containers.keys import KeyValue
 from quantize.exceptions import NeedsImatrixError, RecipeError
-from quantize.recipes.ftypes import FTYPES, Ftype, ftype
+from quantize.ggml_types import FileType
+from quantize.recipes.ftypes import FTYPES, NEED_IMPORTANCE, Ftype, ftype
 from quantize.recipes.left_alone import converted_type
 from quantize.recipes.recipe import (
     Plan,
     Recipe,
     RecipeFacts,
+    candidates_for,
     make_plan,
     require_importances,
 )
@@ -45,10 +48,15 @@ def types_of(planned: Plan) -> dict[str, str]:
 def test_types_are_those_of_llama_quantize(name: str) -> None:
     sections = {}
     for case in CASES[name]:
-        planned = plan_of(case.model, case.ftype.name, *case.options, has_imatrix=case.has_imatrix)
+        try:
+            tensors = plan_of(
+                case.model, case.ftype.name, *case.options, has_imatrix=case.has_imatrix
+            ).tensors
+        except RecipeError:
+            tensors = ()
         types = {
             tensor.spec.name: (tensor.qtype.name, tensor.fallback_from.name if tensor.fallback_from else "")
-            for tensor in planned.tensors
+            for tensor in tensors
         }
         sections[case.title] = section(case, types)
     heading, _, expected = (RECIPES / f"{name}.txt").read_text(encoding="utf-8").partition("\n")
@@ -75,7 +83,7 @@ def test_types_and_order_are_those_of_the_reference_files() -> None:
 @pytest.mark.parametrize("known", FTYPES, ids=lambda known: known.name)
 def test_ids_are_those_of_general_file_type(known: Ftype) -> None:
     name = "ALL_F32" if known.name == "F32" else f"MOSTLY_{known.name}"
-    assert known.id == gguf.LlamaFileType[name].value
+    assert known.id == FileType[name]
     assert ftype(str(known.id)) is known
     assert ftype(known.name.lower()) is known
 
@@ -145,6 +153,45 @@ def test_q2_k_s_needs_an_imatrix() -> None:
     plain = plan_of(SMALL, "Q2_K")
     assert not any(tensor.requires_imatrix for tensor in plain.tensors)
     require_importances(plain, lambda _name: False)
+
+
+def test_types_of_few_bits_need_an_imatrix() -> None:
+    assert {qtype for qtype in WRITABLE if block_format(qtype).needs_importance} == NEED_IMPORTANCE
+    planned = plan_of(SMALL, "IQ2_XXS", has_imatrix=True)
+    assert {tensor.qtype.name for tensor in planned.tensors if tensor.requires_imatrix} == {"IQ2_XXS"}
+    with pytest.raises(NeedsImatrixError, match=r"^blk\.0\.attn_k\.weight: .* nor for 23 more such tensors;"):
+        require_importances(planned, lambda _name: False)
+    with pytest.raises(NeedsImatrixError, match=r"^blk\.3\.ffn_up.* there are none for it; .* covers it,"):
+        require_importances(planned, lambda name: name != "blk.3.ffn_up_exps.weight")
+    require_importances(plan_of(SMALL, "IQ3_S"), lambda _name: False)
+
+
+@pytest.mark.parametrize(("qtype", "needs"), [("iq2_s", False), ("iq1_m", False), ("iq2_xs", True)])
+def test_the_embedding_needs_importances_where_ggml_aborts_without(qtype: str, needs: bool) -> None:
+    """llama-quantize lets the output and the embedding be of any type."""
+    for option, name in (("output-tensor", "output.weight"), ("token-embedding", "token_embd.weight")):
+        planned = plan_of(SMALL, "Q4_K_M", f"--{option}-type", qtype, has_imatrix=True)
+        needing = {tensor.name for tensor in planned.tensors if tensor.requires_imatrix}
+        assert needing == ({name} if needs else set())
+
+
+def test_candidates_of_a_tensor() -> None:
+    few = (QType.IQ2_XS, QType.IQ2_S, QType.IQ3_S, QType.Q2_K)
+    matrix = TensorSpec("blk.0.attn_q.weight", (4, 256), QType.BF16)
+    assert candidates_for(matrix, few, has_importance=True) == few
+    assert candidates_for(matrix, few, has_importance=False) == few[2:]
+    embedding = TensorSpec("token_embd.weight", (4, 256), QType.BF16)
+    assert candidates_for(embedding, few, has_importance=False) == few[1:]
+    narrow = TensorSpec("blk.0.attn_q.weight", (4, 96), QType.BF16)
+    assert candidates_for(narrow, few, has_importance=False) == (QType.IQ4_NL, QType.Q4_0)
+
+
+def test_a_type_without_a_substitute_must_fit() -> None:
+    model = Model(4, n_layer=1, n_embd=288, n_head=9, n_head_kv=3)
+    with pytest.raises(
+        RecipeError, match=r"rows of 288 weights do not divide .* of Q1_0; choose another type"
+    ):
+        plan_of(model, "Q1_0")
 
 
 @pytest.mark.parametrize(
@@ -226,8 +273,7 @@ def test_a_plan_of_tensors_of_any_rank_and_type() -> None:
     }
     for tensor in planned.tensors:
         assert tensor.n_bytes == tensor.row_bytes * tensor.spec.n_row * tensor.spec.n_matrix
-        block_size, type_size = gguf.GGML_QUANT_SIZES[tensor.qtype]
-        assert tensor.n_bytes == tensor.spec.n_elements // block_size * type_size
+        assert tensor.n_bytes == tensor.spec.n_elements // tensor.qtype.block_size * tensor.qtype.type_size
     assert planned.data_bytes == planned.tensors[-1].offset + -(-planned.tensors[-1].n_bytes // 32) * 32
 
 
@@ -251,7 +297,7 @@ def test_facts_are_in_the_keys_of_any_file() -> None:
         ("=q8_0", "PATTERN=TYPE"),
         ("attn_q=", "PATTERN=TYPE"),
         ("attn_q=q9_9", "unknown tensor type 'q9_9'; known: F32"),
-        ("attn_q=iq2_xs", "unknown tensor type 'iq2_xs'"),
+        ("attn_q=q8_k", "unknown tensor type 'q8_k'"),
         ("attn_(q=q8_0", "not a regular expression"),
         ("blk.[[:digit:]]=q8_0", "not a regular expression"),
         ("(?=q)=q8_0", "not a regular expression"),  # split at the first =, as in llama-quantize
@@ -290,8 +336,8 @@ def test_a_bad_file_of_tensor_types_is_named(tmp_path: Path, content: bytes | No
 
 
 def test_a_recipe_is_checked_when_it_is_made() -> None:
-    with pytest.raises(RecipeError, match="unknown tensor type 'IQ2_XS'"):
-        Recipe(ftype("Q4_K_M"), tensor_types=(("attn_q", QType.IQ2_XS), ("attn_q", QType.Q8_0)))
+    with pytest.raises(RecipeError, match="unknown tensor type 'Q8_K'"):
+        Recipe(ftype("Q4_K_M"), tensor_types=(("attn_q", QType.Q8_K), ("attn_q", QType.Q8_0)))
     with pytest.raises(RecipeError, match="not a regular expression"):
         Recipe(ftype("Q4_K_M"), tensor_types=(("*", QType.Q8_0),))
 

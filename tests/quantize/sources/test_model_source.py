@@ -27,7 +27,7 @@ from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.fingerprint import SeenFiles
 from quantize.sources.gguf_file import GGUFFile
 from quantize.sources.model_source import ModelFile, ModelSource, open_source
-from quantize.tensors import NUMPY_TYPES, QType
+from quantize.tensors import NUMPY_TYPES
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_tensors_of_any_rank_and_type(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(path, "other")
     stack = np.arange(2 * 3 * 4 * 32, dtype=np.float32).reshape(2, 3, 4, 32)
     writer.add_tensor("v.patch_embd.weight", stack)
-    writer.add_tensor("ids.weight", np.arange(8, dtype=np.int32), raw_dtype=QType.I32)
+    writer.add_tensor("ids.weight", np.arange(8, dtype=np.int32), raw_dtype=gguf.GGMLQuantizationType.I32)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
