@@ -24,9 +24,9 @@ from quantize.blocks.iq1_entries import (
     make_terms,
     to_entries,
 )
-from quantize.blocks.jit import inlined
+from quantize.blocks.jit import inlined_leaf
 from quantize.blocks.lanes import ONE, ZERO
-from quantize.blocks.tiles import LANES, aligned_floats, row
+from quantize.blocks.tiles import LANES, aligned_floats
 from quantize.tensors import Array
 
 QK_K = 256
@@ -51,6 +51,8 @@ class Room(NamedTuple):
     keys: Array  # int64 [n * LANES]: see `key_of`; sorted
     state: Array  # float32 [N_STATE * LANES]
     sums: Array  # float32: sums over the sorted weights, which the formats lay out
+    cuts: Array  # int32 [2 * LANES]: the sorted positions where levels 1 and 2 begin
+    bounds: Array  # int64 [2 * LANES]: the keys there
     deltas: Array  # float32 [n // GROUP * LANES]: the shift of each group's levels
     entries: Array  # uint16 [256 // GROUP * LANES]: the entries chosen, of the whole block
     patterns: Array  # uint16 [256 // GROUP * LANES]: their patterns
@@ -65,6 +67,8 @@ def make_room(n: int, n_sums: int) -> Room:
         np.empty(n * LANES, np.int64),
         aligned_floats(N_STATE * LANES),
         aligned_floats(n_sums * LANES),
+        np.empty(2 * LANES, np.int32),
+        np.empty(2 * LANES, np.int64),
         aligned_floats(n // GROUP * LANES),
         np.empty(n_groups * LANES, np.uint16),
         np.empty(n_groups * LANES, np.uint16),
@@ -91,7 +95,7 @@ def network(n: int) -> Array:
     return np.array(pairs, np.int64)
 
 
-@inlined
+@inlined_leaf
 def key_of(x: np.float32, k: int) -> np.int64:
     """A key that orders weights by value, and equal ones by position k, as a stable sort does."""
     bits = np.float32(x + ZERO).view(np.int32)  # -0 becomes 0
@@ -99,62 +103,61 @@ def key_of(x: np.float32, k: int) -> np.int64:
     return np.int64(np.int64(np.int64(ordered) << np.int64(32)) | np.int64(k))
 
 
-@inlined
+@inlined_leaf
 def weight_of(key: np.int64) -> np.float32:
     """The weight that a key orders, 0 for -0."""
     ordered = np.int32(key >> np.int64(32))
     return np.int32(ordered ^ np.int32(np.int32(ordered >> np.int32(31)) & MAGNITUDE)).view(np.float32)
 
 
-@inlined
+@inlined_leaf
 def position_of(key: np.int64) -> np.int64:
     """The position of the weight that a key orders."""
     return np.int64(key & np.int64(31))
 
 
-@inlined
+@inlined_leaf
 def sort_keys(keys: Array, pairs: Array) -> None:
     """Sort each lane of keys."""
     for p in range(len(pairs)):
-        low, high = row(keys, pairs[p, 0]), row(keys, pairs[p, 1])
+        first, second = pairs[p, 0] * LANES, pairs[p, 1] * LANES
+        low, high = keys[first : first + LANES], keys[second : second + LANES]
         for i in range(LANES):
             a, b = low[i], high[i]
             low[i] = a if a < b else b
             high[i] = b if a < b else a
 
 
-@inlined
-def to_patterns(n: int, x: Array, keys: Array, cuts: Array, flips: Array, patterns: Array) -> None:
+@inlined_leaf
+def to_patterns(n: int, x: Array, room: Room, patterns: Array) -> None:
     """The patterns uint16 [n // GROUP * LANES] of the levels that two cuts between the sorted weights make.
 
-    x is float32 [n * LANES], keys int64 [n * LANES], sorted; cuts int32 [2 * LANES]: the positions where levels 1 and 2
-    begin; flips are not 0 where levels 0 and 2 change places.
+    x is float32 [n * LANES]. Levels 0 and 2 change places where FLIP is set.
     """
-    first, second = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
-    for i in range(LANES):
-        a, b = cuts[i], cuts[LANES + i]
-        first[i] = keys[a * LANES + i] if a < n else LARGEST_KEY
-        second[i] = keys[b * LANES + i] if b < n else LARGEST_KEY
+    keys, cuts, bounds, state = room.keys, room.cuts, room.bounds, room.state
+    for i in range(2 * LANES):
+        cut = cuts[i]
+        bounds[i] = keys[cut * LANES + i % LANES] if cut < n else LARGEST_KEY
     for g in range(n // GROUP):
-        part, into = x[g * GROUP * LANES : (g + 1) * GROUP * LANES], row(patterns, g)
+        part, into = x[g * GROUP * LANES : (g + 1) * GROUP * LANES], patterns[g * LANES : (g + 1) * LANES]
         for i in range(LANES):
             pattern = np.int32(0)
             for k in range(GROUP):
                 key, one = key_of(part[k * LANES + i], g * GROUP + k), np.int32(1 << (2 * k))
-                pattern = np.int32(pattern + (one if key >= first[i] else np.int32(0)))
-                pattern = np.int32(pattern + (one if key >= second[i] else np.int32(0)))
-            into[i] = np.uint16(ALL_HIGH - pattern if flips[i] != ZERO else pattern)
+                pattern = np.int32(pattern + (one if key >= bounds[i] else np.int32(0)))
+                pattern = np.int32(pattern + (one if key >= bounds[LANES + i] else np.int32(0)))
+            into[i] = np.uint16(ALL_HIGH - pattern if state[FLIP + i] != ZERO else pattern)
 
 
 # ---- a sub-block ---------------------------------------------------------------------------------------------------
 
 
-@inlined
+@inlined_leaf
 def begin(n: int, x: Array, pairs: Array, room: Room) -> None:
     """Sort the weights x [n * LANES] of a sub-block, note their largest magnitudes, and forget what was found."""
     state, keys = room.state, room.keys
     for k in range(n):
-        xs, into = row(x, k), row(keys, k)
+        xs, into = x[k * LANES : (k + 1) * LANES], keys[k * LANES : (k + 1) * LANES]
         for i in range(LANES):
             into[i] = key_of(xs[i], k)
     sort_keys(keys, pairs)
@@ -167,7 +170,7 @@ def begin(n: int, x: Array, pairs: Array, room: Room) -> None:
         state[OFF + i] = ZERO
 
 
-@inlined
+@inlined_leaf
 def finish(n: int, first: int, x: Array, w: Array, eps: np.float32, entries: Entries, room: Room) -> None:
     """From the best split of a sub-block to entries, from group `first` of the block on, and the last SCALE.
 
@@ -175,7 +178,7 @@ def finish(n: int, first: int, x: Array, w: Array, eps: np.float32, entries: Ent
     the first half of the groups is shifted down, 1 for the second half; negative where no split is of use.
     """
     state, scratch = room.state, room.scratch
-    cuts = np.empty(2 * LANES, np.int32)
+    cuts = room.cuts
     n_groups = n // GROUP
     for i in range(LANES):
         split = np.int32(state[SPLIT + i])
@@ -192,25 +195,25 @@ def finish(n: int, first: int, x: Array, w: Array, eps: np.float32, entries: Ent
             is_low = (split & mask != 0) & (not is_void)
             room.deltas[g * LANES + i] = low if is_low else -low
     patterns = room.patterns[first * LANES : (first + n_groups) * LANES]
-    to_patterns(n, x, room.keys, cuts, state[FLIP : FLIP + LANES], patterns)
+    to_patterns(n, x, room, patterns)
     chosen = room.entries[first * LANES : (first + n_groups) * LANES]
     for g in range(n_groups):
-        part = slice(g * GROUP * LANES, (g + 1) * GROUP * LANES)
-        make_terms(x[part], w[part], state[SCALE : SCALE + LANES], row(room.deltas, g), scratch.terms)
-        make_limits(row(patterns, g), scratch.terms, scratch.limits)
-        to_entries(row(patterns, g), row(chosen, g), state[OFF : OFF + LANES], entries, scratch)
+        of, part = slice(g * LANES, (g + 1) * LANES), slice(g * GROUP * LANES, (g + 1) * GROUP * LANES)
+        make_terms(x[part], w[part], state[SCALE : SCALE + LANES], room.deltas[of], scratch.terms)
+        make_limits(patterns[of], scratch.terms, scratch.limits)
+        to_entries(patterns[of], chosen[of], state[OFF : OFF + LANES], entries, scratch)
     refit(n_groups, x, w, patterns, room.deltas, state)
 
 
-@inlined
+@inlined_leaf
 def refit(n_groups: int, x: Array, w: Array, patterns: Array, deltas: Array, state: Array) -> None:
     """The best scale of the entries, in place of SCALE where some are not what was searched for."""
     for i in range(LANES):
         state[SUM_QX + i] = ZERO
         state[SUM_Q2 + i] = ZERO
     for g in range(n_groups):
-        part = slice(g * GROUP * LANES, (g + 1) * GROUP * LANES)
-        add_sums(ONE_OF_EACH, x[part], w[part], row(patterns, g), row(deltas, g), state)
+        of, part = slice(g * LANES, (g + 1) * LANES), slice(g * GROUP * LANES, (g + 1) * GROUP * LANES)
+        add_sums(ONE_OF_EACH, x[part], w[part], patterns[of], deltas[of], state)
     for i in range(LANES):
         sum_qx, sum_q2 = state[SUM_QX + i], state[SUM_Q2 + i]
         ratio = sum_qx / sum_q2
@@ -218,7 +221,7 @@ def refit(n_groups: int, x: Array, w: Array, patterns: Array, deltas: Array, sta
         state[SCALE + i] = ratio if is_better else state[SCALE + i]
 
 
-@inlined
+@inlined_leaf
 def add_sums(times: Array, x: Array, w: Array, patterns: Array, deltas: Array, state: Array) -> None:
     """Add to SUM_QX and SUM_Q2 the sums of w q x and w q q over a group, where q is `times` the level."""
     for i in range(LANES):

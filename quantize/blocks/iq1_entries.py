@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantize.blocks.codebook import codebook
-from quantize.blocks.jit import inlined
+from quantize.blocks.jit import inlined_leaf
 from quantize.blocks.lanes import ONE, ZERO
-from quantize.blocks.tiles import LANES, aligned_floats, row
+from quantize.blocks.tiles import LANES, aligned_floats
 from quantize.tensors import Array, QType
 
 GROUP = 8  # weights of an entry
@@ -117,25 +117,26 @@ def make_scratch() -> Scratch:
     )
 
 
-@inlined
+@inlined_leaf
 def choice(pattern: np.uint16, k: int, low: np.float32, middle: np.float32, high: np.float32) -> np.float32:
     """What belongs to the level of weight k of a pattern."""
     chosen = middle if np.uint16(pattern & MIDDLE[k]) != NONE else low
     return high if np.uint16(pattern & HIGH[k]) != NONE else chosen
 
 
-@inlined
+@inlined_leaf
 def make_terms(x: Array, w: Array, scale: Array, delta: Array, terms: Array) -> None:
     """The errors of the weights x of one group at each of the levels: float32 [GROUP * 3 * LANES]."""
     for k in range(GROUP):
-        xs, ws, part = row(x, k), row(w, k), terms[3 * k * LANES : 3 * (k + 1) * LANES]
+        of = slice(k * LANES, (k + 1) * LANES)
+        xs, ws, part = x[of], w[of], terms[3 * k * LANES : 3 * (k + 1) * LANES]
         for i in range(LANES):
             for c in range(3):
                 diff = scale[i] * (delta[i] + np.float32(c - 1)) - xs[i]
                 part[c * LANES + i] = ws[i] * diff * diff
 
 
-@inlined
+@inlined_leaf
 def make_limits(patterns: Array, terms: Array, limits: Array) -> None:
     """Bounds of the errors of all patterns that differ from the given ones in at least 2, or 3, levels: [2 * LANES].
 
@@ -163,25 +164,25 @@ def make_limits(patterns: Array, terms: Array, limits: Array) -> None:
         limits[LANES + i] = three - MARGIN * (total + abs(three))
 
 
-@inlined
+@inlined_leaf
 def smaller(a: Any, b: Any) -> Any:
     """The smaller of two numbers."""
     return a if a < b else b
 
 
-@inlined
+@inlined_leaf
 def larger(a: Any, b: Any) -> Any:
     """The larger of two numbers."""
     return a if a > b else b
 
 
-@inlined
+@inlined_leaf
 def number_of(pattern: np.uint16, numbers: Array) -> np.int64:
     """A pattern as a number to the base 3."""
     return np.int64(np.int64(numbers[pattern & 255]) + 81 * np.int64(numbers[pattern >> 8]))
 
 
-@inlined
+@inlined_leaf
 def to_entries(patterns: Array, chosen: Array, off: Array, entries: Entries, scratch: Scratch) -> None:
     """Replace the patterns of a group that are no entries by their best neighbours, and set `off` there.
 
@@ -227,14 +228,14 @@ def to_entries(patterns: Array, chosen: Array, off: Array, entries: Entries, scr
         chosen[i] = np.uint16(found[number_of(patterns[i], numbers)])
 
 
-@inlined
+@inlined_leaf
 def is_beyond(n_changes: np.uint8, low: np.uint32, limit: np.float32, next_limit: np.float32) -> np.bool_:
     """Whether a pattern with so many levels changed has an error above the lowest that was found, given its bits."""
     limit = next_limit if n_changes > 2 else limit
     return np.bool_((n_changes > 1) & (np.uint32(low).view(np.float32) < limit))
 
 
-@inlined
+@inlined_leaf
 def add_terms(c: np.uint64, i: np.uint64, near: Array, terms: Array, errors: Array) -> None:
     """The bits of the errors of the neighbours in chunk c, for lane i."""
     for p in range(CHUNK):
@@ -248,7 +249,7 @@ def add_terms(c: np.uint64, i: np.uint64, near: Array, terms: Array, errors: Arr
         errors[p] = np.float32(error).view(np.uint32)
 
 
-@inlined
+@inlined_leaf
 def least(errors: Array) -> np.uint32:
     """The least of CHUNK errors, if it is finite."""
     low = LARGEST_ERROR
@@ -257,7 +258,7 @@ def least(errors: Array) -> np.uint32:
     return np.uint32(low)
 
 
-@inlined
+@inlined_leaf
 def place_of(low: np.uint32, errors: Array) -> np.uint64:
     """The first place of the least error, the first of all where none is finite."""
     place = np.uint64(0)

@@ -42,7 +42,7 @@ from quantize.blocks.iq1 import (
     weight_of,
 )
 from quantize.blocks.iq1_entries import GROUP, Entries, entries_of, entry_levels
-from quantize.blocks.jit import inlined, kernel
+from quantize.blocks.jit import inlined, inlined_leaf, kernel
 from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
 from quantize.blocks.tiles import LANES, row
 from quantize.tensors import Array, QType
@@ -99,11 +99,12 @@ def _encode(
             finish(N, 2 * j, x[t][part], room.w[part], EPS, entries, room)
             for i in range(LANES):
                 scales[j, i] = room.state[SCALE + i]
-            deltas[2 * j * LANES : 2 * (j + 1) * LANES] = room.deltas
+            for i in range(2 * LANES):
+                deltas[2 * j * LANES + i] = room.deltas[i]
         _pack(x[t], scales, deltas, room, tiles[t])
 
 
-@inlined
+@inlined_leaf
 def _sum_up(w: Array, room: Room) -> None:
     """Sums of w x and of w over the sorted weights before each cut, those of either half of the sub-block apart."""
     sums = room.sums
@@ -111,7 +112,7 @@ def _sum_up(w: Array, room: Room) -> None:
         sums[X0 + i], sums[X1 + i] = ZERO, ZERO
         sums[W0 + i], sums[W1 + i] = ZERO, ZERO
     for k in range(N):
-        keys, part = row(room.keys, k), sums[k * LANES :]
+        keys, part = room.keys[k * LANES : (k + 1) * LANES], sums[k * LANES :]
         for i in range(LANES):
             part[W0 + LANES + i] = w[position_of(keys[i]) * LANES + i]
         for i in range(LANES):
@@ -129,7 +130,7 @@ def _sum_up(w: Array, room: Room) -> None:
             sums[W0 + k * LANES + i], sums[W1 + k * LANES + i] = NAN, NAN
 
 
-@inlined
+@inlined_leaf
 def _search(sums: Array, state: Array) -> None:
     """Try all pairs of cuts, each with the levels of either half shifted up and down, in ggml's order."""
     for i1 in range(N + 1):
@@ -139,7 +140,7 @@ def _search(sums: Array, state: Array) -> None:
             )
 
 
-@inlined
+@inlined_leaf
 def _try(first: Array, second: Array, total: Array, code: np.int32, state: Array) -> None:
     """Cuts at `first` and the next STEP from `second` on; those beyond the end have sums that are no numbers."""
     for i in range(LANES):

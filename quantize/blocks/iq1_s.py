@@ -30,7 +30,7 @@ from quantize.blocks.iq1 import (
     weight_of,
 )
 from quantize.blocks.iq1_entries import GROUP, Entries, entries_of, entry_levels
-from quantize.blocks.jit import inlined, kernel
+from quantize.blocks.jit import inlined, inlined_leaf, kernel
 from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
 from quantize.blocks.tiles import LANES, row, store_halves
 from quantize.tensors import Array, QType
@@ -97,7 +97,7 @@ def _encode(
         _pack(scales, downs, room.entries, d[t], tiles[t])
 
 
-@inlined
+@inlined_leaf
 def _sum_up(w: Array, room: Room) -> None:
     """Sums of w x and of w over the sorted weights before each cut, and what those beyond add to the two sums."""
     sums = room.sums
@@ -105,7 +105,8 @@ def _sum_up(w: Array, room: Room) -> None:
         sums[SX + i] = ZERO
         sums[SW + i] = ZERO
     for k in range(N):
-        keys, sum_x, sum_w = row(room.keys, k), sums[SX + k * LANES :], sums[SW + k * LANES :]
+        keys = room.keys[k * LANES : (k + 1) * LANES]
+        sum_x, sum_w = sums[SX + k * LANES :], sums[SW + k * LANES :]
         for i in range(LANES):
             weight = w[position_of(keys[i]) * LANES + i]
             sum_x[LANES + i] = sum_x[i] + weight * weight_of(keys[i])
@@ -124,7 +125,7 @@ def _sum_up(w: Array, room: Room) -> None:
             sums[W_DOWN + k * LANES + i] = NAN
 
 
-@inlined
+@inlined_leaf
 def _search(sums: Array, state: Array) -> None:
     """Try all pairs of cuts, each with the levels shifted up and down, in ggml's order."""
     for i1 in range(N + 1):
@@ -132,7 +133,7 @@ def _search(sums: Array, state: Array) -> None:
             _try(sums[i1 * LANES :], sums[i2 * LANES :], np.int32((64 * i1 + i2) * 4), state)
 
 
-@inlined
+@inlined_leaf
 def _try(first: Array, second: Array, code: np.int32, state: Array) -> None:
     """Cuts at `first` and the next STEP from `second` on; those beyond the end have sums that are no numbers."""
     for i in range(LANES):
