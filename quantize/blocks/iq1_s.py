@@ -18,22 +18,19 @@ from quantize.blocks.half import load_f16
 from quantize.blocks.iq1 import (
     BEST,
     DELTA,
-    GROUP,
     QK_K,
     SCALE,
     SPLIT,
-    Entries,
     Room,
     begin,
-    entries_of,
-    entry_levels,
     finish,
     make_room,
     network,
     position_of,
     weight_of,
 )
-from quantize.blocks.jit import inlined, kernel
+from quantize.blocks.iq1_entries import GROUP, Entries, entries_of, entry_levels
+from quantize.blocks.jit import inlined, inlined_leaf, kernel
 from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
 from quantize.blocks.tiles import LANES, row, store_halves
 from quantize.tensors import Array, QType
@@ -100,7 +97,7 @@ def _encode(
         _pack(scales, downs, room.entries, d[t], tiles[t])
 
 
-@kernel
+@inlined_leaf
 def _sum_up(w: Array, room: Room) -> None:
     """Sums of w x and of w over the sorted weights before each cut, and what those beyond add to the two sums."""
     sums = room.sums
@@ -108,7 +105,8 @@ def _sum_up(w: Array, room: Room) -> None:
         sums[SX + i] = ZERO
         sums[SW + i] = ZERO
     for k in range(N):
-        keys, sum_x, sum_w = row(room.keys, k), sums[SX + k * LANES :], sums[SW + k * LANES :]
+        keys = room.keys[k * LANES : (k + 1) * LANES]
+        sum_x, sum_w = sums[SX + k * LANES :], sums[SW + k * LANES :]
         for i in range(LANES):
             weight = w[position_of(keys[i]) * LANES + i]
             sum_x[LANES + i] = sum_x[i] + weight * weight_of(keys[i])
@@ -127,7 +125,7 @@ def _sum_up(w: Array, room: Room) -> None:
             sums[W_DOWN + k * LANES + i] = NAN
 
 
-@kernel
+@inlined_leaf
 def _search(sums: Array, state: Array) -> None:
     """Try all pairs of cuts, each with the levels shifted up and down, in ggml's order."""
     for i1 in range(N + 1):
@@ -135,7 +133,7 @@ def _search(sums: Array, state: Array) -> None:
             _try(sums[i1 * LANES :], sums[i2 * LANES :], np.int32((64 * i1 + i2) * 4), state)
 
 
-@inlined
+@inlined_leaf
 def _try(first: Array, second: Array, code: np.int32, state: Array) -> None:
     """Cuts at `first` and the next STEP from `second` on; those beyond the end have sums that are no numbers."""
     for i in range(LANES):
@@ -163,7 +161,7 @@ def _try(first: Array, second: Array, code: np.int32, state: Array) -> None:
         state[SCALE + i], state[BEST + i], state[SPLIT + i] = scale, best, split
 
 
-@kernel
+@inlined
 def _pack(scales: Array, downs: Array, chosen: Array, d: Array, tile: Array) -> None:
     """Write entries and coded scales; leave d to be stored."""
     largests, inverses = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
