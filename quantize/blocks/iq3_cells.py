@@ -28,9 +28,8 @@ from quantize.tensors import Array, QType
 GROUP = 4
 N_PATTERNS = 8**GROUP
 SEVEN = np.float32(7)
-SURE = np.float32(
-    0.4999
-)  # of a level: how far x may be from the nearest without being near the middle of two
+SURE = np.float32(0.4999)
+"""Levels by which x is less away from the nearest level than from any other, rounding errors included."""
 UNSURE = np.float32(N_PATTERNS)
 LARGEST = np.float32(np.finfo(np.float32).max)
 STEP = 2  # neighbours per turn of the loop
@@ -67,20 +66,21 @@ def cells(qtype: QType) -> Cells:
     entries[:, :GROUP] = values
     entries[:, GROUP] = packed.astype(np.int32).view(np.float32)
     lists, neighbours = np.empty(2 * N_PATTERNS, np.int32), list[int]()
-    for cell in range(2 * N_PATTERNS):  # the short lists side by side: they stay in the caches
-        pattern = cell % N_PATTERNS
-        found = book.index[pattern]
-        part = (
-            np.array([found])
-            if found >= 0
-            else book.neighbours[book.starts[-1 - found] : book.starts[-found]]
-        )
-        if found < 0 and cell == pattern:
-            part = _needed(pattern, part, book)
+    for cell in range(2 * N_PATTERNS):  # the short lists together: they stay in the caches
+        part, is_entry = _list(cell, book)
         length = -(-len(part) // STEP) * STEP
-        lists[cell] = len(neighbours) << LENGTH_BITS | length | (found >= 0)
+        lists[cell] = len(neighbours) << LENGTH_BITS | length | is_entry
         neighbours += [*part, *[part[-1]] * (length - len(part))]
     return Cells(entries.reshape(-1), lists, np.array(neighbours, np.uint16))
+
+
+def _list(cell: int, book: Codebook) -> tuple[Array, bool]:
+    """The neighbours of a cell, and whether it is an entry's."""
+    found = book.index[cell % N_PATTERNS]
+    if found >= 0:
+        return np.array([found]), True
+    whole = book.neighbours[book.starts[-1 - found] : book.starts[-found]]
+    return _needed(cell, whole, book) if cell < N_PATTERNS else whole, False
 
 
 def _needed(pattern: int, whole: Array, book: Codebook) -> Array:

@@ -45,11 +45,11 @@ N_STATE = 5 * ROW
 class Search(NamedTuple):
     """The differences between the two types' searches."""
 
-    reach: (
-        int  # scales are tried with which the largest magnitude is 15 + step / 5, step from -reach to reach
+    reach: int  # the largest magnitude is 15 + step / 5 scales, step from -reach to reach
+    eps: np.float32  # a sub-block is zero if all magnitudes are smaller
+    even_signs: (
+        bool  # whether of eight weights an even number is negative: else the least important one is turned
     )
-    eps: np.float32  # a sub-block is zero if its largest magnitude is smaller
-    even_signs: bool  # whether the number of negative weights of eight is even: else the least important one is turned
     all_anew: bool  # whether all groups are replaced once more, or those that had no pattern of the codebook
 
 
@@ -74,7 +74,7 @@ def round_groups(n_scales: int, tops: Array, high: Array, x: Array, patterns: Ar
     inverse, bit = aligned_floats(LANES), np.int32(1)
     for k in range(N_GROUPS):
         for i in range(LANES):
-            changes[k, i] = 1 | 1 << WIDTH  # no more than WIDTH scales are looked at together
+            changes[k, i] = 0
     for c in range(n_scales):
         for i in range(LANES):
             inverse[i] = HALF * (tops[c] / high[i])
@@ -119,11 +119,15 @@ def search_scales(search: Search, tops: Array, room: Room, cells: Cells, state: 
         _start(high[i], tops, state)
         for k in range(N_GROUPS):
             group, a = four(x, k, i), four(root, k, i)
-            left, place, c = changes[k, i], lists[np.uint64(patterns[k, 0, i])], 0
-            while left:
-                left &= left - 1
-                now, this, c = c, place, _lowest(left)  # the next list is fetched while this one is searched
-                place = lists[np.uint64(patterns[np.uint64(k), np.uint64(c & 31), np.uint64(i)])]
+            left, start, place = changes[k, i] | 1 << n_scales, 0, lists[np.uint64(patterns[k, 0, i])]
+            while start < n_scales:
+                now, this, end = start, place, _lowest(left)
+                is_long = end - start > WIDTH
+                start = start + WIDTH if is_long else end
+                left = left if is_long else left & (left - 1)
+                # the next list is fetched while this one is searched
+                cell = patterns[np.uint64(k), np.uint64(min(start, n_scales - 1)), np.uint64(i)]
+                place = lists[np.uint64(cell)]
                 find(this, now, group, a, entries, neighbours, state)
             _add(k, four(w, k, i), four(wx, k, i), state, bits, packed)
         taken, best_scale = _best(n_scales, high[i], state)
