@@ -27,24 +27,21 @@ from quantize.blocks.half import f16_bits_to_f32, f32_to_f16_bits
 from quantize.blocks.iq1 import (
     BEST,
     DELTA,
-    GROUP,
     QK_K,
     SCALE,
     SPLIT,
     SUM_Q2,
     SUM_QX,
-    Entries,
     Room,
     add_sums,
     begin,
-    entries_of,
-    entry_levels,
     finish,
     make_room,
     network,
     position_of,
     weight_of,
 )
+from quantize.blocks.iq1_entries import GROUP, Entries, entries_of, entry_levels
 from quantize.blocks.jit import inlined, kernel
 from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
 from quantize.blocks.tiles import LANES, row
@@ -106,7 +103,7 @@ def _encode(
         _pack(x[t], scales, deltas, room, tiles[t])
 
 
-@kernel
+@inlined
 def _sum_up(w: Array, room: Room) -> None:
     """Sums of w x and of w over the sorted weights before each cut, those of either half of the sub-block apart."""
     sums = room.sums
@@ -132,7 +129,7 @@ def _sum_up(w: Array, room: Room) -> None:
             sums[W0 + k * LANES + i], sums[W1 + k * LANES + i] = NAN, NAN
 
 
-@kernel
+@inlined
 def _search(sums: Array, state: Array) -> None:
     """Try all pairs of cuts, each with the levels of either half shifted up and down, in ggml's order."""
     for i1 in range(N + 1):
@@ -177,7 +174,7 @@ def _try(first: Array, second: Array, total: Array, code: np.int32, state: Array
         state[SCALE + i], state[BEST + i], state[SPLIT + i] = scale, best, split
 
 
-@kernel
+@inlined
 def _pack(x: Array, scales: Array, deltas: Array, room: Room, tile: Array) -> None:
     """Code the scales, fit d to the values that they make, and write the blocks."""
     state = room.state
@@ -209,8 +206,11 @@ def _pack(x: Array, scales: Array, deltas: Array, room: Room, tile: Array) -> No
             word = (bits >> 4 * m & 15) << 12
             for k in range(4):
                 word |= codes[4 * m + k, i] << 3 * k
-            word = 0 if is_void else word
-            tile[SCALES + 2 * m, i], tile[SCALES + 2 * m + 1, i] = np.uint8(word & 255), np.uint8(word >> 8)
+            written = 0 if is_void else word
+            tile[SCALES + 2 * m, i], tile[SCALES + 2 * m + 1, i] = (
+                np.uint8(written & 255),
+                np.uint8(written >> 8),
+            )
     for j in range(N_SUB):
         for i in range(LANES):
             a, b = room.entries[2 * j * LANES + i], room.entries[(2 * j + 1) * LANES + i]
@@ -225,9 +225,9 @@ def _pack(x: Array, scales: Array, deltas: Array, room: Room, tile: Array) -> No
 def _unpack(blocks: Array, levels: Array, values: Array) -> None:
     for b in range(len(blocks)):
         block, x = blocks[b], values[b]
-        bits = np.int32(0)
+        bits = 0
         for m in range(4):
-            bits |= np.int32(np.int32(block[SCALES + 2 * m + 1]) >> 4 << 4 * m)
+            bits |= int(block[SCALES + 2 * m + 1]) >> 4 << 4 * m
         d = f16_bits_to_f32(np.uint16(bits))
         for j in range(N_SUB):
             at = SCALES + 2 * (j // 4)

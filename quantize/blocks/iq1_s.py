@@ -18,21 +18,18 @@ from quantize.blocks.half import load_f16
 from quantize.blocks.iq1 import (
     BEST,
     DELTA,
-    GROUP,
     QK_K,
     SCALE,
     SPLIT,
-    Entries,
     Room,
     begin,
-    entries_of,
-    entry_levels,
     finish,
     make_room,
     network,
     position_of,
     weight_of,
 )
+from quantize.blocks.iq1_entries import GROUP, Entries, entries_of, entry_levels
 from quantize.blocks.jit import inlined, kernel
 from quantize.blocks.lanes import HALF, ONE, ZERO, nearest_code
 from quantize.blocks.tiles import LANES, row, store_halves
@@ -100,7 +97,7 @@ def _encode(
         _pack(scales, downs, room.entries, d[t], tiles[t])
 
 
-@kernel
+@inlined
 def _sum_up(w: Array, room: Room) -> None:
     """Sums of w x and of w over the sorted weights before each cut, and what those beyond add to the two sums."""
     sums = room.sums
@@ -127,7 +124,7 @@ def _sum_up(w: Array, room: Room) -> None:
             sums[W_DOWN + k * LANES + i] = NAN
 
 
-@kernel
+@inlined
 def _search(sums: Array, state: Array) -> None:
     """Try all pairs of cuts, each with the levels shifted up and down, in ggml's order."""
     for i1 in range(N + 1):
@@ -163,7 +160,7 @@ def _try(first: Array, second: Array, code: np.int32, state: Array) -> None:
         state[SCALE + i], state[BEST + i], state[SPLIT + i] = scale, best, split
 
 
-@kernel
+@inlined
 def _pack(scales: Array, downs: Array, chosen: Array, d: Array, tile: Array) -> None:
     """Write entries and coded scales; leave d to be stored."""
     largests, inverses = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
