@@ -30,6 +30,8 @@ MOVABLE: tuple[QType, ...] = (
     QType.Q5_0,
     QType.IQ4_NL,
     QType.IQ4_XS,
+    QType.Q1_0,
+    QType.Q2_0,
 )
 """The formats whose parts can be moved. The module `quantize.blocks.q4_k` offers `PARTS` for Q4_K, and so on."""
 

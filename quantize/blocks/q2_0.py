@@ -15,6 +15,7 @@ from quantize.blocks.base import BlockFormat, Grid
 from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import F32, I32, load_f16
 from quantize.blocks.jit import kernel
+from quantize.blocks.parts import PartFormat, store_f16
 from quantize.blocks.ternary import fit_largest
 from quantize.blocks.tiles import LANES, copy_rows, row
 from quantize.tensors import Array, QType
@@ -54,3 +55,28 @@ def unpack(blocks: Array, values: Array) -> None:
 
 
 FORMAT = BlockFormat(QType.Q2_0, QK, TYPE_SIZE, fit, pack, unpack, uses_importance=False)
+
+
+@kernel
+def split(blocks: Array, codes: Array, scales: Array, mins: Array, factors: Array) -> None:
+    """See `PartFormat`; the one scale is 1."""
+    scales[:] = 1
+    for b in range(len(blocks)):
+        factors[b, 0] = load_f16(blocks[b], 0)
+        for k in range(QK // 4):
+            byte = blocks[b, 2 + k]
+            for i in range(4):
+                codes[b, 4 * k + i] = byte >> (2 * i) & 3
+
+
+@kernel
+def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        store_f16(blocks[b], 0, factors[b, 0])
+        for k in range(QK // 4):
+            for i in range(4):
+                blocks[b, 2 + k] |= codes[b, 4 * k + i] << (2 * i)
+
+
+PARTS = PartFormat(QType.Q2_0, QK, TYPE_SIZE, 1, LEVELS, 1, 1, 0, split, join)

@@ -170,7 +170,8 @@ def test_inputs_without_correlation_leave_nothing_to_win_and_nothing_to_lose(qty
         first < 1.002 * usual
     )  # Q4_0 and Q5_0 are fitted by the mean square of the whole row, or of a block
     after = error_of(encode_with_feedback(weights, qtype, told), qtype, weights, told.moments)
-    assert 0.5 * usual < after <= usual
+    least = 0.2 if qtype is QType.Q2_0 else 0.5  # ggml's scale of Q2_0 leaves most weights at 0
+    assert least * usual < after <= usual
 
 
 def test_types_without_parts_are_refused() -> None:
