@@ -23,7 +23,9 @@ def compile_kernels(qtypes: Iterable[QType], progress: OnProgress = silent) -> N
         progress: told before each kernel or type, and at the end: stage "compiling kernels".
     """
     wanted = sorted(set(qtypes))
-    compiling.compile_kernels([(np.float32, qtype, has) for qtype in wanted for has in (False, True)], progress)
+    compiling.compile_kernels(
+        [(np.float32, qtype, has) for qtype in wanted for has in (False, True)], progress
+    )
     forms = [form for form in map(part_format, wanted) if form is not None]
     for done, form in enumerate(forms):
         progress(Progress("compiling kernels", done, len(forms), "types"))
