@@ -33,7 +33,7 @@ __all__ = ["release"]
     "--set",
     "chosen_set",
     type=click.Choice(["small", "standard", "all"]),
-    help="3, 9 or 14 file types.  [default: standard, without -t]",
+    help="3, 9 or 24 file types.  [default: standard, without -t]",
 )
 @option(
     "-o",
