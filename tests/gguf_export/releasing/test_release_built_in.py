@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from command_line import check_one_line, invoke
 from pico import pico_mixtral
@@ -71,6 +73,15 @@ def test_what_calibrates_does_not_judge(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums whose digits do not depend on how many threads are free."""
+    n_thread = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_thread)
+
+
+@pytest.fixture
 def words(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A release with few chunks; random weights write no text, so that llama.cpp is left out."""
     monkeypatch.setattr(steps, "smoke_test", lambda path: "passed")
@@ -87,6 +98,7 @@ def test_a_held_out_text_that_calibrates_is_one_line(words: list[Any], tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_a_release_without_texts_and_its_recipe(model: Path, words: list[Any], tmp_path: Path) -> None:
     done = invoke(*words, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
