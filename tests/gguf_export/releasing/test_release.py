@@ -16,6 +16,7 @@ import yaml
 from command_line import TEXT, check_one_line, invoke
 from hub_server import Hub, serving
 from huggingface_hub import ModelCard
+from no_llama import leave_out_llama_cpp
 from pico import pico_mixtral
 from upload_server import TOKEN, taking_uploads
 
@@ -24,7 +25,7 @@ from gguf_export.comparing import run
 from gguf_export.files import disk
 from gguf_export.publishing import upload
 from gguf_export.publishing.upload import UploadResult
-from gguf_export.releasing import bundle, expert_errors, job, steps
+from gguf_export.releasing import expert_errors, steps
 from gguf_export.releasing.estimate import Estimate
 from gguf_export.releasing.record import WORKING
 from gguf_export.releasing.release import plan_release
@@ -43,11 +44,8 @@ BUNDLE = {
 
 @pytest.fixture(scope="module", autouse=True)
 def passed() -> Iterator[None]:
-    """Random weights write no text: llama.cpp is left out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "smoke_test", lambda path: "passed")
-        for module in (steps, job, bundle):
-            patch.setattr(module, "program", lambda: "xllamacpp 1.2")
+        leave_out_llama_cpp(patch)
         yield
 
 

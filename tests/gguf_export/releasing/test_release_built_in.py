@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 from command_line import check_one_line, invoke
+from no_llama import leave_out_llama_cpp
 from pico import pico_mixtral
 
 from calibration.text.built_in import CALIBRATION, HELD_OUT, built_in_files
 from gguf_export.commands.exit_codes import INPUT
-from gguf_export.releasing import bundle, job, steps
 from gguf_export.releasing.texts import texts_of
 from quantize.exceptions import TextError
 from quantize.telling import Remark
@@ -83,10 +83,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def words(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A release with few chunks; random weights write no text, so that llama.cpp is left out."""
-    monkeypatch.setattr(steps, "smoke_test", lambda path: "passed")
-    for module in (steps, job, bundle):
-        monkeypatch.setattr(module, "program", lambda: "xllamacpp 1.2")
+    """A release with few chunks."""
+    leave_out_llama_cpp(monkeypatch)
     few = ["--chunks", 2, "--judge-chunks", 1, "--license", "mit", "--chat-template", "none", "--quiet"]
     return ["release", model, "--repo", "somebody/Pico-GGUF", "-t", "Q8_0", "-t", "Q4_K_M", *few]
 

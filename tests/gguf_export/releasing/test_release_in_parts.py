@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from command_line import TEXT, invoke
+from no_llama import leave_out_llama_cpp
 from pico import pico_mixtral
 
 from gguf_export.publishing.release_files import in_order, release_files
-from gguf_export.releasing import bundle, job, steps
 from gguf_export.releasing.settings import ReleaseSettings
 from gguf_export.writing.export import plan
 from quantize.telling import discard
@@ -25,11 +25,8 @@ WHOLE = f"{STEM}-Q2_K.gguf"
 
 @pytest.fixture(scope="module", autouse=True)
 def passed() -> Iterator[None]:
-    """Random weights write no text: llama.cpp is left out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "smoke_test", lambda path: "passed")
-        for module in (steps, job, bundle):
-            patch.setattr(module, "program", lambda: "xllamacpp 1.2")
+        leave_out_llama_cpp(patch)
         yield
 
 

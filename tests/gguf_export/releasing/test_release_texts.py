@@ -9,21 +9,18 @@ from typing import Any
 
 import pytest
 from command_line import TEXT, check_one_line, invoke
+from no_llama import leave_out_llama_cpp
 from pico import pico_mixtral
 
 from gguf_export.commands.exit_codes import INPUT
-from gguf_export.releasing import bundle, job, steps
 
 STEM = "Pico-4x1M"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def passed() -> Iterator[None]:
-    """Random weights write no text: llama.cpp is left out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "smoke_test", lambda path: "passed")
-        for module in (steps, job, bundle):
-            patch.setattr(module, "program", lambda: "xllamacpp 1.2")
+        leave_out_llama_cpp(patch)
         yield
 
 
