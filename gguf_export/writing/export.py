@@ -212,6 +212,7 @@ def plan(
 ) -> ExportPlan:
     """Say what `export` would write: names, types, sizes and offsets; nothing is written.
 
+    As with llama-quantize's --dry-run, a type that needs importances is planned without them, with a remark.
     The arguments are those of `export`; `timed` reads and encodes some rows, by which the time of `jobs` threads is
     estimated (`ExportPlan.seconds`). Without it no weight is read.
 
@@ -248,7 +249,7 @@ def plan(
         feedback=feedback,
         chat_template=chat_template,
     )
-    job, calibration = request.prepared()
+    job, calibration = request.prepared(only_planned=True)
     remarks = export_remarks(job, is_counted=calibration is None, fed_back=feedback)
     kept = None
     if save_imatrix is not None and job.imatrix is not None:

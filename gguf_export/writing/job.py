@@ -25,7 +25,7 @@ from quantize.containers.gguf_parts import model_stem
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode
-from quantize.exceptions import DecodeError, GGUFError, OutputError, RecipeError
+from quantize.exceptions import DecodeError, GGUFError, NeedsImatrixError, OutputError, RecipeError
 from quantize.recipes.copying import converted_file_type, guessed_file_type
 from quantize.recipes.ftypes import COPY, Ftype
 from quantize.recipes.layout import Plan, PlannedTensor
@@ -117,6 +117,7 @@ def prepare(
     prune_layers: Sequence[int] = (),
     file: Path | None = None,
     split: Split | None = None,
+    only_planned: bool = False,
 ) -> ExportJob:
     """Plan the files; nothing is written and no weight is read.
 
@@ -137,6 +138,7 @@ def prepare(
         prune_layers: layers that are left out; those behind them get new numbers.
         file: the path of the one file, in the place of a name in `folder`.
         split: cut each file into parts.
+        only_planned: no file will be made of the job: importances that some types need may be missing, with a remark.
 
     Raises:
         MoeGgufError: a recipe, tokenizer, imatrix or setting that does not fit the model.
@@ -172,7 +174,14 @@ def prepare(
         )
         for planned in plan.tensors:
             _refuse_change(source, planned, allow_requantize)
-        require_importances(plan, lambda name: imatrix is not None and name in imatrix.entries)
+        try:
+            require_importances(plan, lambda name: imatrix is not None and name in imatrix.entries)
+        except NeedsImatrixError as error:
+            if not only_planned:
+                raise
+            remarks.append(
+                Remark(error.place, error.message, f"to make the file, {error.remedy}", error.setting)
+            )
         n_layer = [] if plan.n_layer is None else [KeyValue.u32(f"{arch}.block_count", plan.n_layer)]
         kept = [kv for kv in keys if recipe.ftype is COPY or not kv.key.startswith(PREFIX)]
         file_type = _file_type(source, keys, plan)

@@ -66,8 +66,8 @@ class Request:
     feedback: bool = False
     chat_template: str | None = None
 
-    def prepared(self) -> tuple[ExportJob, Calibration | None]:
-        """The job and, where there is a text, the pass that gives its importances."""
+    def prepared(self, *, only_planned: bool = False) -> tuple[ExportJob, Calibration | None]:
+        """The job and, where there is a text, the pass that gives its importances; see `prepare`."""
         self._refuse_idle()
         split = self._split()
         source = self._source()
@@ -93,6 +93,7 @@ class Request:
             prune_layers=self.prune_layers,
             file=None if self.file is None else Path(self.file),
             split=split,
+            only_planned=only_planned,
         )
         if calibration is not None and job.imatrix is None:
             what = "exclude_weights" if self.exclude_weights else "include_weights"
