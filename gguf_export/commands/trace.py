@@ -37,17 +37,19 @@ def TRACE(verb: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - an op
 
 def _traced(path: Path, work: Callable[[], Any]) -> Any:
     """Do the work, and write its trace, which begins with the process."""
-    from gguf_export.commands.messages import error_line
-    from gguf_export.commands.streams import tell
-    from gguf_export.files.trace_file import traced
-    from quantize.sources.checkpoint_files import files_of_model
-    from quantize.tracing import Recorder, process_start
+    from quantize.tracing import Recorder, process_start, recording, span
+
+    recorder = Recorder(process_start())
+    recorder.add("start", recorder.start, time.perf_counter_ns() - recorder.start, time.process_time_ns(), {})
+    with recording(recorder), span("import"):
+        from gguf_export.commands.messages import error_line
+        from gguf_export.commands.streams import tell
+        from gguf_export.files.trace_file import traced
+        from quantize.sources.checkpoint_files import files_of_model
 
     named = list(_paths(click.get_current_context().params))
     if any(other.absolute() == path.absolute() for other in named):
         raise click.UsageError(f"--trace {path}: that file is named elsewhere in the command")
-    recorder = Recorder(process_start())
-    recorder.add("start", recorder.start, time.perf_counter_ns() - recorder.start, time.process_time_ns(), {})
     beside = [file for other in named for file in files_of_model(other)]
     with traced(path, recorder=recorder, beside=beside, on_failure=lambda failure: tell(error_line(failure))):
         return work()
