@@ -17,6 +17,7 @@ from gguf_export.files.opening import file_id, is_there, open_again, open_new, r
 from gguf_export.files.sizes import size_in_words
 from quantize.exceptions import NoSpaceError, OutputError, is_full
 from quantize.telling import OnProgress, Progress, silent
+from quantize.tracing import span
 
 __all__ = ["DurableFile", "Piece", "confirmed", "disk_errors"]
 
@@ -62,7 +63,7 @@ class DurableFile:
         self.path, self.n_bytes = path, n_bytes
         self._on_durable = on_durable
         self._lock, self._sync_lock = threading.Lock(), threading.Lock()
-        self._syncer = ThreadPoolExecutor(1)  # starts its thread when it has something to do
+        self._syncer = ThreadPoolExecutor(1, "sync")  # starts its thread when it has something to do
         self._syncing: Future[None] | None = None
         self._broken: OSError | None = (
             None  # since this error it is unknown what the disk holds of what was written
@@ -96,7 +97,8 @@ class DurableFile:
         Raises:
             OutputError: the disk is full or broken.
         """
-        piece = Piece(offset, data.nbytes, zlib.crc32(data))
+        with span("checksum"):
+            piece = Piece(offset, data.nbytes, zlib.crc32(data))
         with self._errors(), self._lock:
             self._put(offset, data)
             self._unsynced.append(piece)
@@ -165,10 +167,13 @@ class DurableFile:
                     self._broken is not None
                 ):  # a second fsync would return well: a disk tells of an error once
                     raise OSError(*self._broken.args)
-                durable(self._file)
-                forget_pages(self._file)
+                with span("fsync", file=self.path.name):
+                    durable(self._file)
+                with span("forget pages", file=self.path.name):
+                    forget_pages(self._file)
                 refuse_gone(self.identity, self.path)  # told now, and not when all is done
-                self._on_durable(pieces)
+                with span("journal", file=self.path.name, pieces=len(pieces)):
+                    self._on_durable(pieces)
             except OSError as error:
                 self._broken = self._broken or error
                 raise

@@ -18,6 +18,7 @@ from quantize.engine import Engine
 from quantize.exceptions import RecipeError
 from quantize.recipes.recipe import Recipe
 from quantize.telling import Note, OnProgress, discard, silent
+from quantize.tracing import span
 
 if TYPE_CHECKING:  # these import torch, and an export without text needs no torch
     from calibration.forward.settings import ForwardSettings
@@ -158,7 +159,8 @@ def export(
             "engine", "means nothing with a text, which threads of this process encode", "leave it out"
         )
     request.refuse_outputs([])  # a long text is cut before the names of the files are known
-    job, calibration = request.prepared()
+    with span("plan"):
+        job, calibration = request.prepared()
     request.refuse_outputs([file.path for file in job.files])
     for remark in export_remarks(job, is_counted=calibration is None, fed_back=feedback):
         note(remark)
@@ -249,7 +251,8 @@ def plan(
         feedback=feedback,
         chat_template=chat_template,
     )
-    job, calibration = request.prepared(only_planned=True)
+    with span("plan"):
+        job, calibration = request.prepared(only_planned=True)
     remarks = export_remarks(job, is_counted=calibration is None, fed_back=feedback)
     kept = None
     if save_imatrix is not None and job.imatrix is not None:

@@ -40,6 +40,7 @@ from quantize.recipes.recipe import (
 from quantize.sources.model_source import ModelFile
 from quantize.telling import Note, Remark
 from quantize.tensors import QType, TensorSpec
+from quantize.tracing import span
 
 __all__ = ["ExportJob", "Output", "OutputFile", "as_copied", "keys_of", "prepare"]
 
@@ -154,7 +155,8 @@ def prepare(
     overrides = [metadata.parse_override(text) for text in override_kv]
     if source.kind == "gguf" and name is not None:
         overrides.insert(0, KeyValue.text("general.name", metadata.exact_name(name)))
-    keys = keys_of(source, name=name, pre=pre, note=remarks.append)
+    with span("keys"):
+        keys = keys_of(source, name=name, pre=pre, note=remarks.append)
     if template is not None:
         keys = with_template(keys, template.text)
     # llama-quantize's rules see what is set by hand: whoever sets expert_count to 8 gets the types of a Mixtral.
