@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import numba
 
 from quantize.blocks.kernel_cache import check_cache
+from quantize.blocks.vector_width import vector_width, width_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -18,7 +19,8 @@ JIT = not getattr(numba.config, "DISABLE_JIT", 0)
 """Whether kernels are compiled; NUMBA_DISABLE_JIT=1 runs them as plain Python, slowly, to the same bytes."""
 
 
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+WIDTH = vector_width() if JIT else 0
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", **width_options(WIDTH)}
 LEAF: dict[str, Any] = OPTIONS | {"_nrt": False}  # no reference counts
 
 
@@ -53,7 +55,7 @@ def _cached(compiled: Any) -> Any:
         except RuntimeError:  # there is no folder that numba may write
             return compiled
         # numba compiles callees into their caller, and would look only at the caller's own file for changes.
-        check_cache(compiled, _stamp_of_sources())
+        check_cache(compiled, _stamp_of_sources(), WIDTH)
     return compiled
 
 

@@ -53,18 +53,19 @@ def is_kept(compiled: Any) -> bool:
     return isinstance(getattr(compiled, "_cache", None), _Forgiving)
 
 
-def check_cache(compiled: Any, stamp: str) -> None:
+def check_cache(compiled: Any, stamp: str, kind: int = 0) -> None:
     """Let a dispatcher, whose caching is enabled, keep its code in checked files.
 
     Args:
         compiled: what `numba.njit` returned.
         stamp: changes with everything that is compiled into the kernel beside its own file.
+        kind: tells apart ways of compiling it, each of which keeps its own files.
     """
     file: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if all(hasattr(file, name) for name in ("_index_path", "_source_stamp", "_dump")):
         base = Path(file._index_path).with_suffix("")
         compiled._cache._cache_file = _CheckedFiles(
-            base, (numba.__version__, file._source_stamp, stamp), file._dump
+            base, (numba.__version__, file._source_stamp, stamp), file._dump, kind
         )
         compiled._cache = _Forgiving(compiled._cache, base.parent)
 
@@ -119,8 +120,8 @@ class _Forgiving:
 class _CheckedFiles:
     """The files of one kernel, one for each signature; in the place of numba's `IndexDataCacheFile`."""
 
-    def __init__(self, base: Path, stamp: tuple[Any, ...], dump: Callable[[Any], bytes]) -> None:
-        self._base, self._stamp, self._dump = base, stamp, dump
+    def __init__(self, base: Path, stamp: tuple[Any, ...], dump: Callable[[Any], bytes], kind: int) -> None:
+        self._base, self._stamp, self._dump, self._kind = base, stamp, dump, kind
 
     def load(self, key: Any) -> Any:
         """The compiled code for a signature, None where there is none, or it is of other sources.
@@ -166,4 +167,5 @@ class _CheckedFiles:
             path.unlink(missing_ok=True)
 
     def _path(self, key: Any) -> Path:
-        return self._base.with_name(f"{self._base.name}.{sha256(repr(key).encode()).hexdigest()[:16]}.nbc")
+        name = sha256(repr((key, self._kind)).encode()).hexdigest()[:16]
+        return self._base.with_name(f"{self._base.name}.{name}.nbc")
