@@ -23,7 +23,7 @@ from quantize.containers.untrusted import quoted
 from quantize.engine import n_processor
 from quantize.exceptions import ChoiceError
 
-__all__ = ["LOCAL", "Cluster", "Node", "connected", "ray_module"]
+__all__ = ["LOCAL", "Cluster", "Node", "connected", "first_line", "lost", "ray_module", "refuse_unreachable"]
 
 LOCAL = "local"
 """The address that stands for a cluster of this machine alone, made for the occasion."""
@@ -123,12 +123,13 @@ def connected(address: str, *, n_cpu: int | None = None) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield Cluster(address, ray)
         return
-    if address != LOCAL:
-        _refuse_silent(address)
+    refuse_unreachable(address)
     try:
         with _own_signals(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _init(ray, address, n_cpu)
+        # Ray prints what it thinks of dead processes to standard output, which is not its own here.
+        ray._private.worker._worker_logs_enabled = False
         cluster = Cluster(address, ray)
         if not cluster.is_local:
             _refuse_other_versions(cluster, ray)
@@ -140,14 +141,18 @@ def connected(address: str, *, n_cpu: int | None = None) -> Iterator[Cluster]:
 
 def lost(address: str, failure: BaseException) -> ChoiceError:
     """The error for a cluster that does not answer any more, or never did."""
-    line = next((line.strip() for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
     return ChoiceError(
         f"ray cluster {quoted(address)}",
-        f"cannot be reached: {line}",
+        f"cannot be reached: {first_line(failure)}",
         "start it with ray start --head, and on a machine of its own with ray start --address=HEAD:6379; or give "
         "{setting} local",
         setting="ray",
     )
+
+
+def first_line(failure: BaseException) -> str:
+    """What an error of Ray's says first; pages may follow."""
+    return next((line.strip() for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
 
 
 def _init(ray: ModuleType, address: str, n_cpu: int | None) -> None:
@@ -171,10 +176,14 @@ def _init(ray: ModuleType, address: str, n_cpu: int | None) -> None:
         raise lost(address, failure) from None
 
 
-def _refuse_silent(address: str) -> None:
-    """Refuse an address at which nothing answers, before Ray tries for minutes."""
+def refuse_unreachable(address: str) -> None:
+    """Refuse an address at which nothing answers, where Ray would try for minutes; it takes a moment.
+
+    Raises:
+        ChoiceError: ray is not installed, it is no address, or nothing answers there.
+    """
     host, _, port = address.rpartition(":")
-    if address == "auto":
+    if ray_module().is_initialized() or address in (LOCAL, "auto"):
         return
     if "://" in address or not host or not port.isdecimal():
         raise ChoiceError(

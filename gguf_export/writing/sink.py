@@ -18,6 +18,7 @@ from gguf_export.files.disk import allocated, durable_folder
 from gguf_export.files.durable import DurableFile, Piece, confirmed, disk_errors
 from gguf_export.files.opening import FileId, file_id, refuse_strange, status_of
 from gguf_export.files.replacing import partial_path
+from gguf_export.files.shared_file import SharedFile
 from gguf_export.files.sizes import size_in_words
 from gguf_export.writing.journal import Journal
 from quantize.exceptions import OutputError
@@ -127,9 +128,13 @@ class Sink:
         with path.open("rb") as file:
             return file.read(len(self._header)) == self._header
 
+    def place(self, tensor: PlannedTensor, offset: int) -> int:
+        """Where bytes at `offset` from the start of a tensor lie in the file."""
+        return len(self._header) + tensor.offset + offset
+
     def has(self, tensor: PlannedTensor, offset: int, n_bytes: int) -> bool:
         """Whether exactly these bytes were written, in this run or in the one that it continues."""
-        return self.is_whole or self._done.get(self._place(tensor, offset)) == n_bytes
+        return self.is_whole or self._done.get(self.place(tensor, offset)) == n_bytes
 
     def write(self, tensor: PlannedTensor, offset: int, slab: Array) -> None:
         """Put bytes at `offset` from the start of a tensor.
@@ -140,9 +145,27 @@ class Sink:
         """
         if offset < 0 or offset + slab.nbytes > tensor.n_bytes:
             raise ValueError(f"{tensor.name}: slab of {slab.nbytes} bytes at {offset} of {tensor.n_bytes}")
-        place = self._place(tensor, offset)
+        place = self.place(tensor, offset)
         self._opened.write(place, slab.data.cast("B"))
         self._done[place] = slab.nbytes
+
+    def shared(self) -> SharedFile:
+        """The file as other processes write to it, after its header and length are durable.
+
+        Raises:
+            OutputError: see `sync`.
+        """
+        self.sync()
+        return SharedFile(self.partial.absolute(), self.n_bytes, self._opened.identity[1])
+
+    def take(self, pieces: Sequence[Piece]) -> None:
+        """Note pieces that other processes have written to the `shared` file, durably.
+
+        Raises:
+            OutputError: the disk is full or broken.
+        """
+        self._opened.take(pieces)
+        self._done.update((piece.offset, piece.n_bytes) for piece in pieces)
 
     def read(self, tensor: PlannedTensor, offset: int, n_bytes: int) -> Array:
         """Bytes that were written at `offset` from the start of a tensor: uint8 [n_bytes].
@@ -152,7 +175,7 @@ class Sink:
         """
         with disk_errors(self.partial, self.n_bytes):
             path = self.path if self.is_whole else self.partial
-            return np.fromfile(path, np.uint8, n_bytes, offset=self._place(tensor, offset))
+            return np.fromfile(path, np.uint8, n_bytes, offset=self.place(tensor, offset))
 
     def sync(self) -> None:
         """Make everything that was written so far durable, and note it.
@@ -277,7 +300,7 @@ class Sink:
         """Open the file and write all bytes that are not weights: the header, the length, the padding."""
         self._file = DurableFile(self.partial, self.n_bytes, goes_on=goes_on, on_durable=self._note_pieces)
         ends = (
-            (self._place(tensor, tensor.n_bytes), bytes(padded(tensor.n_bytes) - tensor.n_bytes))
+            (self.place(tensor, tensor.n_bytes), bytes(padded(tensor.n_bytes) - tensor.n_bytes))
             for tensor in self.plan.tensors
         )
         self._file.frame([(0, self._header), *ends])
@@ -286,9 +309,6 @@ class Sink:
         if self._journal is not None:
             self._journal.add(pieces)
         self._noted_bytes += sum(piece.n_bytes for piece in pieces)
-
-    def _place(self, tensor: PlannedTensor, offset: int) -> int:
-        return len(self._header) + tensor.offset + offset
 
     def _say(self, message: str, remedy: str = "") -> None:
         self._note(Remark(self.path.name, message, remedy))
