@@ -7,7 +7,7 @@ files the blocks themselves.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,6 +26,9 @@ __all__ = ["BUNDLE_BYTES", "Bundle", "BundleDone", "BundledSlab", "bundled", "do
 BUNDLE_BYTES = 32 * 2**20
 """About the source bytes of one bundle: some tenths of a second of encoding, beside which a task costs nothing, and
 little that is lost with a node."""
+
+PER_CPU = 4
+"""Bundles that each processor gets at least: the last ones do not end together."""
 
 Guides = Mapping[int, Guide | None]
 """The guides of a tensor by expert."""

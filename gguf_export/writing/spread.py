@@ -67,7 +67,7 @@ def spread(
         taker = _Taker(files.sinks, cluster, note)
         giver = _Giver(job, files, engine, taker.files)
         try:
-            with closing(engine.map(do_bundle, bundled(slabs, giver.bundle))) as ended:
+            with closing(engine.map(do_bundle, bundled(slabs, giver.bundle, cluster.n_cpu))) as ended:
                 for bundle, done in ended:
                     taker.take(done)
                     n_bytes = sum(slab.n_bytes for slab, _ in bundle.slabs)
