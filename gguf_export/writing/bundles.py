@@ -7,7 +7,7 @@ files the blocks themselves.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -63,12 +63,13 @@ class BundleDone:
     seconds: Seconds = field(default_factory=Seconds)
 
 
-def bundled(slabs: Iterable[Slab], of: Callable[[list[Slab]], Bundle], n_bytes: int = 0) -> Iterator[Bundle]:
-    """Bundles of slabs that follow each other, of about `n_bytes` each, by default `BUNDLE_BYTES`."""
+def bundled(slabs: Sequence[Slab], of: Callable[[list[Slab]], Bundle], n_cpu: int) -> Iterator[Bundle]:
+    """Bundles of slabs that follow each other: of `BUNDLE_BYTES`, or less where they would not busy all processors."""
+    most = min(BUNDLE_BYTES, sum(slab.n_bytes for slab in slabs) // (PER_CPU * n_cpu))
     together: list[Slab] = []
     size = 0
     for slab in slabs:
-        if together and size + slab.n_bytes > (n_bytes or BUNDLE_BYTES):
+        if together and size + slab.n_bytes > most:
             yield of(together)
             together, size = [], 0
         together.append(slab)
