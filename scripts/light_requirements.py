@@ -1,11 +1,11 @@
-"""Print, line by line, the packages that the tests without torch need: those of the project but for torch."""
+"""Print, line by line, the packages that the tests without torch need: those of the project but for torch and Ray."""
 
 from __future__ import annotations
 
 import re
 from importlib.metadata import requires
 
-LEFT_OUT = ("torch", "transformers")
+LEFT_OUT = ("torch", "transformers", "ray")
 
 
 def main() -> None:

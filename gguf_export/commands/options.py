@@ -40,6 +40,13 @@ CHAT_TEMPLATE = option(
 )
 JSON = option("--json", "as_json", is_flag=True, help="The findings, as JSON for programs.")
 
+RAY = option(
+    "--ray",
+    metavar="ADDRESS|local",
+    help="Spread the work over a Ray cluster: HOST:PORT of its head, auto for the one that runs here, or local for the "
+    "processors of this machine. Needs moe-gguf[ray]; see docs/cluster.md.",
+)
+
 
 def jobs(needs: Sequence[str] = ()) -> Decorator:
     """How many threads work."""
@@ -155,6 +162,7 @@ class RunOptions:
     force: bool
     skip_existing: bool
     restart: bool
+    ray: str | None = None
 
 
 text_options = group(

@@ -107,6 +107,20 @@ class DurableFile:
         if is_due:
             self._sync_behind()
 
+    def take(self, pieces: Sequence[Piece]) -> None:
+        """Note pieces that somebody else has put into this file, and that are durable (`files.shared_file`).
+
+        They are noted together with others, so that a note is not waited for by each.
+
+        Raises:
+            OutputError: the disk is full or broken.
+        """
+        with self._lock:
+            self._unsynced += pieces
+            is_due = time.monotonic() - self._synced_at >= SYNC_SECONDS
+        if is_due:
+            self._sync_behind()
+
     def sync(self) -> None:
         """Make the remaining pieces durable, in the caller's thread; nothing is written meanwhile.
 

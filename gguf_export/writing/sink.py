@@ -7,7 +7,6 @@ other order (ggml/src/gguf.cpp), so every offset is known before the first weigh
 from __future__ import annotations
 
 import contextlib
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +15,9 @@ import numpy as np
 
 from gguf_export.files.disk import allocated, durable_folder
 from gguf_export.files.durable import DurableFile, Piece, confirmed, disk_errors
-from gguf_export.files.opening import FileId, file_id, refuse_strange, status_of
+from gguf_export.files.opening import FileId, identity_of, plain_size, refuse_strange
 from gguf_export.files.replacing import partial_path
+from gguf_export.files.shared_file import SharedFile
 from gguf_export.files.sizes import size_in_words
 from gguf_export.writing.journal import Journal
 from quantize.exceptions import OutputError
@@ -100,9 +100,9 @@ class Sink:
         # Getting its name is a file's last step, which its journal outlives by a moment.
         was_renamed = not self.partial.exists()
         path = self.path if was_renamed else self.partial
-        if pieces and _plain_size(path) != self.n_bytes:
+        if pieces and plain_size(path) != self.n_bytes:
             pieces, differs = [], f"{self.partial.name} is gone or was changed"
-        self._recalled = _identity(path)
+        self._recalled = identity_of(path)
         within = [piece for piece in pieces if self._is_within(piece)]
         intact = {piece.offset: piece.n_bytes for piece in confirmed(path, within, progress)}
         if not was_renamed:
@@ -110,7 +110,7 @@ class Sink:
         elif pieces:
             self.is_whole = sum(intact.values()) == self.plan.n_bytes and self._has_header(path)
             differs = "" if self.is_whole else f"{self.partial.name} is gone"
-        elif not self.plan.tensors and _plain_size(path) == self.n_bytes:
+        elif not self.plan.tensors and plain_size(path) == self.n_bytes:
             self.is_whole = self._has_header(path)  # a part without tensors has no pieces
         if differs:
             self._say(f"begun afresh, because {differs}")
@@ -127,9 +127,13 @@ class Sink:
         with path.open("rb") as file:
             return file.read(len(self._header)) == self._header
 
+    def place(self, tensor: PlannedTensor, offset: int) -> int:
+        """Where bytes at `offset` from the start of a tensor lie in the file."""
+        return len(self._header) + tensor.offset + offset
+
     def has(self, tensor: PlannedTensor, offset: int, n_bytes: int) -> bool:
         """Whether exactly these bytes were written, in this run or in the one that it continues."""
-        return self.is_whole or self._done.get(self._place(tensor, offset)) == n_bytes
+        return self.is_whole or self._done.get(self.place(tensor, offset)) == n_bytes
 
     def write(self, tensor: PlannedTensor, offset: int, slab: Array) -> None:
         """Put bytes at `offset` from the start of a tensor.
@@ -140,9 +144,27 @@ class Sink:
         """
         if offset < 0 or offset + slab.nbytes > tensor.n_bytes:
             raise ValueError(f"{tensor.name}: slab of {slab.nbytes} bytes at {offset} of {tensor.n_bytes}")
-        place = self._place(tensor, offset)
+        place = self.place(tensor, offset)
         self._opened.write(place, slab.data.cast("B"))
         self._done[place] = slab.nbytes
+
+    def shared(self) -> SharedFile:
+        """The file as other processes write to it, after its header and length are durable.
+
+        Raises:
+            OutputError: see `sync`.
+        """
+        self.sync()
+        return SharedFile(self.partial.absolute(), self.n_bytes, self._opened.identity[1])
+
+    def take(self, pieces: Sequence[Piece]) -> None:
+        """Note pieces that other processes have written to the `shared` file, durably.
+
+        Raises:
+            OutputError: the disk is full or broken.
+        """
+        self._opened.take(pieces)
+        self._done.update((piece.offset, piece.n_bytes) for piece in pieces)
 
     def read(self, tensor: PlannedTensor, offset: int, n_bytes: int) -> Array:
         """Bytes that were written at `offset` from the start of a tensor: uint8 [n_bytes].
@@ -152,7 +174,7 @@ class Sink:
         """
         with disk_errors(self.partial, self.n_bytes):
             path = self.path if self.is_whole else self.partial
-            return np.fromfile(path, np.uint8, n_bytes, offset=self._place(tensor, offset))
+            return np.fromfile(path, np.uint8, n_bytes, offset=self.place(tensor, offset))
 
     def sync(self) -> None:
         """Make everything that was written so far durable, and note it.
@@ -277,7 +299,7 @@ class Sink:
         """Open the file and write all bytes that are not weights: the header, the length, the padding."""
         self._file = DurableFile(self.partial, self.n_bytes, goes_on=goes_on, on_durable=self._note_pieces)
         ends = (
-            (self._place(tensor, tensor.n_bytes), bytes(padded(tensor.n_bytes) - tensor.n_bytes))
+            (self.place(tensor, tensor.n_bytes), bytes(padded(tensor.n_bytes) - tensor.n_bytes))
             for tensor in self.plan.tensors
         )
         self._file.frame([(0, self._header), *ends])
@@ -287,19 +309,5 @@ class Sink:
             self._journal.add(pieces)
         self._noted_bytes += sum(piece.n_bytes for piece in pieces)
 
-    def _place(self, tensor: PlannedTensor, offset: int) -> int:
-        return len(self._header) + tensor.offset + offset
-
     def _say(self, message: str, remedy: str = "") -> None:
         self._note(Remark(self.path.name, message, remedy))
-
-
-def _identity(path: Path) -> FileId | None:
-    status = status_of(path)
-    return None if status is None else file_id(status)
-
-
-def _plain_size(path: Path) -> int | None:
-    """Bytes of a plain file; None where there is none, or a link: what it leads to is not what an earlier run made."""
-    status = status_of(path)
-    return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
