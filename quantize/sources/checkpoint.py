@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from quantize.families.config import complete_config, read_config, shape_dims, t
 from quantize.families.stored_names import text_tensors
 from quantize.hparams import Hparams
 from quantize.sources.changes import changed
-from quantize.sources.checkpoint_files import BESIDE_WEIGHTS
+from quantize.sources.checkpoint_files import BESIDE_WEIGHTS, is_as_stored, layout_of
 from quantize.sources.fingerprint import SeenFiles, hashed
 from quantize.sources.fp8 import Fp8Tensor, with_scales
 from quantize.sources.hub import local_path, reader_of
@@ -77,7 +77,7 @@ class Checkpoint:
             tied = [name for name in self.family.ignored_when_tied if name in self.stored]
             others += [self.stored.pop(name).name for name in tied]
         self._shards.keep(tensor.path for tensor in self.stored.values())
-        self._layout = _layout_of(self.stored)
+        self._layout = layout_of(self.stored)
         self.stored = with_scales(self.stored, self.config)
         rows = embedding_rows(self.family, self.stored)
         self._facts = read_config(self.family, self.config, rows or 1)
@@ -211,6 +211,17 @@ class Checkpoint:
         )
         return repacked(codes, exponents)
 
+    def fill(self, spec: TensorSpec, xid: int, rows: Rows, out: Array) -> None:
+        """Read the same into `out`, C-contiguous: directly where the rows of a shard are those of the tensor."""
+        binding = self._bindings.get(spec.name)
+        if binding is None or not is_as_stored(binding):
+            out[...] = self.read_blocks(spec, xid, rows)
+            return
+        first, _ = _checked(spec, xid, rows)
+        stored, matrix = _stored_matrix(binding, xid)
+        start = (matrix * binding.cut.n_stored + binding.cut.first + first) * spec.row_bytes
+        self._reader.fill(out, stored.path, stored.start + start, self._shards)
+
     def _read_vector(self, binding: Binding) -> Array:
         """[1, n]: a norm, or a bias whose elements may be permuted."""
         stored, cut = binding.stored[0], binding.cut
@@ -283,15 +294,6 @@ class Checkpoint:
             message = f"{len(mixed)} tensors have experts of different types and are read as F32: {mixed[0]}"
             remarks.append(Remark(str(self.path), message))
         return remarks
-
-
-def _layout_of(stored: Mapping[str, ShardTensor]) -> bytes:
-    """The places of all tensors in the shards."""
-    facts = (
-        (tensor.name, tensor.path.name, tensor.dtype, tensor.shape, tensor.start)
-        for tensor in stored.values()
-    )
-    return json.dumps(sorted(facts)).encode()
 
 
 def _whole(binding: Binding) -> bool:
