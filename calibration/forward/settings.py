@@ -13,6 +13,9 @@ from quantize.exceptions import DeviceError
 
 __all__ = ["ForwardSettings", "best_dtype", "refuse_device"]
 
+WINDOW = 512 << 20
+"""Bytes of matrices that are read ahead beside a GPU: four of the larger models' experts."""
+
 
 @dataclass(frozen=True)
 class ForwardSettings:
@@ -23,12 +26,22 @@ class ForwardSettings:
         dtype: type of the matrix products, torch.float32 or torch.bfloat16.
         hidden_dtype: type in which hidden states are kept, torch.float32 or torch.bfloat16.
         scratch: a folder for files with the hidden states; None keeps them in memory.
+        window: bytes of matrices that are read ahead of their use, put on the device and decoded there; 0 reads each
+            matrix when it is wanted, and decodes it on the CPU. None: `WINDOW` beside a GPU of CUDA, else 0.
     """
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     hidden_dtype: torch.dtype = torch.float32
     scratch: Path | None = None
+    window: int | None = None
+
+    @property
+    def n_ahead(self) -> int:
+        """The window in bytes, where none was chosen that of the device."""
+        if self.window is not None:
+            return self.window
+        return WINDOW if torch.device(self.device).type == "cuda" else 0
 
     @property
     def numerics(self) -> str:
