@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import textwrap
 import warnings
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from quantize.exceptions import DeviceError
 
 __all__ = ["ForwardSettings", "best_dtype", "refuse_device"]
+
+
+def made(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` makes, for a pass of its own."""
+    return make()
 
 
 @dataclass(frozen=True)
@@ -23,12 +30,15 @@ class ForwardSettings:
         dtype: type of the matrix products, torch.float32 or torch.bfloat16.
         hidden_dtype: type in which hidden states are kept, torch.float32 or torch.bfloat16.
         scratch: a folder for files with the hidden states; None keeps them in memory.
+        once: gives a decoded matrix by a key and a function that decodes it; passes side by side share one (see
+            `convoy`).
     """
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     hidden_dtype: torch.dtype = torch.float32
     scratch: Path | None = None
+    once: Callable[[Hashable, Callable[[], Tensor]], Tensor] = made
 
     @property
     def numerics(self) -> str:

@@ -95,8 +95,9 @@ class StreamState:
 
     def decoded(self, matrix: Matrix, dtype: torch.dtype) -> Tensor:
         """A whole matrix [n_row, n_per_row] on the device."""
+        key = (self.index, matrix.spec.name, matrix.xid, dtype)
         with self.timings.measure(Stage.DECODING):
-            return to_tensor(matrix.whole(), self.settings.device, dtype)
+            return self.settings.once(key, lambda: to_tensor(matrix.whole(), self.settings.device, dtype))
 
     def vector(self, name: str) -> Tensor:
         """Read a norm, a bias or the like, f32 [n] on the device."""

@@ -11,6 +11,7 @@ import click
 from gguf_export.commands.options import (
     FILE,
     QUIET,
+    RAY,
     RESTART,
     SKIP_EXISTING,
     ForwardOptions,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @SKIP_EXISTING
 @RESTART
 @forward_options()
+@RAY
 @QUIET
 def imatrix(
     paths: tuple[Path, ...],
@@ -50,6 +52,7 @@ def imatrix(
     skip_existing: bool,
     restart: bool,
     forward: ForwardOptions,
+    ray: str | None,
     quiet: bool,
 ) -> None:
     """Run text through MODEL, the folder of a checkpoint or a GGUF file, and write llama.cpp's importance matrix.
@@ -83,6 +86,7 @@ def imatrix(
             forward=forward.settings(),
             force=force,
             restart=restart,
+            ray=ray,
             progress=view,
             note=say,
         )
