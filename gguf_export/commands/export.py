@@ -15,6 +15,7 @@ from gguf_export.commands.options import (
     MODEL,
     PRE,
     QUIET,
+    RAY,
     RESTART,
     SKIP_EXISTING,
     TEXT,
@@ -100,7 +101,7 @@ split_options = group(
 )
 
 
-run_options = group("running", RunOptions, jobs(), force(), SKIP_EXISTING, RESTART)
+run_options = group("running", RunOptions, jobs(), RAY, force(), SKIP_EXISTING, RESTART)
 
 
 @click.command(cls=Verb)

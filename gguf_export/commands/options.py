@@ -162,6 +162,7 @@ class RunOptions:
     force: bool
     skip_existing: bool
     restart: bool
+    ray: str | None = None
 
 
 text_options = group(

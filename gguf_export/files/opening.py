@@ -16,10 +16,12 @@ from quantize.exceptions import OutputError
 __all__ = [
     "FileId",
     "file_id",
+    "identity_of",
     "is_there",
     "open_again",
     "open_new",
     "open_to_append",
+    "plain_size",
     "refuse_gone",
     "refuse_strange",
     "status_of",
@@ -123,6 +125,18 @@ def refuse_gone(identity: FileId, path: Path) -> None:
 def file_id(status: os.stat_result) -> FileId:
     """The identity of a file."""
     return status.st_dev, status.st_ino
+
+
+def identity_of(path: Path) -> FileId | None:
+    """The identity of what lies under a name; None where there is nothing. Raises as `status_of`."""
+    status = status_of(path)
+    return None if status is None else file_id(status)
+
+
+def plain_size(path: Path) -> int | None:
+    """Bytes of a plain file; None where there is none, or a link: what it leads to is not what an earlier run made."""
+    status = status_of(path)
+    return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
 
 
 def stream_number(path: Path) -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.importance.imatrix import Imatrix
 from calibration.importance.imatrix_files import imatrix_bytes
+from gguf_export.cluster.connection import refuse_unreachable
 from gguf_export.metadata.file_names import retyped
 from gguf_export.writing.job import ExportJob, prepare
 from gguf_export.writing.remarks import export_remarks
@@ -64,6 +65,7 @@ def export(
     chat_template: str | None = None,
     jobs: int | None = None,
     engine: Engine | None = None,
+    ray: str | None = None,
     force: bool = False,
     skip_existing: bool = False,
     restart: bool = False,
@@ -108,6 +110,8 @@ def export(
             model's own. Dialogues in the text are written with it, too.
         jobs: threads that read, encode and write; by default one for each processor.
         engine: reads and encodes in the place of threads, where there is no text.
+        ray: the address of a Ray cluster whose nodes read, encode and write, where there is no text: "10.0.0.1:6379",
+            "auto" for the one that runs here, "local" for one of this machine alone.
         force: replace files that exist.
         skip_existing: leave files that exist, whatever they are, and make the others.
         restart: use nothing of an earlier run that was stopped.
@@ -116,6 +120,7 @@ def export(
 
     Raises:
         RecipeError: a setting means nothing beside the others.
+        ChoiceError: the Ray cluster cannot be reached, or its nodes have other versions.
         TokenizerError: the chat template does not work in llama.cpp.
         MoeGgufError: see `prepare`, `run` and `run_calibrated`.
 
@@ -157,6 +162,8 @@ def export(
         raise RecipeError(
             "engine", "means nothing with a text, which threads of this process encode", "leave it out"
         )
+    if ray is not None:
+        _refuse_beside_ray(ray, text, engine)
     request.refuse_outputs([])  # a long text is cut before the names of the files are known
     job, calibration = request.prepared()
     request.refuse_outputs([file.path for file in job.files])
@@ -171,7 +178,7 @@ def export(
         "note": note,
     }
     if calibration is None:
-        return run(job, engine=engine, **running)
+        return run(job, engine=engine, ray=ray, **running)
     if calibration.feedback is not None:
         from gguf_export.writing.fed_back import run_fed_back
 
@@ -179,6 +186,25 @@ def export(
     from gguf_export.writing.calibrated import run_calibrated
 
     return run_calibrated(job, calibration, save_imatrix=save_imatrix, **running)
+
+
+def _refuse_beside_ray(ray: str, text: object, engine: Engine | None) -> None:
+    """Refuse what a cluster cannot do, and one that is not there, before anything is read.
+
+    Raises:
+        RecipeError: there is a text, or another engine.
+        ChoiceError: see `refuse_unreachable`.
+    """
+    if text is not None:
+        raise RecipeError(
+            "ray",
+            "spreads an export over a cluster, and this one reads a text on the way",
+            "make an importance matrix of the text first, and give {setting} in its place",
+            setting="imatrix",
+        )
+    if engine is not None:
+        raise RecipeError("engine", "means nothing beside ray", "leave it out")
+    refuse_unreachable(ray)
 
 
 def plan(

@@ -10,10 +10,12 @@ import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
 
+from gguf_export.cluster.connection import LOCAL
 from gguf_export.writing.job import ExportJob
 from gguf_export.writing.open_files import OpenFiles, opened
 from gguf_export.writing.results import ExportResult, Seconds, file_figures
 from gguf_export.writing.slabs import Slab, SlabUnit, compile_kernels, encode_slab, slabs_of
+from gguf_export.writing.spread import Written, spread
 from quantize.engine import Engine, Threads
 from quantize.telling import Note, OnProgress, Progress, discard, silent
 
@@ -25,6 +27,7 @@ def run(
     *,
     jobs: int | None = None,
     engine: Engine | None = None,
+    ray: str | None = None,
     force: bool = False,
     skip_existing: bool = False,
     restart: bool = False,
@@ -37,6 +40,7 @@ def run(
         job: what `prepare` returned.
         jobs: threads that read, encode and write; by default one for each processor.
         engine: reads and encodes in the place of threads.
+        ray: the address of a Ray cluster whose nodes read, encode and write; "local" makes one of this machine.
         force: replace files that exist.
         skip_existing: leave files that exist, whatever they are.
         restart: use nothing of an earlier run that was stopped.
@@ -48,27 +52,35 @@ def run(
             disk is full (`NoSpaceError`) or broken. Nothing is left under the final names of files that are not whole;
             what is done is kept for the next run.
         CheckpointError: a shard is damaged, or a weight is not a finite number.
+        ChoiceError: the cluster cannot be reached, or its nodes have other versions.
     """
     started = time.monotonic()
     read_before = job.source.bytes_read
     seconds = Seconds()
+    read_elsewhere = 0
     with opened(
         job, force=force, skip_existing=skip_existing, restart=restart, progress=progress, note=note
     ) as files:
         slabs = [slab for slab in slabs_of(job.source) if files.lacking(slab)]
-        if slabs:
+        if slabs and ray in (None, LOCAL):  # other machines have caches of their own
             compile_kernels(job.plans, job.weighted, progress)
         done, total = 0, sum(slab.n_bytes for slab in slabs)
-        units = (_unit(job, files, slab) for slab in slabs)  # one by one: each brings its importances
+        if ray is not None and slabs:
+            written = spread(job, files, slabs, ray, jobs=jobs, progress=progress, note=note)
+        else:
+            units = (_unit(job, files, slab) for slab in slabs)  # one by one: each brings its importances
+            written = _written(files, units, jobs or _n_thread(job), engine)
         # Closed before the files are: an error or Ctrl-C must not close a file that is written to.
-        with closing(_written(files, units, jobs or _n_thread(job), engine)) as finished:
-            for slab, spent in finished:
+        with closing(written) as finished:
+            for n_bytes, spent, n_read in finished:
                 seconds.add(spent)
-                done += slab.n_bytes
+                done += n_bytes
+                read_elsewhere += n_read
                 progress(Progress("encoding", done, total))
     seconds.wall = time.monotonic() - started
     figures = tuple(map(file_figures, job.outputs))
-    return ExportResult(figures, job.source.bytes_read - read_before, seconds, standing=files.standing)
+    n_read = job.source.bytes_read - read_before + read_elsewhere
+    return ExportResult(figures, n_read, seconds, standing=files.standing)
 
 
 def _unit(job: ExportJob, files: OpenFiles, slab: Slab) -> SlabUnit:
@@ -83,13 +95,13 @@ def _n_thread(job: ExportJob) -> int:
 
 def _written(
     files: OpenFiles, units: Iterable[SlabUnit], jobs: int, engine: Engine | None
-) -> Generator[tuple[Slab, Seconds], None, None]:
+) -> Generator[Written, None, None]:
     """Yield each slab when it is in all files, with the seconds that it took."""
     if engine is not None:  # it may work anywhere; what comes back is written here
         for unit, encoded in engine.map(encode_slab, units):
-            yield unit.slab, files.write(encoded)
+            yield Written(unit.slab.n_bytes, files.write(encoded), 0)
         return
     # Threads write what they encode: checksums and copies take the time of every thread, not of one.
     with Threads(jobs) as threads:
         for unit, spent in threads.map(lambda unit: files.write(encode_slab(unit)), units):
-            yield unit.slab, spent
+            yield Written(unit.slab.n_bytes, spent, 0)

@@ -7,7 +7,6 @@ other order (ggml/src/gguf.cpp), so every offset is known before the first weigh
 from __future__ import annotations
 
 import contextlib
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,7 @@ import numpy as np
 
 from gguf_export.files.disk import allocated, durable_folder
 from gguf_export.files.durable import DurableFile, Piece, confirmed, disk_errors
-from gguf_export.files.opening import FileId, file_id, refuse_strange, status_of
+from gguf_export.files.opening import FileId, identity_of, plain_size, refuse_strange
 from gguf_export.files.replacing import partial_path
 from gguf_export.files.shared_file import SharedFile
 from gguf_export.files.sizes import size_in_words
@@ -101,9 +100,9 @@ class Sink:
         # Getting its name is a file's last step, which its journal outlives by a moment.
         was_renamed = not self.partial.exists()
         path = self.path if was_renamed else self.partial
-        if pieces and _plain_size(path) != self.n_bytes:
+        if pieces and plain_size(path) != self.n_bytes:
             pieces, differs = [], f"{self.partial.name} is gone or was changed"
-        self._recalled = _identity(path)
+        self._recalled = identity_of(path)
         within = [piece for piece in pieces if self._is_within(piece)]
         intact = {piece.offset: piece.n_bytes for piece in confirmed(path, within, progress)}
         if not was_renamed:
@@ -111,7 +110,7 @@ class Sink:
         elif pieces:
             self.is_whole = sum(intact.values()) == self.plan.n_bytes and self._has_header(path)
             differs = "" if self.is_whole else f"{self.partial.name} is gone"
-        elif not self.plan.tensors and _plain_size(path) == self.n_bytes:
+        elif not self.plan.tensors and plain_size(path) == self.n_bytes:
             self.is_whole = self._has_header(path)  # a part without tensors has no pieces
         if differs:
             self._say(f"begun afresh, because {differs}")
@@ -312,14 +311,3 @@ class Sink:
 
     def _say(self, message: str, remedy: str = "") -> None:
         self._note(Remark(self.path.name, message, remedy))
-
-
-def _identity(path: Path) -> FileId | None:
-    status = status_of(path)
-    return None if status is None else file_id(status)
-
-
-def _plain_size(path: Path) -> int | None:
-    """Bytes of a plain file; None where there is none, or a link: what it leads to is not what an earlier run made."""
-    status = status_of(path)
-    return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None

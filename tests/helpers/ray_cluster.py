@@ -1,52 +1,58 @@
-"""A Ray cluster whose nodes are processes of this machine; one in each module that needs it, for it starts slowly."""
+"""A Ray cluster on this machine whose nodes come and go: processes that stand for machines."""
 
 from __future__ import annotations
 
-import os
-import sys
+import random
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
-from gguf_export.cluster.connection import connected, ray_module
+from gguf_export.cluster.connection import Cluster, connected, ray_module
+
+__all__ = ["Machines", "machines"]
+
+STORE_BYTES = 80 * 2**20  # Ray wants no less
 
 
-class Nodes:
-    """The nodes of a cluster beside its head, which does no work."""
+class Machines:
+    """A head without processors for work, and nodes of one processor each, made when they are asked for."""
 
-    def __init__(self, cluster: Any) -> None:
-        self._cluster = cluster
-        self._alive: list[Any] = []
+    def __init__(self) -> None:
+        ray_module()  # sets what it must know before it is imported
+        from ray.cluster_utils import Cluster as RayCluster
+
+        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        self._made: Any = RayCluster(initialize_head=True, head_node_args=head)
+        self.nodes: list[Any] = []
 
     @property
     def address(self) -> str:
-        return str(self._cluster.address)
+        return str(self._made.address)
 
-    def set(self, n_node: int) -> None:
-        """As many nodes of one processor as this."""
-        while len(self._alive) < n_node:
-            self._alive.append(self._cluster.add_node(num_cpus=1, object_store_memory=80 << 20))
-        while len(self._alive) > n_node:
-            self.kill()
-        self._cluster.wait_for_nodes()
+    def have(self, n_node: int) -> None:
+        """Start or end nodes until there are so many."""
+        while len(self.nodes) < n_node:
+            self.nodes.append(self._made.add_node(num_cpus=1, object_store_memory=STORE_BYTES, wait=False))
+        while len(self.nodes) > n_node:
+            self.kill(-1)
+        self._made.wait_for_nodes()
 
-    def kill(self) -> None:
-        """End a node with all its processes, as a machine that is switched off."""
-        self._cluster.remove_node(self._alive.pop(), allow_graceful=False)
+    def kill(self, index: int | None = None) -> None:
+        """End a node as a power cut would, by default one at random."""
+        at = random.randrange(len(self.nodes)) if index is None else index
+        self._made.remove_node(self.nodes.pop(at), allow_graceful=False)
+
+    def end(self) -> None:
+        self._made.shutdown()
 
 
 @contextmanager
-def nodes() -> Iterator[Nodes]:
-    """A cluster without nodes, to which this process is connected for as long as the block."""
-    ray_module()
-    from ray.cluster_utils import Cluster
-
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # nodes shall find what tests define
-    head = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
+def machines(n_node: int) -> Iterator[tuple[Machines, Cluster]]:
+    """A cluster to which this process is connected for as long as the block."""
+    made = Machines()
     try:
-        with connected(cluster.address):
-            yield Nodes(cluster)
+        made.have(n_node)
+        with connected(made.address) as cluster:
+            yield made, cluster
     finally:
-        with suppress(Exception):
-            cluster.shutdown()  # type: ignore[no-untyped-call]
+        made.end()
