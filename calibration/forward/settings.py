@@ -15,6 +15,8 @@ from quantize.exceptions import DeviceError
 
 __all__ = ["ForwardSettings", "best_dtype", "refuse_device"]
 
+LOGIT_BYTES = 768 << 20
+
 
 def made(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
     """What `make` makes, for a pass of its own."""
@@ -32,6 +34,7 @@ class ForwardSettings:
         scratch: a folder for files with the hidden states; None keeps them in memory.
         once: gives a decoded matrix by a key and a function that decodes it; passes side by side share one (see
             `convoy`).
+        logit_bytes: memory for the logits of all models; those of one chunk have a place in any case.
     """
 
     device: str = "cpu"
@@ -39,6 +42,7 @@ class ForwardSettings:
     hidden_dtype: torch.dtype = torch.float32
     scratch: Path | None = None
     once: Callable[[Hashable, Callable[[], Tensor]], Tensor] = made
+    logit_bytes: int = LOGIT_BYTES
 
     @property
     def numerics(self) -> str:

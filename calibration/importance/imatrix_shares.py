@@ -13,7 +13,7 @@ import numpy as np
 
 from calibration.forward.convoy import Member, in_convoy
 from calibration.forward.settings import ForwardSettings
-from calibration.forward.timings import Stage, Timings
+from calibration.forward.timings import summed
 from calibration.importance.imatrix import Entry, Imatrix
 from calibration.importance.observers import Collected, RouterLoad, collect_imatrix
 from calibration.text.chunks import Chunks
@@ -71,7 +71,7 @@ def added(shares: Sequence[Collected], chunks: Chunks) -> Collected:
             entries[name].counts += entry.counts
     imatrix = Imatrix(entries, list(chunks.names), chunks.n_chunk, chunks.n_ctx, prior=first.prior)
     return Collected(
-        imatrix, _load([share.load for share in shares]), _timings([share.timings for share in shares])
+        imatrix, _load([share.load for share in shares]), summed([share.timings for share in shares])
     )
 
 
@@ -83,12 +83,3 @@ def _load(loads: Sequence[RouterLoad]) -> RouterLoad:
     for load in loads:
         entropy += load.entropy * load.n_token
     return RouterLoad(n_token, tokens, pairs, entropy / max(1, n_token))
-
-
-def _timings(all_timings: Sequence[Timings]) -> Timings:
-    seconds = {stage: sum(timings.seconds[stage] for timings in all_timings) for stage in Stage}
-    return Timings(
-        sum(timings.n_token for timings in all_timings),
-        max(timings.total for timings in all_timings),
-        seconds,
-    )

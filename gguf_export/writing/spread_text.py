@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from calibration.forward.convoy import share_places
 from calibration.forward.settings import ForwardSettings
@@ -12,11 +14,13 @@ from calibration.importance.imatrix_shares import added, collect_shares
 from calibration.importance.observers import Collected
 from calibration.text.chunks import Chunks
 from gguf_export.cluster.connection import connected
-from gguf_export.cluster.groups import in_groups
+from gguf_export.cluster.groups import Work, in_groups
 from quantize.sources.model_source import ModelSource
-from quantize.telling import Note, OnProgress, discard, silent
+from quantize.telling import Note, OnProgress, Progress, discard, silent
 
-__all__ = ["of_all", "spread_imatrix"]
+__all__ = ["spread_imatrix", "spread_shares"]
+
+Result = TypeVar("Result")
 
 
 def spread_imatrix(
@@ -33,28 +37,50 @@ def spread_imatrix(
     """What `collect_imatrix` finds, from shares that the nodes of a Ray cluster take through the model.
 
     Args:
-        address: of the cluster, see `connected`.
+        address, note: see `spread_shares`.
         source: the model, which lies at the same path on all nodes, in the same state.
         chunks, settings, prior, process_output, progress: see `collect_imatrix`.
-        note: told of nodes that are gone, and of work that was done again.
 
     Raises:
-        ChoiceError: the cluster cannot be reached, or does not work.
-        MoeGgufError: see `collect_imatrix`.
+        MoeGgufError: see `spread_shares` and `collect_imatrix`.
     """
     started = time.monotonic()
     work = partial(
         collect_shares, source, chunks, settings=settings, prior=prior, process_output=process_output
     )
-    with connected(address) as cluster:
-        places = share_places(chunks.n_chunk)
-        shares = in_groups(cluster, work, places, progress=of_all(chunks, progress), note=note)
-    collected = added(shares, chunks)
+    collected = added(spread_shares(address, work, [chunks], progress=progress, note=note), chunks)
     collected.timings.total = time.monotonic() - started
     return collected
 
 
-def of_all(chunks: Chunks, progress: OnProgress) -> OnProgress:
-    """Progress on a whole text, out of that on the shares that have begun."""
-    totals = {"tokens": chunks.n_token, "chunks": chunks.n_chunk}
-    return lambda told: progress(replace(told, total=max(told.done, totals.get(told.unit, told.total))))
+def spread_shares(
+    address: str,
+    work: Work[tuple[int, int], Result],
+    texts: Sequence[Chunks],
+    *,
+    progress: OnProgress = silent,
+    note: Note = discard,
+) -> list[Result]:
+    """What the nodes of a cluster find in the shares of some texts, in the order of the shares.
+
+    Args:
+        address: of the cluster, see `connected`.
+        work: takes shares through the model: for each the first chunk and the one behind its last, counted through all
+            texts.
+        texts: chunks of the same number of tokens.
+        progress: told the tokens that are through, of all texts.
+        note: told of nodes that are gone, and of work that was done again.
+
+    Raises:
+        ChoiceError: the cluster cannot be reached, or does not work.
+        MoeGgufError: whatever the work raises.
+    """
+    n_chunk = sum(text.n_chunk for text in texts)
+    totals = {"tokens": n_chunk * texts[0].n_ctx, "chunks": n_chunk}
+
+    def of_all(told: Progress) -> None:
+        """Tell of all shares, for those that have begun tell of themselves."""
+        progress(replace(told, total=max(told.done, totals.get(told.unit, told.total))))
+
+    with connected(address) as cluster:
+        return in_groups(cluster, work, share_places(n_chunk), progress=of_all, note=note)

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_line import invoke
 from pico import TEXT, pico_mixtral
-from ray_cluster import Nodes, nodes
+from ray_cluster import Machines, machines
 
 from calibration.forward.convoy import share_places
 from calibration.forward.settings import ForwardSettings
 from calibration.importance.imatrix_shares import added, collect_shares
+from calibration.judging.compare_shares import joined, score_shares
+from calibration.judging.side_by_side import comparison_of
 from calibration.text.text_settings import TextSettings, cut_text
 from gguf_export.cluster.connection import connected
 from gguf_export.cluster.groups import in_groups
+from gguf_export.comparing.measured import results_of
+from gguf_export.comparing.models import ModelChoice
+from gguf_export.comparing.results import Results
+from gguf_export.comparing.run import CompareJob, compare, prepare, run
+from gguf_export.comparing.texts import TextChoice
 from gguf_export.writing.calibrate import calibrate
+from gguf_export.writing.export import export
 from gguf_export.writing.importances import write_imatrix
 from quantize.exceptions import CheckpointError
 from quantize.sources.model_source import open_source
@@ -30,9 +41,11 @@ COUNTS = (1, 2, 4)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Nodes]:
-    with nodes() as made:
-        yield made
+def cluster() -> Iterator[Machines]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # nodes shall find what is defined here
+        with machines(1) as (made, _):
+            yield made
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +72,7 @@ def failing(items: Sequence[int], *, n_active: int, progress: OnProgress) -> lis
 
 
 def test_imatrix_is_the_same_on_any_nodes(
-    cluster: Nodes, model: Path, text: TextSettings, tmp_path: Path
+    cluster: Machines, model: Path, text: TextSettings, tmp_path: Path
 ) -> None:
     source, settings = open_source(model), ForwardSettings()
     chunks = cut_text(source, text)
@@ -67,7 +80,7 @@ def test_imatrix_is_the_same_on_any_nodes(
     alone = added(collect_shares(source, chunks, share_places(chunks.n_chunk), settings), chunks)
     write_imatrix(tmp_path / "alone.gguf", alone.imatrix)
     for n_node in COUNTS:
-        cluster.set(n_node)
+        cluster.have(n_node)
         output = tmp_path / f"{n_node}.gguf"
         collected = calibrate(model, text, output, forward=settings, ray=cluster.address)
         assert output.read_bytes() == (tmp_path / "alone.gguf").read_bytes()
@@ -76,16 +89,55 @@ def test_imatrix_is_the_same_on_any_nodes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.gguf", "2.gguf", "4.gguf", "alone.gguf"]
 
 
-def test_a_text_shorter_than_a_share(cluster: Nodes, model: Path, text: TextSettings, tmp_path: Path) -> None:
-    cluster.set(2)
+def compare_alone(job: CompareJob) -> Results:
+    """The comparison of the shares, all in this process."""
+    places = share_places(sum(text.n_chunk for text in job.texts))
+    shares = score_shares(
+        job.base, job.models, job.texts, places, activations="exact", settings=ForwardSettings()
+    )
+    found = joined(job.texts, shares)
+    return figures(results_of(comparison_of(job.base, job.models, job.texts, "exact", found)))
+
+
+def figures(results: Results) -> Results:
+    """Without the time that it took."""
+    return replace(results, timings={})
+
+
+def test_compare_is_the_same_on_any_nodes(
+    cluster: Machines, model: Path, text: TextSettings, tmp_path: Path
+) -> None:
+    """Two texts, neither of whose lengths is a number of whole shares; the second file does not exist."""
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT[100:], encoding="utf-8")
+    file = export(model, "Q8_0", tmp_path).files[0].path
+    models = ModelChoice.of(model, file, types=["Q4_0"])
+    job = prepare(models, TextChoice.of(str(text.paths[0]), str(other), n_ctx=32))
+    assert all(chunks.n_chunk % 4 for chunks in job.texts)
+    alone = compare_alone(job)
+    for n_node in COUNTS:
+        cluster.have(n_node)
+        found = figures(results_of(run(job, ray=cluster.address).comparison))
+        assert repr(found) == repr(alone)  # NaN is like NaN
+    whole = results_of(compare(models, TextChoice.of(str(text.paths[0]), str(other), n_ctx=32)).comparison)
+    for one, two in zip(alone.models, whole.models, strict=True):
+        for here, there in zip(one.texts, two.texts, strict=True):
+            assert here.figures == pytest.approx(there.figures, rel=1e-3, abs=1e-6)
+            assert here.same_experts == pytest.approx(there.same_experts, abs=0.01)
+
+
+def test_a_text_shorter_than_a_share(
+    cluster: Machines, model: Path, text: TextSettings, tmp_path: Path
+) -> None:
+    cluster.have(2)
     words = ["--text", text.paths[0], "--ctx", 16, "--chunks", 1, "--ray", cluster.address]
     done = invoke("imatrix", model, *words, "-o", tmp_path / "m.gguf")
     assert done.exit_code == 0, done.output
     assert "16 tokens" in done.output
 
 
-def test_a_node_that_dies_costs_its_group(cluster: Nodes) -> None:
-    cluster.set(3)
+def test_a_node_that_dies_costs_its_group(cluster: Machines) -> None:
+    cluster.have(3)
     told: list[Progress] = []
     remarks: list[Remark] = []
 
@@ -103,7 +155,7 @@ def test_a_node_that_dies_costs_its_group(cluster: Nodes) -> None:
     assert any("were done again" in remark.message for remark in remarks), remarks
 
 
-def test_an_error_comes_back_as_it_is(cluster: Nodes) -> None:
-    cluster.set(2)
+def test_an_error_comes_back_as_it_is(cluster: Machines) -> None:
+    cluster.have(2)
     with connected(cluster.address) as connection, pytest.raises(CheckpointError, match="is damaged at"):
         in_groups(connection, failing, range(4))
