@@ -13,6 +13,7 @@ from gguf_export.commands.options import (
     FILE,
     MODEL,
     QUIET,
+    RAY,
     TEXT,
     ForwardOptions,
     TextOptions,
@@ -77,6 +78,7 @@ MOST_NAMED = 10
 @jobs()
 @force(("outputs",))
 @forward_options()
+@RAY
 @QUIET
 def errors(
     model: Path,
@@ -90,6 +92,7 @@ def errors(
     jobs: int | None,
     force: bool,
     forward: ForwardOptions,
+    ray: str | None,
     quiet: bool,
 ) -> None:
     """Report what each TYPE costs every layer, projection and expert of MODEL, the folder of a checkpoint or a
@@ -113,6 +116,7 @@ def errors(
             held_out=held_out,
             forward=forward.settings(),
             engine=engine,
+            ray=ray,
             progress=view,
             note=say,
         )

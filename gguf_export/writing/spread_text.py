@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
+
+import torch
 
 from calibration.forward.convoy import share_places
 from calibration.forward.settings import ForwardSettings
@@ -14,12 +17,14 @@ from calibration.importance.imatrix_shares import added, collect_shares
 from calibration.importance.observers import Collected
 from calibration.text.chunks import Chunks
 from gguf_export.cluster.connection import connected
+from gguf_export.cluster.engine import RayEngine, Shared
 from gguf_export.cluster.groups import Work, in_groups
 from quantize.sources.model_source import ModelSource
 from quantize.telling import Note, OnProgress, Progress, discard, silent
 
-__all__ = ["spread_imatrix", "spread_shares"]
+__all__ = ["spread_encoding", "spread_imatrix", "spread_shares"]
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -84,3 +89,36 @@ def spread_shares(
 
     with connected(address) as cluster:
         return in_groups(cluster, work, share_places(n_chunk), progress=of_all, note=note)
+
+
+class SpreadEngine:
+    """An engine (`quantize.engine.Engine`) for encodings that are judged: its units are done by the nodes of a cluster.
+
+    The function of a `map`, in which there are activations, is sent once to each process, and torch multiplies with one
+    thread there.
+    """
+
+    def __init__(self, engine: RayEngine) -> None:
+        self._engine = engine
+
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Generator[tuple[Item, Result], None, None]:
+        """See `RayEngine.map`."""
+        yield from self._engine.map(partial(_with_one_thread, self._engine.share(function)), items)
+
+
+@contextmanager
+def spread_encoding(address: str, note: Note = discard) -> Iterator[SpreadEngine]:
+    """An engine of a cluster, to which this process is connected for as long as the block.
+
+    Raises:
+        ChoiceError: the cluster cannot be reached.
+    """
+    with connected(address) as cluster:
+        yield SpreadEngine(RayEngine(cluster, note=note))
+
+
+def _with_one_thread(function: Shared[Callable[[Item], Result]], item: Item) -> Result:
+    torch.set_num_threads(1)
+    return function.value(item)

@@ -19,10 +19,13 @@ from calibration.forward.convoy import share_places
 from calibration.forward.settings import ForwardSettings
 from calibration.importance.imatrix_shares import added, collect_shares
 from calibration.judging.compare_shares import joined, score_shares
+from calibration.judging.encoding_errors import ErrorSettings
+from calibration.judging.matrix_errors import Errors
 from calibration.judging.side_by_side import comparison_of
 from calibration.text.text_settings import TextSettings, cut_text
 from gguf_export.cluster.connection import connected
 from gguf_export.cluster.groups import in_groups
+from gguf_export.comparing.errors import errors
 from gguf_export.comparing.measured import results_of
 from gguf_export.comparing.models import ModelChoice
 from gguf_export.comparing.results import Results
@@ -38,6 +41,7 @@ from quantize.telling import OnProgress, Progress, Remark
 pytestmark = pytest.mark.slow
 
 COUNTS = (1, 2, 4)
+NO_ERRORS = Errors(0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +128,24 @@ def test_compare_is_the_same_on_any_nodes(
         for here, there in zip(one.texts, two.texts, strict=True):
             assert here.figures == pytest.approx(there.figures, rel=1e-3, abs=1e-6)
             assert here.same_experts == pytest.approx(there.same_experts, abs=0.01)
+
+
+def test_errors_are_the_same_on_any_nodes(cluster: Machines, model: Path, text: TextSettings) -> None:
+    settings = ErrorSettings.of(["Q4_0", "Q8_0"], n_judged=20)
+    reports = []
+    for n_node in COUNTS[:2]:
+        cluster.have(n_node)
+        reports.append(errors(model, text, settings, forward=ForwardSettings(), ray=cluster.address))
+    assert repr(reports[0]) == repr(reports[1])
+    usual = errors(model, text, settings, forward=ForwardSettings())
+    for here, there in zip(reports[0].rows, usual.rows, strict=True):
+        assert replace(here, n_effective=0, errors=NO_ERRORS, plain=None) == replace(
+            there, n_effective=0, errors=NO_ERRORS, plain=None
+        )
+        assert here.n_effective == pytest.approx(there.n_effective, rel=1e-5)
+        assert here.errors.nmse == pytest.approx(there.errors.nmse, rel=1e-3)
+    for own, usual_routing in zip(reports[0].routing, usual.routing, strict=True):
+        assert own.entropy == pytest.approx(usual_routing.entropy)
 
 
 def test_a_text_shorter_than_a_share(
