@@ -13,6 +13,7 @@ from gguf_export.commands.options import (
     MODEL,
     PRE,
     QUIET,
+    RAY,
     ForwardOptions,
     TextOptions,
     force,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @jobs()
 @force(("output", "json_path", "save_imatrix"))
 @forward_options()
+@RAY
 @QUIET
 def plan(
     model: Path,
@@ -69,6 +71,7 @@ def plan(
     jobs: int | None,
     force: bool,
     forward: ForwardOptions,
+    ray: str | None,
     quiet: bool,
 ) -> None:
     """Choose a type for each tensor of MODEL, so that a file of a given size loses least.
@@ -104,6 +107,7 @@ def plan(
             forward=forward.settings(),
             pre=pre,
             engine=engine,
+            ray=ray,
             force=force,
             progress=view,
             note=say,

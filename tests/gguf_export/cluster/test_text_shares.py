@@ -17,6 +17,7 @@ from ray_cluster import Machines, machines
 
 from calibration.forward.convoy import share_places
 from calibration.forward.settings import ForwardSettings
+from calibration.forward.timings import Timings
 from calibration.importance.imatrix_shares import added, collect_shares
 from calibration.judging.compare_shares import joined, score_shares
 from calibration.judging.encoding_errors import ErrorSettings
@@ -31,6 +32,7 @@ from gguf_export.comparing.models import ModelChoice
 from gguf_export.comparing.results import Results
 from gguf_export.comparing.run import CompareJob, compare, prepare, run
 from gguf_export.comparing.texts import TextChoice
+from gguf_export.planning.plan_types import plan_types
 from gguf_export.writing.calibrate import calibrate
 from gguf_export.writing.export import export
 from gguf_export.writing.importances import write_imatrix
@@ -41,6 +43,7 @@ from quantize.telling import OnProgress, Progress, Remark
 pytestmark = pytest.mark.slow
 
 COUNTS = (1, 2, 4)
+NO_TIME = Timings()
 NO_ERRORS = Errors(0.0, 0.0)
 
 
@@ -146,6 +149,24 @@ def test_errors_are_the_same_on_any_nodes(cluster: Machines, model: Path, text: 
         assert here.errors.nmse == pytest.approx(there.errors.nmse, rel=1e-3)
     for own, usual_routing in zip(reports[0].routing, usual.routing, strict=True):
         assert own.entropy == pytest.approx(usual_routing.entropy)
+
+
+def test_a_plan_is_the_same_on_any_nodes(cluster: Machines, model: Path, text: TextSettings) -> None:
+    plans = []
+    for n_node in COUNTS[:2]:
+        cluster.have(n_node)
+        plans.append(
+            plan_types(
+                model, text, like="Q4_K_M", n_held_out=2, forward=ForwardSettings(), ray=cluster.address
+            )
+        )
+    one, two = (replace(plan, timings=NO_TIME) for plan in plans)
+    assert repr(one) == repr(two)
+    usual = plan_types(model, text, like="Q4_K_M", n_held_out=2, forward=ForwardSettings())
+    for here, there in zip(one.tensors, usual.tensors, strict=True):
+        assert (here.name, here.usual_qtype) == (there.name, there.usual_qtype)
+        assert here.usual_cost == pytest.approx(there.usual_cost, rel=1e-2)
+    assert one.usual.predicted == pytest.approx(usual.usual.predicted, rel=1e-2)
 
 
 def test_a_text_shorter_than_a_share(
