@@ -23,9 +23,9 @@ from quantize.tensors import Array, QType
 
 __all__ = ["BUNDLE_BYTES", "Bundle", "BundleDone", "BundledSlab", "bundled", "do_bundle"]
 
-BUNDLE_BYTES = 32 * 2**20
-"""About the source bytes of one bundle: some tenths of a second of encoding, beside which a task costs nothing, and
-little that is lost with a node."""
+BUNDLE_BYTES = 64 * 2**20
+"""The most source bytes of one bundle: half a second of encoding, beside which its way through the driver is little
+(`scripts/simulate_cluster`), and little is lost with a node."""
 
 PER_CPU = 4
 """Bundles that each processor gets at least: the last ones do not end together."""
