@@ -24,7 +24,7 @@ from quantize.sources.changes import changed
 from quantize.sources.checkpoint_files import BESIDE_WEIGHTS
 from quantize.sources.fingerprint import SeenFiles, hashed
 from quantize.sources.fp8 import Fp8Tensor, with_scales
-from quantize.sources.hub import local_path, reader_of
+from quantize.sources.hub import local_path, name_of, reader_of
 from quantize.sources.repacking import neighbours, repacked
 from quantize.telling import Remark
 from quantize.tensors import Array, QType, Rows, TensorSpec
@@ -50,7 +50,7 @@ class Checkpoint:
 
     Rows of q and k come permuted as arch `llama` wants them, experts one by one from either layout, gate and up parted,
     transposed matrices turned. A read takes exactly the bytes that it needs from the file into a fresh array: nothing
-    is mapped, nothing is kept. A pickled checkpoint is opened again from its folder.
+    is mapped, nothing is kept. A pickled checkpoint is opened again where it lay.
     """
 
     kind: Literal["checkpoint"] = "checkpoint"
@@ -98,7 +98,9 @@ class Checkpoint:
 
         self._reader = reader_of(self.path)
 
-    def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path, Family | None], dict[str, SeenFiles]]:
+    def __reduce__(self) -> tuple[Any, ...]:
+        if (name := name_of(self.path)) is not None:  # of one commit, which is the same on any machine
+            return _opened_again, (name, self.path, self._given_family)
         seen = {"_shards": self._shards, "_beside": self._beside}  # those of the one that was pickled
         return Checkpoint, (self.path, self._given_family), seen
 
@@ -283,6 +285,11 @@ class Checkpoint:
             message = f"{len(mixed)} tensors have experts of different types and are read as F32: {mixed[0]}"
             remarks.append(Remark(str(self.path), message))
         return remarks
+
+
+def _opened_again(name: str, path: Path, family: Family | None) -> Checkpoint:
+    """A pickled model of the Hub: from the folder that stands for it, or from one that is made on this machine."""
+    return open_checkpoint(path if path.is_dir() else name, family)
 
 
 def _layout_of(stored: Mapping[str, ShardTensor]) -> bytes:

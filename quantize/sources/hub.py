@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from quantize.containers.hub_names import hub_name
 from quantize.containers.untrusted import read_json
 from quantize.sources.shard_reader import ShardReader
 
-__all__ = ["MARK", "hub_cache", "local_path", "reader_of"]
+__all__ = ["MARK", "hub_cache", "local_path", "name_of", "reader_of"]
 
 MARK = "source.json"
 """The file beside a folder that tells which model and files it stands for."""
@@ -45,9 +46,24 @@ def hub_cache() -> Path:
 
 def reader_of(folder: Path) -> ShardReader:
     """What reads the shards of a folder."""
-    place = folder.absolute().parent
-    if not place.is_relative_to(hub_cache()) or not (place / MARK).exists():
+    told = _told(folder)
+    if told is None:
         return ShardReader()
     from quantize.sources.hub_reader import HubReader  # noqa: PLC0415 - the Hub's client, for its models only
 
-    return HubReader(read_json(place / MARK))
+    return HubReader(told)
+
+
+def name_of(folder: Path) -> str | None:
+    """The model that a folder stands for, with its commit, as any machine can open it; None for other folders."""
+    told = _told(folder)
+    return None if told is None else f"hf://{told['repo']}@{told['commit']}"
+
+
+def _told(folder: Path) -> dict[str, Any] | None:
+    """What the file beside a folder of the cache says; None where the folder stands for nothing."""
+    place = folder.absolute().parent
+    if not place.is_relative_to(hub_cache()) or not (place / MARK).exists():
+        return None
+    told: dict[str, Any] = read_json(place / MARK)
+    return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,10 +33,21 @@ class Machines:
     def have(self, n_node: int) -> None:
         """Start or end nodes until there are so many."""
         while len(self.nodes) < n_node:
-            self.nodes.append(self._made.add_node(num_cpus=1, object_store_memory=STORE_BYTES, wait=False))
+            self.join()
         while len(self.nodes) > n_node:
             self.kill(-1)
         self._made.wait_for_nodes()
+
+    def join(self) -> None:
+        """Start one more node, and do not wait for it."""
+        self.nodes.append(self._made.add_node(num_cpus=1, object_store_memory=STORE_BYTES, wait=False))
+
+    def wait_for(self, n_alive: int, seconds: float = 120) -> None:
+        """Wait until so many nodes are alive, the head among them, whoever started them."""
+        end = time.monotonic() + seconds
+        while sum(node["Alive"] for node in ray_module().nodes()) < n_alive:
+            assert time.monotonic() < end, "a node does not start"
+            time.sleep(0.2)
 
     def kill(self, index: int | None = None) -> None:
         """End a node as a power cut would, by default one at random."""

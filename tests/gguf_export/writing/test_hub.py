@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +132,17 @@ def test_an_export_that_was_stopped_goes_on(hub: Hub, tmp_path: Path) -> None:
     assert 0.2 * total < before < 0.9 * total
     assert after < 1.15 * total  # units in work when it stopped are fetched again
     assert (tmp_path / "remote.gguf").read_bytes() == (tmp_path / "local.gguf").read_bytes()
+
+
+def test_a_pickled_model_is_opened_on_a_machine_without_a_folder_for_it(hub: Hub) -> None:
+    here = open_checkpoint("somebody/Pico")
+    pickled = pickle.dumps(here)
+    again = pickle.loads(pickled)
+    assert again.path == here.path
+    shutil.rmtree(here.path.parents[2])
+    elsewhere = pickle.loads(pickled)
+    spec = here.specs()[0]
+    assert np.array_equal(elsewhere.read(spec), open_checkpoint(hub.folder).read(spec))
 
 
 def test_looking_at_a_model_reads_little(hub: Hub) -> None:
