@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import textwrap
 import warnings
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from quantize.exceptions import DeviceError
 
@@ -15,6 +17,12 @@ __all__ = ["ForwardSettings", "best_dtype", "refuse_device"]
 
 WINDOW = 512 << 20
 """Bytes of matrices that are read ahead beside a GPU: four of the larger models' experts."""
+LOGIT_BYTES = 768 << 20
+
+
+def made(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` makes, for a pass of its own."""
+    return make()
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,9 @@ class ForwardSettings:
         scratch: a folder for files with the hidden states; None keeps them in memory.
         window: bytes of matrices that are read ahead of their use, put on the device and decoded there; 0 reads each
             matrix when it is wanted, and decodes it on the CPU. None: `WINDOW` beside a GPU of CUDA, else 0.
+        once: gives a decoded matrix by a key and a function that decodes it; passes side by side share one (see
+            `convoy`).
+        logit_bytes: memory for the logits of all models; those of one chunk have a place in any case.
     """
 
     device: str = "cpu"
@@ -35,6 +46,8 @@ class ForwardSettings:
     hidden_dtype: torch.dtype = torch.float32
     scratch: Path | None = None
     window: int | None = None
+    once: Callable[[Hashable, Callable[[], Tensor]], Tensor] = made
+    logit_bytes: int = LOGIT_BYTES
 
     @property
     def n_ahead(self) -> int:

@@ -97,8 +97,9 @@ class StreamState:
 
     def decoded(self, matrix: Matrix, dtype: torch.dtype) -> Tensor:
         """A whole matrix [n_row, n_per_row] on the device."""
+        key = (self.index, matrix.spec.name, matrix.xid, dtype)
         with self.timings.measure(Stage.DECODING):
-            return matrix.tensor(self.settings.device, dtype)
+            return self.settings.once(key, lambda: matrix.tensor(self.settings.device, dtype))
 
     def vector(self, name: str) -> Tensor:
         """Read a norm, a bias or the like, f32 [n] on the device."""
@@ -165,10 +166,16 @@ class StreamState:
         for first in range(0, n_row, VOCAB_BLOCK):
             last = min(first + VOCAB_BLOCK, n_row)
             with self.timings.measure(Stage.DECODING):
-                rows = head.tensor(self.settings.device, torch.float32, slice(first, last))
+                rows = self._rows_of_head(head, first, last)
             with self.timings.measure(Stage.PRODUCTS):
                 logits[:, first:last] = functional.linear(x, rows, None if bias is None else bias[first:last])
         return logits
+
+    def _rows_of_head(self, head: Matrix, first: int, last: int) -> Tensor:
+        def make() -> Tensor:
+            return head.tensor(self.settings.device, torch.float32, slice(first, last))
+
+        return self.settings.once((self.index, head.spec.name, first), make)
 
     # -- damage
 

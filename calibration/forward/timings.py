@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,7 +11,7 @@ from typing import Any
 
 from quantize.tracing import span
 
-__all__ = ["Stage", "Timings"]
+__all__ = ["Stage", "Timings", "summed"]
 
 
 class Stage(Enum):
@@ -77,3 +77,9 @@ class Timings:
         seconds = {stage: float(figures[stage.value]) for stage in Stage}
         self.n_token, self.total = int(figures["n_token"]), float(figures["total"])
         self.seconds = seconds
+
+
+def summed(passes: Sequence[Timings]) -> Timings:
+    """Passes side by side as one: tokens and the seconds of stages are sums, the total is that of the longest."""
+    seconds = {stage: sum(each.seconds[stage] for each in passes) for stage in Stage}
+    return Timings(sum(each.n_token for each in passes), max(each.total for each in passes), seconds)

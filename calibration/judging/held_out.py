@@ -16,7 +16,7 @@ from calibration.text.chunks import Chunks
 from quantize.exceptions import TextError
 from quantize.tensors import TensorSpec
 
-__all__ = ["N_JUDGED", "FirstTokens", "HeldOutSampler", "InputSample", "hold_out", "spread"]
+__all__ = ["N_JUDGED", "FirstTokens", "HeldOutSampler", "InputCounter", "InputSample", "hold_out", "spread"]
 
 N_JUDGED = 1024
 """Rows of held-out activations that are kept for each matrix; their outputs have n_row times as many numbers."""
@@ -96,6 +96,12 @@ class InputSample:
         self.strength += float(strength.sum())
         self.strength2 += float(strength.square().sum())
 
+    def add(self, other: InputSample) -> None:
+        """Take over what another one has counted."""
+        self.n_tokens += other.n_tokens
+        self.strength += other.strength
+        self.strength2 += other.strength2
+
     def keep(self, x: Tensor, n_coming: int) -> None:
         """Keep at most `len(kept)` of the `n_coming` rows of held-out tokens, evenly spaced.
 
@@ -118,6 +124,22 @@ class InputSample:
         It is the number of tokens of equal |x|² that would give an estimate of the same variance.
         """
         return self.strength**2 / self.strength2 if self.strength2 > 0 else 0.0
+
+
+class InputCounter(Observer):
+    """Counts the tokens that reach each matrix for which `is_judged(spec)`, as fitted ones, and keeps none of them."""
+
+    def __init__(self, is_judged: Callable[[TensorSpec], bool]) -> None:
+        self._is_judged = is_judged
+        self.counted: dict[tuple[str, int], InputSample] = {}
+
+    def inputs(self, stream: int, specs: Sequence[TensorSpec], xid: int, tokens: Tensor, x: Tensor) -> None:
+        """Count a group of rows."""
+        group = InputSample(x.new_empty(0))
+        group.count(x)
+        for spec in specs:
+            if self._is_judged(spec):
+                self.counted.setdefault((spec.name, xid), InputSample(torch.empty(0))).add(group)
 
 
 class HeldOutSampler(Observer):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,9 +20,10 @@ import torch
 from calibration.forward.run import forward
 from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.forward.streams import Given, Stream
+from calibration.importance.imatrix import Imatrix
 from calibration.importance.observers import ImatrixObserver, RouterLoad, RouterObserver
 from calibration.judging.encoding_errors import ErrorSettings, JudgedMatrix, TypesOf, measure_matrix
-from calibration.judging.held_out import FirstTokens, HeldOutSampler
+from calibration.judging.held_out import FirstTokens, HeldOutSampler, InputSample
 from calibration.judging.matrix_errors import ErrorReport, LayerRouting, MatrixErrors
 from calibration.text.chunks import Chunks
 from quantize.compiling import compile_kernels
@@ -33,7 +35,19 @@ from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress, silent
 from quantize.tensors import NUMPY_TYPES, Array, TensorSpec
 
-__all__ = ["measure_errors"]
+__all__ = ["Fitted", "is_judged", "measure_errors"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What passes over the text to fit on have found.
+
+    Importances, where the router sent the tokens, and those that reached each matrix (name, xid).
+    """
+
+    imatrix: Imatrix
+    load: RouterLoad
+    counted: Mapping[tuple[str, int], InputSample]
 
 
 def measure_errors(
@@ -42,6 +56,7 @@ def measure_errors(
     held_out: Chunks,
     settings: ErrorSettings,
     *,
+    fitted: Fitted | None = None,
     model: str = "",
     forward_settings: ForwardSettings | None = None,
     engine: Engine | None = None,
@@ -56,6 +71,7 @@ def measure_errors(
         fit: the text that the importances are fitted on.
         held_out: the text that the output errors are measured on, in chunks of the same length (see `hold_out`).
         settings: the types, and how they are measured.
+        fitted: what is known of the text to fit on; by default it runs through the model beside the other one.
         model: its name, for the reader.
         forward_settings: see `forward`; default bfloat16 products where the CPU has them.
         engine: encodes; by default a thread for each processor. The figures do not depend on it.
@@ -73,7 +89,9 @@ def measure_errors(
     forward_settings = forward_settings or ForwardSettings(dtype=best_dtype())
     importances = ImatrixObserver(fit, prior=settings.prior)
     router = RouterObserver(source.hparams)
-    sampler = HeldOutSampler(_is_judged, fit.n_token, held_out.n_token, settings.n_judged, forward_settings)
+    n_fit = 0 if fitted else fit.n_token
+    sampler = HeldOutSampler(is_judged, n_fit, held_out.n_token, settings.n_judged, forward_settings)
+    imatrix, load = (fitted.imatrix, fitted.load) if fitted else (importances.imatrix, router.load)
     rows: list[MatrixErrors] = []
     types = settings.types(source)
     if settings.stored is None:
@@ -81,19 +99,22 @@ def measure_errors(
     with nullcontext(engine) if engine is not None else Threads() as workers:
 
         def judge(spec: TensorSpec, xid: int, weights: Array, given: Given) -> None:
-            if not _is_judged(spec):
+            if not is_judged(spec):
                 return
             # The pass itself does not notice it where no token reaches the expert.
             refuse_non_finite(spec, xid, (0, spec.n_row), weights)
-            importance = importances.imatrix.importance(spec.name, xid)
-            matrix = JudgedMatrix(spec, xid, weights, importance, given[sampler])
+            sample = given[sampler]
+            if fitted and (spec.name, xid) in fitted.counted:
+                sample = replace(sample)  # matrices with the same inputs have one in common
+                sample.add(fitted.counted[spec.name, xid])
+            matrix = JudgedMatrix(spec, xid, weights, imatrix.importance(spec.name, xid), sample)
             rows.extend(measure_matrix(workers, matrix, settings, types))
 
         forward(
             [Stream(source, name=source.label)],
-            np.concatenate([fit.inputs, held_out.inputs]),
+            np.concatenate([fit.inputs[: n_fit // fit.n_ctx], held_out.inputs]),
             settings=forward_settings,
-            observers=[FirstTokens(importances, fit.n_token), FirstTokens(router, fit.n_token), sampler],
+            observers=[FirstTokens(importances, n_fit), FirstTokens(router, n_fit), sampler],
             on_weights=judge,
             hold_down=settings.prior > 0,
             progress=progress,
@@ -109,12 +130,12 @@ def measure_errors(
         rows=tuple(sorted(rows, key=lambda row: (order[row.qtype], row.bid or 0))),
         n_fit=fit.n_token,
         n_held_out=held_out.n_token,
-        routing=_routing(router.load) if hparams.n_expert else (),
+        routing=_routing(load) if hparams.n_expert else (),
         facts=_protocol(fit, held_out, settings, forward_settings),
     )
 
 
-def _is_judged(spec: TensorSpec) -> bool:
+def is_judged(spec: TensorSpec) -> bool:
     """Whether a type can be chosen for the matrix: llama-quantize leaves routers as they are."""
     return is_layer_matrix(spec) and not is_router(spec)
 
@@ -133,7 +154,7 @@ def _compile_kernels(
     encoders = {
         (NUMPY_TYPES.get(spec.qtype, np.dtype(np.float32)), types_of[spec.name].actual, is_weighted)
         for spec in source.specs()
-        if _is_judged(spec)
+        if is_judged(spec)
         for types_of in types.values()
         for is_weighted in ((True, False) if settings.baseline else (True,))
     }

@@ -10,45 +10,19 @@ import numpy as np
 
 from calibration.importance.imatrix import Imatrix
 from quantize.codec import decode, encode
-from quantize.containers.keys import KeyValue
 from quantize.finite import refuse_non_finite
 from quantize.guide import Guide
-from quantize.hparams import Hparams
 from quantize.recipes.layout import Plan
 from quantize.recipes.recipe import require_importances
 from quantize.sources.fingerprint import hashed
 from quantize.sources.model_source import ModelSource
+from quantize.sources.over import Over
 from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSpec
 
 __all__ = ["RoundTrip", "SharedSource"]
 
 
-class _Over:
-    """What a source that reads from another one takes over from it."""
-
-    def __init__(self, source: ModelSource) -> None:
-        self._source = source
-
-    @property
-    def hparams(self) -> Hparams:
-        """Hyper-parameters of the source below."""
-        return self._source.hparams
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of weights read from the source below so far, by all threads."""
-        return self._source.bytes_read
-
-    def arch_keys(self) -> Sequence[KeyValue]:
-        """The `{arch}.*` keys of the source below."""
-        return self._source.arch_keys()
-
-    def refuse_changed(self) -> None:
-        """See `ModelSource.refuse_changed`: the files are those of the source below."""
-        self._source.refuse_changed()
-
-
-class RoundTrip(_Over):
+class RoundTrip(Over):
     """A checkpoint as it would be read back from the file that `plan` describes (a `ModelSource`).
 
     Bytes are those of the file, so figures are those of the file.
@@ -113,7 +87,7 @@ class RoundTrip(_Over):
         return None if self._imatrix is None else self._imatrix.importance(name, xid)
 
 
-class SharedSource(_Over):
+class SharedSource(Over):
     """A source that several models of one pass read from: each whole matrix is read once and kept for the others.
 
     `n_user` models will read every matrix; a matrix is dropped when the last of them has read it.

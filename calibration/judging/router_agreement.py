@@ -69,6 +69,11 @@ class RouterComparer(Observer):
         for name, array in self.kept().items():
             array[...] = arrays[name]
 
+    def add(self, other: RouterComparer) -> None:
+        """Add the sums of another part of the same texts."""
+        for own, added in zip(self.kept().values(), other.kept().values(), strict=True):
+            np.add(own, added, out=own)
+
     def agreement(self, stream: int, text: int) -> RouterAgreement:
         """The shares and means of one stream on one text."""
         seen = self.seen[stream, text].astype(np.float64)

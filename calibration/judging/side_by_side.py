@@ -12,6 +12,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,7 +31,19 @@ from calibration.text.chunks import Chunks
 from quantize.recipes.left_alone import converted_type
 from quantize.telling import OnProgress, Progress, silent
 
-__all__ = ["Activations", "Base", "Comparison", "Model", "OnText", "RouterAgreement", "compare"]
+__all__ = [
+    "Activations",
+    "Base",
+    "Comparison",
+    "Model",
+    "OnText",
+    "RouterAgreement",
+    "Scored",
+    "compare",
+    "comparison_of",
+    "scored",
+    "starts_of",
+]
 
 Activations = Literal["exact", "int8"]
 
@@ -92,14 +105,50 @@ def compare(
         LogitsError: the base's file is of another text, context or vocabulary.
         ActivationError, CheckpointError, TokenizerError: see `forward`.
     """
+    found = scored(
+        base, models, texts, activations=activations, settings=settings, keeper=keeper, progress=progress
+    )
+    return comparison_of(base, models, texts, activations, found)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a pass found: `scores[m][c]` of model m on chunk c, and how often the routers agreed (None: no experts)."""
+
+    scores: Sequence[Sequence[Scores]]
+    routers: RouterComparer | None
+    timings: Timings
+
+
+def scored(
+    base: Base,
+    models: Sequence[Model],
+    texts: Sequence[Chunks],
+    *,
+    place: tuple[int, int] | None = None,
+    activations: Activations = "exact",
+    settings: ForwardSettings | None = None,
+    keeper: Keeper | None = None,
+    progress: OnProgress = silent,
+) -> Scored:
+    """The pass of `compare`, over all chunks of the texts, or over those of a share of them.
+
+    Args:
+        base, models, texts, activations, settings, keeper, progress: see `compare`.
+        place: the first chunk of the share and the one behind its last, counted through all texts.
+
+    Raises:
+        MoeGgufError: see `compare`.
+    """
     all_chunks = replace(texts[0], tokens=np.concatenate([text.tokens for text in texts]))
     _refuse_incomparable(base, models, all_chunks)
+    start, stop = place or (0, all_chunks.n_chunk)
     in_pass = [*([base] if base.kind == "model" else []), *models]
-    starts = np.cumsum([0] + [text.n_chunk for text in texts])
-    comparer = _LogitsComparer(base, all_chunks, progress)
+    comparer = _LogitsComparer(base, all_chunks.part(start, stop), start, progress)
     hparams = in_pass[0].source.hparams
     routers = None
     if base.kind == "model" and hparams.n_expert:
+        starts = np.clip(starts_of(texts), start, stop) - start
         routers = RouterComparer(len(in_pass), hparams.n_layer, starts * all_chunks.n_ctx)
     rounding, round_cache = (
         (InputRounding(partial(converted_type, arch=hparams.arch)), round_f16)
@@ -108,7 +157,7 @@ def compare(
     )
     timings = forward(
         [Stream(model.source, rounding, round_cache, model.name) for model in in_pass],
-        np.concatenate([text.inputs for text in texts]),
+        np.concatenate([text.inputs for text in texts])[start:stop],
         settings=settings,
         observers=[routers] if routers is not None else [],
         on_logits=comparer,
@@ -116,12 +165,25 @@ def compare(
         keeper=keeper,
         progress=progress,
     )
+    return Scored(comparer.scores, routers, timings)
+
+
+def starts_of(texts: Sequence[Chunks]) -> npt.NDArray[np.int64]:
+    """The first chunk of each text, counted through all of them, and behind the last one their number."""
+    return np.cumsum([0] + [text.n_chunk for text in texts])
+
+
+def comparison_of(
+    base: Base, models: Sequence[Model], texts: Sequence[Chunks], activations: Activations, found: Scored
+) -> Comparison:
+    """The figures of each model on each text, out of what was found of all chunks."""
+    starts = starts_of(texts)
     results = []
-    for index, by_chunk in enumerate(comparer.scores, len(in_pass) - len(models)):
+    for index, by_chunk in enumerate(found.scores, 1 if base.kind == "model" else 0):
         on_texts = []
         for text in range(len(texts)):
             scores = Scores.joined(by_chunk[starts[text] : starts[text + 1]])
-            agreement = routers.agreement(index, text) if routers is not None else None
+            agreement = found.routers.agreement(index, text) if found.routers is not None else None
             on_texts.append(OnText(summarize(scores), scores, agreement))
         results.append(tuple(on_texts))
     return Comparison(
@@ -131,7 +193,7 @@ def compare(
         activations,
         tuple(perplexity(on_text.scores.nll_base) for on_text in results[0]),
         tuple(results),
-        timings,
+        found.timings,
     )
 
 
@@ -146,11 +208,14 @@ def _refuse_incomparable(base: Base, models: Sequence[Model], chunks: Chunks) ->
 
 
 class _LogitsComparer:
-    """The callback `on_logits` of the pass: the scores of each chunk, `scores[model][chunk]`."""
+    """The callback `on_logits` of the pass: the scores of each chunk, `scores[model][chunk]`.
 
-    def __init__(self, base: Base, chunks: Chunks, progress: OnProgress) -> None:
+    The first of the chunks is chunk `first` of the base's file of logits.
+    """
+
+    def __init__(self, base: Base, chunks: Chunks, first: int, progress: OnProgress) -> None:
         self._base = base
-        self._chunks = chunks
+        self._chunks, self._first = chunks, first
         self._progress = progress
         self.scores: list[list[Scores]] = []
 
@@ -161,7 +226,7 @@ class _LogitsComparer:
         if self._base.kind == "model":
             log = log_probs(scored.pop(0))
         else:
-            log = torch.from_numpy(self._base.log_probs(chunk)).to(scored[0].device)
+            log = torch.from_numpy(self._base.log_probs(self._first + chunk)).to(scored[0].device)
         base = base_probs(log)
         targets = torch.from_numpy(self._chunks.tokens[chunk, first + 1 :]).long().to(log.device)
         for index, of_model in enumerate(scored):

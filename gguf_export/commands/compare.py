@@ -12,6 +12,7 @@ from gguf_export.commands.compare_outputs import FILES, OutputOptions, output_op
 from gguf_export.commands.options import (
     FILE,
     QUIET,
+    RAY,
     ForwardOptions,
     chunks,
     ctx,
@@ -66,6 +67,7 @@ MAX_PRINTED = 3
     help="Judge the weights alone, or round activations as llama.cpp's CPU kernels do.",
 )
 @forward_options()
+@RAY
 @option(
     "--speed",
     is_flag=True,
@@ -96,6 +98,7 @@ def compare(
     n_ctx: int,
     activations: Any,
     forward: ForwardOptions,
+    ray: str | None,
     speed: bool,
     sources: tuple[Path, ...],
     output: OutputOptions,
@@ -148,7 +151,9 @@ def compare(
             showing.close()  # a file may be the terminal that the bar is drawn on
             output.write(found[0])
 
-        result = run(job, settings, state=output.state_settings(), on_result=write, progress=view, note=say)
+        result = run(
+            job, settings, state=output.state_settings(), ray=ray, on_result=write, progress=view, note=say
+        )
     with summary() if output.paths else nullcontext():
         _print(found[0], output, quiet)
         if timings:

@@ -13,6 +13,7 @@ from gguf_export.commands.options import (
     FILE,
     MODEL,
     QUIET,
+    RAY,
     TEXT,
     ForwardOptions,
     TextOptions,
@@ -80,6 +81,7 @@ MOST_NAMED = 10
 @force(("outputs",))
 @forward_options()
 @TRACE
+@RAY
 @QUIET
 def errors(
     model: Path,
@@ -93,6 +95,7 @@ def errors(
     jobs: int | None,
     force: bool,
     forward: ForwardOptions,
+    ray: str | None,
     quiet: bool,
 ) -> None:
     """Report what each TYPE costs every layer, projection and expert of MODEL, the folder of a checkpoint or a
@@ -117,6 +120,7 @@ def errors(
             held_out=held_out,
             forward=forward.settings(),
             engine=engine,
+            ray=ray,
             progress=view,
             note=say,
         )

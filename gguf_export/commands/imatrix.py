@@ -11,6 +11,7 @@ import click
 from gguf_export.commands.options import (
     FILE,
     QUIET,
+    RAY,
     RESTART,
     SKIP_EXISTING,
     ForwardOptions,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 @RESTART
 @forward_options()
 @TRACE
+@RAY
 @QUIET
 def imatrix(
     paths: tuple[Path, ...],
@@ -53,6 +55,7 @@ def imatrix(
     skip_existing: bool,
     restart: bool,
     forward: ForwardOptions,
+    ray: str | None,
     quiet: bool,
 ) -> None:
     """Run text through MODEL, the folder of a checkpoint or a GGUF file, and write llama.cpp's importance matrix.
@@ -87,6 +90,7 @@ def imatrix(
             forward=forward.settings(),
             force=force,
             restart=restart,
+            ray=ray,
             progress=view,
             note=say,
         )

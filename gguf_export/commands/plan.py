@@ -13,6 +13,7 @@ from gguf_export.commands.options import (
     MODEL,
     PRE,
     QUIET,
+    RAY,
     ForwardOptions,
     TextOptions,
     force,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 @force(("output", "json_path", "save_imatrix"))
 @forward_options()
 @TRACE
+@RAY
 @QUIET
 def plan(
     model: Path,
@@ -72,6 +74,7 @@ def plan(
     jobs: int | None,
     force: bool,
     forward: ForwardOptions,
+    ray: str | None,
     quiet: bool,
 ) -> None:
     """Choose a type for each tensor of MODEL, so that a file of a given size loses least.
@@ -108,6 +111,7 @@ def plan(
             forward=forward.settings(),
             pre=pre,
             engine=engine,
+            ray=ray,
             force=force,
             progress=view,
             note=say,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from calibration.forward.settings import ForwardSettings
+from calibration.forward.settings import ForwardSettings, best_dtype
 from calibration.judging.encoding_errors import ErrorSettings
+from calibration.judging.error_shares import fit_shares, fitted_of
 from calibration.judging.held_out import hold_out, spread
 from calibration.judging.matrix_errors import ErrorReport
 from calibration.judging.output_error import measure_errors
 from calibration.text.chunks import Chunks
 from calibration.text.text_settings import TextSettings, cut_text
+from gguf_export.writing.spread_text import spread_encoding, spread_shares
 from quantize.containers.untrusted import label
 from quantize.engine import Engine
 from quantize.exceptions import TextError
@@ -30,6 +33,7 @@ def errors(
     held_out: Sequence[Path] = (),
     forward: ForwardSettings | None = None,
     engine: Engine | None = None,
+    ray: str | None = None,
     progress: OnProgress = silent,
     note: Note = discard,
 ) -> ErrorReport:
@@ -42,9 +46,14 @@ def errors(
         held_out: text files to judge on, of which as many chunks are taken as of `text`, evenly spread; by default
             every fifth chunk of `text` is held out.
         forward, engine, progress: see `measure_errors`.
+        ray: the address of a Ray cluster, "local" for one of this machine (see `cluster.connection.connected`): shares
+            of the text to fit on are spread over its nodes, and then the encodings, while the held-out text runs
+            through the model here. The figures are the same whatever nodes there are, and differ from those of a run
+            without by rounding.
         note: is given remarks, one by one.
 
     Raises:
+        ChoiceError: the cluster cannot be reached, or does not work.
         TextError: there is no text, or it is too short.
         ModelChangedError: a file of the model changed while it was read.
         MoeGgufError: see `open_source` and `measure_errors`.
@@ -58,16 +67,23 @@ def errors(
     text = TextSettings.of(text)
     source = open_source(model)
     fit, judged = cut_fit_and_held_out(source, text, held_out)
-    report = measure_errors(
+    measure = partial(
+        measure_errors,
         source,
         fit,
         judged,
         settings,
         model=label(Path(model).resolve().name),
-        forward_settings=forward,
-        engine=engine,
         progress=progress,
     )
+    if ray is None:
+        report = measure(forward_settings=forward, engine=engine)
+    else:
+        forward = forward or ForwardSettings(dtype=best_dtype())
+        work = partial(fit_shares, source, fit, settings=forward, prior=settings.prior)
+        with spread_encoding(ray, note) as nodes:
+            fitted = fitted_of(fit, spread_shares(ray, work, [fit], progress=progress, note=note))
+            report = measure(fitted=fitted, forward_settings=forward, engine=nodes)
     source.refuse_changed()
     return report
 

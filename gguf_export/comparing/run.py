@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from calibration.forward.settings import ForwardSettings
 from calibration.importance.imatrix import Imatrix
 from calibration.judging import side_by_side
+from calibration.judging.compare_shares import joined, score_shares
 from calibration.judging.logits_file import LogitsFile
 from calibration.judging.model import Model
 from calibration.judging.side_by_side import Activations, Base, Comparison
@@ -19,6 +22,7 @@ from gguf_export.comparing.measured import labels_of
 from gguf_export.comparing.models import ModelChoice, open_models
 from gguf_export.comparing.texts import TextChoice, cut_choice, own_text
 from gguf_export.writing import fingerprint
+from gguf_export.writing.spread_text import spread_shares
 from gguf_export.writing.state_file import StateFile, state_path
 from quantize.sources.model_source import ModelSource
 from quantize.telling import Note, OnProgress, discard, silent
@@ -101,6 +105,7 @@ def compare(
     settings: PassSettings | None = None,
     *,
     state: StateSettings | None = None,
+    ray: str | None = None,
     on_result: Callable[[CompareResult], None] = lambda _: None,
     progress: OnProgress = silent,
     note: Note = discard,
@@ -111,7 +116,7 @@ def compare(
         models: the folder of the checkpoint and the files; or a `ModelChoice`, which also names another base, and types
             that no file is written of.
         texts: files, each perhaps as NAME=FILE; or a `TextChoice`, which also says how they are cut.
-        settings, state, on_result, progress, note: see `run`.
+        settings, state, ray, on_result, progress, note: see `run`.
 
     Raises:
         MoeGgufError: see `prepare` and `run`.
@@ -124,7 +129,7 @@ def compare(
     if not isinstance(texts, TextChoice):
         texts = TextChoice.of(*([texts] if isinstance(texts, str) else texts))
     job = prepare(models, texts, note=note)
-    return run(job, settings, state=state, on_result=on_result, progress=progress, note=note)
+    return run(job, settings, state=state, ray=ray, on_result=on_result, progress=progress, note=note)
 
 
 def prepare(models: ModelChoice, texts: TextChoice, *, note: Note = discard) -> CompareJob:
@@ -153,6 +158,7 @@ def run(
     settings: PassSettings | None = None,
     *,
     state: StateSettings | None = None,
+    ray: str | None = None,
     on_result: Callable[[CompareResult], None] = lambda _: None,
     progress: OnProgress = silent,
     note: Note = discard,
@@ -164,6 +170,9 @@ def run(
         settings: how the models run; by default as `PassSettings` says.
         state: where the state is kept; None keeps none. A run that was stopped goes on behind the last layer that was
             kept, if it is given the same job and settings.
+        ray: the address of a Ray cluster over which shares of the texts are spread, "local" for one of this machine
+            (see `cluster.connection.connected`); such a run keeps no state. The figures are the same whatever nodes
+            there are, and differ from those of a run without by rounding.
         on_result: is given the result while the state is still there: where it raises, nothing is lost.
         progress: told the tokens that are through, then the chunks that are compared.
         note: is given remarks on the state, one by one.
@@ -182,20 +191,42 @@ def run(
             keeper = stack.enter_context(
                 StateFile(state.path, state.label, prints, restart=state.restart, note=note)
             )
-        comparison = side_by_side.compare(
-            job.base,
-            job.models,
-            job.texts,
-            activations=settings.activations,
-            settings=settings.forward,
-            keeper=keeper,
-            progress=progress,
-        )
+        if ray is not None:
+            comparison = _spread(job, settings, ray, progress, note)
+        else:
+            comparison = side_by_side.compare(
+                job.base,
+                job.models,
+                job.texts,
+                activations=settings.activations,
+                settings=settings.forward,
+                keeper=keeper,
+                progress=progress,
+            )
         for source in job.files:
             source.refuse_changed()
         result = CompareResult(comparison, job.n_in_pass, job.bytes_read - read_before)
         on_result(result)
     return result
+
+
+def _spread(
+    job: CompareJob, settings: PassSettings, address: str, progress: OnProgress, note: Note
+) -> Comparison:
+    """The comparison from shares of the texts, each on a node of a cluster."""
+    started = time.monotonic()
+    work = partial(
+        score_shares,
+        job.base,
+        job.models,
+        job.texts,
+        activations=settings.activations,
+        settings=settings.forward,
+    )
+    shares = spread_shares(address, work, job.texts, progress=progress, note=note)
+    found = joined(job.texts, shares)
+    found.timings.total = time.monotonic() - started
+    return side_by_side.comparison_of(job.base, job.models, job.texts, settings.activations, found)
 
 
 def fingerprint_of(job: CompareJob, settings: PassSettings) -> dict[str, str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from calibration.forward.settings import ForwardSettings
 from calibration.importance.imatrix import Imatrix
+from calibration.importance.observers import Collected
 from calibration.importance.type_costs import N_TOKEN, TypeCosts, measure_type_costs
 from calibration.judging.model import Model
 from calibration.judging.perplexity import Estimate
@@ -25,6 +27,7 @@ from gguf_export.planning.job import N_HELD_OUT, Naming, TypeJob, prepare_types
 from gguf_export.planning.results import Forecast, TensorChoice, TypePlan
 from gguf_export.writing.importances import write_imatrix
 from gguf_export.writing.job import ExportJob
+from gguf_export.writing.spread_text import spread_encoding, spread_imatrix
 from quantize.containers.untrusted import label
 from quantize.engine import Engine
 from quantize.recipes.budget import TypeOption, choose_types
@@ -57,6 +60,7 @@ def plan_types(
     override_kv: Sequence[str] = (),
     pre: str | None = None,
     engine: Engine | None = None,
+    ray: str | None = None,
     force: bool = False,
     progress: OnProgress = silent,
     note: Note = discard,
@@ -80,11 +84,14 @@ def plan_types(
         forward: how the text passes through the model; by default bfloat16 products where the CPU has them.
         name, override_kv, pre: as `export` will be told, for keys take bytes, too.
         engine: encodes; by default threads.
+        ray: the address of a Ray cluster, "local" for one of this machine, which works in the place of `engine`; see
+            `run_types`.
         force: replace files that exist.
         progress: told the tokens that are through, and what is encoded.
         note: given remarks.
 
     Raises:
+        ChoiceError: the cluster cannot be reached, or does not work.
         RecipeError: no budget is given, or the model does not fit it.
         OutputError: a file exists (`OutputExistsError`) or cannot be written.
         TextError, TokenizerError: the text cannot be used.
@@ -113,7 +120,7 @@ def plan_types(
         naming=Naming(name, override_kv, pre),
         note=note,
     )
-    planned = run_types(job, n_token=n_token, engine=engine, progress=progress, note=note)
+    planned = run_types(job, n_token=n_token, engine=engine, ray=ray, progress=progress, note=note)
     if save_imatrix is not None:
         write_imatrix(save_imatrix, planned.imatrix)
     if output is not None:
@@ -126,6 +133,7 @@ def run_types(
     *,
     n_token: int = N_TOKEN,
     engine: Engine | None = None,
+    ray: str | None = None,
     progress: OnProgress = silent,
     note: Note = discard,
 ) -> TypePlan:
@@ -134,23 +142,33 @@ def run_types(
     Args:
         job: from `prepare_types`.
         n_token, engine, progress, note: see `plan_types`.
+        ray: the address of a Ray cluster (see `cluster.connection.connected`): importances are collected from shares of
+            the text on its nodes, and then the encodings are spread over them, while the few chunks whose gradients are
+            taken, and those that are held out, run through the model here. The figures are the same whatever nodes
+            there are, and differ from those of a run without by rounding.
 
     Raises:
         RecipeError: no choice fits the budget.
         ModelChangedError: a file of the model changed while it was read.
         MoeGgufError: see `measure_type_costs` and `side_by_side.compare`.
     """
-    costs = measure_type_costs(
+    measure = partial(
+        measure_type_costs,
         job.source,
         job.fit,
         _measured_types(job),
         n_token=n_token,
-        imatrix=job.imatrix,
         prior=job.expected.prior,
         settings=job.settings,
-        engine=engine,
         progress=progress,
     )
+    if ray is None:
+        costs = measure(imatrix=job.imatrix, engine=engine)
+    else:
+        with spread_encoding(ray, note) as nodes:
+            collected = None if job.imatrix is not None else _collected(job, ray, progress, note)
+            costs = measure(imatrix=collected.imatrix if collected else job.imatrix, engine=nodes)
+            costs = replace(costs, load=collected.load) if collected else costs
     imatrix = replace(costs.imatrix, file=job.expected.file)
     tensors = _chosen(job, costs, note)
     types = anchored({tensor.name: QType[tensor.qtype] for tensor in tensors})
@@ -174,6 +192,13 @@ def run_types(
         imatrix=imatrix,
         load=costs.load,
         timings=costs.timings,
+    )
+
+
+def _collected(job: TypeJob, address: str, progress: OnProgress, note: Note) -> Collected:
+    """Importances from shares of the text on the nodes of a cluster."""
+    return spread_imatrix(
+        address, job.source, job.fit, job.settings, prior=job.expected.prior, progress=progress, note=note
     )
 
 

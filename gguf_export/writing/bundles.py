@@ -23,15 +23,12 @@ from quantize.tensors import Array, QType
 
 __all__ = ["BUNDLE_BYTES", "Bundle", "BundleDone", "BundledSlab", "bundled", "do_bundle"]
 
-BUNDLE_BYTES = 32 * 2**20
-"""About the source bytes of one bundle: some tenths of a second of encoding, beside which a task costs nothing, and
-little that is lost with a node."""
+BUNDLE_BYTES = 64 * 2**20
+"""The most source bytes of one bundle: half a second of encoding, beside which its way through the driver is little
+(`scripts/simulate_cluster`), and little is lost with a node."""
 
 PER_CPU = 4
 """Bundles that each processor gets at least: the last ones do not end together."""
-
-Guides = Mapping[int, Guide | None]
-"""The guides of a tensor by expert."""
 
 
 class BundledSlab(NamedTuple):
@@ -46,7 +43,8 @@ class Bundle(NamedTuple):
 
     source: Shared[ModelFile]
     files: Mapping[int, SharedFile]
-    guides: Mapping[str, Shared[Guides]]
+    guides: Mapping[tuple[str, int], Guide | None]
+    """Of each expert that the slabs are of, by the tensor's name: the guide of a matrix is small beside its rows."""
     slabs: tuple[BundledSlab, ...]
 
 
@@ -90,8 +88,7 @@ def do_bundle(bundle: Bundle) -> BundleDone:
     blocks: dict[int, list[tuple[int, Array]]] = {}
     read_before = source.bytes_read
     for slab, targets in bundle.slabs:
-        guides = bundle.guides.get(slab.spec.name)
-        guide = guides.value[slab.xid] if guides is not None else None
+        guide = bundle.guides.get((slab.spec.name, slab.xid))
         qtypes = tuple(dict.fromkeys(qtype for _, _, qtype in targets))
         encoded = encode_slab(SlabUnit(source, slab, qtypes, guide))
         done.seconds.add(Seconds(read=encoded.read_seconds, encode=encoded.encode_seconds))

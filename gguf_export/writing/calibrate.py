@@ -11,6 +11,7 @@ from calibration.text.text_settings import TextSettings, cut_text
 from gguf_export.files.outputs import refuse_existing, refuse_outputs
 from gguf_export.writing import fingerprint
 from gguf_export.writing.importances import write_imatrix
+from gguf_export.writing.spread_text import spread_imatrix
 from gguf_export.writing.state_file import StateFile, discard_older, state_path, working_files
 from quantize.exceptions import OutputExistsError
 from quantize.sources.checkpoint_files import files_of_model
@@ -29,6 +30,7 @@ def calibrate(
     forward: ForwardSettings | None = None,
     force: bool = False,
     restart: bool = False,
+    ray: str | None = None,
     progress: OnProgress = silent,
     note: Note = discard,
 ) -> Collected:
@@ -43,6 +45,9 @@ def calibrate(
         forward: how the text passes through the model; by default bfloat16 products where the CPU has them.
         force: replace a file that exists.
         restart: use nothing of an earlier run that was stopped.
+        ray: the address of a Ray cluster over which the shares of the text are spread, "local" for one of this machine
+            (see `cluster.connection.connected`); such a run keeps no state. The sums are the same whatever nodes there
+            are, and differ from those of a run without by rounding.
         progress: told the tokens that are through.
         note: given remarks on what is continued or kept.
 
@@ -50,6 +55,7 @@ def calibrate(
         The importances, the tokens that each expert got, and the seconds.
 
     Raises:
+        ChoiceError: the cluster cannot be reached, or does not work.
         OutputError: the file exists (`OutputExistsError`) or cannot be written.
         TextError, TokenizerError: the text cannot be used.
         ActivationError, CheckpointError, GGUFError: the model is damaged.
@@ -87,14 +93,19 @@ def calibrate(
             )
             if not force:
                 refuse_existing([path])  # another run may have ended before the lock was ours
-        collected = collect_imatrix(
-            source,
-            chunks,
-            process_output=process_output,
-            settings=settings,
-            keeper=keeper,
-            progress=progress,
-        )
+        if ray is not None:
+            collected = spread_imatrix(
+                ray, source, chunks, settings, process_output=process_output, progress=progress, note=note
+            )
+        else:
+            collected = collect_imatrix(
+                source,
+                chunks,
+                process_output=process_output,
+                settings=settings,
+                keeper=keeper,
+                progress=progress,
+            )
         source.refuse_changed()
         if path is not None:
             write_imatrix(path, collected.imatrix)

@@ -11,7 +11,7 @@ from gguf_export.cluster.engine import RayEngine, Shared
 from gguf_export.files.durable import Piece, confirmed, disk_errors
 from gguf_export.files.shared_file import SharedFile
 from gguf_export.files.sizes import size_in_words
-from gguf_export.writing.bundles import Bundle, BundleDone, BundledSlab, Guides, bundled, do_bundle
+from gguf_export.writing.bundles import Bundle, BundleDone, BundledSlab, bundled, do_bundle
 from gguf_export.writing.job import ExportJob
 from gguf_export.writing.open_files import OpenFiles
 from gguf_export.writing.results import Seconds
@@ -77,20 +77,21 @@ def spread(
 
 
 class _Giver:
-    """Makes bundles of slabs; what many of them need is shared by reference."""
+    """Makes bundles of slabs."""
 
     def __init__(
         self, job: ExportJob, files: OpenFiles, engine: RayEngine, shared: Mapping[int, SharedFile]
     ) -> None:
         self._job, self._files, self._engine, self._shared = job, files, engine, shared
         self._source: Shared[ModelFile] = engine.share(job.source)
-        self._guides: dict[str, Shared[Guides]] = {}
         self._index = {id(sink): i for i, sink in enumerate(files.sinks)}
 
     def bundle(self, slabs: Sequence[Slab]) -> Bundle:
-        names = dict.fromkeys(slab.spec.name for slab in slabs)
-        self._guides = {name: self._guides_of(name, slabs) for name in names if name in self._job.weighted}
-        return Bundle(self._source, self._shared, self._guides, tuple(map(self._bundled, slabs)))
+        guides = {}
+        if (imatrix := self._job.imatrix) is not None:
+            matrices = dict.fromkeys((slab.spec.name, slab.xid) for slab in slabs)
+            guides = {matrix: imatrix.guide(*matrix) for matrix in matrices}
+        return Bundle(self._source, self._shared, guides, tuple(map(self._bundled, slabs)))
 
     def _bundled(self, slab: Slab) -> BundledSlab:
         return BundledSlab(
@@ -104,15 +105,6 @@ class _Giver:
                 for sink, planned in self._files.lacking(slab)
             ),
         )
-
-    def _guides_of(self, name: str, slabs: Sequence[Slab]) -> Shared[Guides]:
-        """The guides of a tensor: those of the bundle before, where it was of the same tensor."""
-        if name in self._guides:
-            return self._guides[name]
-        imatrix = self._job.imatrix
-        assert imatrix is not None
-        spec = next(slab.spec for slab in slabs if slab.spec.name == name)
-        return self._engine.share({xid: imatrix.guide(name, xid) for xid in range(spec.n_matrix)})
 
 
 class _Taker:
