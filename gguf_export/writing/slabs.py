@@ -152,4 +152,4 @@ def compile_kernels(plans: Iterable[Plan], weighted: Iterable[str], progress: On
         for planned in plan.tensors
         if not _is_kept(planned.spec, planned.qtype)
     }
-    compiling.compile_kernels(sorted(kernels, key=str), progress)
+    compiling.compile_kernels(sorted(kernels, key=str), progress, scanned=[dtype for dtype, _, _ in kernels])
