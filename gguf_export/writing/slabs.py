@@ -165,4 +165,5 @@ def compile_kernels(plans: Iterable[Plan], weighted: Iterable[str], progress: On
         if not _is_kept(planned.spec, planned.qtype)
     }
     with span("kernels"):
-        compiling.compile_kernels(sorted(kernels, key=str), progress)
+        scanned = [dtype for dtype, _, _ in kernels]
+        compiling.compile_kernels(sorted(kernels, key=str), progress, scanned=scanned)
