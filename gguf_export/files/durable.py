@@ -99,8 +99,9 @@ class DurableFile:
         """
         with span("checksum"):
             piece = Piece(offset, data.nbytes, zlib.crc32(data))
-        with self._errors(), self._lock:
+        with self._errors():
             self._put(offset, data)
+        with self._lock:
             self._unsynced.append(piece)
             self._unsynced_bytes += piece.n_bytes
             is_due = self._unsynced_bytes >= SYNC_BYTES or time.monotonic() - self._synced_at >= SYNC_SECONDS
@@ -157,9 +158,14 @@ class DurableFile:
             self.path.replace(path)
 
     def _put(self, offset: int, data: memoryview) -> None:
-        self._file.seek(offset)
+        if not hasattr(os, "pwrite"):
+            with self._lock:  # on Windows a file has one position for all threads
+                self._file.seek(offset)
+                while data:
+                    data = data[self._file.write(data) :]
         while data:
-            data = data[self._file.write(data) :]
+            n_bytes = os.pwrite(self._file.fileno(), data, offset)
+            data, offset = data[n_bytes:], offset + n_bytes
 
     def _sync_behind(self) -> None:
         """Sync in the thread for it; wait only for a disk that is slower than the writers."""
