@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 
 from gguf import GGUFValueType
@@ -39,7 +40,7 @@ from quantize.recipes.recipe import (
 )
 from quantize.sources.model_source import ModelFile
 from quantize.telling import Note, Remark
-from quantize.tensors import QType, TensorSpec
+from quantize.tensors import QType
 from quantize.tracing import span
 
 __all__ = ["ExportJob", "Output", "OutputFile", "as_copied", "keys_of", "prepare"]
@@ -169,7 +170,9 @@ def prepare(
             facts,
             recipe,
             has_imatrix=imatrix is not None,
-            left_as=partial(converted_type, arch=source.arch) if source.kind == "checkpoint" else _as_stored,
+            left_as=partial(converted_type, arch=source.arch)
+            if source.kind == "checkpoint"
+            else attrgetter("qtype"),
             keeps_blocks=source.kind == "checkpoint",
             prune_layers=prune_layers,
             keeps_order=split is not None and split.keeps_parts,
@@ -181,9 +184,7 @@ def prepare(
         except NeedsImatrixError as error:
             if not only_planned:
                 raise
-            remarks.append(
-                Remark(error.place, error.message, f"to make the file, {error.remedy}", error.setting)
-            )
+            remarks.append(Remark(error.place, error.message, error.remedy, error.setting))
         n_layer = [] if plan.n_layer is None else [KeyValue.u32(f"{arch}.block_count", plan.n_layer)]
         kept = [kv for kv in keys if recipe.ftype is COPY or not kv.key.startswith(PREFIX)]
         file_type = _file_type(source, keys, plan)
@@ -246,10 +247,6 @@ def as_copied(kv: KeyValue) -> KeyValue:
     if kv.sub_type == GGUFValueType.STRING:
         return replace(kv, value=[text.partition("\0")[0] for text in kv.value])
     return kv
-
-
-def _as_stored(spec: TensorSpec) -> QType:
-    return spec.qtype
 
 
 def _refuse_change(source: ModelFile, planned: PlannedTensor, allow_requantize: bool) -> None:
