@@ -211,7 +211,8 @@ def _refuse_other_versions(cluster: Cluster, ray: ModuleType) -> None:
             known = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             known = "a copy" if importlib.util.find_spec("gguf_export") else "none"
-        return {"Python": platform.python_version(), "ray": importlib.metadata.version("ray"), package: known}
+        python = ".".join(platform.python_version_tuple()[:2])
+        return {"Python": python, "ray": importlib.metadata.version("ray"), package: known}
 
     ours = versions(PACKAGE)
     probe = ray.remote(num_cpus=0, max_retries=0)(versions)
@@ -226,13 +227,8 @@ def _refuse_other_versions(cluster: Cluster, ray: ModuleType) -> None:
         except Exception:  # it died meanwhile, or is too busy to start a process: the work will show
             continue
         for what, version in ours.items():
-            if _release(told[what]) != _release(version):
+            if told[what] != version:
                 raise _other_version(node.name, f"{what} is {told[what]} there and {version} here")
-
-
-def _release(version: str) -> str:
-    """What has to be the same of a version: of Python's, 3.11 of 3.11.7."""
-    return ".".join(version.split(".")[:2]) if version.count(".") == 2 and version[0] == "3" else version
 
 
 def _other_version(place: str, message: str) -> ChoiceError:

@@ -293,3 +293,9 @@ def test_addresses_are_refused(
     done = invoke("export", DEMO_MODEL, "-t", "Q8_0", "-o", tmp_path / "out", "--ray", address)
     check_one_line(done, named)
     assert not (tmp_path / "out").exists()
+
+
+def test_ray_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = invoke("export", DEMO_MODEL, "-t", "Q8_0", "-o", tmp_path / "out", "--ray", "local")
+    check_one_line(done, 'pip install "moe-gguf[ray]", or leave --ray out')
