@@ -141,11 +141,14 @@ def connected(address: str, *, n_cpu: int | None = None) -> Iterator[Cluster]:
 
 def lost(address: str, failure: BaseException) -> ChoiceError:
     """The error for a cluster that does not answer any more, or never did."""
+    line = first_line(failure)
+    remedy = "start it with ray start --head, and on each further machine ray start --address HEAD:6379"
+    if "Failed to connect" in line:  # something answers there, but not to us
+        remedy = "where it asks for a token, set RAY_AUTH_MODE=token; if it is none of Ray's, start one"
     return ChoiceError(
         f"ray cluster {quoted(address)}",
-        f"cannot be reached: {first_line(failure)}",
-        "start it with ray start --head, and on a machine of its own with ray start --address=HEAD:6379; or give "
-        "{setting} local",
+        f"cannot be reached: {line}",
+        f"{remedy}; or give {{setting}} local",
         setting="ray",
     )
 

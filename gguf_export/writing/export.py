@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +166,8 @@ def export(
         )
     if ray is not None:
         _refuse_beside_ray(ray, text, engine)
+        if os.path.lexists(model):  # for nodes whose processes run elsewhere
+            request = replace(request, model=Path(model).absolute())
     request.refuse_outputs([])  # a long text is cut before the names of the files are known
     job, calibration = request.prepared()
     request.refuse_outputs([file.path for file in job.files])
