@@ -141,11 +141,14 @@ def connected(address: str, *, n_cpu: int | None = None) -> Iterator[Cluster]:
 
 def lost(address: str, failure: BaseException) -> ChoiceError:
     """The error for a cluster that does not answer any more, or never did."""
+    line = first_line(failure)
+    remedy = "start it with ray start --head, and on each further machine ray start --address HEAD:6379"
+    if "Failed to connect" in line:  # something answers there, but not to us
+        remedy = "where it asks for a token, set RAY_AUTH_MODE=token; if it is none of Ray's, start one"
     return ChoiceError(
         f"ray cluster {quoted(address)}",
-        f"cannot be reached: {first_line(failure)}",
-        "start it with ray start --head, and on a machine of its own with ray start --address=HEAD:6379; or give "
-        "{setting} local",
+        f"cannot be reached: {line}",
+        f"{remedy}; or give {{setting}} local",
         setting="ray",
     )
 
@@ -211,7 +214,8 @@ def _refuse_other_versions(cluster: Cluster, ray: ModuleType) -> None:
             known = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             known = "a copy" if importlib.util.find_spec("gguf_export") else "none"
-        return {"Python": platform.python_version(), "ray": importlib.metadata.version("ray"), package: known}
+        python = ".".join(platform.python_version_tuple()[:2])
+        return {"Python": python, "ray": importlib.metadata.version("ray"), package: known}
 
     ours = versions(PACKAGE)
     probe = ray.remote(num_cpus=0, max_retries=0)(versions)
@@ -226,13 +230,8 @@ def _refuse_other_versions(cluster: Cluster, ray: ModuleType) -> None:
         except Exception:  # it died meanwhile, or is too busy to start a process: the work will show
             continue
         for what, version in ours.items():
-            if _release(told[what]) != _release(version):
+            if told[what] != version:
                 raise _other_version(node.name, f"{what} is {told[what]} there and {version} here")
-
-
-def _release(version: str) -> str:
-    """What has to be the same of a version: of Python's, 3.11 of 3.11.7."""
-    return ".".join(version.split(".")[:2]) if version.count(".") == 2 and version[0] == "3" else version
 
 
 def _other_version(place: str, message: str) -> ChoiceError:

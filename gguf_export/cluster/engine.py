@@ -166,12 +166,9 @@ class RayEngine:
         """The units that have ended, taken out of `pending`; those that were lost are given out again."""
         try:
             ready, _ = self._ray.wait(list(pending), timeout=LOOK_SECONDS, fetch_local=False)
-            if (
-                ready
-            ):  # all that have ended come by one call: looking through thousands for each would take long
-                ready, _ = self._ray.wait(
-                    list(pending), num_returns=len(pending), timeout=0, fetch_local=False
-                )
+            if ready:  # all that have ended come by one call: to look through thousands for each takes long
+                n = len(pending)
+                ready, _ = self._ray.wait(list(pending), num_returns=n, timeout=0, fetch_local=False)
         except self._ray.exceptions.RayError as failure:
             raise lost(self.cluster.address, failure) from None
         self._most()
@@ -179,20 +176,26 @@ class RayEngine:
             item, n_lost = pending.pop(reference)
             try:
                 answer: _Answer = self._ray.get(reference)
-            except self._ray.exceptions.RayTaskError as failure:
-                raise RuntimeError(f"a unit of work failed on another node:\n{failure}") from None
             except self._ray.exceptions.RayError as failure:
-                if n_lost + 1 >= MAX_TRIES:
-                    message = f"the same unit of work was lost {MAX_TRIES} times: {first_line(failure)}"
-                    raise ChoiceError(
-                        self._place, message, "see to the memory and the logs of its nodes"
-                    ) from None
+                self._refuse(failure, n_lost)
                 self.n_again += 1
                 pending[task.remote(function, item)] = _Pending(item, n_lost + 1)
                 continue
             if answer.error is not None:
                 raise self._with_node(answer.error, answer.node)
             yield item, answer.result
+
+    def _refuse(self, failure: Any, n_lost: int) -> None:
+        """Raise what a unit ended with, unless it was lost and may be given out again."""
+        cause = getattr(failure, "cause", None)  # what was raised within the unit, if it got so far
+        if isinstance(cause, ImportError):
+            message = f"a node lacks what the work needs: {cause}"
+            raise ChoiceError(self._place, message, "install the same moe-gguf on all nodes") from None
+        if cause is not None and not isinstance(cause, self._ray.exceptions.RayError):
+            raise RuntimeError(f"a unit of work failed on a node:\n{failure}") from None
+        if n_lost + 1 >= MAX_TRIES:
+            message = f"the same unit of work was lost {MAX_TRIES} times: {first_line(failure)}"
+            raise ChoiceError(self._place, message, "see to the memory and the logs of its nodes") from None
 
     def _with_node(self, error: MoeGgufError, node: str) -> MoeGgufError:
         """The error of a unit, whose line says where it happened."""

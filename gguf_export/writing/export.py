@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +167,8 @@ def export(
         )
     if ray is not None:
         _refuse_beside_ray(ray, text, engine)
+        if os.path.lexists(model):  # for nodes whose processes run elsewhere
+            request = replace(request, model=Path(model).absolute())
     request.refuse_outputs([])  # a long text is cut before the names of the files are known
     with span("plan"):
         job, calibration = request.prepared()

@@ -61,6 +61,7 @@ def cluster(made: tuple[Machines, Cluster]) -> Machines:
 def many_slabs_noted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slabs, "SLAB_BYTES", SLAB_BYTES)
     monkeypatch.setattr(durable, "SYNC_SECONDS", 0.0)
+    monkeypatch.chdir(DEMO_MODEL.parent)  # the nodes run elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def spread_out(
 ) -> tuple[ExportResult, list[str]]:
     notes: list[str] = []
     made = export(
-        DEMO_MODEL,
+        DEMO_MODEL.name,
         TYPES,
         folder,
         imatrix=weighed,
@@ -293,3 +294,9 @@ def test_addresses_are_refused(
     done = invoke("export", DEMO_MODEL, "-t", "Q8_0", "-o", tmp_path / "out", "--ray", address)
     check_one_line(done, named)
     assert not (tmp_path / "out").exists()
+
+
+def test_ray_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = invoke("export", DEMO_MODEL, "-t", "Q8_0", "-o", tmp_path / "out", "--ray", "local")
+    check_one_line(done, 'pip install "moe-gguf[ray]", or leave --ray out')
