@@ -28,7 +28,10 @@ from quantize.telling import OnProgress, silent
 
 __all__ = ["ForwardPass"]
 
-MAX_GROUP = 8  # chunks whose logits are in memory at once; the output matrix is decoded once for all of them
+LOGIT_BYTES = 768 << 20
+"""Memory for the logits of all streams; the output matrix is decoded once per group of chunks."""
+
+MAX_GROUP = 8  # chunks whose logits are in memory at once
 
 
 class ForwardPass:
@@ -200,7 +203,7 @@ class ForwardPass:
         n_scored = self.n_ctx - first
         n_bytes = sum(4 * n_scored * head.spec.n_row for head in heads)  # of a chunk's logits
         n_group = (
-            max(1, min(self.settings.logit_bytes // n_bytes, MAX_GROUP))
+            max(1, min((self.settings.logit_bytes or LOGIT_BYTES) // n_bytes, MAX_GROUP))
             if on_logits is not None
             else MAX_GROUP
         )

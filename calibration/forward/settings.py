@@ -15,8 +15,6 @@ from quantize.exceptions import DeviceError
 
 __all__ = ["ForwardSettings", "best_dtype", "refuse_device"]
 
-LOGIT_BYTES = 768 << 20
-
 
 def made(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
     """What `make` makes, for a pass of its own."""
@@ -34,7 +32,8 @@ class ForwardSettings:
         scratch: a folder for files with the hidden states; None keeps them in memory.
         once: gives a decoded matrix by a key and a function that decodes it; passes side by side share one (see
             `convoy`).
-        logit_bytes: memory for the logits of all models; those of one chunk have a place in any case.
+        logit_bytes: memory for the logits of all models, by default `forward_pass.LOGIT_BYTES`; those of one chunk have
+            a place in any case.
     """
 
     device: str = "cpu"
@@ -42,7 +41,7 @@ class ForwardSettings:
     hidden_dtype: torch.dtype = torch.float32
     scratch: Path | None = None
     once: Callable[[Hashable, Callable[[], Tensor]], Tensor] = made
-    logit_bytes: int = LOGIT_BYTES
+    logit_bytes: int | None = None
 
     @property
     def numerics(self) -> str:
