@@ -26,6 +26,7 @@ from gguf_export.commands.signals import Stopped, orderly_stops
 from gguf_export.commands.streams import standard_streams, tell
 from gguf_export.commands.upload import upload
 from gguf_export.commands.verify import verify
+from gguf_export.commands.warm import warm
 
 
 class _Group(click.Group):
@@ -76,5 +77,18 @@ def main() -> None:
     """Quantized GGUF files from bf16 Mixture-of-Experts checkpoints, in one streaming pass."""
 
 
-for verb in (compare, doctor, errors, export, imatrix, inspect, plan, quantize, release, upload, verify):
+for verb in (
+    compare,
+    doctor,
+    errors,
+    export,
+    imatrix,
+    inspect,
+    plan,
+    quantize,
+    release,
+    upload,
+    verify,
+    warm,
+):
     main.add_command(verb)

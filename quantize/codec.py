@@ -182,12 +182,12 @@ def first_non_finite(weights: Array) -> int | None:
     """The flat index of the first NaN or infinity, or None; weights as `encode` takes them."""
     bits_type, exponent = EXPONENTS[weights.dtype]
     bits = np.ascontiguousarray(weights).view(bits_type).reshape(-1)
-    index = int(_first_with(bits, bits_type.type(exponent)))
+    index = int(first_with(bits, bits_type.type(exponent)))
     return None if index < 0 else index
 
 
 @kernel
-def _first_with(bits: Array, mask: int) -> int:
+def first_with(bits: Array, mask: int) -> int:
     """The first index at which all bits of the mask are set, or -1; run after run, so that a run is one vector loop."""
     run = 4096
     for start in range(0, bits.size, run):

@@ -1,135 +1,181 @@
 """Kernels compiled before they are needed, several at once.
 
-numba compiles one kernel at a time in a process, whatever its threads. So where several encoders are not in its cache,
-processes of their own compile them and fill the cache, from which this one then loads. Where there is no cache, or no
-such process can be started, this one compiles.
+numba compiles one kernel at a time in a process, whatever its threads. So where several are not in its cache, this
+process and others compile them side by side, the longest first, and this one then loads what the others have put into
+the cache. Where there is no cache, or no such process can be started, this one compiles all.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from quantize.blocks import block_format
-from quantize.blocks.kernel_cache import NotKept, is_kept, loading_only
+from quantize.blocks.base import GroupFormat
+from quantize.blocks.kernel_cache import Missing, NotKept, collecting, is_kept, loading_only
 from quantize.blocks.tiles import copy_rows
-from quantize.codec import encode
+from quantize.codec import decode, encode, first_non_finite
 from quantize.engine import n_processor
 from quantize.guide import Guide
 from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import QType
 
-__all__ = ["compile_kernels", "main"]
+__all__ = ["Use", "compile_kernels", "compile_uses", "decoding", "encoding", "main", "scanning"]
 
 STAGE = "compiling kernels"
 MOST_PROCESSES = 8  # of which each takes some 200 MB
 _BOOT = "import sys; sys.path[:0] = {paths!r}; from quantize.compiling import main; main()"
 
-Encoder = tuple["np.dtype[np.generic]", QType, bool]
-"""The type of the weights, the tensor type, and whether importances weigh."""
+Unit = Callable[[], object]
+"""What a process compiles in one go; it can be pickled."""
 
 
-def compile_kernels(jobs: Iterable[tuple[npt.DTypeLike, QType, bool]], progress: OnProgress = silent) -> None:
+class Use(NamedTuple):
+    """A call for which kernels are compiled or loaded; it can be pickled."""
+
+    run: Unit
+    is_divisible: bool
+    """Whether its kernels may do nothing while they are listed: no other code needs or keeps what they write."""
+    weight: int = 0
+    """Roughly how long its kernels take to compile, where they cannot be told apart."""
+
+
+def compile_kernels(
+    jobs: Iterable[tuple[npt.DTypeLike, QType, bool]],
+    progress: OnProgress = silent,
+    *,
+    scanned: Iterable[npt.DTypeLike] = (),
+) -> None:
     """Compile, or load from numba's cache, the encoders that are about to be used, and say so.
 
     Args:
         jobs: (type of the weights, tensor type, with importance?) of each encoder; repetitions are free.
-        progress: told before each kernel and at the end: stage "compiling kernels".
+        progress: told before, after each kernel, and at the end: stage "compiling kernels".
+        scanned: types of weights that are looked at for what is not finite.
     """
-    wanted = list(
-        dict.fromkeys(
-            (np.dtype(np.float32 if np.dtype(dtype) == np.float16 else dtype), qtype, with_importance)
-            for dtype, qtype, with_importance in jobs
-        )
+    wanted = dict.fromkeys(
+        (np.dtype(np.float32 if np.dtype(dtype) == np.float16 else dtype), qtype, with_importance)
+        for dtype, qtype, with_importance in jobs
     )
-    n_done = 0
-
-    def tell(n_more: int) -> None:
-        nonlocal n_done
-        n_done += n_more
-        progress(Progress(STAGE, n_done, len(wanted), "kernels"))
-
-    tell(0)
-    missing = []
-    for job in wanted:
-        if _is_loaded(job):
-            tell(1)
-        else:
-            missing.append(job)
-    by_type = [[job for job in missing if job[1] == qtype] for qtype in {job[1] for job in missing}]
-    n_process = min(len(by_type), n_processor(), MOST_PROCESSES)
-    if n_process > 1 and is_kept(copy_rows):
-        for job in _compiled_by_processes(by_type, n_process):
-            _use(job)
-            missing.remove(job)
-            tell(1)
-    for job in missing:
-        _use(job)
-        tell(1)
+    uses = [scanning(dtype) for dtype in dict.fromkeys(np.dtype(dtype) for dtype in scanned)]
+    compile_uses([*uses, *(encoding(*job) for job in wanted)], progress)
 
 
-def _use(job: Encoder) -> None:
-    """Encode a block, for which all kernels of the encoder are compiled or loaded."""
-    dtype, qtype, with_importance = job
+def encoding(dtype: npt.DTypeLike, qtype: QType, with_importance: bool) -> Use:
+    """The use of an encoder."""
+    form = block_format(qtype)
+    run = partial(_encode_block, np.dtype(dtype), qtype, with_importance)
+    return Use(run, not isinstance(form, GroupFormat), form.block_size * 1000 - form.type_size)
+
+
+def decoding(qtype: QType) -> Use:
+    """The use of a decoder."""
+    return Use(partial(_decode_block, qtype), not isinstance(block_format(qtype), GroupFormat))
+
+
+def scanning(dtype: npt.DTypeLike) -> Use:
+    """The use of the search for weights that are not finite."""
+    return Use(partial(first_non_finite, np.zeros(1, dtype)), False)
+
+
+def _encode_block(dtype: np.dtype[np.generic], qtype: QType, with_importance: bool) -> None:
     form = block_format(qtype)
     n = form.block_size
     is_guided = with_importance or form.needs_importance
     encode(np.zeros((1, n), dtype), qtype, Guide(np.ones(n, np.float32)) if is_guided else None)
 
 
-def _is_loaded(job: Encoder) -> bool:
-    """Load the kernels of an encoder; whether all of them were in the cache, or could not be there."""
-    try:
-        with loading_only():
-            _use(job)
-    except NotKept:
-        return False
-    return True
+def _decode_block(qtype: QType) -> None:
+    form = block_format(qtype)
+    decode(np.zeros((1, form.type_size), np.uint8), qtype, form.block_size)
 
 
-def _compiled_by_processes(by_type: Sequence[Sequence[Encoder]], n_process: int) -> Iterator[Encoder]:
-    """The encoders that processes have compiled, one by one; those that are not given must be compiled here.
+def compile_uses(uses: Sequence[Use], progress: OnProgress = silent) -> int:
+    """Compile, or load from numba's cache, what these calls need, and make the calls.
 
-    Those of one tensor type have most kernels in common, and are compiled by one process.
+    Args:
+        uses: the calls.
+        progress: told before, after each kernel, and at the end: stage "compiling kernels".
+
+    Returns:
+        The number of kernels that were not in the cache; calls whose kernels cannot be told apart count as one.
     """
-    waiting: SimpleQueue[Sequence[Encoder]] = SimpleQueue()
-    done: SimpleQueue[Encoder | None] = SimpleQueue()
-    for jobs in sorted(by_type, key=_size, reverse=True):
-        waiting.put(jobs)
+    units = _missing(uses) if is_kept(copy_rows) else []
+    n_done, n_total = 0, len(units) + len(uses)
+
+    def tell(n_more: int) -> None:
+        nonlocal n_done
+        n_done += n_more
+        progress(Progress(STAGE, n_done, n_total, "kernels"))
+
+    tell(0)
+    n_process = min(len(units), n_processor(), MOST_PROCESSES)
+    for _ in _compiled(units, n_process):
+        tell(1)
+    for use in uses:
+        use.run()
+        tell(1)
+    return len(units)
+
+
+def _missing(uses: Sequence[Use]) -> list[Unit]:
+    """What is not in the cache, the longest first."""
+    whole: list[Use] = []
+    kernels: dict[Missing, None] = {}
+    for use in uses:
+        try:
+            with collecting() if use.is_divisible else loading_only() as found:
+                use.run()
+        except NotKept:
+            whole.append(use)
+        else:
+            kernels |= dict.fromkeys(found or ())
+    whole.sort(key=lambda use: use.weight, reverse=True)
+    ordered = sorted(kernels, key=lambda kernel: kernel.weight, reverse=True)
+    return [*(use.run for use in whole), *(kernel.compile for kernel in ordered)]
+
+
+def _compiled(units: Sequence[Unit], n_process: int) -> Iterator[None]:
+    """Yield when a unit is compiled, by this process or one of `n_process` - 1 others."""
+    waiting: SimpleQueue[Unit] = SimpleQueue()
+    done: SimpleQueue[bool] = SimpleQueue()
+    for unit in units:
+        waiting.put(unit)
     n_left = 0
     with ExitStack() as stack:
-        for _ in range(n_process):
+        for _ in range(n_process - 1):
             with suppress(OSError):
                 worker = stack.enter_context(_process())
                 threading.Thread(target=_lead, args=(worker, waiting, done), daemon=True).start()
                 n_left += 1
-        while n_left:
-            job_done = done.get()
-            if job_done is None:
-                n_left -= 1
+        while n_left or not waiting.empty():
+            with suppress(Empty):
+                while True:
+                    waiting.get_nowait()()
+                    yield
+            if n_left and done.get():
+                yield
             else:
-                yield job_done
-
-
-def _size(jobs: Sequence[Encoder]) -> tuple[int, int]:
-    """Roughly how long it takes: formats of large blocks and few bits have the longest searches."""
-    qtype = jobs[0][1]
-    return qtype.block_size, -qtype.type_size
+                n_left = max(0, n_left - 1)
 
 
 @contextmanager
 def _process() -> Iterator[subprocess.Popen[str]]:
-    """A process that compiles what it is told, a line for each encoder; it ends with the block."""
+    """A process that compiles what it is told, a line for each unit; it ends with the block."""
     paths = [str(Path(__file__).parents[1]), *(path for path in sys.path if path)]
     words = [sys.executable, "-I", "-X", "utf8", "-c", _BOOT.format(paths=paths)]
     folder = getattr(numba.config, "CACHE_DIR", "")
@@ -143,34 +189,31 @@ def _process() -> Iterator[subprocess.Popen[str]]:
         worker.communicate()
 
 
-def _lead(
-    worker: subprocess.Popen[str],
-    waiting: SimpleQueue[Sequence[Encoder]],
-    done: SimpleQueue[Encoder | None],
-) -> None:
-    """Give one process the encoders of type after type, until none is left or it ends."""
-    with suppress(Empty, OSError, ValueError):
+def _lead(worker: subprocess.Popen[str], waiting: SimpleQueue[Unit], done: SimpleQueue[bool]) -> None:
+    """Give one process unit after unit, until none is left or it ends."""
+    with suppress(Empty):
         while True:
-            for job in waiting.get_nowait():
-                if not _asked(worker, job):
-                    raise ChildProcessError
-                done.put(job)
-    done.put(None)
+            unit = waiting.get_nowait()
+            if not _asked(worker, unit):
+                waiting.put(unit)
+                break
+            done.put(True)
+    done.put(False)
 
 
-def _asked(worker: subprocess.Popen[str], job: Encoder) -> bool:
-    """Whether the process has compiled an encoder."""
+def _asked(worker: subprocess.Popen[str], unit: Unit) -> bool:
+    """Whether the process has compiled a unit."""
     assert worker.stdin is not None and worker.stdout is not None
-    dtype, qtype, with_importance = job
-    worker.stdin.write(f"{dtype.str} {qtype.name} {int(with_importance)}\n")
-    worker.stdin.flush()
-    return worker.stdout.readline() != ""
+    with suppress(OSError, ValueError):
+        worker.stdin.write(b64encode(pickle.dumps(unit)).decode() + "\n")
+        worker.stdin.flush()
+        return worker.stdout.readline() != ""
+    return False
 
 
 def main() -> None:
-    """Compile the encoders that standard input names, and answer each with a line."""
+    """Compile what standard input names, and answer each line with one."""
     for line in sys.stdin:
-        dtype, name, with_importance = line.split()
-        _use((np.dtype(dtype), QType[name], with_importance == "1"))
+        pickle.loads(b64decode(line))()
         sys.stdout.write("\n")
         sys.stdout.flush()

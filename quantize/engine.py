@@ -11,6 +11,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from quantize.tracing import span
+
 __all__ = ["Engine", "Threads", "n_processor"]
 
 Item = TypeVar("Item")
@@ -43,7 +45,7 @@ class Threads:
     def __init__(self, jobs: int | None = None) -> None:
         """Prepare `jobs` threads, by default one for each processor; they start with the first unit."""
         self.jobs = jobs or os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(self.jobs)
+        self._pool = ThreadPoolExecutor(self.jobs, "worker")
 
     def map(
         self, function: Callable[[Item], Result], items: Iterable[Item]
@@ -54,7 +56,7 @@ class Threads:
             for item in items:
                 if len(pending) >= 2 * self.jobs:
                     yield from _ended(pending)
-                pending[self._pool.submit(function, item)] = item
+                pending[self._pool.submit(_done, function, item)] = item
             while pending:
                 yield from _ended(pending)
         finally:
@@ -70,6 +72,11 @@ class Threads:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _done(function: Callable[[Item], Result], item: Item) -> Result:
+    with span("unit"):
+        return function(item)
 
 
 def _ended(pending: dict[Future[Result], Item]) -> Iterable[tuple[Item, Result]]:

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from calibration.feedback.fitting import Aim, Fitted, Fitter
 from calibration.feedback.moments import Visit
+from calibration.forward import order
 from calibration.forward.audience import Audience
 from calibration.forward.graph import EMBEDDING
 from calibration.forward.hidden import Storage
 from calibration.forward.layers import Linear, Product
+from calibration.forward.reading import make_reader
 from calibration.forward.rope import make_rope
 from calibration.forward.saved_state import PassState
 from calibration.forward.settings import ForwardSettings
@@ -87,6 +89,10 @@ class Pair:
         self.tokens = torch.from_numpy(tokens).long().reshape(-1)
         self.storage = Storage(settings)
         self.timings = Timings(n_token=len(self.tokens))
+        self.reader = make_reader(settings)
+        widths = 5 * source.hparams.n_embd + 2 * source.hparams.n_head * source.hparams.head_dim_v
+        stream = Stream(source, name=source.label)
+        self.storage.settle(4 * len(self.tokens) * widths, order.working_bytes([stream], settings))
         self.original, self.own = (self._begin(index) for index in range(2))
         hparams = source.hparams
         self.everyone = torch.arange(len(self.tokens))
@@ -107,7 +113,8 @@ class Pair:
     def _begin(self, index: int) -> StreamState:
         width = self.source.hparams.n_embd
         stream = Stream(self.source, name=self.source.label)
-        return StreamState(index, stream, self.settings, self.timings, self._room(width), self._room(width))
+        hidden, normed = self._room(width), self._room(width)
+        return StreamState(index, stream, self.settings, self.timings, hidden, normed, reader=self.reader)
 
     @property
     def states(self) -> tuple[StreamState, StreamState]:

@@ -9,15 +9,18 @@ moves on by its own router.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from calibration.feedback.pair import Pair
+from calibration.forward import order
 from calibration.forward.feed_forward import Choice, Share, shares
 from calibration.forward.graph import OUTPUT_NORM, Unit, name_in_layer
 from calibration.forward.layers import gated
+from calibration.forward.reading import Wanted
 from calibration.forward.saved_state import Keeper
 from calibration.forward.stream_state import token_groups
 from calibration.forward.timings import Stage
@@ -51,10 +54,11 @@ class FeedbackPass:
             ActivationError, CheckpointError, TokenizerError: see `calibration.forward.run.forward`.
         """
         pair = self.pair
-        with torch.no_grad():
+        with torch.no_grad(), closing(self.original.reader) as reader:
             pair.load_rope()
             if keeper is not None:
                 keeper.recall(pair.saved)
+            reader.expect(self._order())
             if pair.saved.n_done == 0:
                 pair.embed(begin())
             for bid in range(pair.saved.n_done, pair.saved.n_layer):
@@ -66,9 +70,18 @@ class FeedbackPass:
             if not self.original.is_tied:
                 self.output()
 
+    def _order(self) -> Iterator[Wanted]:
+        """The matrices of the original that are left to be read."""
+        saved, states = self.pair.saved, [self.original]
+        if saved.n_done == 0:
+            yield from order.of_embeddings(states)
+        yield from order.of_layers(states, range(saved.n_done, saved.n_layer))
+        if not self.original.is_tied:
+            yield from order.of_heads(states)
+
     def attention(self, bid: int) -> None:
         """hidden += attention(norm(hidden)), in both streams."""
-        pair = self.pair
+        pair, device = self.pair, self.pair.settings.device
         graph, vector = self.original.graph, partial(pair.audience.vector, self.original)
         pair.norm(graph.attention_norm(bid), f"the attention of layer {bid}")
         assert self.original.rope is not None
@@ -90,14 +103,14 @@ class FeedbackPass:
 
         def gaps(tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             for group in token_groups(tokens):
-                x, y = (mixed[group] for mixed in pair.mixed)
+                x, y = (mixed[group].to(device) for mixed in pair.mixed)
                 yield y, product(x - y).float() + pair.lost(group)
 
         (own,) = pair.encode([last], 0, pair.everyone, gaps, of_inputs=False)
         for state, weight, mixed in zip(pair.states, (exact, own), pair.mixed, strict=True):
             output = pair.linear(last, weight)
             for tokens in token_groups(pair.everyone):
-                y = output(mixed[tokens])
+                y = output(mixed[tokens].to(device))
                 state.refuse_infinite(y, f"the attention of layer {bid}", f"blk.{bid}.attn_", "rope_f")
                 state.add(tokens, y)
 

@@ -78,7 +78,9 @@ class Audience:
         if bias is not None and not matrix.spec.has_experts:
             bias = self.vector(state, bias_of(matrix.spec.name))
         linear = Linear(state.decoded(matrix, state.settings.dtype), bias)
-        if not self._wants(state):
+        if self._wants(state):
+            matrix.to_host()
+        else:
             matrix.drop()
 
         def multiply(x: Tensor) -> Tensor:

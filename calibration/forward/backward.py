@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from calibration.forward import layers
+from calibration.forward import layers, order
 from calibration.forward.attention import Attention, stacked
 from calibration.forward.feed_forward import Choice, Share, shares
 from calibration.forward.forward_pass import ForwardPass
@@ -125,7 +125,7 @@ class BackwardPass:
         """Go back from the labels to the embedding."""
         start = time.perf_counter()
         n_layer = self.state.hparams.n_layer_run
-        with torch.no_grad():
+        with torch.no_grad(), self.state.reader.following(order.of_way_back(self.state)):
             self.output()
             for bid in reversed(range(n_layer)):
                 self._hidden = self.state.layer_inputs.pop()

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from calibration.forward import order
 from calibration.forward.attention import stacked
 from calibration.forward.audience import Audience
 from calibration.forward.feed_forward import feed_forward
 from calibration.forward.graph import EMBEDDING, OUTPUT_NORM, name_in_layer
 from calibration.forward.hidden import Storage
 from calibration.forward.known_models import refuse_unknown
+from calibration.forward.reading import Wanted, make_reader
 from calibration.forward.rope import make_rope
 from calibration.forward.saved_state import Keeper, PassState
 from calibration.forward.settings import ForwardSettings
-from calibration.forward.stored import to_tensor
 from calibration.forward.stream_state import StreamState, token_groups
 from calibration.forward.streams import Observer, OnLogits, OnWeights, Stream, refuse_not_resumable
 from calibration.forward.timings import Stage, Timings
@@ -28,10 +30,8 @@ from quantize.telling import OnProgress, silent
 
 __all__ = ["ForwardPass"]
 
-LOGIT_BYTES = 768 << 20
-"""Memory for the logits of all streams; the output matrix is decoded once per group of chunks."""
-
-MAX_GROUP = 8  # chunks whose logits are in memory at once
+FLOAT32 = 4  # bytes
+MAX_GROUP = 8  # chunks whose logits are in memory at once; the output matrix is decoded once for all of them
 
 
 class ForwardPass:
@@ -77,17 +77,30 @@ class ForwardPass:
         by_chunk = self.places.view(-1, self.n_ctx)
         self.kept_places = (by_chunk if kept_chunks is None else by_chunk[list(kept_chunks)]).reshape(-1)
         self.timings = Timings(n_token=len(self.tokens))
+        self.reader = make_reader(settings)
+        storage.settle(self._text_bytes(streams), order.working_bytes(streams, settings))
         self.states = [self._begin(index, stream) for index, stream in enumerate(streams)]
         n_layer = streams[0].source.hparams.n_layer_run
         self.saved = PassState(n_layer, [state.hidden for state in self.states], observers, self.timings)
         n_weight = sum(spec.n_elements for state in self.states for spec in state.specs.values())
         self.audience = Audience(observers, on_weights, progress, self.saved, n_weight)
 
+    def _text_bytes(self, streams: Sequence[Stream]) -> int:
+        """Bytes of the hidden states, and of what a pass backwards keeps beside those of its layers."""
+        settings, hparams = self.settings, streams[0].source.hparams
+        per_number = len(streams) * (settings.hidden_dtype.itemsize + settings.dtype.itemsize)
+        n_bytes = len(self.tokens) * hparams.n_embd * per_number
+        if self.keep_layers:
+            kept = len(streams) * hparams.n_layer_run * settings.hidden_dtype.itemsize
+            way_back = settings.hidden_dtype.itemsize + settings.dtype.itemsize + 3 * FLOAT32
+            n_bytes += len(self.kept_places) * hparams.n_embd * (kept + way_back)
+        return n_bytes
+
     def _begin(self, index: int, stream: Stream) -> StreamState:
         shape = (len(self.tokens), stream.source.hparams.n_embd)
         hidden = self.storage.empty(shape, self.settings.hidden_dtype)
         normed = self.storage.empty(shape, self.settings.dtype)
-        return StreamState(index, stream, self.settings, self.timings, hidden, normed)
+        return StreamState(index, stream, self.settings, self.timings, hidden, normed, reader=self.reader)
 
     def run(
         self,
@@ -103,25 +116,36 @@ class ForwardPass:
             if self.keep_layers:
                 raise ValueError("the inputs of layers that an earlier run has done cannot be kept")
         start, earlier = time.perf_counter(), 0.0
-        with torch.no_grad():
+        has_output = on_logits is not None or observe_output
+        with torch.no_grad(), closing(self.reader):
             for state in self.states:
                 self.load_rope(state)
             if keeper is not None:
                 keeper.recall(self.saved)
                 earlier = self.timings.total
+            self.reader.expect(self._order(has_output))
             if self.saved.n_done == 0:
                 for state in self.states:
-                    self.embed(state, keep_tied=on_logits is not None or observe_output)
+                    self.embed(state, keep_tied=has_output)
             for bid in range(self.saved.n_done, self.saved.n_layer):
                 self.layer(bid)
                 self.saved.n_done = bid + 1
                 if keeper is not None:
                     self.timings.total = earlier + time.perf_counter() - start
                     keeper.keep(self.saved)
-            if on_logits is not None or observe_output:
+            if has_output:
                 self.output(on_logits, first_logit, observe=observe_output)
             self.audience.hand_out_rest(self.states[0])
         self.timings.total = earlier + time.perf_counter() - start
+
+    def _order(self, has_output: bool) -> Iterator[Wanted]:
+        """The matrices that are left to be read."""
+        begins = self.saved.n_done == 0
+        if begins:
+            yield from order.of_embeddings(self.states)
+        yield from order.of_layers(self.states, range(self.saved.n_done, self.saved.n_layer))
+        if has_output:
+            yield from order.of_heads(self.states, keeps_tied=begins)
 
     def load_rope(self, state: StreamState) -> None:
         """Make the table of rotations, with the divisors of the frequencies that a file may bring along."""
@@ -141,7 +165,7 @@ class ForwardPass:
             )
         for tokens in token_groups(self.places):
             with self.timings.measure(Stage.DECODING):
-                rows = to_tensor(matrix.picked(self.tokens[tokens].numpy()))
+                rows = matrix.tensor("cpu", rows=self.tokens[tokens].numpy())
             state.refuse_infinite(rows, "the embedding", "token_embd.")
             state.hidden[tokens] = state.embedded(rows).to(state.hidden.device, state.hidden.dtype)
         if keep_tied and state.is_tied:
@@ -203,7 +227,7 @@ class ForwardPass:
         n_scored = self.n_ctx - first
         n_bytes = sum(4 * n_scored * head.spec.n_row for head in heads)  # of a chunk's logits
         n_group = (
-            max(1, min((self.settings.logit_bytes or LOGIT_BYTES) // n_bytes, MAX_GROUP))
+            max(1, min(self.settings.logit_bytes // n_bytes, MAX_GROUP))
             if on_logits is not None
             else MAX_GROUP
         )

@@ -114,6 +114,12 @@ class ModelGraph:
             return LatentQueries
         return KINDS[self.graph.attention]
 
+    def attention_matrices(self, bid: int) -> tuple[str, ...]:
+        """The names of the matrices of a layer's attention, in the order in which they are used."""
+        has_net = name_in_layer(bid, DeltaNet.OUTPUT) in self.names
+        kind = DeltaNet if has_net else self.attention_kind
+        return tuple(name_in_layer(bid, stem) for stem in (*kind.inputs, *kind.inner, kind.OUTPUT))
+
     def attention(self, bid: int, rope: Rope, vector: Vector) -> Attention:
         """The attention of a layer, with its norms and sinks."""
         hparams = self.hparams

@@ -15,14 +15,24 @@ from torch import Tensor
 from calibration.forward.settings import ForwardSettings
 from quantize.exceptions import NoSpaceError, OutputError, is_full
 
-__all__ = ["Storage"]
+__all__ = ["Storage", "free_bytes"]
 
 NO_ALLOCATION = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 ZEROS = bytes(2**20)
 
 
+def free_bytes(device: str) -> int | None:
+    """Bytes that can still be taken on a GPU of CUDA, those included that torch holds in stock; None elsewhere."""
+    chosen = torch.device(device)
+    if chosen.type != "cuda":
+        return None
+    index = torch.cuda.current_device() if chosen.index is None else chosen.index
+    free, _ = torch.cuda.mem_get_info(index)
+    return free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
+
+
 class Storage:
-    """Hands out tensors [T, D] to be filled.
+    """Hands out tensors [T, D] to be filled, all of them on the device, or all in the memory of the host.
 
     A scratch file has no name: it is gone when its tensor is, or when the process ends, in whatever way it ends. Its
     space is taken before it is mapped, because a process dies without a word that writes into a map for which the disk
@@ -32,6 +42,17 @@ class Storage:
     def __init__(self, settings: ForwardSettings) -> None:
         """Take over the folder for scratch files, `settings.scratch`, where one is asked for."""
         self._device, self._folder = settings.device, settings.scratch
+        self._place = settings.device
+
+    def settle(self, n_bytes: int, n_working: int) -> None:
+        """Choose the place of tensors of `n_bytes` together: the host where they do not fit beside the device's work.
+
+        Args:
+            n_bytes: what will be asked for.
+            n_working: bytes of the device that must stay free for what is computed.
+        """
+        free = free_bytes(self._device)
+        self._place = self._device if free is None or n_bytes + n_working <= free else "cpu"
 
     def empty(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """A tensor [T, D] of any content; in a scratch file it lives in the page cache of the system.
@@ -41,7 +62,7 @@ class Storage:
             OutputError: no file can be made there.
         """
         if self._folder is None:
-            return torch.empty(shape, dtype=dtype, device=self._device)
+            return torch.empty(shape, dtype=dtype, device=self._place)
         n_bytes = shape[0] * shape[1] * dtype.itemsize
         try:
             with tempfile.TemporaryFile(prefix="moe-gguf-", dir=self._folder, buffering=0) as file:

@@ -15,6 +15,10 @@ from quantize.exceptions import DeviceError
 
 __all__ = ["ForwardSettings", "best_dtype", "refuse_device"]
 
+WINDOW = 512 << 20
+"""Bytes of matrices that are read ahead beside a GPU: four of the larger models' experts."""
+LOGIT_BYTES = 768 << 20
+
 
 def made(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
     """What `make` makes, for a pass of its own."""
@@ -30,18 +34,27 @@ class ForwardSettings:
         dtype: type of the matrix products, torch.float32 or torch.bfloat16.
         hidden_dtype: type in which hidden states are kept, torch.float32 or torch.bfloat16.
         scratch: a folder for files with the hidden states; None keeps them in memory.
+        window: bytes of matrices that are read ahead of their use, put on the device and decoded there; 0 reads each
+            matrix when it is wanted, and decodes it on the CPU. None: `WINDOW` beside a GPU of CUDA, else 0.
         once: gives a decoded matrix by a key and a function that decodes it; passes side by side share one (see
             `convoy`).
-        logit_bytes: memory for the logits of all models, by default `forward_pass.LOGIT_BYTES`; those of one chunk have
-            a place in any case.
+        logit_bytes: memory for the logits of all models; those of one chunk have a place in any case.
     """
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     hidden_dtype: torch.dtype = torch.float32
     scratch: Path | None = None
+    window: int | None = None
     once: Callable[[Hashable, Callable[[], Tensor]], Tensor] = made
-    logit_bytes: int | None = None
+    logit_bytes: int = LOGIT_BYTES
+
+    @property
+    def n_ahead(self) -> int:
+        """The window in bytes, where none was chosen that of the device."""
+        if self.window is not None:
+            return self.window
+        return WINDOW if torch.device(self.device).type == "cuda" else 0
 
     @property
     def numerics(self) -> str:

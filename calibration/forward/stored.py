@@ -11,7 +11,12 @@ from quantize.decoding import decode_stored
 from quantize.sources.model_source import ModelSource
 from quantize.tensors import Array, TensorSpec
 
-__all__ = ["Matrix", "to_tensor"]
+__all__ = ["ALL", "Matrix", "Picked", "to_tensor"]
+
+Picked = slice | npt.NDArray[np.int64]
+"""Rows of a matrix: a range, or any of them in any order."""
+
+ALL = slice(None)
 
 
 class Matrix:
@@ -29,22 +34,32 @@ class Matrix:
 
     def rows(self, first: int, last: int) -> Array:
         """The weights of the rows `first` to `last` - 1, as `TensorSource.read` hands them out."""
-        return self._decoded(self._blocks[first:last])
+        return self._decoded(slice(first, last))
 
     def picked(self, indices: npt.NDArray[np.int64]) -> Array:
         """The weights of some rows in any order."""
-        return self._decoded(self._blocks[indices])
+        return self._decoded(indices)
 
     def whole(self) -> Array:
         """All weights."""
-        return self._decoded(self._blocks)
+        return self._decoded(slice(None))
+
+    def tensor(self, device: str, dtype: torch.dtype | None = None, rows: Picked = ALL) -> Tensor:
+        """The weights of some rows on a device, in `dtype` or as they are stored."""
+        return to_tensor(self._decoded(rows), device, dtype)
+
+    def to_host(self) -> None:
+        """Move the bytes to the memory of the host, if they are elsewhere."""
 
     def drop(self) -> None:
         """Free the bytes; `spec` and `xid` stay."""
         self._blocks = self._blocks[:0]
 
-    def _decoded(self, blocks: Array) -> Array:
-        return decode_stored(blocks, self.spec.qtype, self.spec.n_per_row)
+    def _stored(self, rows: Picked) -> Array:
+        return self._blocks[rows]
+
+    def _decoded(self, rows: Picked) -> Array:
+        return decode_stored(self._stored(rows), self.spec.qtype, self.spec.n_per_row)
 
 
 def to_tensor(array: Array, device: str = "cpu", dtype: torch.dtype | None = None) -> Tensor:

@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from calibration.forward.graph import EMBEDDING, OUTPUT, ROPE_FACTORS, ModelGraph, bias_of
 from calibration.forward.layers import Norm
+from calibration.forward.reading import Reader
 from calibration.forward.rope import Rope
 from calibration.forward.settings import ForwardSettings
-from calibration.forward.stored import Matrix, to_tensor
+from calibration.forward.stored import Matrix
 from calibration.forward.streams import Stream
 from calibration.forward.timings import Stage, Timings
 from quantize.codec import first_non_finite
@@ -51,6 +52,7 @@ class StreamState:
     tied: Matrix | None = None  # the embedding, where it is needed again as output matrix
     handed_out: set[tuple[str, int]] = field(default_factory=set)
     layer_inputs: list[Tensor] = field(default_factory=list)
+    reader: Reader = field(default_factory=Reader)
 
     def __post_init__(self) -> None:
         self.specs = {spec.name: spec for spec in self.stream.source.specs()}
@@ -83,7 +85,7 @@ class StreamState:
         """Read one matrix, in the form in which it is stored."""
         spec = self.spec(name)
         with self.timings.measure(Stage.READING):
-            return Matrix.read(self.stream.source, spec, xid)
+            return self.reader.read(self.index, self.stream.source, spec, xid)
 
     def read_stack(self, name: str) -> list[Matrix]:
         """Read all matrices of a tensor: one, or those of a stack."""
@@ -97,7 +99,7 @@ class StreamState:
         """A whole matrix [n_row, n_per_row] on the device."""
         key = (self.index, matrix.spec.name, matrix.xid, dtype)
         with self.timings.measure(Stage.DECODING):
-            return self.settings.once(key, lambda: to_tensor(matrix.whole(), self.settings.device, dtype))
+            return self.settings.once(key, lambda: matrix.tensor(self.settings.device, dtype))
 
     def vector(self, name: str) -> Tensor:
         """Read a norm, a bias or the like, f32 [n] on the device."""
@@ -164,16 +166,10 @@ class StreamState:
         for first in range(0, n_row, VOCAB_BLOCK):
             last = min(first + VOCAB_BLOCK, n_row)
             with self.timings.measure(Stage.DECODING):
-                rows = self._rows_of_head(head, first, last)
+                rows = head.tensor(self.settings.device, torch.float32, slice(first, last))
             with self.timings.measure(Stage.PRODUCTS):
                 logits[:, first:last] = functional.linear(x, rows, None if bias is None else bias[first:last])
         return logits
-
-    def _rows_of_head(self, head: Matrix, first: int, last: int) -> Tensor:
-        def make() -> Tensor:
-            return to_tensor(head.rows(first, last), self.settings.device, torch.float32)
-
-        return self.settings.once((self.index, head.spec.name, first), make)
 
     # -- damage
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from quantize.tracing import span
+
 __all__ = ["Stage", "Timings", "summed"]
 
 
@@ -53,7 +55,8 @@ class Timings:
         before, self._within = self._within, 0.0
         start = time.perf_counter()
         try:
-            yield
+            with span(stage.value):
+                yield
         finally:
             spent = time.perf_counter() - start
             self.seconds[stage] += spent - self._within

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Literal
 
@@ -96,15 +97,20 @@ class SharedSource(Over):
         super().__init__(source)
         self.kind, self.label = source.kind, source.label
         self._n_user = n_user
+        self._lock = threading.Lock()
         self._kept: dict[tuple[str, int], tuple[Array, int]] = {}
 
     def fingerprint(self) -> str:
         """The fingerprint of the source."""
         return self._source.fingerprint()
 
+    def __reduce__(self) -> tuple[type[SharedSource], tuple[ModelSource, int]]:
+        # What is kept stays where it is.
+        return SharedSource, (self._source, self._n_user)
+
     def row_step(self, spec: TensorSpec) -> int:
-        """The step of rows that the source reads without reading anything else."""
-        return self._source.row_step(spec)
+        """All rows: matrices are shared whole."""
+        return spec.n_row
 
     def specs(self) -> Sequence[TensorSpec]:
         """The tensors of the source."""
@@ -115,11 +121,12 @@ class SharedSource(Over):
         if rows is not None:
             return self._source.read(spec, xid, rows)
         key = (spec.name, xid)
-        weights, n_left = self._kept.pop(key, (None, self._n_user))
-        if weights is None:
-            weights = self._source.read(spec, xid)
-        if n_left > 1:
-            self._kept[key] = (weights, n_left - 1)
+        with self._lock:
+            weights, n_left = self._kept.pop(key, (None, self._n_user))
+            if weights is None:
+                weights = self._source.read(spec, xid)
+            if n_left > 1:
+                self._kept[key] = (weights, n_left - 1)
         return weights
 
     def read_blocks(self, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:

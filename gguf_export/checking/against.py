@@ -33,6 +33,7 @@ from quantize.sources.gguf_file import GGUFFile
 from quantize.sources.model_source import ModelFile
 from quantize.telling import OnProgress, Progress, silent
 from quantize.tensors import TensorSpec
+from quantize.tracing import span
 
 __all__ = ["check_against"]
 
@@ -104,7 +105,8 @@ def _same_weights(check: FileCheck, engine: Engine, progress: OnProgress) -> Ite
     n_tensors = len(n_left)
     encoders = {check.encoder(slab.spec) for slab in slabs if check.is_encoded(slab.spec)}
     if encoders:  # a first run says what it is doing while it does it
-        compile_kernels(sorted(encoders, key=str), progress)
+        with span("kernels"):
+            compile_kernels(sorted(encoders, key=str), progress)
     deviations: dict[str, dict[int, Deviation]] = {}
     differences = EncoderDifferences()
     with closing(engine.map(partial(measure, check), slabs)) as measured:

@@ -23,7 +23,9 @@ from gguf_export.commands.options import (
 )
 from gguf_export.commands.recipe_options import RecipeOptions, recipe_options
 from gguf_export.commands.streams import show, summary
+from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, option
+from quantize.tracing import span
 
 if TYPE_CHECKING:
     from gguf_export.commands.console import ProgressView
@@ -82,6 +84,7 @@ MAX_PRINTED = 3
 )
 @output_options
 @option("--timings", is_flag=True, help="Say what the time was spent on.")
+@TRACE
 @QUIET
 def compare(
     paths: tuple[str, ...],
@@ -113,14 +116,15 @@ def compare(
         return
     if not paths:
         raise click.UsageError("give MODEL and GGUF files, or with --from the JSON of earlier runs")
-    from calibration.importance.imatrix_files import load_imatrix
-    from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.messages import say
-    from gguf_export.comparing.models import ModelChoice, named_paths
-    from gguf_export.comparing.run import PassSettings, prepare, run
-    from gguf_export.comparing.speed import speed_test
-    from gguf_export.comparing.texts import TextChoice
-    from quantize.sources.checkpoint_files import files_of_model
+    with span("import"):
+        from calibration.importance.imatrix_files import load_imatrix
+        from gguf_export.commands.console import ProgressView
+        from gguf_export.commands.messages import say
+        from gguf_export.comparing.models import ModelChoice, named_paths
+        from gguf_export.comparing.run import PassSettings, prepare, run
+        from gguf_export.comparing.speed import speed_test
+        from gguf_export.comparing.texts import TextChoice
+        from quantize.sources.checkpoint_files import files_of_model
 
     choice = TextChoice.of(*texts, n_ctx=n_ctx, n_chunk=n_chunk)
     plain, names = named_paths(paths)

@@ -25,7 +25,9 @@ from gguf_export.commands.options import (
     text_options,
 )
 from gguf_export.commands.streams import show, summary
+from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, option
+from quantize.tracing import span
 
 if TYPE_CHECKING:
     from calibration.judging.matrix_errors import ErrorReport
@@ -78,6 +80,7 @@ MOST_NAMED = 10
 @jobs()
 @force(("outputs",))
 @forward_options()
+@TRACE
 @RAY
 @QUIET
 def errors(
@@ -97,13 +100,14 @@ def errors(
 ) -> None:
     """Report what each TYPE costs every layer, projection and expert of MODEL, the folder of a checkpoint or a
     GGUF file."""
-    from calibration.judging.encoding_errors import ErrorSettings
-    from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.messages import say
-    from gguf_export.comparing import errors as comparing
-    from gguf_export.reports.error_report import check_outputs, write_errors
-    from quantize.engine import Threads
-    from quantize.sources.checkpoint_files import files_of_model
+    with span("import"):
+        from calibration.judging.encoding_errors import ErrorSettings
+        from gguf_export.commands.console import ProgressView
+        from gguf_export.commands.messages import say
+        from gguf_export.comparing import errors as comparing
+        from gguf_export.reports.error_report import check_outputs, write_errors
+        from quantize.engine import Threads
+        from quantize.sources.checkpoint_files import files_of_model
 
     settings = ErrorSettings.of(types, prior=prior, baseline=baseline, n_judged=n_judged)
     inputs = [*files_of_model(model), *text.texts, *text.prompts, *held_out]

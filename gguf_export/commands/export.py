@@ -37,7 +37,9 @@ from gguf_export.commands.recipe_options import (
     recipe_options,
     source_options,
 )
+from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, group, option
+from quantize.tracing import span
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ run_options = group("running", RunOptions, jobs(), RAY, force(), SKIP_EXISTING, 
     metavar="FILE|-",
     help="Write plan or result as JSON; FILE is replaced where it exists, - is standard output.",
 )
+@TRACE
 @QUIET
 def export(
     model: Path,
@@ -199,12 +202,13 @@ def export(
     With --text the model reads the text first, layer by layer, and each expert is weighed with what it saw, all from
     one read of the weights. A run that was stopped goes on when the same command is given again.
     """
-    from gguf_export.commands.chosen_types import chosen_by_budget, listed_recipes, refuse_beside_budget
-    from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.export_output import ExportOutput
-    from gguf_export.commands.plan import print_types
-    from gguf_export.writing import export as exporting
-    from quantize.sources.hub import local_path
+    with span("import"):
+        from gguf_export.commands.chosen_types import chosen_by_budget, listed_recipes, refuse_beside_budget
+        from gguf_export.commands.console import ProgressView
+        from gguf_export.commands.export_output import ExportOutput
+        from gguf_export.commands.plan import print_types
+        from gguf_export.writing import export as exporting
+        from quantize.sources.hub import local_path
 
     model = local_path(model, keep=keep)
     _refuse_contradictions(imatrix, text, save_imatrix, no_save_imatrix, planning, running, feedback=feedback)

@@ -21,7 +21,9 @@ from gguf_export.commands.options import (
     text_options,
 )
 from gguf_export.commands.streams import show, summary, tell
+from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, option
+from quantize.tracing import span
 
 if TYPE_CHECKING:
     from calibration.importance.imatrix import Imatrix
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 @SKIP_EXISTING
 @RESTART
 @forward_options()
+@TRACE
 @RAY
 @QUIET
 def imatrix(
@@ -73,9 +76,10 @@ def imatrix(
         raise click.UsageError(
             f"one MODEL is enough, {paths[1]} is too much; --merge takes importance matrices"
         )
-    from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.messages import say
-    from gguf_export.writing.calibrate import calibrate
+    with span("import"):
+        from gguf_export.commands.console import ProgressView
+        from gguf_export.commands.messages import say
+        from gguf_export.writing.calibrate import calibrate
 
     with ProgressView(quiet=quiet) as view:
         collected = calibrate(

@@ -25,7 +25,9 @@ from gguf_export.commands.options import (
 )
 from gguf_export.commands.planning_options import PlanningOptions, planning_options
 from gguf_export.commands.streams import show, summary
+from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, option
+from quantize.tracing import span
 
 if TYPE_CHECKING:
     from gguf_export.planning.results import TypePlan
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 @jobs()
 @force(("output", "json_path", "save_imatrix"))
 @forward_options()
+@TRACE
 @RAY
 @QUIET
 def plan(
@@ -82,14 +85,15 @@ def plan(
     What is predicted stands beside what is measured on chunks of the text that were held out, for the file type's own
     types and for the chosen ones.
     """
-    from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.messages import say
-    from gguf_export.files.outputs import refuse_outputs
-    from gguf_export.files.replacing import write_text
-    from gguf_export.planning.plan_types import plan_types
-    from gguf_export.reports.plan_data import plan_json
-    from quantize.engine import Threads
-    from quantize.sources.checkpoint_files import files_of_model
+    with span("import"):
+        from gguf_export.commands.console import ProgressView
+        from gguf_export.commands.messages import say
+        from gguf_export.files.outputs import refuse_outputs
+        from gguf_export.files.replacing import write_text
+        from gguf_export.planning.plan_types import plan_types
+        from gguf_export.reports.plan_data import plan_json
+        from quantize.engine import Threads
+        from quantize.sources.checkpoint_files import files_of_model
 
     settings = planning.settings()
     outputs = [path for path in (output, json_path, save_imatrix) if path is not None]

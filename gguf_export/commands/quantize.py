@@ -13,7 +13,9 @@ from gguf_export.commands.recipe_options import (
     source_options,
 )
 from gguf_export.commands.streams import summary
+from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, option
+from quantize.tracing import span
 
 
 @click.command(cls=Verb)
@@ -46,6 +48,7 @@ from gguf_export.commands.verb import Verb, option
     metavar="MiB",
     help="Taken and without effect: memory is a few hundred megabytes for any file.",
 )
+@TRACE
 @QUIET
 def quantize(
     words: tuple[str, ...],
@@ -65,12 +68,13 @@ def quantize(
     without it, the file is called ggml-model-TYPE.gguf and lies beside IN.gguf. TYPE is a name in any case or a number;
     COPY changes no tensor. A run that was stopped goes on when the same command is given again.
     """
-    from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.export_output import print_plan, print_result
-    from gguf_export.commands.llama_quantize import parse_words
-    from gguf_export.commands.messages import say
-    from gguf_export.writing import export as exporting
-    from quantize.telling import Remark
+    with span("import"):
+        from gguf_export.commands.console import ProgressView
+        from gguf_export.commands.export_output import print_plan, print_result
+        from gguf_export.commands.llama_quantize import parse_words
+        from gguf_export.commands.messages import say
+        from gguf_export.writing import export as exporting
+        from quantize.telling import Remark
 
     given = parse_words(words, keep_split=keep_split)
     recipes = recipe.recipes([given.ftype])

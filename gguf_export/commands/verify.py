@@ -8,7 +8,9 @@ import click
 
 from gguf_export.commands.completion import file_or, none_name
 from gguf_export.commands.options import FILE, JSON, QUIET, jobs, prior
+from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, option
+from quantize.tracing import span
 
 
 @click.command(cls=Verb)
@@ -43,6 +45,7 @@ from gguf_export.commands.verb import Verb, option
 @option("--sha256", "sums", is_flag=True, help="Check FILE by SHA256SUMS beside it, or add it there.")
 @jobs(("against",))
 @JSON
+@TRACE
 @QUIET
 def verify(
     files: tuple[Path, ...],
@@ -64,11 +67,12 @@ def verify(
     The exit status is 1 where an error is found; warnings leave it 0. With several files, each finding that --json
     lists names its file.
     """
-    from gguf_export.checking import verify as checking
-    from gguf_export.commands.console import ProgressView
-    from gguf_export.commands.messages import show_all_findings, show_findings
-    from quantize.recipes.pruning import parse_layers
-    from quantize.sources.model_source import open_stored
+    with span("import"):
+        from gguf_export.checking import verify as checking
+        from gguf_export.commands.console import ProgressView
+        from gguf_export.commands.messages import show_all_findings, show_findings
+        from quantize.recipes.pruning import parse_layers
+        from quantize.sources.model_source import open_stored
 
     if quick and imatrix is not None:
         raise click.UsageError("--quick compares no bytes: leave --imatrix out")

@@ -17,6 +17,7 @@ from gguf_export.files.opening import file_id, is_there, open_again, open_new, r
 from gguf_export.files.sizes import size_in_words
 from quantize.exceptions import NoSpaceError, OutputError, is_full
 from quantize.telling import OnProgress, Progress, silent
+from quantize.tracing import span
 
 __all__ = ["DurableFile", "Piece", "confirmed", "disk_errors"]
 
@@ -62,7 +63,7 @@ class DurableFile:
         self.path, self.n_bytes = path, n_bytes
         self._on_durable = on_durable
         self._lock, self._sync_lock = threading.Lock(), threading.Lock()
-        self._syncer = ThreadPoolExecutor(1)  # starts its thread when it has something to do
+        self._syncer = ThreadPoolExecutor(1, "sync")  # starts its thread when it has something to do
         self._syncing: Future[None] | None = None
         self._broken: OSError | None = (
             None  # since this error it is unknown what the disk holds of what was written
@@ -96,9 +97,11 @@ class DurableFile:
         Raises:
             OutputError: the disk is full or broken.
         """
-        piece = Piece(offset, data.nbytes, zlib.crc32(data))
-        with self._errors(), self._lock:
+        with span("checksum"):
+            piece = Piece(offset, data.nbytes, zlib.crc32(data))
+        with self._errors():
             self._put(offset, data)
+        with self._lock:
             self._unsynced.append(piece)
             self._unsynced_bytes += piece.n_bytes
             is_due = self._unsynced_bytes >= SYNC_BYTES or time.monotonic() - self._synced_at >= SYNC_SECONDS
@@ -155,9 +158,14 @@ class DurableFile:
             self.path.replace(path)
 
     def _put(self, offset: int, data: memoryview) -> None:
-        self._file.seek(offset)
+        if not hasattr(os, "pwrite"):
+            with self._lock:  # on Windows a file has one position for all threads
+                self._file.seek(offset)
+                while data:
+                    data = data[self._file.write(data) :]
         while data:
-            data = data[self._file.write(data) :]
+            n_bytes = os.pwrite(self._file.fileno(), data, offset)
+            data, offset = data[n_bytes:], offset + n_bytes
 
     def _sync_behind(self) -> None:
         """Sync in the thread for it; wait only for a disk that is slower than the writers."""
@@ -179,10 +187,13 @@ class DurableFile:
                     self._broken is not None
                 ):  # a second fsync would return well: a disk tells of an error once
                     raise OSError(*self._broken.args)
-                durable(self._file)
-                forget_pages(self._file)
+                with span("fsync", file=self.path.name):
+                    durable(self._file)
+                with span("forget pages", file=self.path.name):
+                    forget_pages(self._file)
                 refuse_gone(self.identity, self.path)  # told now, and not when all is done
-                self._on_durable(pieces)
+                with span("journal", file=self.path.name, pieces=len(pieces)):
+                    self._on_durable(pieces)
             except OSError as error:
                 self._broken = self._broken or error
                 raise

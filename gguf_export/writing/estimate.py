@@ -10,6 +10,7 @@ import numpy as np
 
 from gguf_export.writing.job import ExportJob
 from gguf_export.writing.slabs import Slab, compile_kernels, encode_weights
+from quantize.blocks import block_format
 from quantize.guide import Guide
 from quantize.telling import silent
 from quantize.tensors import NUMPY_TYPES, QType, TensorSpec
@@ -63,7 +64,8 @@ def _kinds(job: ExportJob) -> tuple[Mapping[Kind, int], Mapping[Kind, TensorSpec
 def _seconds_per_weight(job: ExportJob, spec: TensorSpec, kind: Kind) -> float:
     _, n_per_row, qtype, is_weighted = kind
     rows = (0, min(spec.n_row, max(1, SAMPLE // n_per_row)))
-    guide = Guide(np.ones(n_per_row, np.float32)) if is_weighted else None
+    is_guided = is_weighted or block_format(qtype).needs_importance
+    guide = Guide(np.ones(n_per_row, np.float32)) if is_guided else None
     seconds = []
     for _ in range(2):
         started = time.perf_counter()

@@ -19,6 +19,7 @@ from quantize.engine import Engine
 from quantize.exceptions import RecipeError
 from quantize.recipes.recipe import Recipe
 from quantize.telling import Note, OnProgress, discard, silent
+from quantize.tracing import span
 
 if TYPE_CHECKING:  # these import torch, and an export without text needs no torch
     from calibration.forward.settings import ForwardSettings
@@ -165,7 +166,8 @@ def export(
     if ray is not None:
         _refuse_beside_ray(ray, text, engine)
     request.refuse_outputs([])  # a long text is cut before the names of the files are known
-    job, calibration = request.prepared()
+    with span("plan"):
+        job, calibration = request.prepared()
     request.refuse_outputs([file.path for file in job.files])
     for remark in export_remarks(job, is_counted=calibration is None, fed_back=feedback):
         note(remark)
@@ -238,6 +240,7 @@ def plan(
 ) -> ExportPlan:
     """Say what `export` would write: names, types, sizes and offsets; nothing is written.
 
+    As with llama-quantize's --dry-run, a type that needs importances is planned without them, with a remark.
     The arguments are those of `export`; `timed` reads and encodes some rows, by which the time of `jobs` threads is
     estimated (`ExportPlan.seconds`). Without it no weight is read.
 
@@ -274,7 +277,8 @@ def plan(
         feedback=feedback,
         chat_template=chat_template,
     )
-    job, calibration = request.prepared()
+    with span("plan"):
+        job, calibration = request.prepared(only_planned=True)
     remarks = export_remarks(job, is_counted=calibration is None, fed_back=feedback)
     kept = None
     if save_imatrix is not None and job.imatrix is not None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 
 from gguf import GGUFValueType
@@ -25,7 +26,7 @@ from quantize.containers.gguf_parts import model_stem
 from quantize.containers.keys import KeyValue
 from quantize.containers.untrusted import quoted
 from quantize.decoding import can_decode
-from quantize.exceptions import DecodeError, GGUFError, OutputError, RecipeError
+from quantize.exceptions import DecodeError, GGUFError, NeedsImatrixError, OutputError, RecipeError
 from quantize.recipes.copying import converted_file_type, guessed_file_type
 from quantize.recipes.ftypes import COPY, Ftype
 from quantize.recipes.layout import Plan, PlannedTensor
@@ -39,7 +40,8 @@ from quantize.recipes.recipe import (
 )
 from quantize.sources.model_source import ModelFile
 from quantize.telling import Note, Remark
-from quantize.tensors import QType, TensorSpec
+from quantize.tensors import QType
+from quantize.tracing import span
 
 __all__ = ["ExportJob", "Output", "OutputFile", "as_copied", "keys_of", "prepare"]
 
@@ -117,6 +119,7 @@ def prepare(
     prune_layers: Sequence[int] = (),
     file: Path | None = None,
     split: Split | None = None,
+    only_planned: bool = False,
 ) -> ExportJob:
     """Plan the files; nothing is written and no weight is read.
 
@@ -137,6 +140,7 @@ def prepare(
         prune_layers: layers that are left out; those behind them get new numbers.
         file: the path of the one file, in the place of a name in `folder`.
         split: cut each file into parts.
+        only_planned: no file will be made of the job: importances that some types need may be missing, with a remark.
 
     Raises:
         MoeGgufError: a recipe, tokenizer, imatrix or setting that does not fit the model.
@@ -152,7 +156,8 @@ def prepare(
     overrides = [metadata.parse_override(text) for text in override_kv]
     if source.kind == "gguf" and name is not None:
         overrides.insert(0, KeyValue.text("general.name", metadata.exact_name(name)))
-    keys = keys_of(source, name=name, pre=pre, note=remarks.append)
+    with span("keys"):
+        keys = keys_of(source, name=name, pre=pre, note=remarks.append)
     if template is not None:
         keys = with_template(keys, template.text)
     # llama-quantize's rules see what is set by hand: whoever sets expert_count to 8 gets the types of a Mixtral.
@@ -165,14 +170,21 @@ def prepare(
             facts,
             recipe,
             has_imatrix=imatrix is not None,
-            left_as=partial(converted_type, arch=source.arch) if source.kind == "checkpoint" else _as_stored,
+            left_as=partial(converted_type, arch=source.arch)
+            if source.kind == "checkpoint"
+            else attrgetter("qtype"),
             keeps_blocks=source.kind == "checkpoint",
             prune_layers=prune_layers,
             keeps_order=split is not None and split.keeps_parts,
         )
         for planned in plan.tensors:
             _refuse_change(source, planned, allow_requantize)
-        require_importances(plan, lambda name: imatrix is not None and name in imatrix.entries)
+        try:
+            require_importances(plan, lambda name: imatrix is not None and name in imatrix.entries)
+        except NeedsImatrixError as error:
+            if not only_planned:
+                raise
+            remarks.append(Remark(error.place, error.message, error.remedy, error.setting))
         n_layer = [] if plan.n_layer is None else [KeyValue.u32(f"{arch}.block_count", plan.n_layer)]
         kept = [kv for kv in keys if recipe.ftype is COPY or not kv.key.startswith(PREFIX)]
         file_type = _file_type(source, keys, plan)
@@ -235,10 +247,6 @@ def as_copied(kv: KeyValue) -> KeyValue:
     if kv.sub_type == GGUFValueType.STRING:
         return replace(kv, value=[text.partition("\0")[0] for text in kv.value])
     return kv
-
-
-def _as_stored(spec: TensorSpec) -> QType:
-    return spec.qtype
 
 
 def _refuse_change(source: ModelFile, planned: PlannedTensor, allow_requantize: bool) -> None:

@@ -28,6 +28,7 @@ from quantize.exceptions import (
 from quantize.recipes.layout import PlannedTensor
 from quantize.telling import Note, OnProgress, Remark, discard, silent
 from quantize.tensors import Array, QType
+from quantize.tracing import span
 
 __all__ = ["OpenFiles", "opened"]
 
@@ -110,7 +111,8 @@ class OpenFiles:
         started = time.perf_counter()
         slab = encoded.slab
         for sink, planned in self.lacking(slab):
-            sink.write(planned, slab.offset_in(planned), encoded.blocks[planned.qtype])
+            with span("write", file=sink.path.name, tensor=planned.name):
+                sink.write(planned, slab.offset_in(planned), encoded.blocks[planned.qtype])
         seconds = time.perf_counter() - started
         return Seconds(read=encoded.read_seconds, encode=encoded.encode_seconds, write=seconds)
 
@@ -151,15 +153,20 @@ def opened(
     paths = [file.path for file in job.files]
     refuse_outputs([], made=paths, own=[journal_path(path) for path in paths])
     with ExitStack() as stack:
-        journals = _lock(stack, job, coming.fingerprint if coming else fingerprint.of_imatrix(job.imatrix))
-        sinks = _recalled(job, journals, restart, progress, note)
-        files = OpenFiles(sinks) if force else _left(job, sinks, coming, skip_existing, progress, note)
+        with span("fingerprint"):
+            journals = _lock(
+                stack, job, coming.fingerprint if coming else fingerprint.of_imatrix(job.imatrix)
+            )
+        with span("look for earlier work"):
+            sinks = _recalled(job, journals, restart, progress, note)
+            files = OpenFiles(sinks) if force else _left(job, sinks, coming, skip_existing, progress, note)
         needed = [(sink.path.parent, sink.lacking_bytes) for sink in sinks]
         if coming is not None and coming.kept is not None and job.imatrix and not files.imatrix_stands:
             needed.append((coming.kept.parent, imatrix_bytes(job.imatrix)))
         check_space(needed)
-        for sink in sinks:
-            stack.enter_context(sink)
+        with span("create files"):
+            for sink in sinks:
+                stack.enter_context(sink)
         try:
             yield files
             job.source.refuse_changed()
@@ -169,11 +176,13 @@ def opened(
                 sink.discard()
             raise
         # Everything is made durable before the first file gets its name: what is left then takes a moment.
-        files.finish()
-        for sink in sinks:
-            sink.commit()
-        for journal in journals:
-            journal.remove()
+        with span("finish files"):
+            files.finish()
+        with span("name files"):
+            for sink in sinks:
+                sink.commit()
+            for journal in journals:
+                journal.remove()
 
 
 def _make_folders(job: ExportJob) -> None:

@@ -25,6 +25,7 @@ from quantize.recipes.recipe import Recipe
 from quantize.sources.checkpoint_files import files_of_model
 from quantize.sources.model_source import ModelFile, open_gguf, open_stored
 from quantize.tensors import NUMPY_TYPES
+from quantize.tracing import span
 
 if TYPE_CHECKING:  # these import torch, and an export without text needs no torch
     from calibration.forward.settings import ForwardSettings
@@ -66,8 +67,8 @@ class Request:
     feedback: bool = False
     chat_template: str | None = None
 
-    def prepared(self) -> tuple[ExportJob, Calibration | None]:
-        """The job and, where there is a text, the pass that gives its importances."""
+    def prepared(self, *, only_planned: bool = False) -> tuple[ExportJob, Calibration | None]:
+        """The job and, where there is a text, the pass that gives its importances; see `prepare`."""
         self._refuse_idle()
         split = self._split()
         source = self._source()
@@ -93,6 +94,7 @@ class Request:
             prune_layers=self.prune_layers,
             file=None if self.file is None else Path(self.file),
             split=split,
+            only_planned=only_planned,
         )
         if calibration is not None and job.imatrix is None:
             what = "exclude_weights" if self.exclude_weights else "include_weights"
@@ -156,7 +158,8 @@ class Request:
 
     def _source(self) -> ModelFile:
         """The model, opened."""
-        source = open_stored(self.model)
+        with span("open model"):
+            source = open_stored(self.model)
         if source.kind == "gguf" and self.pre is not None:
             message = "means nothing for a GGUF file, which has a tokenizer"
             raise RecipeError(
@@ -241,7 +244,8 @@ class Request:
         text = TextSettings.of(self.text)
         if self.chat_template is not None and text.chat_template is None:
             text = replace(text, chat_template=self.chat_template)
-        chunks = cut_text(source, text, self.pre)
+        with span("cut text"):
+            chunks = cut_text(source, text, self.pre)
         forward = self.forward or ForwardSettings(dtype=best_dtype())
         if not self.feedback:
             return Calibration(chunks, self.prior, forward, texts=tuple(text.files))
@@ -258,7 +262,8 @@ class Request:
             file = label(self.save_imatrix or CALIBRATED)
             return expected_imatrix(source.specs(), calibration, file)
         if isinstance(self.imatrix, (str, Path)):
-            return load_imatrix(self.imatrix, prior=self.prior)
+            with span("read importances"):
+                return load_imatrix(self.imatrix, prior=self.prior)
         return self.imatrix
 
 

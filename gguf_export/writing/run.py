@@ -17,6 +17,7 @@ from gguf_export.writing.results import ExportResult, Seconds, file_figures
 from gguf_export.writing.slabs import Slab, SlabUnit, compile_kernels, encode_slab, slabs_of
 from gguf_export.writing.spread import Written, spread
 from quantize.engine import Engine, Threads
+from quantize.heap import keep_freed_memory
 from quantize.telling import Note, OnProgress, Progress, discard, silent
 
 __all__ = ["run"]
@@ -101,6 +102,7 @@ def _written(
         for unit, encoded in engine.map(encode_slab, units):
             yield Written(unit.slab.n_bytes, files.write(encoded), 0)
         return
+    keep_freed_memory()
     # Threads write what they encode: checksums and copies take the time of every thread, not of one.
     with Threads(jobs) as threads:
         for unit, spent in threads.map(lambda unit: files.write(encode_slab(unit)), units):

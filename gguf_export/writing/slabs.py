@@ -20,6 +20,7 @@ from quantize.recipes.layout import Plan, PlannedTensor
 from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress
 from quantize.tensors import NUMPY_TYPES, Array, QType, Rows, TensorSpec
+from quantize.tracing import span
 
 __all__ = [
     "SLAB_BYTES",
@@ -90,9 +91,11 @@ def encode_slab(unit: SlabUnit) -> EncodedSlab:
     source, slab, qtypes, guide = unit
     started = time.perf_counter()
     if all(_is_kept(slab.spec, qtype) for qtype in qtypes):
-        copied = source.read_blocks(slab.spec, slab.xid, slab.rows)
+        with span("read", **_facts(slab)):
+            copied = source.read_blocks(slab.spec, slab.xid, slab.rows)
         return EncodedSlab(slab, dict.fromkeys(qtypes, copied), time.perf_counter() - started, 0.0)
-    weights = source.read(slab.spec, slab.xid, slab.rows)
+    with span("read", **_facts(slab)):
+        weights = source.read(slab.spec, slab.xid, slab.rows)
     seconds = time.perf_counter() - started
     changed = [qtype for qtype in qtypes if not _is_kept(slab.spec, qtype)]
     encoded = encode_weights(slab, weights, changed, guide, read_seconds=seconds)
@@ -100,6 +103,11 @@ def encode_slab(unit: SlabUnit) -> EncodedSlab:
         qtype: source.read_blocks(slab.spec, slab.xid, slab.rows) for qtype in qtypes if qtype not in changed
     }
     return replace(encoded, blocks={**encoded.blocks, **kept})
+
+
+def _facts(slab: Slab) -> dict[str, object]:
+    """What a trace says of a slab."""
+    return {"tensor": slab.spec.name, "expert": slab.xid, "row": slab.rows[0], "rows": slab.n_row}
 
 
 def _is_kept(spec: TensorSpec, qtype: QType) -> bool:
@@ -117,8 +125,12 @@ def encode_weights(
 ) -> EncodedSlab:
     """Encode a slab whose weights [n_row, n_per_row] were read before, in `read_seconds`; see `encode_slab`."""
     started = time.perf_counter()
-    refuse_non_finite(slab.spec, slab.xid, slab.rows, weights)
-    blocks = {qtype: codec.encode(weights, qtype, guide) for qtype in qtypes}
+    with span("check", **_facts(slab)):
+        refuse_non_finite(slab.spec, slab.xid, slab.rows, weights)
+    blocks = {}
+    for qtype in qtypes:
+        with span("encode", type=qtype.name, **_facts(slab)):
+            blocks[qtype] = codec.encode(weights, qtype, guide)
     return EncodedSlab(slab, blocks, read_seconds, time.perf_counter() - started)
 
 
@@ -152,4 +164,6 @@ def compile_kernels(plans: Iterable[Plan], weighted: Iterable[str], progress: On
         for planned in plan.tensors
         if not _is_kept(planned.spec, planned.qtype)
     }
-    compiling.compile_kernels(sorted(kernels, key=str), progress)
+    with span("kernels"):
+        scanned = [dtype for dtype, _, _ in kernels]
+        compiling.compile_kernels(sorted(kernels, key=str), progress, scanned=scanned)

@@ -1,6 +1,6 @@
 """The fit of the formats whose values are scale * code - min: Q4_1, Q5_1, Q2_K, Q4_K, Q5_K.
 
-Each sub-block gets a scale and a min by `make_qkx`; K-quants code those once more (see `factors`).
+Each sub-block gets a scale and a min by `qkx`; K-quants code those once more (see `factors`).
 Source: ggml-quants.c, quantize_row_q{2,4,5}_K_ref and _impl, quantize_row_q{4,5}_1_impl.
 """
 
@@ -10,23 +10,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quantize.blocks.error_weights import NO_GUIDE, NOTHING, TileGuide, load_importance, spread
-from quantize.blocks.jit import kernel
+from quantize.blocks.error_weights import TileGuide, load_importance, spread
+from quantize.blocks.jit import inlined, kernel
 from quantize.blocks.lanes import ZERO, clipped_code, nearest_code
-from quantize.blocks.qkx import BEST_ISCALE, BEST_MIN, MIN, N_STATE, SCALE, SUM_W, make_qkx
+from quantize.blocks.qkx import BEST_ISCALE, BEST_MIN, MIN, N_STATE, SCALE, SUM_W, make_qkx2, make_qkx3
 from quantize.blocks.tiles import LANES, aligned_floats, row
 from quantize.tensors import Array
 
 
 class Search(NamedTuple):
-    """The arguments of `make_qkx` that belong to a format."""
+    """The arguments of `make_qkx2` and `make_qkx3` that belong to a format."""
 
     nmax: np.float32  # largest code
     rmin: np.float32
     rdelta: np.float32
     nstep: int
-    use_mad: bool = False
-    clip_first: bool = False
+    use_mad: bool | None = None  # None for sub-blocks of 32 weights
+    clip_first: bool = False  # by `make_qkx3`
 
 
 class AffineFit(NamedTuple):
@@ -35,47 +35,43 @@ class AffineFit(NamedTuple):
     scales: Array
     mins: Array
     sum_w: Array
-    iscales: Array  # the search's codes are those of (x - low) * iscale, by `make_qkx`'s rule
+    iscales: Array  # the search's codes are those of (x - low) * iscale, by the search's rule
     lows: Array
 
 
-def plain_search(nmax: int, rmin: float, rdelta: float, nstep: int, use_mad: bool = False) -> Search:
+def plain_search(nmax: int, rmin: float, rdelta: float, nstep: int, use_mad: bool | None = None) -> Search:
     """The search without importances, which differs from format to format."""
     return Search(np.float32(nmax), np.float32(rmin), np.float32(rdelta), nstep, use_mad)
 
 
-def weighted_search(nmax: int) -> Search:
+def weighted_search(nmax: int, use_mad: bool | None = None) -> Search:
     """The search with importances, the same in all formats."""
-    return plain_search(nmax, -0.9, 0.05, 36)._replace(clip_first=True)
+    return plain_search(nmax, -0.9, 0.05, 36, use_mad)._replace(clip_first=True)
 
 
 def fit_plain(x: Array, n_sub: int, search: Search, rms: bool) -> AffineFit:
     """Fit tiles x [n_tiles, n_sub * n * LANES] with the weights |x|, plus the sub-block's root mean square if `rms`."""
     fit = AffineFit(*np.empty((5, len(x), n_sub, LANES), np.float32))
-    _fit(x, rms, NOTHING, NO_GUIDE.importance, NO_GUIDE.n_rows, *search, *fit)
+    _fit_plain(x, rms, *search[:-1], *fit)
     return fit
 
 
 def fit_weighted(x: Array, n_sub: int, search: Search, guide: TileGuide, sigma2: Array) -> AffineFit:
     """Fit tiles with the weights importance * sqrt(sigma2 + x*x), sigma2 [n_tiles, LANES]."""
     fit = AffineFit(*np.empty((5, len(x), n_sub, LANES), np.float32))
-    _fit(x, False, sigma2, guide.importance, guide.n_rows, *search, *fit)
+    _fit_weighted(x, sigma2, guide.importance, guide.n_rows, *search[:-1], *fit)
     return fit
 
 
 @kernel
-def _fit(
+def _fit_plain(
     x: Array,
     rms: bool,
-    sigma2: Array,
-    importance: Array,
-    n_rows: int,
     nmax: np.float32,
     rmin: np.float32,
     rdelta: np.float32,
     nstep: int,
-    use_mad: bool,
-    clip_first: bool,
+    use_mad: bool | None,
     scales: Array,
     mins: Array,
     sum_w: Array,
@@ -89,18 +85,58 @@ def _fit(
     for t in range(n_tiles):
         for j in range(n_sub):
             sub_block = x[t][j * n * LANES : (j + 1) * n * LANES]
-            if importance.size:
-                load_importance(importance, n_rows, t, j * n, n, w)
-                spread(n, sub_block, sigma2[t], w)
-            else:
-                _plain_weights(n, sub_block, rms, w)
-            make_qkx(n, nmax, sub_block, w, rmin, rdelta, nstep, use_mad, clip_first, trial, state)
-            for i in range(LANES):
-                scales[t, j, i] = state[SCALE + i]
-                mins[t, j, i] = -state[MIN + i]
-                sum_w[t, j, i] = state[SUM_W + i]
-                iscales[t, j, i] = state[BEST_ISCALE + i]
-                lows[t, j, i] = state[BEST_MIN + i]
+            _plain_weights(n, sub_block, rms, w)
+            make_qkx2(n, nmax, sub_block, w, rmin, rdelta, nstep, use_mad, trial, state)
+            _keep(state, t, j, scales, mins, sum_w, iscales, lows)
+
+
+@kernel
+def _fit_weighted(
+    x: Array,
+    sigma2: Array,
+    importance: Array,
+    n_rows: int,
+    nmax: np.float32,
+    rmin: np.float32,
+    rdelta: np.float32,
+    nstep: int,
+    use_mad: bool | None,
+    scales: Array,
+    mins: Array,
+    sum_w: Array,
+    iscales: Array,
+    lows: Array,
+) -> None:
+    n_tiles, n_sub, _ = scales.shape
+    n = x.shape[1] // (n_sub * LANES)
+    w, trial = aligned_floats(n * LANES), aligned_floats(n * LANES)
+    state = aligned_floats(N_STATE * LANES)
+    for t in range(n_tiles):
+        for j in range(n_sub):
+            sub_block = x[t][j * n * LANES : (j + 1) * n * LANES]
+            load_importance(importance, n_rows, t, j * n, n, w)
+            spread(n, sub_block, sigma2[t], w)
+            make_qkx3(n, nmax, sub_block, w, rmin, rdelta, nstep, use_mad, trial, state)
+            _keep(state, t, j, scales, mins, sum_w, iscales, lows)
+
+
+@inlined
+def _keep(
+    state: Array,
+    t: int,
+    j: int,
+    scales: Array,
+    mins: Array,
+    sum_w: Array,
+    iscales: Array,
+    lows: Array,
+) -> None:
+    for i in range(LANES):
+        scales[t, j, i] = state[SCALE + i]
+        mins[t, j, i] = -state[MIN + i]
+        sum_w[t, j, i] = state[SUM_W + i]
+        iscales[t, j, i] = state[BEST_ISCALE + i]
+        lows[t, j, i] = state[BEST_MIN + i]
 
 
 @kernel

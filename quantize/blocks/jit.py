@@ -10,7 +10,8 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from quantize.blocks.kernel_cache import check_cache
+from quantize.blocks.kernel_cache import check_cache, enable_cache
+from quantize.blocks.vector_width import vector_width, width_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -18,8 +19,16 @@ JIT = not getattr(numba.config, "DISABLE_JIT", 0)
 """Whether kernels are compiled; NUMBA_DISABLE_JIT=1 runs them as plain Python, slowly, to the same bytes."""
 
 
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+WIDTH = vector_width() if JIT else 0
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "no_cfunc_wrapper": True,
+    **width_options(WIDTH),
+}
 LEAF: dict[str, Any] = OPTIONS | {"_nrt": False}  # no reference counts
+INLINED: dict[str, Any] = {"forceinline": True, "no_cpython_wrapper": True}
+"""Of functions that only kernels call: a way in for Python would take a tenth of the time that compiling takes."""
 
 
 def kernel(function: F) -> F:
@@ -43,23 +52,23 @@ def leaf(function: F) -> F:
 
 def inlined_leaf(function: F) -> F:
     """A part of kernels as `inlined`, and a `leaf`: for short work, since an array in a call counts seven arguments."""
-    return cast(F, numba.njit(**LEAF, forceinline=True)(function))
+    return cast(F, numba.njit(**LEAF, **INLINED)(function))
 
 
 def _cached(compiled: Any) -> Any:
     if JIT:
         try:
-            compiled.enable_caching()
-        except RuntimeError:  # there is no folder that numba may write
+            enable_cache(compiled)
+        except RuntimeError:  # there is no folder that can be written
             return compiled
         # numba compiles callees into their caller, and would look only at the caller's own file for changes.
-        check_cache(compiled, _stamp_of_sources())
+        check_cache(compiled, _stamp_of_sources(), WIDTH)
     return compiled
 
 
 def inlined(function: F) -> F:
     """A part of kernels: compiled into each caller whatever its size, since a loop around a call is no vector loop."""
-    return cast(F, numba.njit(**OPTIONS, forceinline=True)(function))
+    return cast(F, numba.njit(**OPTIONS, **INLINED)(function))
 
 
 @cache

@@ -28,6 +28,7 @@ MOVABLE: tuple[QType, ...] = (
     QType.Q6_K,
     QType.Q4_0,
     QType.Q5_0,
+    QType.Q8_0,
     QType.IQ4_NL,
     QType.IQ4_XS,
     QType.Q1_0,

@@ -28,7 +28,7 @@ QK_K, N_SUB, SUB = 256, 16, 16  # weights of a super-block, its sub-blocks, thei
 CODES, D = 16, 80  # where they begin
 SC_MAX = 15
 LEVELS = np.arange(4, dtype=np.float32)
-PLAIN, WEIGHTED = plain_search(3, -0.5, 0.1, 15, use_mad=True), weighted_search(3)
+PLAIN, WEIGHTED = plain_search(3, -0.5, 0.1, 15, use_mad=True), weighted_search(3, use_mad=False)
 
 
 def fit(x: Array, guide: TileGuide | None) -> Grid:

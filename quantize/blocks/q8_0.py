@@ -18,6 +18,7 @@ from quantize.blocks.error_weights import TileGuide
 from quantize.blocks.half import load_f16
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ONE, ZERO
+from quantize.blocks.parts import PartFormat, store_f16
 from quantize.blocks.qx import find_largest
 from quantize.blocks.tiles import LANES, copy_rows, row, store_halves
 from quantize.tensors import Array, QType
@@ -90,3 +91,25 @@ def unpack(blocks: Array, values: Array) -> None:
 
 
 FORMAT = BlockFormat(QType.Q8_0, QK, TYPE_SIZE, fit, pack, unpack, uses_importance=False)
+
+
+@kernel
+def split(blocks: Array, codes: Array, scales: Array, mins: Array, factors: Array) -> None:
+    """See `PartFormat`; the one scale is 1."""
+    scales[:] = 1
+    for b in range(len(blocks)):
+        factors[b, 0] = load_f16(blocks[b], 0)
+        for k in range(QK):
+            codes[b, k] = blocks[b, 2 + k] ^ 128
+
+
+@kernel
+def join(codes: Array, scales: Array, mins: Array, factors: Array, blocks: Array) -> None:
+    """See `PartFormat`."""
+    for b in range(len(blocks)):
+        store_f16(blocks[b], 0, factors[b, 0])
+        for k in range(QK):
+            blocks[b, 2 + k] = codes[b, k] ^ 128
+
+
+PARTS = PartFormat(QType.Q8_0, QK, TYPE_SIZE, 1, LEVELS, 1, 1, 0, split, join)

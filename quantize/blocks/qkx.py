@@ -27,7 +27,7 @@ N_STATE = 12
 
 
 @kernel
-def make_qkx(
+def make_qkx2(
     n: int,
     nmax: np.float32,
     x: Array,
@@ -35,26 +35,49 @@ def make_qkx(
     rmin: np.float32,
     rdelta: np.float32,
     nstep: int,
-    use_mad: bool,
-    clip_first: bool,
+    use_mad: bool | None,
     codes: Array,
     state: Array,
 ) -> None:
     """Search in all lanes of x [n * LANES], n 16 or 32, with weights w; `codes` [n * LANES] float32 is scratch.
 
+    `use_mad` is None where n is 32: numba leaves out what only other types of an argument reach, so that no kernel is
+    compiled for 16 weights where there are 32.
+
     Leaves in `state` [N_STATE * LANES]: SUM_W; SCALE; MIN (ggml's `the_min` is -MIN, and may be -0); BEST_ISCALE and
-    BEST_MIN, for which codes are those of BEST_ISCALE * (x - BEST_MIN), by `clipped_code` if `clip_first` (make_qkx3),
-    else by `nearest_code` (make_qkx2).
+    BEST_MIN, for which codes are those of BEST_ISCALE * (x - BEST_MIN), by `nearest_code`.
     """
     _extrema_and_sums(n, x, w, state)
     _first_guess(n, nmax, x, w, use_mad, codes, state)
     for step in range(nstep + 1):
-        grid = np.float32(np.float32(rmin + np.float32(rdelta * np.float32(step))) + nmax)
-        if clip_first:
-            _clipped_candidate(n, nmax, grid, x, w, codes, state)
-        else:
-            _candidate(n, nmax, grid, x, w, codes, state)
-        _judge(n, use_mad, x, w, codes, state)
+        _candidate(use_mad, nmax, _grid(nmax, rmin, rdelta, step), x, w, codes, state)
+        _judge(use_mad, x, w, codes, state)
+
+
+@kernel
+def make_qkx3(
+    n: int,
+    nmax: np.float32,
+    x: Array,
+    w: Array,
+    rmin: np.float32,
+    rdelta: np.float32,
+    nstep: int,
+    use_mad: bool | None,
+    codes: Array,
+    state: Array,
+) -> None:
+    """As `make_qkx2`, with candidates that are clipped first: codes are those of `clipped_code`."""
+    _extrema_and_sums(n, x, w, state)
+    _first_guess(n, nmax, x, w, use_mad, codes, state)
+    for step in range(nstep + 1):
+        _clipped_candidate(use_mad, nmax, _grid(nmax, rmin, rdelta, step), x, w, codes, state)
+        _judge(use_mad, x, w, codes, state)
+
+
+@inlined
+def _grid(nmax: np.float32, rmin: np.float32, rdelta: np.float32, step: int) -> np.float32:
+    return np.float32(np.float32(rmin + np.float32(rdelta * np.float32(step))) + nmax)
 
 
 @kernel
@@ -76,7 +99,7 @@ def _extrema_and_sums(n: int, x: Array, w: Array, state: Array) -> None:
 
 @kernel
 def _first_guess(
-    n: int, nmax: np.float32, x: Array, w: Array, use_mad: bool, codes: Array, state: Array
+    n: int, nmax: np.float32, x: Array, w: Array, use_mad: bool | None, codes: Array, state: Array
 ) -> None:
     """Begin with the grid from min to max; where they are equal, scale 0 and codes 0 are final."""
     for i in range(LANES):
@@ -92,7 +115,7 @@ def _first_guess(
         xs, trial = row(x, k), row(codes, k)
         for i in range(LANES):
             trial[i] = nearest_code(state[ISCALE + i] * (xs[i] - state[MIN + i]), ZERO, nmax)
-    _judge(n, use_mad, x, w, codes, state)
+    _judge(use_mad, x, w, codes, state)
     for i in range(LANES):
         low = state[THIS_MIN + i]
         constant = state[MAX + i] <= low
@@ -108,10 +131,10 @@ def _first_guess(
 
 @kernel
 def _candidate(
-    n: int, nmax: np.float32, grid: np.float32, x: Array, w: Array, codes: Array, state: Array
+    use_mad: bool | None, nmax: np.float32, grid: np.float32, x: Array, w: Array, codes: Array, state: Array
 ) -> None:
     """Codes of a candidate, and the scale and min that are best for them."""
-    if n == 32:
+    if use_mad is None:
         _fit_candidate(True, nmax, grid, False, x, w, codes, state)
     else:
         _fit_candidate(False, nmax, grid, False, x, w, codes, state)
@@ -119,9 +142,9 @@ def _candidate(
 
 @kernel
 def _clipped_candidate(
-    n: int, nmax: np.float32, grid: np.float32, x: Array, w: Array, codes: Array, state: Array
+    use_mad: bool | None, nmax: np.float32, grid: np.float32, x: Array, w: Array, codes: Array, state: Array
 ) -> None:
-    if n == 32:
+    if use_mad is None:
         _fit_candidate(True, nmax, grid, True, x, w, codes, state)
     else:
         _fit_candidate(False, nmax, grid, True, x, w, codes, state)
@@ -196,9 +219,9 @@ def _fit(
 
 
 @kernel
-def _judge(n: int, use_mad: bool, x: Array, w: Array, codes: Array, state: Array) -> None:
+def _judge(use_mad: bool | None, x: Array, w: Array, codes: Array, state: Array) -> None:
     """The candidate's error; it is kept if it is better."""
-    if n == 32:
+    if use_mad is None:
         _judge_squares(True, x, w, codes, state)
     elif use_mad:
         _judge_absolute(x, w, codes, state)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quantize.blocks.error_weights import NO_GUIDE, NOTHING, TileGuide, load_importance, spread, square
+from quantize.blocks.error_weights import TileGuide, load_importance, spread, square
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ONE, ZERO, nearest_code
 from quantize.blocks.qx import BEST_ISCALE, N_STATE, SCALE, find_largest, make_qx
@@ -35,8 +35,8 @@ def fit_signed(
     [n_tiles, LANES].
     """
     fit = SignedFit(*np.empty((3, len(x), n_sub, LANES), np.float32))
-    guide = guide or NO_GUIDE
-    _fit(x, np.float32(nmax), guide.importance, guide.n_rows, NOTHING if sigma2 is None else sigma2, *fit)
+    importance, n_rows = (None, 1) if guide is None else (guide.importance, guide.n_rows)
+    _fit(x, np.float32(nmax), importance, n_rows, sigma2, *fit)
     return fit
 
 
@@ -44,9 +44,9 @@ def fit_signed(
 def _fit(
     x: Array,
     nmax: np.float32,
-    importance: Array,
+    importance: Array | None,
     n_rows: int,
-    sigma2: Array,
+    sigma2: Array | None,
     scales: Array,
     iscales: Array,
     sum_w: Array,
@@ -59,12 +59,12 @@ def _fit(
     for t in range(n_tiles):
         for j in range(n_sub):
             sub_block = x[t, j * n * LANES : (j + 1) * n * LANES]
-            if importance.size:
-                load_importance(importance, n_rows, t, j * n, n, w)
-                if sigma2.size:
-                    spread(n, sub_block, sigma2[t], w)
-            else:
+            if importance is None:  # numba leaves out what None does not reach
                 square(sub_block, w)
+            else:
+                load_importance(importance, n_rows, t, j * n, n, w)
+                if sigma2 is not None:
+                    spread(n, sub_block, sigma2[t], w)
             _sum(n, w, sum_w[t, j])
             _multiply(n, sub_block, w, wx)
             find_largest(n, sub_block, state)

@@ -58,7 +58,7 @@ def column_groups(n_rows: int, n_columns: int, block_size: int) -> Iterator[Colu
 
 def room_for(n_weights: int, block_size: int) -> Array:
     """Memory for the tiles of each panel of a matrix in turn, to be passed to `load`."""
-    return aligned_floats(min(n_weights, _panel_blocks(block_size) * block_size) + LANES * block_size)
+    return new_floats(min(n_weights, _panel_blocks(block_size) * block_size) + LANES * block_size)
 
 
 def _panel_blocks(block_size: int) -> int:
@@ -66,12 +66,15 @@ def _panel_blocks(block_size: int) -> int:
     return max(PANEL // block_size, 32 * LANES)
 
 
-@kernel
-def aligned_floats(n: int) -> Array:
+def new_floats(n: int) -> Array:
     """Room for n float32 that begins with a cache line, so that no 64-byte vector lies across two."""
     raw = np.empty(n + 16, np.float32)
     start = (-raw.ctypes.data % 64) // 4
     return raw[start : start + n]
+
+
+aligned_floats = kernel(new_floats)
+"""`new_floats` for kernels."""
 
 
 @inlined
@@ -95,7 +98,7 @@ def copy_rows(source: Array, target: Array) -> None:
 def raw_bytes(weights: Array) -> tuple[Array, bool]:
     """A contiguous matrix as kernels take it: flat bytes, and whether they are float32 (else bits of bfloat16).
 
-    So one compiled kernel serves both.
+    Bytes may lie at any address; for other items numba would compile a second kernel where they are not aligned.
     """
     return weights.reshape(-1).view(np.uint8), weights.dtype == np.float32
 
@@ -115,30 +118,42 @@ def load(weights: Array, columns: Columns, block_size: int, room: Array | None =
     n_rows, n_per_row = weights.shape
     n_tiles = -(-n_rows * (columns[1] - columns[0]) // LANES)
     size = n_tiles * block_size * LANES
-    x = (aligned_floats(size) if room is None else room[:size]).reshape(n_tiles, block_size * LANES)
-    _load(*raw_bytes(weights), n_rows, n_per_row // block_size, *columns, block_size, x)
+    x = (new_floats(size) if room is None else room[:size]).reshape(n_tiles, block_size * LANES)
+    kernel_of_type = _load_floats if weights.dtype == np.float32 else _load_bfloats
+    kernel_of_type(raw_bytes(weights)[0], n_rows, n_per_row // block_size, *columns, block_size, x)
     return x
 
 
 @kernel
-def _load(
-    raw: Array, wide: bool, n_rows: int, n_columns: int, first: int, last: int, block_size: int, x: Array
+def _load_floats(
+    raw: Array, n_rows: int, n_columns: int, first: int, last: int, block_size: int, x: Array
 ) -> None:
-    lines = aligned_floats(32 * LANES)
+    weights = raw.view(np.float32)
     n_blocks = n_rows * (last - first)
     for t in range(len(x)):
         n_filled = min(LANES, n_blocks - t * LANES)
         for k0 in range(0, block_size, 32):  # 32 rows of the tile at a time: they stay in the L1 cache
             tile = x[t][k0 * LANES : (k0 + 32) * LANES]
             start, step = first * block_size + k0, n_columns * block_size
-            if wide:
-                _load_floats(raw.view(np.float32), start, step, block_size, n_rows, t, n_filled, tile)
-            else:
-                _load_bfloats(raw.view(np.uint64), start, step, block_size, n_rows, t, n_filled, lines, tile)
+            _load_32_floats(weights, start, step, block_size, n_rows, t, n_filled, tile)
 
 
 @kernel
-def _load_floats(
+def _load_bfloats(
+    raw: Array, n_rows: int, n_columns: int, first: int, last: int, block_size: int, x: Array
+) -> None:
+    words, lines = raw.view(np.uint64), aligned_floats(32 * LANES)
+    n_blocks = n_rows * (last - first)
+    for t in range(len(x)):
+        n_filled = min(LANES, n_blocks - t * LANES)
+        for k0 in range(0, block_size, 32):  # as in `_load_floats`
+            tile = x[t][k0 * LANES : (k0 + 32) * LANES]
+            start, step = first * block_size + k0, n_columns * block_size
+            _load_32_bfloats(words, start, step, block_size, n_rows, t, n_filled, lines, tile)
+
+
+@kernel
+def _load_32_floats(
     weights: Array, start: int, step: int, block_size: int, n_rows: int, t: int, n_filled: int, tile: Array
 ) -> None:
     column, row = divmod(t * LANES, n_rows)
@@ -156,7 +171,7 @@ def _load_floats(
 
 
 @kernel
-def _load_bfloats(
+def _load_32_bfloats(
     words: Array,
     start: int,
     step: int,
@@ -182,19 +197,17 @@ def _load_bfloats(
         for k in range(8):
             lanes[k * LANES + i] = np.uint64(0)
     for k in range(8):
-        _take_apart(
-            lanes[k * LANES : (k + 1) * LANES], tile[4 * k * LANES : 4 * (k + 1) * LANES].view(np.uint32)
-        )
+        _take_apart(lanes[k * LANES : (k + 1) * LANES], tile[4 * k * LANES : 4 * (k + 1) * LANES])
 
 
 @kernel
 def _take_apart(words: Array, x: Array) -> None:
     for i in range(LANES):
         low, high = np.uint32(words[i] & np.uint64(0xFFFFFFFF)), np.uint32(words[i] >> np.uint64(32))
-        x[i] = np.uint32(low << np.uint32(16))
-        x[LANES + i] = np.uint32(low & np.uint32(0xFFFF0000))
-        x[2 * LANES + i] = np.uint32(high << np.uint32(16))
-        x[3 * LANES + i] = np.uint32(high & np.uint32(0xFFFF0000))
+        x[i] = np.uint32(low << np.uint32(16)).view(np.float32)
+        x[LANES + i] = np.uint32(low & np.uint32(0xFFFF0000)).view(np.float32)
+        x[2 * LANES + i] = np.uint32(high << np.uint32(16)).view(np.float32)
+        x[3 * LANES + i] = np.uint32(high & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def unload(x: Array, n_rows: int, columns: Columns, block_size: int) -> Array:

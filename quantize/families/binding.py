@@ -54,6 +54,12 @@ class Binding:
         """Stored bytes of this tensor (its share, where the stored one holds others, too)."""
         return sum(tensor.n_bytes for tensor in self.stored) * self.spec.shape[self.axis] // self.cut.n_stored
 
+    @property
+    def is_scattered(self) -> bool:
+        """Whether the rows do not lie together, so that a matrix can only be read whole."""
+        is_apart = bool(self.runs) or (self.axis == -1 and not self.cut.is_whole)
+        return self.source.transposed or is_apart
+
 
 def bind(
     family: Family, dims: Mapping[str, int], stored: Mapping[str, ShardTensor]

@@ -45,6 +45,18 @@ class Ftype:
     needs_imatrix: frozenset[QType] = NEED_IMATRIX  # types it refuses to fit without importances
     knows_70b: bool = True  # whether attn_v of a model of that size gets more bits
 
+    @property
+    def qtypes(self) -> frozenset[QType]:
+        """The types that its tensors can have, in whatever model, those of `FALLBACKS` included."""
+        left = {QType.F32, QType.F16, QType.BF16}  # as which tensors are left that are not quantized
+        if self.qtype in left:
+            return frozenset(left)
+        ruled = {rule.qtype for rule in (*self.rules, *_FALCON.get(self.name, ()))}
+        chosen = {self.qtype, self.output, QType.Q8_0, *ruled}
+        if self.knows_70b and chosen & {QType.Q3_K, QType.Q4_K}:
+            chosen.add(QType.Q5_K)
+        return frozenset(left | chosen | {FALLBACKS[qtype] for qtype in chosen if qtype in FALLBACKS})
+
     def choose(self, context: TensorContext) -> QType:
         """The type of a tensor that is not the output."""
         rules = _FALCON.get(self.name, self.rules) if context.arch == "falcon" else self.rules

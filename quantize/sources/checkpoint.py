@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from quantize.families.config import complete_config, read_config, shape_dims, t
 from quantize.families.stored_names import text_tensors
 from quantize.hparams import Hparams
 from quantize.sources.changes import changed
-from quantize.sources.checkpoint_files import BESIDE_WEIGHTS
+from quantize.sources.checkpoint_files import BESIDE_WEIGHTS, is_as_stored, layout_of
 from quantize.sources.fingerprint import SeenFiles, hashed
 from quantize.sources.fp8 import Fp8Tensor, with_scales
 from quantize.sources.hub import local_path, name_of, reader_of
@@ -77,7 +77,7 @@ class Checkpoint:
             tied = [name for name in self.family.ignored_when_tied if name in self.stored]
             others += [self.stored.pop(name).name for name in tied]
         self._shards.keep(tensor.path for tensor in self.stored.values())
-        self._layout = _layout_of(self.stored)
+        self._layout = layout_of(self.stored)
         self.stored = with_scales(self.stored, self.config)
         rows = embedding_rows(self.family, self.stored)
         self._facts = read_config(self.family, self.config, rows or 1)
@@ -173,7 +173,7 @@ class Checkpoint:
         1 for most tensors, the rows of a head for permuted ones; all rows where only a whole matrix can be read.
         """
         binding = self._bindings.get(spec.name)
-        if binding is None or len(spec.shape) == 1 or _whole(binding):
+        if binding is None or len(spec.shape) == 1 or binding.is_scattered:
             return spec.n_row
         return spec.n_row // binding.n_heads if binding.n_heads else 1
 
@@ -193,7 +193,7 @@ class Checkpoint:
             return decode_stored(self.read_blocks(spec, xid, rows), spec.qtype, spec.n_per_row)
         if len(spec.shape) == 1:
             values = self._read_vector(binding)
-        elif _whole(binding):
+        elif binding.is_scattered:
             values = self._read_turned(binding, xid)[first:last]
         else:
             values = self._read_rows(binding, xid, first, last)
@@ -212,6 +212,17 @@ class Checkpoint:
             for part in binding.stored
         )
         return repacked(codes, exponents)
+
+    def fill(self, spec: TensorSpec, xid: int, rows: Rows, out: Array) -> None:
+        """Read the same into `out`, C-contiguous: directly where the rows of a shard are those of the tensor."""
+        binding = self._bindings.get(spec.name)
+        if binding is None or not is_as_stored(binding):
+            out[...] = self.read_blocks(spec, xid, rows)
+            return
+        first, _ = _checked(spec, xid, rows)
+        stored, matrix = _stored_matrix(binding, xid)
+        start = (matrix * binding.cut.n_stored + binding.cut.first + first) * spec.row_bytes
+        self._reader.fill(out, stored.path, stored.start + start, self._shards)
 
     def _read_vector(self, binding: Binding) -> Array:
         """[1, n]: a norm, or a bias whose elements may be permuted."""
@@ -290,21 +301,6 @@ class Checkpoint:
 def _opened_again(name: str, path: Path, family: Family | None) -> Checkpoint:
     """A pickled model of the Hub: from the folder that stands for it, or from one that is made on this machine."""
     return open_checkpoint(path if path.is_dir() else name, family)
-
-
-def _layout_of(stored: Mapping[str, ShardTensor]) -> bytes:
-    """The places of all tensors in the shards."""
-    facts = (
-        (tensor.name, tensor.path.name, tensor.dtype, tensor.shape, tensor.start)
-        for tensor in stored.values()
-    )
-    return json.dumps(sorted(facts)).encode()
-
-
-def _whole(binding: Binding) -> bool:
-    """Whether the rows do not lie together, so that the matrix can only be read whole."""
-    is_apart = bool(binding.runs) or (binding.axis == -1 and not binding.cut.is_whole)
-    return binding.source.transposed or is_apart
 
 
 def _stored_matrix(binding: Binding, xid: int) -> tuple[ShardTensor, int]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from quantize.containers.gguf_parts import parts_by_name
-from quantize.containers.shard_index import INDEX
+from quantize.containers.shard_index import INDEX, ShardTensor
+from quantize.families.binding import Binding, stored_qtype
+from quantize.sources.fp8 import Fp8Tensor
 
-__all__ = ["BESIDE_WEIGHTS", "files_of_model"]
+__all__ = ["BESIDE_WEIGHTS", "files_of_model", "is_as_stored", "layout_of"]
 
 BESIDE_WEIGHTS = (
     "config.json",
@@ -55,3 +59,28 @@ def files_of_model(model: Path) -> list[Path]:
     except OSError:  # whoever opens the model says why it cannot be read
         return [model, *sorted(found)]
     return sorted(found)
+
+
+def layout_of(stored: Mapping[str, ShardTensor]) -> bytes:
+    """The places of all tensors in the shards."""
+    facts = (
+        (tensor.name, tensor.path.name, tensor.dtype, tensor.shape, tensor.start)
+        for tensor in stored.values()
+    )
+    return json.dumps(sorted(facts)).encode()
+
+
+def is_as_stored(binding: Binding) -> bool:
+    """Whether the rows of a matrix lie in its shard byte for byte as the tensor has them, one behind the other."""
+    is_plain = len(binding.spec.shape) > 1 and binding.axis == -2 and binding.cut.step == 1
+    is_moved = binding.n_heads or binding.runs or binding.source.transposed
+    is_changed = binding.source.mxfp4 or binding.source.change
+    return (
+        is_plain
+        and not is_moved
+        and not is_changed
+        and all(
+            not isinstance(stored, Fp8Tensor) and stored_qtype(stored) == binding.spec.qtype
+            for stored in binding.stored
+        )
+    )

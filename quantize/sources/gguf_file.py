@@ -193,15 +193,19 @@ class GGUFFile:
         first, last = rows or (0, spec.n_row)
         if not 0 <= xid < spec.n_matrix or not 0 <= first < last <= spec.n_row:
             raise IndexError(f"{spec.name} has {spec.n_matrix} matrices of {spec.n_row} rows: {xid}, {rows}")
-        row_bytes = spec.row_bytes
-        blocks = np.empty((last - first, row_bytes), np.uint8)
-        left = blocks.data.cast("B")
+        blocks = np.empty((last - first, spec.row_bytes), np.uint8)
+        self.fill(spec, xid, (first, last), blocks)
+        return blocks
+
+    def fill(self, spec: TensorSpec, xid: int, rows: Rows, out: Array) -> None:
+        """Read the same into `out`, uint8 [n_rows, spec.row_bytes], C-contiguous; see `read_blocks`."""
+        row_bytes, left = spec.row_bytes, out.data.cast("B")
         stored = self.tensors[spec.name]
         path = self.parts[stored.part].path
         place = f"{path}: {quoted(spec.name)}"
         try:
             with path.open("rb", buffering=0) as file:
-                file.seek(stored.offset + (xid * spec.n_row + first) * row_bytes)
+                file.seek(stored.offset + (xid * spec.n_row + rows[0]) * row_bytes)
                 while left and (n_read := file.readinto(left)):
                     left = left[n_read:]
                 self._seen.confirm(path, file.fileno())
@@ -210,8 +214,7 @@ class GGUFFile:
         if left:
             raise GGUFError(place, "ends before its size says", "see to the disk")
         with self._lock:
-            self._bytes_read += blocks.nbytes
-        return blocks
+            self._bytes_read += out.nbytes
 
     @cached_property
     def hparams(self) -> Hparams:

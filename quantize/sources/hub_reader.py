@@ -29,9 +29,10 @@ class HubReader(ShardReader):
         files = (HubFile(**file) for file in told["files"])
         self._files = {file.name: file for file in files if file.name.endswith(".safetensors")}
 
-    def _fill(self, values: Array, path: Path, start: int, shards: SeenFiles) -> None:
+    def fill(self, values: Array, path: Path, start: int, shards: SeenFiles) -> None:
+        """See `ShardReader`."""
         if path.is_symlink():
-            super()._fill(values, path, start, shards)
+            super().fill(values, path, start, shards)
             return
         self._ranges.read(self._files[path.name], start, values.data.cast("B"))
         with self._lock:

@@ -51,20 +51,20 @@ class ShardReader:
         if isinstance(stored, Fp8Tensor):
             return self._load_fp8(stored, start, shape, shards)
         values: Array = np.empty(shape, STORED_TYPES[stored.dtype])
-        self._fill(values, stored.path, stored.start + start * values.itemsize, shards)
+        self.fill(values, stored.path, stored.start + start * values.itemsize, shards)
         return values
 
     def _load_fp8(self, stored: Fp8Tensor, start: int, shape: tuple[int, ...], shards: SeenFiles) -> Array:
         n_col = stored.shape[-1]
         first, n_row = start // n_col, math.prod(shape) // n_col
         codes: Array = np.empty((n_row, n_col), np.uint8)
-        self._fill(codes, stored.path, stored.start + start, shards)
+        self.fill(codes, stored.path, stored.start + start, shards)
         low, high = stored.scale_row(first), stored.scale_row(first + n_row - 1) + 1
         scales = self.load(stored.scales, low * stored.n_scale, (high - low, stored.n_scale), shards)
         return decoded(stored, codes, scales, first).reshape(shape)
 
-    def _fill(self, values: Array, path: Path, start: int, shards: SeenFiles) -> None:
-        """Read the bytes from `start` on of a file, with a handle of its own."""
+    def fill(self, values: Array, path: Path, start: int, shards: SeenFiles) -> None:
+        """Read the bytes of a file from `start` on into C-contiguous `values`, with a handle of its own; see `load`."""
         left = values.data.cast("B")
         try:
             with path.open("rb", buffering=0) as file:

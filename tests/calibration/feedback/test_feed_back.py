@@ -173,6 +173,13 @@ def test_less_is_lost_than_plainly(
         assert (plain.blocks[fit.name, fit.xid] != usual).mean() < 0.001
 
 
+def test_matrices_that_are_read_ahead_become_the_same_blocks(mixtral: Checkpoint, chunks: Chunks) -> None:
+    plain = made(mixtral, chunks, PLAIN)
+    ahead = made(mixtral, chunks, PLAIN, forward=replace(EXACT, window=30_000))
+    assert plain.blocks.keys() == ahead.blocks.keys()
+    assert all(np.array_equal(blocks, ahead.blocks[key]) for key, blocks in plain.blocks.items())
+
+
 class Decoded(Checkpoint):
     """The same model with the weights that blocks stand for."""
 

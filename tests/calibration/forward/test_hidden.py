@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibration.forward.hidden import Storage
+from calibration.forward import hidden as hidden_module
+from calibration.forward.hidden import Storage, free_bytes
 from calibration.forward.settings import ForwardSettings
 from quantize.exceptions import NoSpaceError, OutputError
 
@@ -93,3 +94,27 @@ def test_a_folder_that_takes_no_files(tmp_path: Path) -> None:
     for folder in (tmp_path / "none", tmp_path / "file"):
         with pytest.raises(OutputError, match=r"no scratch file of .*; choose another folder"):
             scratch(folder)
+
+
+# -- a GPU that is too small
+
+
+@pytest.mark.parametrize(("free", "place"), [(1099, "cpu"), (1100, "meta")])
+def test_what_does_not_fit_lies_on_the_host(monkeypatch: pytest.MonkeyPatch, free: int, place: str) -> None:
+    """All of it: what belongs together is not spread."""
+    monkeypatch.setattr(hidden_module, "free_bytes", lambda _: free)
+    storage = Storage(ForwardSettings("meta"))
+    storage.settle(1000, 100)
+    assert {storage.empty((2, 3), torch.float32).device.type for _ in range(2)} == {place}
+
+
+def test_the_memory_of_a_cpu_is_not_asked_for() -> None:
+    assert free_bytes("cpu") is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
+def test_the_memory_of_a_gpu_is_known() -> None:
+    before = free_bytes("cuda")
+    taken = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+    after = free_bytes("cuda")
+    assert before is not None and after is not None and before - after >= taken.nbytes

@@ -144,6 +144,16 @@ def test_a_dry_run_writes_nothing(folder: Path) -> None:
     assert sorted(folder.iterdir()) == before
 
 
+def test_a_dry_run_plans_without_the_importances_that_a_type_needs(tmp_path: Path) -> None:
+    """The plan is printed with a remark; the file itself is refused."""
+    for words in (("--dry-run",), ()):
+        done = invoke("quantize", *words, DEMO_MODEL, tmp_path / "out.gguf", "IQ2_XXS")
+        told = [line for line in done.stderr.splitlines() if "which needs importances" in line]
+        assert len(told) == 1 and "give an importance matrix" in told[0]
+        assert (done.exit_code, "bits per weight" in done.stdout) == ((0, True) if words else (2, False))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_checkpoint_is_taken_too(tmp_path: Path) -> None:
     """Its file lies beside the folder, as that of a file beside the file."""
     (tmp_path / "model").symlink_to(DEMO_MODEL)

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 from pico import pico_mixtral
+from places import DEMO_MODEL
 
 from gguf_export.writing import estimate
 from gguf_export.writing.estimate import encoding_seconds
 from gguf_export.writing.job import prepare
+from gguf_export.writing.slabs import Slab
+from quantize.guide import Guide
 from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe
 from quantize.sources.model_source import open_stored
-from quantize.tensors import QType
+from quantize.tensors import Array, QType
 
 
 def test_the_estimate_counts_what_each_kind_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +47,19 @@ def test_nothing_to_encode_takes_no_time(tmp_path: Path) -> None:
     whole = encoding_seconds(job)
     assert whole is not None and whole > 0
     assert all(planned.qtype is not QType.Q4_K for planned in job.plans[0].tensors)
+
+
+def test_a_type_that_needs_importances_is_timed_with_even_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = prepare(open_stored(DEMO_MODEL), [Recipe(ftype("IQ2_XXS"))], tmp_path, only_planned=True)
+    assert any("which needs importances" in remark.message for remark in job.remarks)
+    guided: dict[QType, bool] = {}
+
+    def encode_weights(_slab: Slab, _weights: Array, qtypes: list[QType], guide: Guide | None) -> None:
+        guided.update(dict.fromkeys(qtypes, guide is not None))
+
+    monkeypatch.setattr(estimate, "compile_kernels", lambda *_: None)
+    monkeypatch.setattr(estimate, "encode_weights", encode_weights)
+    assert encoding_seconds(job) is not None
+    assert guided[QType.IQ2_XXS] and not guided[QType.Q2_K]

@@ -43,4 +43,4 @@ def test_parts_are_the_block(qtype: QType) -> None:
 
 
 def test_other_formats_have_no_parts() -> None:
-    assert part_format(QType.Q8_0) is None
+    assert part_format(QType.Q4_1) is None

@@ -176,7 +176,8 @@ def test_compiling_ahead_is_reported() -> None:
     told: list[Progress] = []
     jobs = [(np.float16, QType.Q4_K, False), (np.float32, QType.Q4_K, False), (np.uint16, QType.Q8_0, False)]
     compile_kernels(jobs, told.append)
-    assert [(moment.done, moment.total) for moment in told] == [(0, 2), (1, 2), (2, 2)]
+    assert [moment.done for moment in told] == list(range(told[-1].total + 1))
+    assert told[-1].total >= 2  # encoders, and kernels that were not in the cache
     assert {(moment.stage, moment.unit) for moment in told} == {("compiling kernels", "kernels")}
 
 

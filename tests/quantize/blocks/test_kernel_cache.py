@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import warnings
@@ -16,6 +17,7 @@ from typing import Any
 
 import numba
 import pytest
+from numba.core.registry import cpu_target
 
 from quantize.blocks import jit, kernel_cache
 from quantize.telling import RemarkWarning
@@ -30,6 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of numba's caches, empty."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(kernel_cache, "_complained", set())
+    monkeypatch.setattr(kernel_cache, "_unwritten", {})
     (tmp_path / "scaling.py").write_text(SOURCE, encoding="utf-8")
     monkeypatch.setitem(sys.modules, "scaling", sys)  # it goes with the test
     return tmp_path / "cache"
@@ -120,6 +123,22 @@ def test_a_disk_that_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert use(folder, 2) == (0, 1)
 
 
+def test_a_folder_that_is_there_is_read_without_leave_to_write(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(folder, 2)
+
+    def closed(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", closed)
+    monkeypatch.setattr(Path, "write_bytes", closed)
+    assert use(folder, 2) == (1, 0)
+    with pytest.warns(RemarkWarning, match=r"cannot be written \(Permission denied"):
+        assert use(folder, 2.5) == (0, 1)
+    assert list(kernel_cache.unwritten()) == list(folder.iterdir())
+
+
 def test_a_folder_that_becomes_a_file(folder: Path) -> None:
     kernel = process(folder)
     (inner,) = folder.iterdir()
@@ -139,6 +158,44 @@ def test_code_of_other_sources_is_not_used(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(numba, "__version__", "0.0")
     assert use(folder, 2) == (0, 1)
     assert len([path for path in folder.rglob("*") if path.is_file()]) == 1  # old code gives way
+
+
+def test_code_for_another_processor_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache on a shared folder serves each kind of processor with its own code."""
+    use(folder, 2)
+    codegen = cpu_target.target_context.codegen()
+    with monkeypatch.context() as patch:
+        patch.setattr(codegen, "_tm_features", codegen._tm_features + ",-avx512f")
+        assert use(folder, 2) == (0, 1)
+        assert use(folder, 2) == (1, 0)
+    assert use(folder, 2) == (1, 0)
+    monkeypatch.setattr(codegen, "_get_host_cpu_name", lambda: "another")
+    assert use(folder, 2) == (0, 1)
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == 3
+
+
+def test_kernels_are_listed_and_not_run(folder: Path) -> None:
+    kernel = process(folder)
+    kernel.py_func.__annotations__["return"] = "None"
+    with kernel_cache.collecting() as missing:
+        assert kernel(2) is kernel(2) is kernel(2.5) is None
+    assert [(one.module, one.name, len(one.types)) for one in missing] == [("scaling", "scaled", 1)] * 3
+    assert len(set(missing)) == 2 and not folder_files(folder)
+    kernel.compile(missing[0].types)
+    with kernel_cache.collecting() as missing:
+        assert kernel(2) == 6
+    assert not missing and len(folder_files(folder)) == 1
+
+
+def test_a_kernel_whose_result_is_needed_is_not_left_out(folder: Path) -> None:
+    kernel = process(folder)
+    with kernel_cache.collecting(), pytest.raises(kernel_cache.NotKept):
+        kernel(2)
+    assert kernel(2) == 6
+
+
+def folder_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def test_code_for_another_signature_under_the_name_is_not_used(folder: Path) -> None:
@@ -196,3 +253,24 @@ def test_forgetting(folder: Path) -> None:
     use(folder, 2, 2.5)
     process(folder)._cache.flush()
     assert not list(folder.rglob("*.nbc"))
+
+
+def test_loading_imports_nothing_that_only_compiling_needs(folder: Path, tmp_path: Path) -> None:
+    """A warm start takes half a second less; what is then missing is compiled all the same."""
+    use(folder, 2)
+    script = tmp_path / "warm.py"
+    script.write_text(
+        "import sys\n"
+        "from quantize.blocks import jit\n"
+        "import scaling\n"
+        "kernel = jit.kernel(scaling.scaled)\n"
+        "assert kernel(2) == 6 and kernel.stats.cache_hits\n"
+        "print('numba.np.arraymath' in sys.modules)\n"
+        "assert kernel(2.5) == 7.5 and kernel.stats.cache_misses\n"
+        "print('numba.np.arraymath' in sys.modules)\n",
+        encoding="utf-8",
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    env = os.environ | {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False", "True"], done.stderr

@@ -176,7 +176,7 @@ def test_inputs_without_correlation_leave_nothing_to_win_and_nothing_to_lose(qty
 
 def test_types_without_parts_are_refused() -> None:
     told = known(np.eye(WIDTH, dtype=np.float32), 0.0)
-    for qtype in (QType.Q4_1, QType.Q8_0, QType.F16, QType.MXFP4):
+    for qtype in (QType.Q4_1, QType.IQ3_S, QType.F16, QType.MXFP4):
         assert part_format(qtype) is None
         with pytest.raises(RecipeError, match=qtype.name):
             encode_with_feedback(some_weights(1), qtype, told)
@@ -189,9 +189,9 @@ def test_kernels_are_compiled_as_they_will_be_used() -> None:
     kernels = [moves.move_codes, moves.move_scales, moves.push_errors, moves.values_of]
     kernels += [getattr(form_of(QType.Q4_K), name) for name in ("split_kernel", "join_kernel")]
     moments: list[Progress] = []
-    compile_kernels([QType.Q4_K, QType.Q8_0, QType.Q4_K], moments.append)
+    compile_kernels([QType.Q4_K, QType.Q4_1, QType.Q4_K], moments.append)
     assert {moment.stage for moment in moments} == {"compiling kernels"}
-    assert (moments[-1].done, moments[-1].total) == (1, 1)
+    assert moments[-1].done == moments[-1].total
     if not JIT:
         return
     before = [len(kernel.signatures) for kernel in kernels]  # type: ignore[attr-defined]

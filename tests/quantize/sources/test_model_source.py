@@ -7,12 +7,16 @@ import pickle
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pico
+import pico_deep
+import pico_further
+import pico_oss
 import pytest
 from other_bytes import WAYS, settled
 
@@ -24,10 +28,11 @@ from quantize.recipes.ftypes import ftype
 from quantize.recipes.recipe import Recipe, RecipeFacts, make_plan
 from quantize.sources import fingerprint
 from quantize.sources.checkpoint import Checkpoint
+from quantize.sources.filling import fill
 from quantize.sources.fingerprint import SeenFiles
 from quantize.sources.gguf_file import GGUFFile
 from quantize.sources.model_source import ModelFile, ModelSource, open_source
-from quantize.tensors import NUMPY_TYPES
+from quantize.tensors import NUMPY_TYPES, Array, Rows, TensorSpec
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +109,67 @@ def test_a_source_is_opened_by_its_path(folder: Path, files: dict[str, GGUFFile]
     assert open_source(folder).kind == "checkpoint" and open_source(str(files["Q8_0"].path)).kind == "gguf"
     with pytest.raises(CheckpointError, match="no such file or folder"):
         open_source(tmp_path / "nowhere")
+
+
+# -- reading into memory that is there
+
+
+FOLDERS: dict[str, Callable[[Path], Path]] = {
+    "split": partial(pico.pico_mixtral, n_layer=1),
+    "fused": partial(pico.pico_mixtral, layout="fused", n_layer=1),
+    "f16": partial(pico.pico_mixtral, dtype="F16", n_layer=1),
+    "mxfp4": partial(pico_oss.pico_oss, name="gpt-oss", quantization_config=pico_oss.MXFP4),
+    "deepseek": pico_deep.pico_deepseek,
+    **{
+        case.__name__: partial(pico_further.write, case=case())
+        for case in (pico_further.dbrx, pico_further.qwen3next, pico_further.bailingmoe)
+    },
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_memory_is_filled_with_what_would_be_read(name: str, tmp_path: Path) -> None:
+    plain = Checkpoint(FOLDERS[name](tmp_path / name))
+    if name == "deepseek":
+        plain = Checkpoint(pico_deep.as_fp8(plain.path, tmp_path / "fp8", (16, 16)))
+    assert_filled(plain)
+
+
+def test_all_other_sources_fill_memory_too(checkpoint: Checkpoint, files: dict[str, GGUFFile]) -> None:
+    sources: list[ModelSource] = [*files.values(), round_trip(checkpoint), SharedSource(checkpoint, 1)]
+    for source in sources:
+        assert_filled(source)
+
+
+def assert_filled(source: ModelSource) -> None:
+    for spec in source.specs():
+        step = source.row_step(spec)
+        for rows in {(0, spec.n_row), (spec.n_row - step, spec.n_row)}:
+            out = np.full((rows[1] - rows[0], spec.row_bytes), 7, np.uint8)
+            before = source.bytes_read
+            fill(source, spec, spec.n_matrix - 1, rows, out)
+            counted = source.bytes_read - before
+            np.testing.assert_array_equal(out, source.read_blocks(spec, spec.n_matrix - 1, rows))
+            assert counted == source.bytes_read - before - counted
+
+
+def test_most_matrices_are_read_without_a_copy(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the queries and keys, whose rows are permuted."""
+    copied: list[str] = []
+    read = Checkpoint.read_blocks
+
+    def noted(self: Checkpoint, spec: TensorSpec, xid: int = 0, rows: Rows | None = None) -> Array:
+        copied.append(spec.name)
+        return read(self, spec, xid, rows)
+
+    monkeypatch.setattr(Checkpoint, "read_blocks", noted)
+    for spec in checkpoint.specs():
+        if spec.is_matrix:
+            out = np.empty((spec.n_row, spec.row_bytes), np.uint8)
+            fill(checkpoint, spec, 0, (0, spec.n_row), out)
+    assert {name.split(".")[2] for name in copied} == {"attn_q", "attn_k"}
 
 
 # -- fingerprints: runs that were stopped go on only if these stay as they are
