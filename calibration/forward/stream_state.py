@@ -166,16 +166,10 @@ class StreamState:
         for first in range(0, n_row, VOCAB_BLOCK):
             last = min(first + VOCAB_BLOCK, n_row)
             with self.timings.measure(Stage.DECODING):
-                rows = self._rows_of_head(head, first, last)
+                rows = head.tensor(self.settings.device, torch.float32, slice(first, last))
             with self.timings.measure(Stage.PRODUCTS):
                 logits[:, first:last] = functional.linear(x, rows, None if bias is None else bias[first:last])
         return logits
-
-    def _rows_of_head(self, head: Matrix, first: int, last: int) -> Tensor:
-        def make() -> Tensor:
-            return head.tensor(self.settings.device, torch.float32, slice(first, last))
-
-        return self.settings.once((self.index, head.spec.name, first), make)
 
     # -- damage
 
