@@ -11,6 +11,7 @@ from calibration.text.dialogue_texts import read_text_of
 from calibration.text.tokenizer import tokenizer_of
 from quantize.exceptions import TextError
 from quantize.sources.model_source import ModelFile
+from quantize.tracing import span
 
 __all__ = ["TextSettings", "cut_text"]
 
@@ -67,11 +68,12 @@ def cut_text(model: ModelFile, settings: TextSettings, pre: str | None = None) -
     """
     if not settings.is_given:
         raise TextError("", "there is no text", "give {setting}", setting="text")
-    return make_chunks(
-        [read_text_of(model, path, settings.chat_template) for path in settings.paths]
-        + [read_prompts(path) for path in settings.prompts],
-        tokenizer_of(model, pre),
-        n_ctx=settings.n_ctx,
-        n_chunk=settings.n_chunk,
-        parse_special=settings.parse_special,
-    )
+    with span("cut text"):
+        return make_chunks(
+            [read_text_of(model, path, settings.chat_template) for path in settings.paths]
+            + [read_prompts(path) for path in settings.prompts],
+            tokenizer_of(model, pre),
+            n_ctx=settings.n_ctx,
+            n_chunk=settings.n_chunk,
+            parse_special=settings.parse_special,
+        )

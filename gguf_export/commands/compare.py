@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguf_export.commands.compare_outputs import FILES, OutputOptions, output_options
+from gguf_export.commands.importing import importing
 from gguf_export.commands.options import (
     FILE,
     QUIET,
@@ -25,7 +26,6 @@ from gguf_export.commands.recipe_options import RecipeOptions, recipe_options
 from gguf_export.commands.streams import show, summary
 from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, option
-from quantize.tracing import span
 
 if TYPE_CHECKING:
     from gguf_export.commands.console import ProgressView
@@ -116,7 +116,7 @@ def compare(
         return
     if not paths:
         raise click.UsageError("give MODEL and GGUF files, or with --from the JSON of earlier runs")
-    with span("import"):
+    with importing():
         from calibration.importance.imatrix_files import load_imatrix
         from gguf_export.commands.console import ProgressView
         from gguf_export.commands.messages import say

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gguf_export.commands.completion import mixed_names
+from gguf_export.commands.importing import importing
 from gguf_export.commands.options import (
     FILE,
     MODEL,
@@ -27,7 +28,6 @@ from gguf_export.commands.options import (
 from gguf_export.commands.streams import show, summary
 from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, option
-from quantize.tracing import span
 
 if TYPE_CHECKING:
     from calibration.judging.matrix_errors import ErrorReport
@@ -100,7 +100,7 @@ def errors(
 ) -> None:
     """Report what each TYPE costs every layer, projection and expert of MODEL, the folder of a checkpoint or a
     GGUF file."""
-    with span("import"):
+    with importing():
         from calibration.judging.encoding_errors import ErrorSettings
         from gguf_export.commands.console import ProgressView
         from gguf_export.commands.messages import say

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from gguf_export.commands.completion import written_type_names
+from gguf_export.commands.importing import importing
 from gguf_export.commands.options import (
     CHAT_TEMPLATE,
     FILE,
@@ -39,7 +40,6 @@ from gguf_export.commands.recipe_options import (
 )
 from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, group, option
-from quantize.tracing import span
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def export(
     With --text the model reads the text first, layer by layer, and each expert is weighed with what it saw, all from
     one read of the weights. A run that was stopped goes on when the same command is given again.
     """
-    with span("import"):
+    with importing():
         from gguf_export.commands.chosen_types import chosen_by_budget, listed_recipes, refuse_beside_budget
         from gguf_export.commands.console import ProgressView
         from gguf_export.commands.export_output import ExportOutput

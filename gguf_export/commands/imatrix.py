@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gguf_export.commands.importing import importing
 from gguf_export.commands.options import (
     FILE,
     QUIET,
@@ -23,7 +24,6 @@ from gguf_export.commands.options import (
 from gguf_export.commands.streams import show, summary, tell
 from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, option
-from quantize.tracing import span
 
 if TYPE_CHECKING:
     from calibration.importance.imatrix import Imatrix
@@ -76,7 +76,7 @@ def imatrix(
         raise click.UsageError(
             f"one MODEL is enough, {paths[1]} is too much; --merge takes importance matrices"
         )
-    with span("import"):
+    with importing():
         from gguf_export.commands.console import ProgressView
         from gguf_export.commands.messages import say
         from gguf_export.writing.calibrate import calibrate

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gguf_export.commands.importing import importing
 from gguf_export.commands.options import (
     FILE,
     MODEL,
@@ -27,7 +28,6 @@ from gguf_export.commands.planning_options import PlanningOptions, planning_opti
 from gguf_export.commands.streams import show, summary
 from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, option
-from quantize.tracing import span
 
 if TYPE_CHECKING:
     from gguf_export.planning.results import TypePlan
@@ -85,7 +85,7 @@ def plan(
     What is predicted stands beside what is measured on chunks of the text that were held out, for the file type's own
     types and for the chosen ones.
     """
-    with span("import"):
+    with importing():
         from gguf_export.commands.console import ProgressView
         from gguf_export.commands.messages import say
         from gguf_export.files.outputs import refuse_outputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from gguf_export.commands.completion import file_or, written_type_names
+from gguf_export.commands.importing import importing
 from gguf_export.commands.options import CHAT_TEMPLATE, QUIET, imatrix
 from gguf_export.commands.recipe_options import (
     RecipeOptions,
@@ -15,7 +16,6 @@ from gguf_export.commands.recipe_options import (
 from gguf_export.commands.streams import summary
 from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, option
-from quantize.tracing import span
 
 
 @click.command(cls=Verb)
@@ -68,7 +68,7 @@ def quantize(
     without it, the file is called ggml-model-TYPE.gguf and lies beside IN.gguf. TYPE is a name in any case or a number;
     COPY changes no tensor. A run that was stopped goes on when the same command is given again.
     """
-    with span("import"):
+    with importing():
         from gguf_export.commands.console import ProgressView
         from gguf_export.commands.export_output import print_plan, print_result
         from gguf_export.commands.llama_quantize import parse_words

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from gguf_export.commands.importing import importing
 from gguf_export.commands.options import FILE
 from gguf_export.commands.verb import option
 
@@ -37,11 +38,11 @@ def TRACE(verb: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - an op
 
 def _traced(path: Path, work: Callable[[], Any]) -> Any:
     """Do the work, and write its trace, which begins with the process."""
-    from quantize.tracing import Recorder, process_start, recording, span
+    from quantize.tracing import Recorder, process_start, recording
 
     recorder = Recorder(process_start())
     recorder.add("start", recorder.start, time.perf_counter_ns() - recorder.start, time.process_time_ns(), {})
-    with recording(recorder), span("import"):
+    with recording(recorder), importing():
         from gguf_export.commands.messages import error_line
         from gguf_export.commands.streams import tell
         from gguf_export.files.trace_file import traced

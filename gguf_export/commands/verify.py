@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from gguf_export.commands.completion import file_or, none_name
+from gguf_export.commands.importing import importing
 from gguf_export.commands.options import FILE, JSON, QUIET, jobs, prior
 from gguf_export.commands.trace import TRACE
 from gguf_export.commands.verb import Verb, option
-from quantize.tracing import span
 
 
 @click.command(cls=Verb)
@@ -67,7 +67,7 @@ def verify(
     The exit status is 1 where an error is found; warnings leave it 0. With several files, each finding that --json
     lists names its file.
     """
-    with span("import"):
+    with importing():
         from gguf_export.checking import verify as checking
         from gguf_export.commands.console import ProgressView
         from gguf_export.commands.messages import show_all_findings, show_findings

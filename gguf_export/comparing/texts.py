@@ -15,6 +15,7 @@ from quantize.containers.untrusted import label, quoted
 from quantize.exceptions import LogitsError, TextError
 from quantize.sources.checkpoint import Checkpoint
 from quantize.sources.gguf_file import GGUFFile
+from quantize.tracing import span
 
 __all__ = ["NamedText", "TextChoice", "cut_choice", "own_text"]
 
@@ -105,12 +106,13 @@ def cut_choice(model: Checkpoint | GGUFFile, choice: TextChoice) -> list[Chunks]
     tokenizer = tokenizer_of(model)
     cut = []
     for text in choice.texts:
-        chunks = make_chunks(
-            [read_text_of(model, text.path, choice.chat_template)],
-            tokenizer,
-            n_ctx=choice.n_ctx,
-            n_chunk=choice.n_chunk,
-        )
+        with span("cut text", text=text.name):
+            chunks = make_chunks(
+                [read_text_of(model, text.path, choice.chat_template)],
+                tokenizer,
+                n_ctx=choice.n_ctx,
+                n_chunk=choice.n_chunk,
+            )
         cut.append(replace(chunks, names=(text.name,)))
     return cut
 

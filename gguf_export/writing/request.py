@@ -158,8 +158,7 @@ class Request:
 
     def _source(self) -> ModelFile:
         """The model, opened."""
-        with span("open model"):
-            source = open_stored(self.model)
+        source = open_stored(self.model)
         if source.kind == "gguf" and self.pre is not None:
             message = "means nothing for a GGUF file, which has a tokenizer"
             raise RecipeError(
@@ -244,8 +243,7 @@ class Request:
         text = TextSettings.of(self.text)
         if self.chat_template is not None and text.chat_template is None:
             text = replace(text, chat_template=self.chat_template)
-        with span("cut text"):
-            chunks = cut_text(source, text, self.pre)
+        chunks = cut_text(source, text, self.pre)
         forward = self.forward or ForwardSettings(dtype=best_dtype())
         if not self.feedback:
             return Calibration(chunks, self.prior, forward, texts=tuple(text.files))

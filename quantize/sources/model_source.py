@@ -15,6 +15,7 @@ from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.sources.gguf_file import GGUFFile
 from quantize.sources.hub import local_path
 from quantize.tensors import Array, Rows, TensorSource, TensorSpec
+from quantize.tracing import span
 
 __all__ = ["Kind", "ModelFile", "ModelSource", "open_gguf", "open_source", "open_stored"]
 
@@ -95,12 +96,14 @@ def open_stored(path: Path | str) -> ModelFile:
         GGUFError: the file cannot be read, is damaged, or is a later part.
     """
     if Path(path).is_file():
-        return GGUFFile(path)
+        with span("open model"):
+            return GGUFFile(path)
     path = local_path(path)
     if not os.path.lexists(path):
         remedy = "give the folder of a Hugging Face checkpoint, or a GGUF file"
         raise CheckpointError(str(path), "no such file or folder", remedy)
-    return open_checkpoint(path)
+    with span("open model"):
+        return open_checkpoint(path)
 
 
 def open_gguf(path: Path | str) -> GGUFFile:
@@ -110,7 +113,8 @@ def open_gguf(path: Path | str) -> GGUFFile:
         GGUFError: it cannot be read, is damaged, holds no weights, or is a later part of several.
         DecodeError: the type of a tensor cannot be decoded here.
     """
-    file = GGUFFile(path)
+    with span("open model"):
+        file = GGUFFile(path)
     file.refuse_empty()
     for spec in file.specs():
         if not can_decode(spec.qtype):
