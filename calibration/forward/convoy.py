@@ -184,12 +184,12 @@ class Member:
         return _Seat(source, self)
 
     def settings(self, settings: ForwardSettings) -> ForwardSettings:
-        """Settings as this pass uses them."""
+        """Settings as this pass uses them: nothing is read ahead, for passes take turns by what they read."""
 
         def once(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
             return self.take(("decoded", key), make)  # type: ignore[no-any-return]
 
-        return replace(settings, once=once)
+        return replace(settings, once=once, window=0)
 
 
 def in_convoy(
