@@ -19,6 +19,7 @@ from quantize.engine import n_processor
 from quantize.sources.filling import fill
 from quantize.sources.model_source import ModelSource
 from quantize.tensors import Array, Rows, TensorSpec
+from quantize.tracing import span
 
 __all__ = ["Feeder", "Reader", "Wanted", "make_reader"]
 
@@ -129,6 +130,10 @@ class Feeder(Reader):
 
     def _carry(self, wanted: Wanted, rows: Rows, blocks: Tensor) -> list[Mark]:
         """Read some rows and send them on their way to their place."""
+        with span("read ahead", tensor=wanted.spec.name, expert=wanted.xid, first=rows[0], last=rows[1]):
+            return self._send(wanted, rows, blocks)
+
+    def _send(self, wanted: Wanted, rows: Rows, blocks: Tensor) -> list[Mark]:
         to = blocks[rows[0] : rows[1]].view(-1)
         if to.nbytes <= self._lane.n_bytes:
             with self._lane.buffer() as buffer:

@@ -17,6 +17,7 @@ __all__ = ["ForwardSettings", "best_dtype", "refuse_device"]
 
 WINDOW = 512 << 20
 """Bytes of matrices that are read ahead beside a GPU: four of the larger models' experts."""
+
 LOGIT_BYTES = 768 << 20
 
 

@@ -52,6 +52,16 @@ def test_shares_are_the_same_in_any_company(tmp_path: Path, dtype: torch.dtype) 
     assert collected_bytes(added(alone, chunks)) == collected_bytes(together)
 
 
+def test_no_share_reads_ahead(tmp_path: Path) -> None:
+    """Whatever its settings ask for: matrices that one pass reads early would be another's, too."""
+    source, chunks = open_source(pico_mixtral(tmp_path / "m")), some_chunks(4)
+    found = [
+        collected_bytes(added(collect_shares(source, chunks, share_places(4, 2), settings), chunks))
+        for settings in (SETTINGS, ForwardSettings(window=1 << 20))
+    ]
+    assert found[0] == found[1]
+
+
 def test_the_sum_of_shares_is_that_of_the_text(tmp_path: Path) -> None:
     source, chunks = open_source(pico_mixtral(tmp_path / "m")), some_chunks(9)
     whole = collect_imatrix(source, chunks, settings=SETTINGS)
