@@ -73,6 +73,7 @@ def feed_forward(states: Sequence[StreamState], audience: Audience, bid: int, *,
                 held.append((down, audience.popped(state, down)))
             else:
                 audience.hand_out(state, down)
+            del down  # its bytes would stay beside those of the next expert
     for down, given in held:
         audience.hand_out_with(states[0], down, given)
 
@@ -146,15 +147,22 @@ def _show_gate_and_up(state: StreamState, audience: Audience, share: Share) -> N
 def _expert(state: StreamState, audience: Audience, share: Share) -> Matrix:
     """hidden += weights * expert(normed) of the tokens in its share; returns down, which is not yet handed out."""
     unit = share.unit
-    matrices = [state.read(name, unit.xid) for name in unit.names]
-    gate, up, down = (audience.product(state, matrix) for matrix in matrices)
+    products = []
+    for name in unit.names[:2]:
+        matrix = state.read(name, unit.xid)
+        products.append(audience.product(state, matrix))
+        # All its inputs have been shown: its stored form is given away before the next one is read.
+        audience.hand_out(state, matrix)
+        matrix.drop()
+    gate, up = products
+    last = state.read(unit.names[2], unit.xid)
+    down = audience.product(state, last)
     for group in share.groups():
         x = state.normed_rows(group.tokens)
-        watched = audience.shown(down, state, matrices[2], group.tokens)
+        watched = audience.shown(down, state, last, group.tokens)
         y = layers.expert(x, gate, up, watched, activation=state.graph.activation)
         state.refuse_infinite(y, unit.place, f"blk.{unit.bid}.ffn_", xid=unit.xid)
         if group.weights is not None:
             y = y.float() * group.weights.to(y.device)
         state.add(group.tokens, y)
-    audience.hand_out(state, *matrices[:2])
-    return matrices[2]
+    return last

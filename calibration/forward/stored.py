@@ -41,7 +41,7 @@ class Matrix:
 
     def drop(self) -> None:
         """Free the bytes; `spec` and `xid` stay."""
-        self._blocks = self._blocks[:0]
+        self._blocks = self._blocks[:0].copy()  # a view would keep the whole array
 
     def _decoded(self, blocks: Array) -> Array:
         return decode_stored(blocks, self.spec.qtype, self.spec.n_per_row)
