@@ -14,11 +14,14 @@ from calibration.forward.audience import Audience
 from calibration.forward.graph import Unit
 from calibration.forward.routing import Router
 from calibration.forward.stored import Matrix
-from calibration.forward.stream_state import StreamState, token_groups
+from calibration.forward.stream_state import TOKEN_GROUP, StreamState, token_groups
 from calibration.forward.streams import Given
 from calibration.forward.timings import Stage
 
 __all__ = ["Choice", "Share", "feed_forward", "shares"]
+
+BRIEF = 2 * TOKEN_GROUP
+"""Tokens of an expert for which matrices of 16 bits are widened in pieces: for more, that takes longer than at once."""
 
 
 @dataclass(frozen=True)
@@ -146,17 +149,17 @@ def _show_gate_and_up(state: StreamState, audience: Audience, share: Share) -> N
 
 def _expert(state: StreamState, audience: Audience, share: Share) -> Matrix:
     """hidden += weights * expert(normed) of the tokens in its share; returns down, which is not yet handed out."""
-    unit = share.unit
+    unit, is_brief = share.unit, len(share.tokens) <= BRIEF
     products = []
     for name in unit.names[:2]:
         matrix = state.read(name, unit.xid)
-        products.append(audience.product(state, matrix))
+        products.append(audience.product(state, matrix, is_brief=is_brief))
         # All its inputs have been shown: its stored form is given away before the next one is read.
         audience.hand_out(state, matrix)
         matrix.drop()
     gate, up = products
     last = state.read(unit.names[2], unit.xid)
-    down = audience.product(state, last)
+    down = audience.product(state, last, is_brief=is_brief)
     for group in share.groups():
         x = state.normed_rows(group.tokens)
         watched = audience.shown(down, state, last, group.tokens)

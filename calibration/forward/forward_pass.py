@@ -28,8 +28,11 @@ from quantize.telling import OnProgress, silent
 
 __all__ = ["ForwardPass"]
 
-LOGIT_BYTES = 768 << 20
-"""Memory for the logits of all streams; the output matrix is decoded once per group of chunks."""
+OUTPUT_BYTES = 640 << 20
+"""Memory for the output matrices of all streams, as they are stored, and for their logits.
+
+An output matrix is decoded once per group of chunks.
+"""
 
 MAX_GROUP = 8  # chunks whose logits are in memory at once
 
@@ -202,7 +205,8 @@ class ForwardPass:
             state.normed = state.normed.new_empty(0)  # makes room for logits
         n_scored = self.n_ctx - first
         n_bytes = sum(4 * n_scored * head.spec.n_row for head in heads)  # of a chunk's logits
-        n_group = max(1, min(LOGIT_BYTES // n_bytes, MAX_GROUP)) if on_logits is not None else MAX_GROUP
+        n_free = OUTPUT_BYTES - sum(head.spec.n_row * head.spec.row_bytes for head in heads)
+        n_group = max(1, min(n_free // n_bytes, MAX_GROUP)) if on_logits is not None else MAX_GROUP
         for first_chunk in range(0, len(self.tokens) // self.n_ctx, n_group):
             tokens = self.places[first_chunk * self.n_ctx : (first_chunk + n_group) * self.n_ctx]
             logits = []

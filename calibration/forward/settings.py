@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from quantize.exceptions import DeviceError
+from quantize.tensors import QType
 
 __all__ = ["ForwardSettings", "best_dtype", "refuse_device"]
 
@@ -29,6 +30,10 @@ class ForwardSettings:
     dtype: torch.dtype = torch.float32
     hidden_dtype: torch.dtype = torch.float32
     scratch: Path | None = None
+
+    def widens(self, qtype: QType) -> bool:
+        """Whether products widen matrices of a stored type: those of 16 bits, on the CPU, in float32."""
+        return self.device == "cpu" and self.dtype == torch.float32 and qtype in (QType.BF16, QType.F16)
 
     @property
     def numerics(self) -> str:
