@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from calibration.forward.graph import bias_of
-from calibration.forward.layers import Linear, Product
+from calibration.forward.layers import Linear, Product, Widened
 from calibration.forward.routing import Routing
 from calibration.forward.saved_state import PassState
 from calibration.forward.stored import Matrix
@@ -69,15 +69,21 @@ class Audience:
         self.hand_out(state, matrix)
         return vector
 
-    def product(self, state: StreamState, matrix: Matrix) -> Product:
+    def product(self, state: StreamState, matrix: Matrix, *, is_brief: bool = False) -> Product:
         """The product with a matrix and its bias: the input is rounded as the stream asks, the time is taken.
+
+        With `is_brief` few tokens are multiplied with it, so that it need not be widened as a whole.
 
         The biases of experts lie in one tensor, which is handed out with what is left when the pass is through.
         """
         bias = state.bias(matrix)
         if bias is not None and not matrix.spec.has_experts:
             bias = self.vector(state, bias_of(matrix.spec.name))
-        linear = Linear(state.decoded(matrix, state.settings.dtype), bias)
+        linear: Product
+        if is_brief and state.settings.widens(matrix.spec.qtype):
+            linear = Widened(state.decoded(matrix, None), bias)
+        else:
+            linear = Linear(state.decoded(matrix, state.settings.dtype), bias)
         if self._wants(state):
             matrix.to_host()
         else:

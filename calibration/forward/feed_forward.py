@@ -14,11 +14,14 @@ from calibration.forward.audience import Audience
 from calibration.forward.graph import Unit
 from calibration.forward.routing import Router
 from calibration.forward.stored import Matrix
-from calibration.forward.stream_state import StreamState, token_groups
+from calibration.forward.stream_state import TOKEN_GROUP, StreamState, token_groups
 from calibration.forward.streams import Given
 from calibration.forward.timings import Stage
 
 __all__ = ["Choice", "Share", "feed_forward", "shares"]
+
+BRIEF = 2 * TOKEN_GROUP
+"""Tokens of an expert for which matrices of 16 bits are widened in pieces: for more, that takes longer than at once."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def feed_forward(states: Sequence[StreamState], audience: Audience, bid: int, *,
                 held.append((down, audience.popped(state, down)))
             else:
                 audience.hand_out(state, down)
+            del down  # its bytes would stay beside those of the next expert
     for down, given in held:
         audience.hand_out_with(states[0], down, given)
 
@@ -145,16 +149,23 @@ def _show_gate_and_up(state: StreamState, audience: Audience, share: Share) -> N
 
 def _expert(state: StreamState, audience: Audience, share: Share) -> Matrix:
     """hidden += weights * expert(normed) of the tokens in its share; returns down, which is not yet handed out."""
-    unit = share.unit
-    matrices = [state.read(name, unit.xid) for name in unit.names]
-    gate, up, down = (audience.product(state, matrix) for matrix in matrices)
+    unit, is_brief = share.unit, len(share.tokens) <= BRIEF
+    products = []
+    for name in unit.names[:2]:
+        matrix = state.read(name, unit.xid)
+        products.append(audience.product(state, matrix, is_brief=is_brief))
+        # All its inputs have been shown: its stored form is given away before the next one is read.
+        audience.hand_out(state, matrix)
+        matrix.drop()
+    gate, up = products
+    last = state.read(unit.names[2], unit.xid)
+    down = audience.product(state, last, is_brief=is_brief)
     for group in share.groups():
         x = state.normed_rows(group.tokens)
-        watched = audience.shown(down, state, matrices[2], group.tokens)
+        watched = audience.shown(down, state, last, group.tokens)
         y = layers.expert(x, gate, up, watched, activation=state.graph.activation)
         state.refuse_infinite(y, unit.place, f"blk.{unit.bid}.ffn_", xid=unit.xid)
         if group.weights is not None:
             y = y.float() * group.weights.to(y.device)
         state.add(group.tokens, y)
-    audience.hand_out(state, *matrices[:2])
-    return matrices[2]
+    return last

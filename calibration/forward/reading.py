@@ -178,7 +178,8 @@ class _DeviceMatrix(Matrix):
 
     def drop(self) -> None:
         """See `Matrix`."""
-        self._blocks, self._on_device = self._blocks[:0], None
+        super().drop()
+        self._on_device = None
 
     def _stored(self, rows: Picked) -> Array:
         if self._on_device is None:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from quantize.exceptions import DeviceError
+from quantize.tensors import QType
 
 __all__ = ["ForwardSettings", "best_dtype", "refuse_device"]
 
 WINDOW = 512 << 20
 """Bytes of matrices that are read ahead beside a GPU: four of the larger models' experts."""
 
-LOGIT_BYTES = 768 << 20
+LOGIT_BYTES = 640 << 20
 
 
 def made(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -39,7 +40,8 @@ class ForwardSettings:
             matrix when it is wanted, and decodes it on the CPU. None: `WINDOW` beside a GPU of CUDA, else 0.
         once: gives a decoded matrix by a key and a function that decodes it; passes side by side share one (see
             `convoy`).
-        logit_bytes: memory for the logits of all models; those of one chunk have a place in any case.
+        logit_bytes: memory for the output matrices of all models, as they are stored, and for their logits; those of one
+            chunk have a place in any case.
     """
 
     device: str = "cpu"
@@ -56,6 +58,10 @@ class ForwardSettings:
         if self.window is not None:
             return self.window
         return WINDOW if torch.device(self.device).type == "cuda" else 0
+
+    def widens(self, qtype: QType) -> bool:
+        """Whether products widen matrices of a stored type: those of 16 bits, on the CPU, in float32."""
+        return self.device == "cpu" and self.dtype == torch.float32 and qtype in (QType.BF16, QType.F16)
 
     @property
     def numerics(self) -> str:

@@ -53,7 +53,7 @@ class Matrix:
 
     def drop(self) -> None:
         """Free the bytes; `spec` and `xid` stay."""
-        self._blocks = self._blocks[:0]
+        self._blocks = self._blocks[:0].copy()  # a view would keep the whole array
 
     def _stored(self, rows: Picked) -> Array:
         return self._blocks[rows]

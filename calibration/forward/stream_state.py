@@ -22,10 +22,10 @@ from quantize.exceptions import ActivationError, CheckpointError
 from quantize.hparams import Hparams
 from quantize.tensors import TensorSpec
 
-__all__ = ["StreamState", "token_groups"]
+__all__ = ["TOKEN_GROUP", "StreamState", "token_groups"]
 
 TOKEN_GROUP = 1024  # tokens that go through a matrix at once; larger groups are no faster on a CPU
-VOCAB_BLOCK = 8192  # rows of the output matrix that are widened to float32 at once
+VOCAB_BLOCK = 4096  # rows of the output matrix that are widened to float32 at once
 
 
 def token_groups(tokens: Tensor, n_together: int = 1) -> Iterator[Tensor]:
@@ -95,8 +95,8 @@ class StreamState:
         """Read the output matrix; where the embedding is used again, it may be in memory already."""
         return self.tied or self.read(EMBEDDING if self.is_tied else OUTPUT)
 
-    def decoded(self, matrix: Matrix, dtype: torch.dtype) -> Tensor:
-        """A whole matrix [n_row, n_per_row] on the device."""
+    def decoded(self, matrix: Matrix, dtype: torch.dtype | None) -> Tensor:
+        """A whole matrix [n_row, n_per_row] on the device, in `dtype` or as it is stored."""
         key = (self.index, matrix.spec.name, matrix.xid, dtype)
         with self.timings.measure(Stage.DECODING):
             return self.settings.once(key, lambda: matrix.tensor(self.settings.device, dtype))
