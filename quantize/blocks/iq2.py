@@ -85,7 +85,7 @@ def _room(search: Search, lists: Lists) -> Room:
         np.empty((n_scales, n_groups, LANES), np.uint16),
         np.empty((1, n_groups, LANES), np.uint16),
         np.empty((n_groups, LANES), np.uint16),
-        snap_room(n_scales, n_groups, lists),
+        snap_room(n_scales, lists),
         aligned_floats(size),
         aligned_floats(N_QP_STATE * LANES),
     )

@@ -20,37 +20,42 @@ TWO, THREE = np.float32(2), np.float32(3)
 
 X, ROOT, WX = (r * GROUP for r in range(3))
 """Rows of a cell: x, the weights of the errors, and their products."""
-LEAST, SECOND, WINNER = (r * WIDTH for r in range(3))
+LEAST, SECOND, WINNER, TWICE = (r * WIDTH for r in range(4))
 """Rows of a contest, by scale."""
 
 Eight = tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.float32, np.float32, np.float32]
 
 
 @inlined_leaf
-def draw(patterns: Array, n: int, cell: Array, lines: Array) -> None:
-    """The lines of the first n patterns: WIDTH times A, WIDTH times B, and so on; those beyond are never best."""
-    w, wx = _eight(cell[ROOT:WX]), _eight(cell[WX:])
-    for j in range(0, len(patterns), WIDTH):
-        _draw_row(patterns[j : j + WIDTH], np.int32(n - j), w, wx, lines[2 * j : 2 * (j + WIDTH)])
+def draw(patterns: Array, start: int, n: int, cell: Array, lines: Array) -> None:
+    """The lines of n patterns from `start` on: WIDTH times A, WIDTH times B, and so on.
+
+    The last row is filled up with what follows there; such lines are never best.
+    """
+    w, wx = _eight(cell, ROOT), _eight(cell, WX)
+    for j in range(0, n, WIDTH):
+        _draw_row(patterns, start + j, np.int32(n - j), w, wx, 2 * j, lines)
 
 
 @inlined_leaf
-def _draw_row(patterns: Array, n: np.int32, w: Eight, wx: Eight, lines: Array) -> None:
+def _draw_row(patterns: Array, start: int, n: np.int32, w: Eight, wx: Eight, to: int, lines: Array) -> None:
     for i in range(WIDTH):
-        p = np.int32(patterns[i])
+        p = np.int32(patterns[np.uint64(start + i)])
         ones, twos = _sums_by_level(p, w)
         a = np.float32(ones + THREE * twos)
         ones, twos = _sums_by_level(p, wx)
-        lines[i] = a if np.int32(i) < n else INFINITY
-        lines[WIDTH + i] = np.float32(ones + TWO * twos)
+        lines[np.uint64(to + i)] = a if np.int32(i) < n else INFINITY
+        lines[np.uint64(to + WIDTH + i)] = np.float32(ones + TWO * twos)
 
 
 @inlined
-def _eight(values: Array) -> Eight:
+def _eight(values: Array, start: int) -> Eight:
     """Eight values as scalars, which a loop over lanes keeps in registers."""
     return (
-        *(values[0], values[1], values[2], values[3]),
-        *(values[4], values[5], values[6], values[7]),
+        *(values[np.uint64(start)], values[np.uint64(start + 1)]),
+        *(values[np.uint64(start + 2)], values[np.uint64(start + 3)]),
+        *(values[np.uint64(start + 4)], values[np.uint64(start + 5)]),
+        *(values[np.uint64(start + 6)], values[np.uint64(start + 7)]),
     )
 
 
@@ -75,20 +80,19 @@ def _add_if(total: np.float32, pattern: np.int32, bit: int, value: np.float32) -
 
 
 @inlined_leaf
-def compete(scales: Array, n: int, lines: Array, contest: Array) -> None:
-    """Who of the first n lines is LEAST at each of WIDTH scales, and what the SECOND comes to."""
+def compete(n: int, lines: Array, contest: Array) -> None:
+    """Who of the first n lines is LEAST at each of WIDTH scales, of which TWICE is given; what the SECOND comes to."""
     for i in range(3 * WIDTH):
         contest[i] = INFINITY
     for j in range(0, n, BLOCK):
-        at = 2 * j - j % WIDTH
-        _meet(np.float32(j), scales, lines[at : at + BLOCK], lines[at + WIDTH : at + WIDTH + BLOCK], contest)
+        _meet(np.float32(j), 2 * j - j % WIDTH, lines, contest)
 
 
 @inlined_leaf
-def _meet(first: np.float32, scales: Array, a: Array, b: Array, contest: Array) -> None:
-    a0, b0 = _eight(a), _eight(b)
+def _meet(first: np.float32, at: int, lines: Array, contest: Array) -> None:
+    a0, b0 = _eight(lines, at), _eight(lines, at + WIDTH)
     for i in range(WIDTH):
-        twice = TWO * scales[i]
+        twice = contest[TWICE + i]
         now = contest[LEAST + i], contest[SECOND + i], contest[WINNER + i]
         now = _challenge(twice * a0[0] - b0[0], first, now)
         now = _challenge(twice * a0[1] - b0[1], first + np.float32(1), now)
