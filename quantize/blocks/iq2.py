@@ -21,7 +21,7 @@ from quantize.blocks.iq2_magnitudes import find_max, fold, multiply, weigh_plain
 from quantize.blocks.jit import inlined, kernel, leaf
 from quantize.blocks.lanes import HALF, MAGIC, MAGIC_FIELD, ONE, ZERO
 from quantize.blocks.neighbour_lines import GROUP
-from quantize.blocks.neighbours import Lists, SnapRoom, snap, snap_room
+from quantize.blocks.neighbours import Lists, SnapRoom, carry_over, snap, snap_room
 from quantize.blocks.qp import N_STATE as N_QP_STATE
 from quantize.blocks.qp import make_qp
 from quantize.blocks.tiles import LANES, aligned_floats
@@ -62,6 +62,8 @@ class Room(NamedTuple):
     scales: Array  # float32 [n_scales, LANES]
     rounded: Array  # uint16 [n_scales, n_groups, LANES]
     snapped: Array
+    scale: Array  # float32 [1, LANES]: the best
+    anew: Array  # uint16 [1, n_groups, LANES]: rounded with it
     best: Array  # uint16 [1, n_groups, LANES]
     best_rounded: Array  # uint16 [n_groups, LANES]
     snap: SnapRoom
@@ -70,7 +72,7 @@ class Room(NamedTuple):
 
 
 @kernel
-def _room(search: Search, lists: Lists) -> Room:
+def _room(search: Search) -> Room:
     n, n_groups, n_scales = search.n, search.n // GROUP, 2 * search.reach + 1
     size = n * LANES
     return Room(
@@ -83,9 +85,11 @@ def _room(search: Search, lists: Lists) -> Room:
         aligned_floats(n_scales * LANES).reshape(n_scales, LANES),
         np.empty((n_scales, n_groups, LANES), np.uint16),
         np.empty((n_scales, n_groups, LANES), np.uint16),
+        aligned_floats(LANES).reshape(1, LANES),
+        np.empty((1, n_groups, LANES), np.uint16),
         np.empty((1, n_groups, LANES), np.uint16),
         np.empty((n_groups, LANES), np.uint16),
-        snap_room(n_scales, lists),
+        snap_room(n_scales, n_groups),
         aligned_floats(size),
         aligned_floats(N_QP_STATE * LANES),
     )
@@ -109,7 +113,7 @@ def fit(
     Leaves scales, float32 [n_tiles, n_sub, LANES], not negative; patterns in the codebook, uint16 [n_tiles, 32, LANES];
     and signs, uint8 like these: bit k is set where weight k is negative.
     """
-    room = _room(search, lists)
+    room = _room(search)
     n, n_groups = search.n, search.n // GROUP
     for t in range(len(tiles)):
         for j in range(QK_K // n):
@@ -128,7 +132,7 @@ def fit(
             _begin(search, room)
             snap(room.rounded, room.scales, room.x, room.root, lists, room.snap, room.snapped)
             _judge(search, room)
-            snap(room.rounded[:1], room.scales[:1], room.x, room.root, lists, room.snap, room.best)
+            snap(room.anew, room.scale, room.x, room.root, lists, room.snap, room.best)
             _finish(search, room, scales[t, j], sub_patterns, sub_signs)
 
 
@@ -230,10 +234,10 @@ def _keep_patterns(patterns: Array, state: Array, best: Array) -> None:
 def _judge(search: Search, room: Room) -> None:
     """Find the best scale and its patterns, `best`, and what is rounded once more with that scale.
 
-    These are the groups that were not in the codebook, or all after make_qp_quants. They go to `rounded[0]`, the others
+    These are the groups that were not in the codebook, or all after make_qp_quants. They go to `anew`, the others
     as they are; AGAIN counts them.
     """
-    state, best, best_rounded, rounded = room.state, room.best[0], room.best_rounded, room.rounded[0]
+    state, best, best_rounded, anew = room.state, room.best[0], room.best_rounded, room.anew[0]
     n_groups = len(best)
     for i in range(LANES):
         state[BEST + i] = ZERO
@@ -248,16 +252,17 @@ def _judge(search: Search, room: Room) -> None:
         for g in range(n_groups):
             _keep_patterns(room.rounded[s, g], state, best_rounded[g])
             _keep_patterns(room.snapped[s, g], state, best[g])
-    ids, scales = room.ids[0], room.scales[0]
+    ids, scale = room.ids[0], room.scale[0]
     for i in range(LANES):
         ids[i] = ONE / state[SCALE + i]
-        scales[i] = state[SCALE + i]
-    _round(ids, room.x, rounded)
+        scale[i] = state[SCALE + i]
+    _round(ids, room.x, anew)
+    carry_over(room.rounded, room.snapped, room.scales, room.snap.doubtful, scale, anew)
     for g in range(n_groups):
         for i in range(LANES):
             is_again = (best[g, i] != best_rounded[g, i]) | search.from_qp
             is_again &= state[SCALE + i] > ZERO
-            rounded[g, i] = rounded[g, i] if is_again else best[g, i]
+            anew[g, i] = anew[g, i] if is_again else best[g, i]
             state[AGAIN + i] += ONE if is_again else ZERO
 
 

@@ -13,7 +13,6 @@ from quantize.tensors import Array
 
 GROUP = 8
 WIDTH = 16  # neighbours, or scales, side by side
-BLOCK = 8  # neighbours that meet one after the other
 LARGEST = np.float32(3.4028234663852886e38)  # FLT_MAX
 INFINITY = np.float32(np.inf)
 TWO, THREE = np.float32(2), np.float32(3)
@@ -27,29 +26,19 @@ Eight = tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.flo
 
 
 @inlined_leaf
-def draw(patterns: Array, start: int, n: int, cell: Array, lines: Array) -> None:
-    """The lines of n patterns from `start` on: WIDTH times A, WIDTH times B, and so on.
-
-    The last row is filled up with what follows there; such lines are never best.
-    """
-    w, wx = _eight(cell, ROOT), _eight(cell, WX)
-    for j in range(0, n, WIDTH):
-        _draw_row(patterns, start + j, np.int32(n - j), w, wx, 2 * j, lines)
-
-
-@inlined_leaf
-def _draw_row(patterns: Array, start: int, n: np.int32, w: Eight, wx: Eight, to: int, lines: Array) -> None:
+def draw(patterns: Array, start: int, n: np.int32, w: Eight, wx: Eight, lines: Array) -> None:
+    """The lines of WIDTH patterns from `start` on, A and B; those from n on are never best."""
     for i in range(WIDTH):
         p = np.int32(patterns[np.uint64(start + i)])
         ones, twos = _sums_by_level(p, w)
         a = np.float32(ones + THREE * twos)
         ones, twos = _sums_by_level(p, wx)
-        lines[np.uint64(to + i)] = a if np.int32(i) < n else INFINITY
-        lines[np.uint64(to + WIDTH + i)] = np.float32(ones + TWO * twos)
+        lines[i] = a if np.int32(i) < n else INFINITY
+        lines[WIDTH + i] = np.float32(ones + TWO * twos)
 
 
 @inlined
-def _eight(values: Array, start: int) -> Eight:
+def eight(values: Array, start: int) -> Eight:
     """Eight values as scalars, which a loop over lanes keeps in registers."""
     return (
         *(values[np.uint64(start)], values[np.uint64(start + 1)]),
@@ -80,21 +69,16 @@ def _add_if(total: np.float32, pattern: np.int32, bit: int, value: np.float32) -
 
 
 @inlined_leaf
-def compete(n: int, lines: Array, contest: Array) -> None:
-    """Who of the first n lines is LEAST at each of WIDTH scales, of which TWICE is given; what the SECOND comes to."""
-    for i in range(3 * WIDTH):
-        contest[i] = INFINITY
-    for j in range(0, n, BLOCK):
-        _meet(np.float32(j), 2 * j - j % WIDTH, lines, contest)
+def compete(first: np.float32, lines: Array, contest: Array) -> None:
+    """Who of WIDTH lines, from number `first` on, and those before is LEAST at each scale, what the SECOND comes to.
 
-
-@inlined_leaf
-def _meet(first: np.float32, at: int, lines: Array, contest: Array) -> None:
-    a0, b0 = _eight(lines, at), _eight(lines, at + WIDTH)
+    TWICE of the contest is given.
+    """
+    a0, a1, b0, b1 = eight(lines, 0), eight(lines, 8), eight(lines, WIDTH), eight(lines, WIDTH + 8)
     for i in range(WIDTH):
         twice = contest[TWICE + i]
         now = contest[LEAST + i], contest[SECOND + i], contest[WINNER + i]
-        now = _challenge(twice * a0[0] - b0[0], first, now)
+        now = _challenge(twice * a0[0] - b0[0], first + np.float32(0), now)
         now = _challenge(twice * a0[1] - b0[1], first + np.float32(1), now)
         now = _challenge(twice * a0[2] - b0[2], first + np.float32(2), now)
         now = _challenge(twice * a0[3] - b0[3], first + np.float32(3), now)
@@ -102,6 +86,14 @@ def _meet(first: np.float32, at: int, lines: Array, contest: Array) -> None:
         now = _challenge(twice * a0[5] - b0[5], first + np.float32(5), now)
         now = _challenge(twice * a0[6] - b0[6], first + np.float32(6), now)
         now = _challenge(twice * a0[7] - b0[7], first + np.float32(7), now)
+        now = _challenge(twice * a1[0] - b1[0], first + np.float32(8), now)
+        now = _challenge(twice * a1[1] - b1[1], first + np.float32(9), now)
+        now = _challenge(twice * a1[2] - b1[2], first + np.float32(10), now)
+        now = _challenge(twice * a1[3] - b1[3], first + np.float32(11), now)
+        now = _challenge(twice * a1[4] - b1[4], first + np.float32(12), now)
+        now = _challenge(twice * a1[5] - b1[5], first + np.float32(13), now)
+        now = _challenge(twice * a1[6] - b1[6], first + np.float32(14), now)
+        now = _challenge(twice * a1[7] - b1[7], first + np.float32(15), now)
         contest[LEAST + i] = now[0]
         contest[SECOND + i] = now[1]
         contest[WINNER + i] = now[2]

@@ -15,7 +15,7 @@ import numpy as np
 from quantize.blocks.codebook import Codebook
 from quantize.blocks.jit import inlined, inlined_leaf, leaf
 from quantize.blocks.lanes import ZERO
-from quantize.blocks.neighbour_lines import GROUP, INFINITY
+from quantize.blocks.neighbour_lines import GROUP, INFINITY, TWO
 from quantize.blocks.tiles import LANES
 from quantize.tensors import Array
 
@@ -147,10 +147,11 @@ def _step_first(
 def _costs(
     k: int, pattern: np.int32, scale: np.float32, x: np.float32, weight: np.float32
 ) -> tuple[np.float32, np.float32]:
-    """What a step of weight k costs, up and down."""
-    level = np.int32(np.int32(pattern >> np.int32(2 * k)) & np.int32(3))
-    e = scale * np.float32(np.int32(level + level) + np.int32(1)) - x
-    return weight * (scale + e), weight * (scale - e)
+    """What a step of weight k costs, up and down; both together are 2 * scale * weight."""
+    level = np.float32(np.int32(np.int32(pattern >> np.int32(2 * k)) & np.int32(3)))
+    both = TWO * scale * weight
+    up = both * level + (both - weight * x)
+    return up, both - up
 
 
 @inlined

@@ -31,6 +31,7 @@ from quantize.blocks.codebook import Codebook, codebook
 from quantize.blocks.jit import inlined, inlined_leaf, kernel, leaf
 from quantize.blocks.neighbour_lines import (
     GROUP,
+    INFINITY,
     LEAST,
     ROOT,
     SECOND,
@@ -42,6 +43,7 @@ from quantize.blocks.neighbour_lines import (
     X,
     compete,
     draw,
+    eight,
     exact,
 )
 from quantize.blocks.neighbour_steps import (
@@ -76,7 +78,6 @@ class Lists(NamedTuple):
     whole: Array  # int32 [1 << 16], by pattern: the place of the whole list
     is_shorter: bool  # whether any list could be shortened
     patterns: Array  # uint16 [n, WIDTH]; a place is the first of a list's rows << LENGTH_BITS | its length
-    longest: int  # list
 
 
 @cache
@@ -92,7 +93,6 @@ def lists(qtype: QType) -> Lists:
         _places(book, starts_2 + starts_1[-1]),
         len(shortened) < len(book.neighbours),
         book.patterns[np.concatenate([neighbours_1, neighbours_2])].reshape(-1, WIDTH),
-        int(np.diff(book.starts).max()),
     )
 
 
@@ -141,17 +141,18 @@ class SnapRoom(NamedTuple):
     cell: Array  # float32 [3 * 8]: of one cell x, weights, and weight * x
     scales: Array  # float32 [LANES * MOST_SCALES]
     contest: Array  # float32 [4 * WIDTH]
-    lines: Array  # float32
+    lines: Array  # float32 [2 * WIDTH]
+    doubtful: Array  # bool [n_groups, LANES]: where the best was not ahead of the others by more than rounding errors
 
 
 LANE, FIRST, LAST, PLACE, PATTERN, TOUCHED, IS_UNSURE = range(7)
-"""Of a job: the lane, first and last scale, the place of the list, the pattern, the list's first, and whether a step costs
-nearly nothing."""
+"""Of a job: the lane, first and last scale, the place of the list, the pattern, the list's first, and whether a step
+costs nearly nothing."""
 N_JOB = 7
 
 
 @kernel
-def snap_room(n_scales: int, lists: Lists) -> SnapRoom:
+def snap_room(n_scales: int, n_groups: int) -> SnapRoom:
     """Room for `snap`."""
     return SnapRoom(
         aligned_floats(N_STATE * LANES).view(np.int32),
@@ -160,7 +161,8 @@ def snap_room(n_scales: int, lists: Lists) -> SnapRoom:
         aligned_floats(3 * GROUP),
         np.ones(LANES * MOST_SCALES, np.float32),
         aligned_floats(4 * WIDTH),
-        aligned_floats(2 * (lists.longest + WIDTH)),
+        aligned_floats(2 * WIDTH),
+        np.empty((n_groups, LANES), np.bool_),
     )
 
 
@@ -186,12 +188,50 @@ def snap(
         part = slice(g * GROUP * LANES, (g + 1) * GROUP * LANES)
         _step(g, rounded, scales, x[part], root[part], lists, room.state, snapped)
         n_jobs = _find_jobs(g, rounded, lists, room)
+        for i in range(LANES):
+            room.doubtful[g, i] = False
         lane = np.int64(-1)
         for n in range(n_jobs):
             if room.jobs[n, LANE] != lane:
                 lane = np.int64(room.jobs[n, LANE])
                 _open_cell(g, lane, x, root, room.cell)
-            _snap_run(room.jobs[n], lists, room, snapped[:, g, lane])
+            _snap_run(room.jobs[n], lists, room, snapped[:, g, lane], room.doubtful[g])
+
+
+@leaf
+def carry_over(
+    rounded: Array, snapped: Array, scales: Array, doubtful: Array, scale: Array, patterns: Array
+) -> None:
+    """Snap patterns [n_groups, LANES], rounded with the scales [LANES], where `snap` has found the best already.
+
+    That is where the scale lies between two neighbouring ones of `scales`, and at both the pattern was the same and so
+    was its best neighbour: differences of errors are lines over the scale.
+    """
+    for g in range(len(patterns)):
+        for s in range(len(rounded) - 1):
+            _carry_over(
+                *(rounded[s, g], rounded[s + 1, g], snapped[s, g], snapped[s + 1, g]),
+                *(scales[s], scales[s + 1], doubtful[g], scale, patterns[g]),
+            )
+
+
+@inlined_leaf
+def _carry_over(
+    rounded_0: Array,
+    rounded_1: Array,
+    snapped_0: Array,
+    snapped_1: Array,
+    high: Array,
+    low: Array,
+    doubtful: Array,
+    scale: Array,
+    patterns: Array,
+) -> None:
+    for i in range(LANES):
+        pattern, best = patterns[i], snapped_0[i]
+        is_known = (rounded_0[i] == pattern) & (rounded_1[i] == pattern) & (snapped_1[i] == best)
+        is_known &= (scale[i] <= high[i]) & (scale[i] >= low[i]) & (not doubtful[i])
+        patterns[i] = best if is_known else pattern
 
 
 @leaf
@@ -271,7 +311,7 @@ def _is_sure(pattern: np.int32, high: np.float32, low: np.float32, cell: Array) 
 
 
 @inlined_leaf
-def _snap_run(job: Array, lists: Lists, room: SnapRoom, snapped: Array) -> None:
+def _snap_run(job: Array, lists: Lists, room: SnapRoom, snapped: Array, doubtful: Array) -> None:
     """Snap a pattern at the scales of a job."""
     first, last, place, lane = (
         np.int64(job[FIRST]),
@@ -282,19 +322,25 @@ def _snap_run(job: Array, lists: Lists, room: SnapRoom, snapped: Array) -> None:
     by_lane, tolerance = lane * MOST_SCALES, np.int32(room.state[TOLERATED + lane]).view(np.float32)
     if job[IS_UNSURE] and lists.is_shorter:
         high, low = room.scales[by_lane + first], room.scales[by_lane + last]
+        doubtful[lane] = True
         if not _is_sure(job[PATTERN], high, low, room.cell):
             place = np.int64(lists.whole[job[PATTERN]])
     start, n = (place >> LENGTH_BITS) * WIDTH, place & LENGTH
     patterns = lists.patterns.reshape(-1)
-    draw(patterns, start, n, room.cell, room.lines)
+    w, wx = eight(room.cell, ROOT), eight(room.cell, WX)
     for begin in range(first, last + 1, WIDTH):
         for i in range(WIDTH):
             room.contest[TWICE + i] = TWO * room.scales[np.uint64(by_lane + begin + i)]
-        compete(n, room.lines, room.contest)
+        for i in range(3 * WIDTH):
+            room.contest[i] = INFINITY
+        for j in range(0, n, WIDTH):
+            draw(patterns, start + j, np.int32(n - j), w, wx, room.lines)
+            compete(np.float32(j), room.lines, room.contest)
         for i in range(min(WIDTH, last + 1 - begin)):
             lead, best = room.contest[SECOND + i] - room.contest[LEAST + i], room.contest[WINNER + i]
             at = np.int64(best)
             if not lead > tolerance:
+                doubtful[lane] = True
                 at = np.int64(
                     exact(room.scales[by_lane + begin + i], n, patterns[start : start + n], room.cell)
                 )
