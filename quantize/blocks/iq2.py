@@ -72,7 +72,7 @@ class Room(NamedTuple):
 
 
 @kernel
-def _room(search: Search) -> Room:
+def _room(search: Search, lists: Lists) -> Room:
     n, n_groups, n_scales = search.n, search.n // GROUP, 2 * search.reach + 1
     size = n * LANES
     return Room(
@@ -89,7 +89,7 @@ def _room(search: Search) -> Room:
         np.empty((1, n_groups, LANES), np.uint16),
         np.empty((1, n_groups, LANES), np.uint16),
         np.empty((n_groups, LANES), np.uint16),
-        snap_room(n_scales, n_groups),
+        snap_room(n_scales, n_groups, lists),
         aligned_floats(size),
         aligned_floats(N_QP_STATE * LANES),
     )
@@ -113,7 +113,7 @@ def fit(
     Leaves scales, float32 [n_tiles, n_sub, LANES], not negative; patterns in the codebook, uint16 [n_tiles, 32, LANES];
     and signs, uint8 like these: bit k is set where weight k is negative.
     """
-    room = _room(search)
+    room = _room(search, lists)
     n, n_groups = search.n, search.n // GROUP
     for t in range(len(tiles)):
         for j in range(QK_K // n):

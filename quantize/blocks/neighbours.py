@@ -31,7 +31,6 @@ from quantize.blocks.codebook import Codebook, codebook
 from quantize.blocks.jit import inlined, inlined_leaf, kernel, leaf
 from quantize.blocks.neighbour_lines import (
     GROUP,
-    INFINITY,
     LEAST,
     ROOT,
     SECOND,
@@ -43,7 +42,6 @@ from quantize.blocks.neighbour_lines import (
     X,
     compete,
     draw,
-    eight,
     exact,
 )
 from quantize.blocks.neighbour_steps import (
@@ -77,6 +75,7 @@ class Lists(NamedTuple):
     table: Array  # int32 [2 << 16]: two for each pattern, the steps (see `steps_of`), and the place of its short list
     whole: Array  # int32 [1 << 16], by pattern: the place of the whole list
     is_shorter: bool  # whether any list could be shortened
+    longest: int  # list
     patterns: Array  # uint16 [n, WIDTH]; a place is the first of a list's rows << LENGTH_BITS | its length
 
 
@@ -92,6 +91,7 @@ def lists(qtype: QType) -> Lists:
         table.reshape(-1),
         _places(book, starts_2 + starts_1[-1]),
         len(shortened) < len(book.neighbours),
+        int(np.diff(book.starts).max()),
         book.patterns[np.concatenate([neighbours_1, neighbours_2])].reshape(-1, WIDTH),
     )
 
@@ -141,7 +141,8 @@ class SnapRoom(NamedTuple):
     cell: Array  # float32 [3 * 8]: of one cell x, weights, and weight * x
     scales: Array  # float32 [LANES * MOST_SCALES]
     contest: Array  # float32 [4 * WIDTH]
-    lines: Array  # float32 [2 * WIDTH]
+    lines: Array  # float32
+    errors: Array  # float32
     doubtful: Array  # bool [n_groups, LANES]: where the best was not ahead of the others by more than rounding errors
 
 
@@ -152,7 +153,7 @@ N_JOB = 7
 
 
 @kernel
-def snap_room(n_scales: int, n_groups: int) -> SnapRoom:
+def snap_room(n_scales: int, n_groups: int, lists: Lists) -> SnapRoom:
     """Room for `snap`."""
     return SnapRoom(
         aligned_floats(N_STATE * LANES).view(np.int32),
@@ -161,7 +162,8 @@ def snap_room(n_scales: int, n_groups: int) -> SnapRoom:
         aligned_floats(3 * GROUP),
         np.ones(LANES * MOST_SCALES, np.float32),
         aligned_floats(4 * WIDTH),
-        aligned_floats(2 * WIDTH),
+        aligned_floats(2 * (lists.longest + WIDTH)),
+        aligned_floats(lists.longest + WIDTH),
         np.empty((n_groups, LANES), np.bool_),
     )
 
@@ -327,21 +329,17 @@ def _snap_run(job: Array, lists: Lists, room: SnapRoom, snapped: Array, doubtful
             place = np.int64(lists.whole[job[PATTERN]])
     start, n = (place >> LENGTH_BITS) * WIDTH, place & LENGTH
     patterns = lists.patterns.reshape(-1)
-    w, wx = eight(room.cell, ROOT), eight(room.cell, WX)
+    draw(patterns, start, n, room.cell, room.lines)
     for begin in range(first, last + 1, WIDTH):
         for i in range(WIDTH):
             room.contest[TWICE + i] = TWO * room.scales[np.uint64(by_lane + begin + i)]
-        for i in range(3 * WIDTH):
-            room.contest[i] = INFINITY
-        for j in range(0, n, WIDTH):
-            draw(patterns, start + j, np.int32(n - j), w, wx, room.lines)
-            compete(np.float32(j), room.lines, room.contest)
+        compete(n, room.lines, room.contest)
         for i in range(min(WIDTH, last + 1 - begin)):
             lead, best = room.contest[SECOND + i] - room.contest[LEAST + i], room.contest[WINNER + i]
             at = np.int64(best)
             if not lead > tolerance:
                 doubtful[lane] = True
                 at = np.int64(
-                    exact(room.scales[by_lane + begin + i], n, patterns[start : start + n], room.cell)
+                    exact(room.scales[by_lane + begin + i], start, n, patterns, room.cell, room.errors)
                 )
             snapped[begin + i] = patterns[np.uint64(start + at)]
