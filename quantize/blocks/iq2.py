@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from quantize.blocks.error_weights import load_importance, spread
-from quantize.blocks.iq2_magnitudes import find_max, fold, multiply, weigh_plain
 from quantize.blocks.jit import inlined, kernel, leaf
 from quantize.blocks.lanes import HALF, MAGIC, MAGIC_FIELD, ONE, ZERO
+from quantize.blocks.magnitudes import find_max, fold, multiply, weigh_plain
 from quantize.blocks.neighbour_lines import GROUP
-from quantize.blocks.neighbours import Lists, SnapRoom, carry_over, snap, snap_room
+from quantize.blocks.neighbour_lists import Lists
+from quantize.blocks.neighbours import SnapRoom, carry_over, snap, snap_room
 from quantize.blocks.qp import N_STATE as N_QP_STATE
 from quantize.blocks.qp import make_qp
 from quantize.blocks.tiles import LANES, aligned_floats
