@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from quantize.blocks.error_weights import load_importance, spread
-from quantize.blocks.iq2_magnitudes import find_max, fold, multiply, weigh_plain
 from quantize.blocks.jit import inlined, kernel, leaf
 from quantize.blocks.lanes import HALF, MAGIC, MAGIC_FIELD, ONE, ZERO
+from quantize.blocks.magnitudes import find_max, fold, multiply, weigh_plain
 from quantize.blocks.neighbour_lines import GROUP
-from quantize.blocks.neighbours import Lists, SnapRoom, snap, snap_room
+from quantize.blocks.neighbour_lists import Lists
+from quantize.blocks.neighbours import SnapRoom, carry_over, snap, snap_room
 from quantize.blocks.qp import N_STATE as N_QP_STATE
 from quantize.blocks.qp import make_qp
 from quantize.blocks.tiles import LANES, aligned_floats
@@ -62,6 +63,8 @@ class Room(NamedTuple):
     scales: Array  # float32 [n_scales, LANES]
     rounded: Array  # uint16 [n_scales, n_groups, LANES]
     snapped: Array
+    scale: Array  # float32 [1, LANES]: the best
+    anew: Array  # uint16 [1, n_groups, LANES]: rounded with it
     best: Array  # uint16 [1, n_groups, LANES]
     best_rounded: Array  # uint16 [n_groups, LANES]
     snap: SnapRoom
@@ -83,6 +86,8 @@ def _room(search: Search, lists: Lists) -> Room:
         aligned_floats(n_scales * LANES).reshape(n_scales, LANES),
         np.empty((n_scales, n_groups, LANES), np.uint16),
         np.empty((n_scales, n_groups, LANES), np.uint16),
+        aligned_floats(LANES).reshape(1, LANES),
+        np.empty((1, n_groups, LANES), np.uint16),
         np.empty((1, n_groups, LANES), np.uint16),
         np.empty((n_groups, LANES), np.uint16),
         snap_room(n_scales, n_groups, lists),
@@ -128,7 +133,7 @@ def fit(
             _begin(search, room)
             snap(room.rounded, room.scales, room.x, room.root, lists, room.snap, room.snapped)
             _judge(search, room)
-            snap(room.rounded[:1], room.scales[:1], room.x, room.root, lists, room.snap, room.best)
+            snap(room.anew, room.scale, room.x, room.root, lists, room.snap, room.best)
             _finish(search, room, scales[t, j], sub_patterns, sub_signs)
 
 
@@ -230,10 +235,10 @@ def _keep_patterns(patterns: Array, state: Array, best: Array) -> None:
 def _judge(search: Search, room: Room) -> None:
     """Find the best scale and its patterns, `best`, and what is rounded once more with that scale.
 
-    These are the groups that were not in the codebook, or all after make_qp_quants. They go to `rounded[0]`, the others
+    These are the groups that were not in the codebook, or all after make_qp_quants. They go to `anew`, the others
     as they are; AGAIN counts them.
     """
-    state, best, best_rounded, rounded = room.state, room.best[0], room.best_rounded, room.rounded[0]
+    state, best, best_rounded, anew = room.state, room.best[0], room.best_rounded, room.anew[0]
     n_groups = len(best)
     for i in range(LANES):
         state[BEST + i] = ZERO
@@ -248,16 +253,17 @@ def _judge(search: Search, room: Room) -> None:
         for g in range(n_groups):
             _keep_patterns(room.rounded[s, g], state, best_rounded[g])
             _keep_patterns(room.snapped[s, g], state, best[g])
-    ids, scales = room.ids[0], room.scales[0]
+    ids, scale = room.ids[0], room.scale[0]
     for i in range(LANES):
         ids[i] = ONE / state[SCALE + i]
-        scales[i] = state[SCALE + i]
-    _round(ids, room.x, rounded)
+        scale[i] = state[SCALE + i]
+    _round(ids, room.x, anew)
+    carry_over(room.rounded, room.snapped, room.scales, room.snap.doubtful, scale, anew)
     for g in range(n_groups):
         for i in range(LANES):
             is_again = (best[g, i] != best_rounded[g, i]) | search.from_qp
             is_again &= state[SCALE + i] > ZERO
-            rounded[g, i] = rounded[g, i] if is_again else best[g, i]
+            anew[g, i] = anew[g, i] if is_again else best[g, i]
             state[AGAIN + i] += ONE if is_again else ZERO
 
 

@@ -18,7 +18,7 @@ from quantize.blocks.iq2 import N_GROUPS, QK_K, Search, fit
 from quantize.blocks.jit import inlined, inlined_leaf, kernel
 from quantize.blocks.lanes import HALF, MAGIC, MAGIC_FIELD, ONE, ZERO
 from quantize.blocks.neighbour_lines import GROUP
-from quantize.blocks.neighbours import lists
+from quantize.blocks.neighbour_lists import lists
 from quantize.blocks.tiles import LANES
 from quantize.tensors import Array, QType
 

@@ -27,6 +27,7 @@ from quantize.blocks.iq3_search import (
     FIFTEEN,
     N_GROUPS,
     N_STATE,
+    TOP,
     N,
     Room,
     Search,
@@ -36,11 +37,11 @@ from quantize.blocks.iq3_search import (
 )
 from quantize.blocks.jit import kernel
 from quantize.blocks.lanes import ZERO
-from quantize.blocks.tiles import LANES, aligned_floats, row
+from quantize.blocks.magnitudes import SIGNED, find_max, fold, multiply
+from quantize.blocks.tiles import LANES, aligned_floats
 from quantize.tensors import Array, QType
 
 QK_K, N_SUB = 256, 8
-SIGNED = 8  # weights whose signs make a byte
 
 
 class Fit(NamedTuple):
@@ -102,6 +103,8 @@ def _fit(
 ) -> None:
     size, n_scales = N * LANES, 2 * search.reach + 1
     room, state = _room(n_scales), aligned_floats(N_STATE)
+    for c in range(N_SCALES):
+        state[TOP + c] = tops[c]
     for t in range(len(tiles)):
         for j in range(N_SUB):
             x, w = tiles[t][j * size : (j + 1) * size], room.w
@@ -113,49 +116,14 @@ def _fit(
             signs = fit.signs[t][j * N // SIGNED : (j + 1) * N // SIGNED]
             for g in range(N // SIGNED):
                 part = slice(g * SIGNED * LANES, (g + 1) * SIGNED * LANES)
-                _fold(x[part], w[part], search.even_signs, room.x[part], signs[g])
-            _prepare(room.x, w, room.wx, room.root, room.high)
+                fold(x[part], w[part], search.even_signs, room.x[part], signs[g])
+            multiply(room.x, w, room.wx, room.root)
+            find_max(N, room.x, room.high)
             round_groups(n_scales, tops, room.high, room.x, room.patterns, room.changes)
-            search_scales(search, tops, room, cells, state)
+            search_scales(search, room, cells, state)
             replace_anew(room, cells)
             codes = fit.codes[t][j * N_GROUPS : (j + 1) * N_GROUPS]
             _finish(search.eps, room, fit.scales[t, j], fit.is_zero[t, j], codes, signs)
-
-
-@kernel
-def _fold(x: Array, w: Array, even_signs: bool, magnitudes: Array, signs: Array) -> None:
-    """Magnitudes and signs of eight weights."""
-    for i in range(LANES):
-        sign, is_odd, at = np.int32(0), np.int32(0), np.int32(0)
-        least = w[i] * x[i] * x[i]
-        for k in range(SIGNED):
-            v = x[k * LANES + i]
-            negative = np.int32(1) if v < ZERO else np.int32(0)
-            sign |= np.int32(negative << np.int32(k))
-            is_odd ^= negative
-            this = w[k * LANES + i] * v * v
-            at = np.int32(k) if this < least else at
-            least = this if this < least else least
-        turned = np.int32(is_odd << at) if even_signs else np.int32(0)
-        sign ^= turned
-        for k in range(SIGNED):
-            v = x[k * LANES + i]
-            magnitudes[k * LANES + i] = -v if sign >> np.int32(k) & np.int32(1) else v
-        signs[i] = np.uint8(sign)
-
-
-@kernel
-def _prepare(x: Array, w: Array, wx: Array, root: Array, high: Array) -> None:
-    for k in range(N * LANES):
-        wx[k] = w[k] * x[k]
-    for k in range(N * LANES):
-        root[k] = np.sqrt(w[k])
-    for i in range(LANES):
-        high[i] = x[i]
-    for k in range(1, N):
-        xs = row(x, k)
-        for i in range(LANES):
-            high[i] = high[i] if high[i] > xs[i] else xs[i]
 
 
 @kernel

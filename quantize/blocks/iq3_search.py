@@ -38,8 +38,8 @@ from quantize.tensors import Array
 N = 32  # weights of a sub-block
 N_GROUPS = N // GROUP
 FIFTEEN = np.float32(15)
-SUM_LX, SUM_L2 = 3 * ROW, 4 * ROW  # rows of the state of a search, behind those of `find`
-N_STATE = 5 * ROW
+SUM_LX, SUM_L2, TOP = 3 * ROW, 4 * ROW, 5 * ROW  # rows of the state of a search, behind those of `find`
+N_STATE = 6 * ROW
 
 
 class Search(NamedTuple):
@@ -101,12 +101,13 @@ def _mark_changes(k: int, c: int, bit: np.int32, patterns: Array, changes: Array
 
 
 @kernel
-def search_scales(search: Search, tops: Array, room: Room, cells: Cells, state: Array) -> None:
+def search_scales(search: Search, room: Room, cells: Cells, state: Array) -> None:
     """Try all scales, and leave the best with its entries, and which of the groups to replace once more."""
     x, w, wx, root, high = room.x, room.w, room.wx, room.root, room.high
     scale, patterns, changes, found, anew = room.scale, room.patterns, room.changes, room.found, room.anew
     entries, lists, neighbours = cells.entries, cells.lists, cells.neighbours
     n_scales, eps, all_anew = 2 * search.reach + 1, search.eps, search.all_anew
+    n_columns = (n_scales + WIDTH - 1) // WIDTH * WIDTH
     packed, bits = np.empty(N_GROUPS * ROW, np.int32), state.view(np.int32)
     no_codes = entries.view(np.int32)[GROUP]
     for i in range(LANES):
@@ -116,7 +117,7 @@ def search_scales(search: Search, tops: Array, room: Room, cells: Cells, state: 
                 found[k, i] = 0
                 anew[k, i] = False
             continue
-        _start(high[i], tops, state)
+        _start(n_columns, high[i], state)
         for k in range(N_GROUPS):
             group, a = four(x, k, i), four(root, k, i)
             left, start, place = int(changes[k, i]) | 1 << n_scales, 0, lists[np.uint64(patterns[k, 0, i])]
@@ -150,9 +151,10 @@ def _lowest(bits: int) -> int:
 
 
 @inlined
-def _start(high: np.float32, tops: Array, state: Array) -> None:
-    for c in range(N_SCALES):
-        inverse = tops[c] / high
+def _start(n_columns: int, high: np.float32, state: Array) -> None:
+    # a number of columns that LLVM does not know: it would unroll the loop, and make no vectors
+    for c in range(n_columns):
+        inverse = state[TOP + c] / high
         state[SCALE + c] = ONE / inverse
         state[SUM_LX + c] = ZERO
         state[SUM_L2 + c] = ZERO

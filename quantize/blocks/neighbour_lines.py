@@ -13,44 +13,48 @@ from quantize.tensors import Array
 
 GROUP = 8
 WIDTH = 16  # neighbours, or scales, side by side
-BLOCK = 8  # neighbours that meet one after the other
 LARGEST = np.float32(3.4028234663852886e38)  # FLT_MAX
 INFINITY = np.float32(np.inf)
 TWO, THREE = np.float32(2), np.float32(3)
 
 X, ROOT, WX = (r * GROUP for r in range(3))
 """Rows of a cell: x, the weights of the errors, and their products."""
-LEAST, SECOND, WINNER = (r * WIDTH for r in range(3))
+LEAST, SECOND, WINNER, TWICE = (r * WIDTH for r in range(4))
 """Rows of a contest, by scale."""
 
 Eight = tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.float32, np.float32, np.float32]
 
 
 @inlined_leaf
-def draw(patterns: Array, n: int, cell: Array, lines: Array) -> None:
-    """The lines of the first n patterns: WIDTH times A, WIDTH times B, and so on; those beyond are never best."""
-    w, wx = _eight(cell[ROOT:WX]), _eight(cell[WX:])
-    for j in range(0, len(patterns), WIDTH):
-        _draw_row(patterns[j : j + WIDTH], np.int32(n - j), w, wx, lines[2 * j : 2 * (j + WIDTH)])
+def draw(patterns: Array, start: int, n: int, cell: Array, lines: Array) -> None:
+    """The lines of n patterns from `start` on: WIDTH times A, WIDTH times B, and so on.
+
+    The last row is filled up with what follows there; such lines are never best.
+    """
+    w, wx = eight(cell, ROOT), eight(cell, WX)
+    for j in range(0, n, WIDTH):
+        _draw_row(patterns, start + j, np.int32(n - j), w, wx, 2 * j, lines)
 
 
 @inlined_leaf
-def _draw_row(patterns: Array, n: np.int32, w: Eight, wx: Eight, lines: Array) -> None:
+def _draw_row(patterns: Array, start: int, n: np.int32, w: Eight, wx: Eight, to: int, lines: Array) -> None:
     for i in range(WIDTH):
-        p = np.int32(patterns[i])
+        p = np.int32(patterns[np.uint64(start + i)])
         ones, twos = _sums_by_level(p, w)
         a = np.float32(ones + THREE * twos)
         ones, twos = _sums_by_level(p, wx)
-        lines[i] = a if np.int32(i) < n else INFINITY
-        lines[WIDTH + i] = np.float32(ones + TWO * twos)
+        lines[np.uint64(to + i)] = a if np.int32(i) < n else INFINITY
+        lines[np.uint64(to + WIDTH + i)] = np.float32(ones + TWO * twos)
 
 
 @inlined
-def _eight(values: Array) -> Eight:
+def eight(values: Array, start: int) -> Eight:
     """Eight values as scalars, which a loop over lanes keeps in registers."""
     return (
-        *(values[0], values[1], values[2], values[3]),
-        *(values[4], values[5], values[6], values[7]),
+        *(values[np.uint64(start)], values[np.uint64(start + 1)]),
+        *(values[np.uint64(start + 2)], values[np.uint64(start + 3)]),
+        *(values[np.uint64(start + 4)], values[np.uint64(start + 5)]),
+        *(values[np.uint64(start + 6)], values[np.uint64(start + 7)]),
     )
 
 
@@ -75,32 +79,44 @@ def _add_if(total: np.float32, pattern: np.int32, bit: int, value: np.float32) -
 
 
 @inlined_leaf
-def compete(scales: Array, n: int, lines: Array, contest: Array) -> None:
-    """Who of the first n lines is LEAST at each of WIDTH scales, and what the SECOND comes to."""
+def compete(n: int, lines: Array, contest: Array) -> None:
+    """Who of the first n lines is LEAST at each of WIDTH scales, of which TWICE is given; what the SECOND comes to."""
     for i in range(3 * WIDTH):
         contest[i] = INFINITY
-    for j in range(0, n, BLOCK):
-        at = 2 * j - j % WIDTH
-        _meet(np.float32(j), scales, lines[at : at + BLOCK], lines[at + WIDTH : at + WIDTH + BLOCK], contest)
+    for j in range(0, n, WIDTH):
+        _meet(np.float32(j), 2 * j, lines, contest)
 
 
 @inlined_leaf
-def _meet(first: np.float32, scales: Array, a: Array, b: Array, contest: Array) -> None:
-    a0, b0 = _eight(a), _eight(b)
+def _meet(first: np.float32, at: int, lines: Array, contest: Array) -> None:
+    a0, a1, b0, b1 = (
+        eight(lines, at),
+        eight(lines, at + 8),
+        eight(lines, at + WIDTH),
+        eight(lines, at + WIDTH + 8),
+    )
     for i in range(WIDTH):
-        twice = TWO * scales[i]
-        now = contest[LEAST + i], contest[SECOND + i], contest[WINNER + i]
-        now = _challenge(twice * a0[0] - b0[0], first, now)
-        now = _challenge(twice * a0[1] - b0[1], first + np.float32(1), now)
-        now = _challenge(twice * a0[2] - b0[2], first + np.float32(2), now)
-        now = _challenge(twice * a0[3] - b0[3], first + np.float32(3), now)
-        now = _challenge(twice * a0[4] - b0[4], first + np.float32(4), now)
-        now = _challenge(twice * a0[5] - b0[5], first + np.float32(5), now)
-        now = _challenge(twice * a0[6] - b0[6], first + np.float32(6), now)
-        now = _challenge(twice * a0[7] - b0[7], first + np.float32(7), now)
+        twice, before = contest[TWICE + i], contest[WINNER + i]
+        now = contest[LEAST + i], contest[SECOND + i], np.float32(-1)
+        now = _challenge(twice * a0[0] - b0[0], np.float32(0), now)
+        now = _challenge(twice * a0[1] - b0[1], np.float32(1), now)
+        now = _challenge(twice * a0[2] - b0[2], np.float32(2), now)
+        now = _challenge(twice * a0[3] - b0[3], np.float32(3), now)
+        now = _challenge(twice * a0[4] - b0[4], np.float32(4), now)
+        now = _challenge(twice * a0[5] - b0[5], np.float32(5), now)
+        now = _challenge(twice * a0[6] - b0[6], np.float32(6), now)
+        now = _challenge(twice * a0[7] - b0[7], np.float32(7), now)
+        now = _challenge(twice * a1[0] - b1[0], np.float32(8), now)
+        now = _challenge(twice * a1[1] - b1[1], np.float32(9), now)
+        now = _challenge(twice * a1[2] - b1[2], np.float32(10), now)
+        now = _challenge(twice * a1[3] - b1[3], np.float32(11), now)
+        now = _challenge(twice * a1[4] - b1[4], np.float32(12), now)
+        now = _challenge(twice * a1[5] - b1[5], np.float32(13), now)
+        now = _challenge(twice * a1[6] - b1[6], np.float32(14), now)
+        now = _challenge(twice * a1[7] - b1[7], np.float32(15), now)
         contest[LEAST + i] = now[0]
         contest[SECOND + i] = now[1]
-        contest[WINNER + i] = now[2]
+        contest[WINNER + i] = before if now[2] < ZERO else now[2] + first
 
 
 @inlined
@@ -116,15 +132,41 @@ def _challenge(
 
 
 @leaf
-def exact(scale: np.float32, n: int, patterns: Array, cell: Array) -> int:
-    """The place of the first neighbour with the least error, summed as ggml does; 0 where it aborts: all overflow."""
+def exact(scale: np.float32, start: int, n: int, patterns: Array, cell: Array, errors: Array) -> int:
+    """The place of the first neighbour with the least error, summed as ggml does; 0 where it aborts: all overflow.
+
+    `errors` [n, filled up to a multiple of WIDTH] is scratch.
+    """
+    x, w = eight(cell, X), eight(cell, ROOT)
+    for j in range(0, n, WIDTH):
+        _errors(scale, start + j, x, w, j, patterns, errors)
     least, place = LARGEST, 0
     for j in range(n):
-        error = np.float32(0)
-        for k in range(GROUP):
-            q = np.float32(2 * (patterns[j] >> 2 * k & 3) + 1)
-            diff = scale * q - cell[X + k]
-            error += cell[ROOT + k] * diff * diff
-        if error < least:
-            least, place = error, j
+        error = errors[j]
+        place = j if error < least else place
+        least = error if error < least else least
     return place
+
+
+@inlined_leaf
+def _errors(
+    scale: np.float32, start: int, x: Eight, w: Eight, to: int, patterns: Array, errors: Array
+) -> None:
+    for i in range(WIDTH):
+        p = np.int32(patterns[np.uint64(start + i)])
+        error = ZERO + _term(0, scale, p, x[0], w[0])
+        error += _term(1, scale, p, x[1], w[1])
+        error += _term(2, scale, p, x[2], w[2])
+        error += _term(3, scale, p, x[3], w[3])
+        error += _term(4, scale, p, x[4], w[4])
+        error += _term(5, scale, p, x[5], w[5])
+        error += _term(6, scale, p, x[6], w[6])
+        error += _term(7, scale, p, x[7], w[7])
+        errors[np.uint64(to + i)] = error
+
+
+@inlined
+def _term(k: int, scale: np.float32, pattern: np.int32, x: np.float32, weight: np.float32) -> np.float32:
+    level = np.int32(np.int32(pattern >> np.int32(2 * k)) & np.int32(3))
+    diff = scale * np.float32(np.int32(level + level) + np.int32(1)) - x
+    return weight * diff * diff

@@ -21,21 +21,17 @@ Source: ggml-quants.c, iq2_find_best_neighbour.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-from quantize.blocks.codebook import Codebook, codebook
-from quantize.blocks.jit import inlined_leaf, kernel, leaf
-from quantize.blocks.lanes import ZERO
+from quantize.blocks.jit import inlined, inlined_leaf, kernel, leaf
 from quantize.blocks.neighbour_lines import (
     GROUP,
-    INFINITY,
     LEAST,
     ROOT,
     SECOND,
+    TWICE,
     TWO,
     WIDTH,
     WINNER,
@@ -45,99 +41,63 @@ from quantize.blocks.neighbour_lines import (
     draw,
     exact,
 )
+from quantize.blocks.neighbour_lists import LENGTH, LENGTH_BITS, Lists
+from quantize.blocks.neighbour_steps import (
+    EDGES,
+    N_STATE,
+    TODO,
+    TOLERATED,
+    UNSURE,
+    look_up_steps,
+    mark_edges,
+    prepare_steps,
+    step_first,
+    step_only,
+    take_steps,
+)
 from quantize.blocks.tiles import LANES, aligned_floats
-from quantize.tensors import Array, QType
+from quantize.tensors import Array
 
-FIVE = np.float32(5)
 TOLERANCE = np.float32(2.0**-17)
 """Of the sum of weight * (5 * scale + |x|) ** 2, of which each error's rounding errors are at most 30 * 2**-24."""
+MOST_SCALES = 36  # a lane has up to 19, which are read WIDTH at a time, from any of them on
 TINIEST = np.float32(1e-30)  # of that sum; below, subnormal terms might be less precise
 ABOVE, BELOW = np.float32(1.0001), np.float32(0.9999)  # times the middle of two levels
-MOST_SCALES = 36  # a lane has up to 19, which are read WIDTH at a time, from any of them on
-
-
-class Lists(NamedTuple):
-    """A codebook as kernels take it, each list in two versions: shortened, and n lists further on whole."""
-
-    entries: Array  # int32 [1 << 16], by pattern: see `Codebook.index`
-    n: int
-    is_shorter: bool  # whether any list could be shortened
-    starts: Array  # int32 [2 * n]: where lists begin in `patterns`, multiples of WIDTH
-    counts: Array  # int32 [2 * n]: how long they are; behind that they are filled up
-    patterns: Array  # uint16
-
-
-@cache
-def lists(qtype: QType) -> Lists:
-    """The lists of IQ2_XXS, IQ2_XS and IQ2_S."""
-    book = codebook(qtype)
-    starts, shortened = shortened_lists(book)
-    short = replace(book, starts=starts, neighbours=shortened)
-    (starts_1, neighbours_1), (starts_2, neighbours_2) = short.padded(WIDTH), book.padded(WIDTH)
-    return Lists(
-        book.index,
-        len(starts) - 1,
-        len(shortened) < len(book.neighbours),
-        np.concatenate([starts_1[:-1], starts_2[:-1] + starts_1[-1]]),
-        np.concatenate([np.diff(short.starts), np.diff(book.starts)]),
-        book.patterns[np.concatenate([neighbours_1, neighbours_2])],
-    )
-
-
-def shortened_lists(book: Codebook) -> tuple[Array, Array]:
-    """The lists without the neighbours that lie beyond an earlier one: `Codebook.starts` and `Codebook.neighbours`."""
-    off = np.flatnonzero(book.index < 0)
-    off = off[np.argsort(-book.index[off])]  # patterns, by list
-    levels = (off[:, None] >> 2 * np.arange(GROUP) & 3).astype(np.int8)
-    counts = np.diff(book.starts)
-    of_list = np.repeat(np.arange(len(off)), counts)
-    moves = book.levels[book.neighbours].astype(np.int8) - levels[of_list]
-    # a move is 1 or 2 levels up or down: as bits, a nearer move is a part of a farther one
-    bits = np.zeros(len(moves), np.uint32)
-    for k in range(GROUP):
-        for step, bit in ((1, 1), (2, 2), (-1, 4), (-2, 8)):
-            reached = moves[:, k] * np.sign(step) >= abs(step)
-            bits |= (reached * (bit << 4 * k)).astype(np.uint32)
-    is_kept = np.ones(len(moves), bool)
-    _drop(bits, book.starts, is_kept)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(of_list[is_kept], minlength=len(off)))])
-    return starts.astype(np.int32), book.neighbours[is_kept]
-
-
-@kernel
-def _drop(bits: Array, starts: Array, is_kept: Array) -> None:
-    for number in range(len(starts) - 1):
-        for j in range(starts[number], starts[number + 1]):
-            for earlier in range(starts[number], j):
-                if is_kept[earlier] and bits[earlier] & ~bits[j] == 0:
-                    is_kept[j] = False
-                    break
 
 
 class SnapRoom(NamedTuple):
     """What `snap` works on."""
 
-    edges: Array  # int32 [LANES]: bit s is set where the pattern at scale s is not that at s - 1
-    jobs: Array  # int32 [n, 7]: cell (group * LANES + lane), first and last scale; list, its start, length; pattern
+    state: Array  # int32 [N_STATE * LANES]: see `neighbour_steps`
+    lanes: Array  # int32 [LANES + 1]
+    jobs: Array  # int32 [n, N_JOB]: runs of scales at which a group has one pattern, for which a list is searched
     cell: Array  # float32 [3 * 8]: of one cell x, weights, and weight * x
-    scales: Array  # float32 [LANES, MOST_SCALES]
-    contest: Array  # float32 [3 * WIDTH]
+    scales: Array  # float32 [LANES * MOST_SCALES]
+    contest: Array  # float32 [4 * WIDTH]
     lines: Array  # float32
+    errors: Array  # float32
+    doubtful: Array  # bool [n_groups, LANES]: where the best was not ahead of the others by more than rounding errors
+
+
+LANE, FIRST, LAST, PLACE, PATTERN, TOUCHED, IS_UNSURE = range(7)
+"""Of a job: the lane, first and last scale, the place of the list, the pattern, the list's first, and whether a step
+costs nearly nothing."""
+N_JOB = 7
 
 
 @kernel
 def snap_room(n_scales: int, n_groups: int, lists: Lists) -> SnapRoom:
     """Room for `snap`."""
-    longest = 0
-    for count in lists.counts:
-        longest = max(longest, count)
     return SnapRoom(
-        np.empty(LANES, np.int32),
-        np.empty((n_scales * n_groups * LANES + 1, 7), np.int32),
-        np.empty(3 * GROUP, np.float32),
-        np.ones((LANES, MOST_SCALES), np.float32),
-        aligned_floats(3 * WIDTH),
-        aligned_floats(2 * (longest + WIDTH)),
+        aligned_floats(N_STATE * LANES).view(np.int32),
+        np.empty(LANES + 1, np.int32),
+        np.empty((n_scales * LANES, N_JOB), np.int32),
+        aligned_floats(3 * GROUP),
+        np.ones(LANES * MOST_SCALES, np.float32),
+        aligned_floats(4 * WIDTH),
+        aligned_floats(2 * (lists.longest + WIDTH)),
+        aligned_floats(lists.longest + WIDTH),
+        np.empty((n_groups, LANES), np.bool_),
     )
 
 
@@ -156,73 +116,120 @@ def snap(
         room: from `snap_room`.
         snapped: like `rounded`; the patterns that are in the codebook are copied.
     """
-    n_jobs = 0
-    for g in range(rounded.shape[1]):
-        for s in range(len(rounded)):
-            _copy(rounded[s, g], snapped[s, g])
-        n_jobs = _find_jobs(rounded, g, lists, room.edges, room.jobs, n_jobs)
-    cell, tolerance = -1, ZERO
-    for n in range(n_jobs):
-        job = room.jobs[n]
-        lane = job[0] % LANES
-        by_lane = room.scales[lane]
-        if job[0] != cell:
-            cell = job[0]
-            at = cell // LANES * GROUP * LANES + lane
-            for k in range(GROUP):
-                room.cell[X + k], room.cell[ROOT + k] = x[at + k * LANES], root[at + k * LANES]
-            for k in range(len(scales)):
-                by_lane[k] = scales[k, lane]
-            tolerance = _prepare(by_lane[0], by_lane[len(scales) - 1], room.cell)
-        _snap_run(job, by_lane, tolerance, lists, room, snapped[:, cell // LANES, lane])
-
-
-@inlined_leaf
-def _copy(patterns: Array, snapped: Array) -> None:
-    for i in range(LANES):
-        snapped[i] = patterns[i]
-
-
-@inlined_leaf
-def _find_jobs(rounded: Array, g: int, lists: Lists, edges: Array, jobs: Array, n_jobs: int) -> int:
-    """Add the runs of scales at which a group has one pattern, which the codebook lacks."""
-    n_scales = len(rounded)
-    for i in range(LANES):
-        edges[i] = np.int32(1 << n_scales)
-    for s in range(1, n_scales):
-        before, here = rounded[s - 1, g], rounded[s, g]
-        bit = np.int32(1 << s)
+    for s in range(len(scales)):
         for i in range(LANES):
-            edges[i] |= bit if here[i] != before[i] else np.int32(0)
+            room.scales[np.uint64(i * MOST_SCALES + s)] = scales[s, i]
+    for g in range(rounded.shape[1]):
+        part = slice(g * GROUP * LANES, (g + 1) * GROUP * LANES)
+        _step(g, rounded, scales, x[part], root[part], lists, room.state, snapped)
+        n_jobs = _find_jobs(g, rounded, lists, room)
+        for i in range(LANES):
+            room.doubtful[g, i] = False
+        lane = np.int64(-1)
+        for n in range(n_jobs):
+            if room.jobs[n, LANE] != lane:
+                lane = np.int64(room.jobs[n, LANE])
+                _open_cell(g, lane, x, root, room.cell)
+            _snap_run(room.jobs[n], lists, room, snapped[:, g, lane], room.doubtful[g])
+
+
+@leaf
+def carry_over(
+    rounded: Array, snapped: Array, scales: Array, doubtful: Array, scale: Array, patterns: Array
+) -> None:
+    """Snap patterns [n_groups, LANES], rounded with the scales [LANES], where `snap` has found the best already.
+
+    That is where the scale lies between two neighbouring ones of `scales`, and at both the pattern was the same and so
+    was its best neighbour: differences of errors are lines over the scale.
+    """
+    for g in range(len(patterns)):
+        for s in range(len(rounded) - 1):
+            _carry_over(
+                *(rounded[s, g], rounded[s + 1, g], snapped[s, g], snapped[s + 1, g]),
+                *(scales[s], scales[s + 1], doubtful[g], scale, patterns[g]),
+            )
+
+
+@inlined_leaf
+def _carry_over(
+    rounded_0: Array,
+    rounded_1: Array,
+    snapped_0: Array,
+    snapped_1: Array,
+    high: Array,
+    low: Array,
+    doubtful: Array,
+    scale: Array,
+    patterns: Array,
+) -> None:
     for i in range(LANES):
-        first, left = 0, np.int32(edges[i])
-        while left:
-            lowest = np.int32(left & -left)
-            left = np.int32(left ^ lowest)
-            last = int(np.float32(lowest).view(np.int32) >> 23) - 127  # the number of the bit
-            found = lists.entries[rounded[first, g, i]]
-            job = jobs[n_jobs]
-            number = max(-1 - found, 0)
-            start = lists.starts[number]
-            job[0], job[1], job[2] = g * LANES + i, first, last - 1
-            job[3], job[4], job[5] = number, start, lists.counts[number]
-            job[6] = rounded[first, g, i]
-            job[6] ^= lists.patterns[start]  # into the cache, while nothing waits for it
-            job[6] ^= lists.patterns[start]
-            n_jobs += found < 0
-            first = last
+        pattern, best = patterns[i], snapped_0[i]
+        is_known = (rounded_0[i] == pattern) & (rounded_1[i] == pattern) & (snapped_1[i] == best)
+        is_known &= (scale[i] <= high[i]) & (scale[i] >= low[i]) & (not doubtful[i])
+        patterns[i] = best if is_known else pattern
+
+
+@leaf
+def _step(
+    g: int, rounded: Array, scales: Array, x: Array, root: Array, lists: Lists, state: Array, snapped: Array
+) -> None:
+    """Take the steps of a group that are best for sure."""
+    prepare_steps(scales, x, root, TOLERANCE, TINIEST, state)
+    for s in range(len(rounded)):
+        patterns, bit = rounded[s, g], np.int32(1 << s)
+        look_up_steps(patterns, lists.table, state)
+        if lists.is_shorter:
+            step_first(bit, patterns, scales[s], x, root, state)
+        else:
+            step_only(bit, patterns, scales[s], x, root, state)
+        mark_edges(bit, patterns, rounded[max(s - 1, 0), g], state)
+        take_steps(state, snapped[s, g])
+
+
+@leaf
+def _find_jobs(g: int, rounded: Array, lists: Lists, room: SnapRoom) -> int:
+    """The runs of scales for which a list is to be searched."""
+    state, lanes = room.state, room.lanes
+    n_jobs, n_lanes = 0, 0
+    for i in range(LANES):
+        lanes[n_lanes] = i
+        n_lanes += state[TODO + i] != 0
+    at = 0
+    while at < n_lanes:  # without a branch, since none could be predicted
+        i = np.int64(lanes[at])
+        left = np.int32(state[TODO + i])
+        lowest = np.int32(left & -left)
+        edges = np.int32(state[EDGES + i] & ~np.int32(lowest | (lowest - 1)))
+        run = np.int32((edges & -edges) - 1)  # the scales before the next edge, or all
+        first, last = _number(lowest), _number(np.int32(left & run))
+        job, pattern = room.jobs[n_jobs], np.int32(rounded[first, g, i])
+        place = np.int32(lists.table[np.uint64(2 * np.int64(pattern) + 1)])
+        job[LANE], job[FIRST], job[LAST] = i, first, last
+        job[PLACE], job[PATTERN] = place, pattern
+        # the first of the list comes into the cache, while nothing waits for it
+        job[TOUCHED] = lists.patterns[np.uint64(place >> LENGTH_BITS), 0]
+        job[IS_UNSURE] = np.int32(state[UNSURE + i] & run) >= lowest
+        n_jobs += 1
+        left = np.int32(left & ~run)
+        state[TODO + i] = left
+        at += left == 0
     return n_jobs
 
 
+@inlined
+def _number(bits: np.int32) -> int:
+    """The number of the highest bit that is set."""
+    return int(np.float32(bits).view(np.int32) >> 23) - 127
+
+
 @inlined_leaf
-def _prepare(high: np.float32, low: np.float32, cell: Array) -> np.float32:
-    """Prepare a cell for scales low .. high: by how much the least of its lines must be ahead."""
-    total = ZERO
+def _open_cell(g: int, lane: int, x: Array, root: Array, cell: Array) -> None:
+    at = g * GROUP * LANES + lane
     for k in range(GROUP):
-        reach = FIVE * high + abs(cell[X + k])
-        total += cell[ROOT + k] * reach * reach
+        o = np.uint64(at + k * LANES)
+        cell[X + k], cell[ROOT + k] = x[o], root[o]
+    for k in range(GROUP):
         cell[WX + k] = cell[ROOT + k] * cell[X + k]
-    return TOLERANCE * total / (np.float32(4) * low) if total > TINIEST else INFINITY
 
 
 @inlined_leaf
@@ -239,20 +246,33 @@ def _is_sure(pattern: np.int32, high: np.float32, low: np.float32, cell: Array) 
 
 
 @inlined_leaf
-def _snap_run(
-    job: Array, scales: Array, tolerance: np.float32, lists: Lists, room: SnapRoom, snapped: Array
-) -> None:
+def _snap_run(job: Array, lists: Lists, room: SnapRoom, snapped: Array, doubtful: Array) -> None:
     """Snap a pattern at the scales of a job."""
-    first, last, number = job[1], job[2], job[3]
-    start, n = job[4], job[5]
-    if lists.is_shorter and not _is_sure(job[6], scales[first], scales[last], room.cell):
-        start, n = lists.starts[lists.n + number], lists.counts[lists.n + number]
-    patterns = lists.patterns[start : start + (n + WIDTH - 1) // WIDTH * WIDTH]
-    draw(patterns, n, room.cell, room.lines)
+    first, last, place, lane = (
+        np.int64(job[FIRST]),
+        np.int64(job[LAST]),
+        np.int64(job[PLACE]),
+        np.int64(job[LANE]),
+    )
+    by_lane, tolerance = lane * MOST_SCALES, np.int32(room.state[TOLERATED + lane]).view(np.float32)
+    if job[IS_UNSURE] and lists.is_shorter:
+        high, low = room.scales[by_lane + first], room.scales[by_lane + last]
+        doubtful[lane] = True
+        if not _is_sure(job[PATTERN], high, low, room.cell):
+            place = np.int64(lists.whole[job[PATTERN]])
+    start, n = (place >> LENGTH_BITS) * WIDTH, place & LENGTH
+    patterns = lists.patterns.reshape(-1)
+    draw(patterns, start, n, room.cell, room.lines)
     for begin in range(first, last + 1, WIDTH):
-        compete(scales[begin : begin + WIDTH], n, room.lines, room.contest)
-        for s in range(begin, min(begin + WIDTH, last + 1)):
-            i = s - begin
+        for i in range(WIDTH):
+            room.contest[TWICE + i] = TWO * room.scales[np.uint64(by_lane + begin + i)]
+        compete(n, room.lines, room.contest)
+        for i in range(min(WIDTH, last + 1 - begin)):
             lead, best = room.contest[SECOND + i] - room.contest[LEAST + i], room.contest[WINNER + i]
-            at = int(best) if lead > tolerance else exact(scales[s], n, patterns, room.cell)
-            snapped[s] = patterns[at]
+            at = np.int64(best)
+            if not lead > tolerance:
+                doubtful[lane] = True
+                at = np.int64(
+                    exact(room.scales[by_lane + begin + i], start, n, patterns, room.cell, room.errors)
+                )
+            snapped[begin + i] = patterns[np.uint64(start + at)]

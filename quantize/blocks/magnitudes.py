@@ -1,6 +1,6 @@
-"""Weights of IQ2 as magnitudes and signs, and the weights of their errors, for a sub-block of all lanes.
+"""Weights of IQ2 and IQ3 as magnitudes and signs, and the weights of their errors, for a sub-block of all lanes.
 
-Source: ggml-quants.c, quantize_row_iq2_xs_impl, quantize_row_iq2_s_impl.
+Source: ggml-quants.c, quantize_row_iq2_xs_impl, quantize_row_iq2_s_impl, quantize_row_iq3_xxs_impl.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import numpy as np
 
 from quantize.blocks.jit import leaf
 from quantize.blocks.lanes import ZERO
-from quantize.blocks.neighbour_lines import GROUP
 from quantize.blocks.tiles import LANES
 from quantize.tensors import Array
 
+SIGNED = 8  # weights whose signs make a byte
 QUARTER = np.float32(0.25)
 
 
@@ -27,11 +27,14 @@ def weigh_plain(n: int, x: Array, sigma2: Array, w: Array) -> None:
 
 @leaf
 def fold(x: Array, w: Array, even_signs: bool, magnitudes: Array, signs: Array) -> None:
-    """Magnitudes and signs of a group."""
+    """Magnitudes and signs of eight weights, bit k set where weight k is negative.
+
+    Where signs are to be even, bit 7 is left out, and if they are odd the weight that matters least changes its sign.
+    """
     for i in range(LANES):
         sign, is_odd, at = np.int32(0), np.int32(0), np.int32(0)
         least = w[i] * x[i] * x[i]
-        for k in range(GROUP):
+        for k in range(SIGNED):
             v = x[k * LANES + i]
             negative = np.int32(1) if v < ZERO else np.int32(0)
             sign |= negative << np.int32(k)
@@ -41,7 +44,7 @@ def fold(x: Array, w: Array, even_signs: bool, magnitudes: Array, signs: Array) 
             least = this if this < least else least
         flipped = np.int32(is_odd << at) if even_signs else np.int32(0)
         sign ^= flipped
-        for k in range(GROUP):
+        for k in range(SIGNED):
             v = x[k * LANES + i]
             magnitudes[k * LANES + i] = -v if sign >> np.int32(k) & np.int32(1) else v
         signs[i] = np.uint8(sign & np.int32(127)) if even_signs else np.uint8(sign)
