@@ -40,8 +40,8 @@ class ForwardSettings:
             matrix when it is wanted, and decodes it on the CPU. None: `WINDOW` beside a GPU of CUDA, else 0.
         once: gives a decoded matrix by a key and a function that decodes it; passes side by side share one (see
             `convoy`).
-        logit_bytes: memory for the output matrices of all models, as they are stored, and for their logits; those of one
-            chunk have a place in any case.
+        logit_bytes: memory for the output matrices of all models, as they are stored, and for their logits; those of
+            one chunk have a place in any case.
     """
 
     device: str = "cpu"
