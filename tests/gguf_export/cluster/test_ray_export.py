@@ -148,8 +148,14 @@ def test_a_unit_that_ends_its_process_ends_the_run(
 def test_what_is_not_wanted_is_called_off(made: tuple[Machines, Cluster]) -> None:
     machines, cluster = made
     machines.have(1)
+
+    def work(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:  # in steps, between which it can be called off
+            time.sleep(0.05)
+
     started = time.monotonic()
-    ended = RayEngine(cluster).map(time.sleep, [0, 100, 100])
+    ended = RayEngine(cluster).map(work, [0, 100, 100])
     next(ended)
     ended.close()
     assert time.monotonic() - started < 30
@@ -233,7 +239,7 @@ DRIVER = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_driver_that_is_stopped_goes_on(
     cluster: Machines,
     tmp_path: Path,
