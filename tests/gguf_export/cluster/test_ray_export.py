@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ import pytest
 from command_line import check_one_line, invoke
 from demo_files import made_up_imatrix
 from places import DEMO_MODEL, ROOT
+from ray_cluster import Machines, machines
 
 from calibration.importance.imatrix import Imatrix
+from gguf_export.cluster import engine as engine_module
+from gguf_export.cluster.connection import Cluster, ray_module
+from gguf_export.cluster.engine import RayEngine, this_node
 from gguf_export.files import durable
 from gguf_export.writing import slabs, spread
 from gguf_export.writing.bundles import Bundle
@@ -31,14 +36,8 @@ from quantize.exceptions import CheckpointError, ChoiceError
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.telling import Progress, Remark
 
-pytest.importorskip("ray")
-from ray_cluster import Machines, machines
-
-from gguf_export.cluster import engine as engine_module
-from gguf_export.cluster.connection import Cluster, ray_module
-from gguf_export.cluster.engine import RayEngine, this_node
-
 pytestmark = [
+    pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
