@@ -22,6 +22,7 @@ HEAVY = (
     "filelock",
     "yaml",
     "huggingface_hub",
+    "ray",
 )
 
 WITHOUT_TORCH = """
@@ -40,6 +41,7 @@ for words in ({words}):
     except SystemExit as left:
         assert left.code in (0, None), words
 assert "torch" not in sys.modules
+assert "ray" not in sys.modules
 assert "huggingface_hub" not in sys.modules  # nothing here is on the Hub
 """
 

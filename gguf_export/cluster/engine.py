@@ -10,7 +10,9 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from gguf_export.cluster.connection import Cluster, Node, first_line, lost, ray_module
@@ -101,6 +103,7 @@ class RayEngine:
         self._nodes: dict[str, Node] = {}
         self._room = 1
         self._looked_at = -LOOK_SECONDS
+        self._waiter = ThreadPoolExecutor(1)
 
     def share(self, value: Value) -> Shared[Value]:
         """Put a value where all units can have it; it goes when nobody holds it any more.
@@ -165,10 +168,9 @@ class RayEngine:
     ) -> Iterator[tuple[Any, Any]]:
         """The units that have ended, taken out of `pending`; those that were lost are given out again."""
         try:
-            ready, _ = self._ray.wait(list(pending), timeout=LOOK_SECONDS, fetch_local=False)
+            ready, _ = self._waited(pending, 1, LOOK_SECONDS)
             if ready:  # all that have ended come by one call: to look through thousands for each takes long
-                n = len(pending)
-                ready, _ = self._ray.wait(list(pending), num_returns=n, timeout=0, fetch_local=False)
+                ready, _ = self._waited(pending, len(pending), 0)
         except self._ray.exceptions.RayError as failure:
             raise lost(self.cluster.address, failure) from None
         self._most()
@@ -184,6 +186,12 @@ class RayEngine:
             if answer.error is not None:
                 raise self._with_node(answer.error, answer.node)
             yield item, answer.result
+
+    def _waited(self, pending: Iterable[Any], n: int, seconds: float) -> tuple[list[Any], list[Any]]:
+        """Ray's wait, in a thread: in the main one it would make every signal's exception a `KeyboardInterrupt`."""
+        wait = partial(self._ray.wait, num_returns=n, timeout=seconds, fetch_local=False)
+        waited: tuple[list[Any], list[Any]] = self._waiter.submit(wait, list(pending)).result()
+        return waited
 
     def _refuse(self, failure: Any, n_lost: int) -> None:
         """Raise what a unit ended with, unless it was lost and may be given out again."""
@@ -210,7 +218,7 @@ class RayEngine:
         with suppress(Exception):  # nobody is interested in how they end
             for reference in pending:
                 self._ray.cancel(reference)
-            self._ray.wait(list(pending), num_returns=len(pending), timeout=GRACE_SECONDS, fetch_local=False)
+            self._waited(pending, len(pending), GRACE_SECONDS)
 
 
 def this_node() -> str:

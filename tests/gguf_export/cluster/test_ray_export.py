@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ import pytest
 from command_line import check_one_line, invoke
 from demo_files import made_up_imatrix
 from places import DEMO_MODEL, ROOT
+from ray_cluster import Machines, machines
 
 from calibration.importance.imatrix import Imatrix
+from gguf_export.cluster import engine as engine_module
+from gguf_export.cluster.connection import Cluster, ray_module
+from gguf_export.cluster.engine import RayEngine, this_node
 from gguf_export.files import durable
 from gguf_export.writing import slabs, spread
 from gguf_export.writing.bundles import Bundle
@@ -31,14 +36,8 @@ from quantize.exceptions import CheckpointError, ChoiceError
 from quantize.sources.checkpoint import Checkpoint, open_checkpoint
 from quantize.telling import Progress, Remark
 
-pytest.importorskip("ray")
-from ray_cluster import Machines, machines
-
-from gguf_export.cluster import engine as engine_module
-from gguf_export.cluster.connection import Cluster, ray_module
-from gguf_export.cluster.engine import RayEngine, this_node
-
 pytestmark = [
+    pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -148,8 +147,14 @@ def test_a_unit_that_ends_its_process_ends_the_run(
 def test_what_is_not_wanted_is_called_off(made: tuple[Machines, Cluster]) -> None:
     machines, cluster = made
     machines.have(1)
+
+    def work(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:  # in steps, between which it can be called off
+            time.sleep(0.05)
+
     started = time.monotonic()
-    ended = RayEngine(cluster).map(time.sleep, [0, 100, 100])
+    ended = RayEngine(cluster).map(work, [0, 100, 100])
     next(ended)
     ended.close()
     assert time.monotonic() - started < 30
@@ -233,7 +238,7 @@ DRIVER = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_driver_that_is_stopped_goes_on(
     cluster: Machines,
     tmp_path: Path,
