@@ -1,7 +1,7 @@
 """A comparison as the sum over shares of its texts, each a pass of its own (see `forward.convoy`).
 
-Scores are by target, so nothing of them is summed; the sums of the routers are added in the order of the texts. The rows
-of output matrices are decoded by each pass for itself: one that waits must not hold logits, which are large.
+Scores are by target, so nothing of them is summed; the sums of the routers are added in the order of the texts. The
+rows of output matrices are decoded by each pass for itself: one that waits must not hold logits, which are large.
 """
 
 from __future__ import annotations
