@@ -50,8 +50,10 @@ class Use(NamedTuple):
     run: Unit
     is_divisible: bool
     """Whether its kernels may do nothing while they are listed: no other code needs or keeps what they write."""
+    group: str = ""
+    """Names those that are compiled in one go where their kernels cannot be told apart: they have most in common."""
     weight: int = 0
-    """Roughly how long its kernels take to compile, where they cannot be told apart."""
+    """Roughly how long that takes."""
 
 
 def compile_kernels(
@@ -79,17 +81,18 @@ def encoding(dtype: npt.DTypeLike, qtype: QType, with_importance: bool) -> Use:
     """The use of an encoder."""
     form = block_format(qtype)
     run = partial(_encode_block, np.dtype(dtype), qtype, with_importance)
-    return Use(run, not isinstance(form, GroupFormat), form.block_size * 1000 - form.type_size)
+    # Formats of large blocks and few bits have the longest searches.
+    return Use(run, not isinstance(form, GroupFormat), qtype.name, form.block_size * 1000 - form.type_size)
 
 
 def decoding(qtype: QType) -> Use:
     """The use of a decoder."""
-    return Use(partial(_decode_block, qtype), not isinstance(block_format(qtype), GroupFormat))
+    return Use(partial(_decode_block, qtype), not isinstance(block_format(qtype), GroupFormat), qtype.name)
 
 
 def scanning(dtype: npt.DTypeLike) -> Use:
     """The use of the search for weights that are not finite."""
-    return Use(partial(first_non_finite, np.zeros(1, dtype)), False)
+    return Use(partial(first_non_finite, np.zeros(1, dtype)), False, str(np.dtype(dtype)))
 
 
 def _encode_block(dtype: np.dtype[np.generic], qtype: QType, with_importance: bool) -> None:
@@ -112,7 +115,7 @@ def compile_uses(uses: Sequence[Use], progress: OnProgress = silent) -> int:
         progress: told before, after each kernel, and at the end: stage "compiling kernels".
 
     Returns:
-        The number of kernels that were not in the cache; calls whose kernels cannot be told apart count as one.
+        The number of kernels that were not in the cache; calls whose kernels cannot be told apart count as one a group.
     """
     units = _missing(uses) if is_kept(copy_rows) else []
     n_done, n_total = 0, len(units) + len(uses)
@@ -134,19 +137,25 @@ def compile_uses(uses: Sequence[Use], progress: OnProgress = silent) -> int:
 
 def _missing(uses: Sequence[Use]) -> list[Unit]:
     """What is not in the cache, the longest first."""
-    whole: list[Use] = []
+    whole: dict[str, list[Use]] = {}
     kernels: dict[Missing, None] = {}
     for use in uses:
         try:
             with collecting() if use.is_divisible else loading_only() as found:
                 use.run()
         except NotKept:
-            whole.append(use)
+            whole.setdefault(use.group, []).append(use)
         else:
             kernels |= dict.fromkeys(found or ())
-    whole.sort(key=lambda use: use.weight, reverse=True)
+    groups = sorted(whole.values(), key=lambda group: max(use.weight for use in group), reverse=True)
     ordered = sorted(kernels, key=lambda kernel: kernel.weight, reverse=True)
-    return [*(use.run for use in whole), *(kernel.compile for kernel in ordered)]
+    runs = ([use.run for use in group] for group in groups)
+    return [*(partial(_in_turn, run) for run in runs), *(kernel.compile for kernel in ordered)]
+
+
+def _in_turn(runs: Sequence[Unit]) -> None:
+    for run in runs:
+        run()
 
 
 def _compiled(units: Sequence[Unit], n_process: int) -> Iterator[None]:

@@ -34,7 +34,7 @@ def compile_kernels(qtypes: Iterable[QType], progress: OnProgress = silent) -> N
 
 def feeding_back(qtype: QType) -> compiling.Use:
     """The use of error feedback for a type of `MOVABLE`."""
-    return compiling.Use(partial(_feed_back, qtype), False)
+    return compiling.Use(partial(_feed_back, qtype), False, qtype.name)
 
 
 def _feed_back(qtype: QType) -> None:
