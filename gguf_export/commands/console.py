@@ -6,18 +6,16 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-
-from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from gguf_export.commands.streams import tell
 from gguf_export.files.sizes import size_in_words
 from quantize.containers.untrusted import printable
 from quantize.telling import Progress as Moment
+
+if TYPE_CHECKING:  # a run that shows no bar does not wait for it
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 MIN_TEXT = 8  # characters of a column of text, however narrow the terminal is
 BAR = 20  # characters; lines that fill the terminal would be left behind by the ^C that it echoes
@@ -37,7 +35,6 @@ class ProgressView:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._console = Console(file=sys.stderr, stderr=True)
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, tuple[float, int]] = {}
@@ -45,14 +42,9 @@ class ProgressView:
         self._seen: dict[str, Moment] = {}
 
     def __enter__(self) -> ProgressView:
-        if self._console.is_terminal and not self._quiet:
-            self._bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=BAR),
-                TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
+        if not self._quiet:
+            self._bars = _bars()
+        if self._bars:
             self._bars.start()
         return self
 
@@ -98,6 +90,24 @@ class ProgressView:
         tell(f"{moment.stage}: {done} of {total}{', ' + rate_text if rate_text else ''}{left}")
 
 
+def _bars() -> Progress | None:
+    """Bars on standard error, None where that is no terminal."""
+    from rich.console import Console
+
+    console = Console(file=sys.stderr, stderr=True)
+    if not console.is_terminal:
+        return None
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=BAR),
+        TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output; columns whose name begins with '>' hold numbers and are aligned to the right.
 
@@ -108,6 +118,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         for line in plain_table(title, columns, rows, sys.stdout.encoding or "utf-8"):
             print(line)
         return
+    from rich.console import Console
+
     console = Console()
     table = make_table(title, columns, rows, console.width, console.encoding)
     console.print(table, crop=False, overflow="ignore")
@@ -117,6 +129,8 @@ def plain_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], encoding: str = "utf-8"
 ) -> list[str]:
     """The lines of a table without rules: the title, the headings, the rows, two spaces between columns."""
+    from rich.cells import cell_len
+
     heads = [column.lstrip(">") for column in columns]
     lines = [[_sayable(cell, encoding) for cell in row] for row in ([heads] if any(heads) else [])]
     lines += [[_sayable(cell, encoding) for cell in row] for row in rows]
@@ -138,6 +152,11 @@ def make_table(
 
     Characters that `encoding` lacks are escaped before columns are measured; the lines are rich's affair.
     """
+    from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
     cells = [[_sayable(cell, encoding) for cell in row] for row in rows]
     heads = [_sayable(column.lstrip(">"), encoding) for column in columns]
     is_text = [not column.startswith(">") for column in columns]

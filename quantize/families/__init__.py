@@ -5,7 +5,7 @@ A family is data in the words of `language` and `keys`; code that reads a checkp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -46,12 +46,13 @@ def family_of(config: Mapping[str, Any]) -> Family:
         CheckpointError: no architecture is named, or none that is declared here.
     """
     named = config.get("architectures")
+    if isinstance(named, list) and named:
+        for family in _families():  # imported one by one
+            if named[0] in family.architectures:
+                return family
     supported = f"supported: {', '.join(supported_architectures())}"
     if not isinstance(named, list) or not named:
         raise CheckpointError("config.json", "names no architecture", supported)
-    for family in _families():
-        if named[0] in family.architectures:
-            return family
     whole = str(named[0]).removesuffix("Model") + "ForCausalLM"
     if str(named[0]).endswith("Model") and whole in supported_architectures():
         message = f"architecture {quoted(named[0])} is the base class, saved without its head"
@@ -88,6 +89,11 @@ def supported_architectures() -> list[str]:
     return [name for family in _families() for name in family.architectures]
 
 
+def _families() -> Iterable[Family]:
+    return map(_family, FAMILIES)
+
+
 @cache
-def _families() -> tuple[Family, ...]:
-    return tuple(import_module(f"quantize.families.{name}").FAMILY for name in FAMILIES)
+def _family(name: str) -> Family:
+    family: Family = import_module(f"quantize.families.{name}").FAMILY
+    return family
