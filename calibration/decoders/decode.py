@@ -48,13 +48,13 @@ DECODERS: dict[QType, Callable[[Tensor], Tensor]] = {
 """All types that `quantize.decoding` decodes, but floats: from blocks uint8 [n, type_size] to f32 [n, block_size]."""
 
 
-def decode_blocks(blocks: Tensor, qtype: QType, dtype: torch.dtype = torch.float32) -> Tensor:
+def decode_blocks(blocks: Tensor, qtype: QType, dtype: torch.dtype | None = torch.float32) -> Tensor:
     """The weights that blocks stand for, bit for bit those of `quantize.decoding.decode_stored`, rounded to `dtype`.
 
     Args:
         blocks: uint8 [n_rows, bytes per row], whole blocks, C-contiguous, on any device.
         qtype: their type.
-        dtype: of the result.
+        dtype: of the result; None: floats as they are stored, blocks as float32.
 
     Returns:
         [n_rows, n_per_row] on the same device; of floats in the same type, the memory of the blocks.
@@ -63,14 +63,14 @@ def decode_blocks(blocks: Tensor, qtype: QType, dtype: torch.dtype = torch.float
         DecodeError: the type cannot be decoded.
     """
     if qtype in FLOATS:
-        return blocks.view(FLOATS[qtype]).to(dtype)
+        return blocks.view(FLOATS[qtype]).to(dtype or FLOATS[qtype])
     decoder = DECODERS.get(qtype)
     if decoder is None:
         raise DecodeError("", f"blocks of type {qtype.name} cannot be decoded")
     n_rows, row_bytes = blocks.shape
     n_per_row = row_bytes // qtype.type_size * qtype.block_size
     step = max(1, PART // max(1, n_per_row))
-    weights = torch.empty((n_rows, n_per_row), dtype=dtype, device=blocks.device)
+    weights = torch.empty((n_rows, n_per_row), dtype=dtype or torch.float32, device=blocks.device)
     for first in range(0, n_rows, step):
         part = blocks[first : first + step]
         weights[first : first + step] = decoder(part.reshape(-1, qtype.type_size)).view(-1, n_per_row)

@@ -226,7 +226,9 @@ class ForwardPass:
             state.normed = state.normed.new_empty(0)  # makes room for logits
         n_scored = self.n_ctx - first
         n_bytes = sum(4 * n_scored * head.spec.n_row for head in heads)  # of a chunk's logits
-        n_free = self.settings.logit_bytes - sum(head.spec.n_row * head.spec.row_bytes for head in heads)
+        of_heads = sum(head.spec.n_row * head.spec.row_bytes for head in heads)
+        is_host = self.settings.device == "cpu"  # else they lie on the device, see `order.working_bytes`
+        n_free = self.settings.logit_bytes - of_heads * is_host
         n_group = max(1, min(n_free // n_bytes, MAX_GROUP)) if on_logits is not None else MAX_GROUP
         for first_chunk in range(0, len(self.tokens) // self.n_ctx, n_group):
             tokens = self.places[first_chunk * self.n_ctx : (first_chunk + n_group) * self.n_ctx]

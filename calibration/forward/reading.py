@@ -167,10 +167,10 @@ class _DeviceMatrix(Matrix):
         self._on_device: Tensor | None = blocks
 
     def tensor(self, device: str, dtype: torch.dtype | None = None, rows: Picked = ALL) -> Tensor:
-        """See `Matrix`; weights are float32 where no type is asked for."""
+        """See `Matrix`."""
         if self._on_device is None:
             return super().tensor(device, dtype, rows)
-        return decode_blocks(self._rows(self._on_device, rows), self.spec.qtype, dtype or torch.float32)
+        return decode_blocks(self._rows(self._on_device, rows), self.spec.qtype, dtype)
 
     def to_host(self) -> None:
         """See `Matrix`."""

@@ -42,6 +42,8 @@ def test_values_are_those_of_the_kernels(qtype: QType, monkeypatch: pytest.Monke
         assert np.array_equal(found.numpy().view(np.uint32), np.ascontiguousarray(wanted).view(np.uint32))
     narrow = decode_blocks(torch.from_numpy(blocks), qtype, torch.bfloat16)
     assert torch.equal(narrow, found.to(torch.bfloat16))
+    as_stored = decode_blocks(torch.from_numpy(blocks), qtype, None)
+    assert as_stored.dtype == FLOATS.get(qtype, torch.float32) and torch.equal(as_stored.float(), found)
 
 
 @pytest.mark.parametrize("qtype", WRITABLE, ids=lambda qtype: qtype.name)
