@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from calibration.forward.graph import bias_of
 from calibration.forward.layers import Linear, Product, Widened
 from calibration.forward.routing import Routing
 from calibration.forward.saved_state import PassState
-from calibration.forward.stored import Matrix
+from calibration.forward.stored import Matrix, to_tensor
 from calibration.forward.stream_state import StreamState
 from calibration.forward.streams import Given, Observer, OnWeights
 from calibration.forward.timings import Stage
@@ -72,7 +74,7 @@ class Audience:
     def product(self, state: StreamState, matrix: Matrix, *, is_brief: bool = False) -> Product:
         """The product with a matrix and its bias: the input is rounded as the stream asks, the time is taken.
 
-        With `is_brief` few tokens are multiplied with it, so that it need not be widened as a whole.
+        With `is_brief` few tokens are multiplied with it, so that it need not be decoded as a whole.
 
         The biases of experts lie in one tensor, which is handed out with what is left when the pass is through.
         """
@@ -81,7 +83,7 @@ class Audience:
             bias = self.vector(state, bias_of(matrix.spec.name))
         linear: Product
         if is_brief and state.settings.widens(matrix.spec.qtype):
-            linear = Widened(state.decoded(matrix, None), bias)
+            linear = Widened(partial(_rows, copy(matrix)), matrix.spec.n_row, matrix.spec.n_per_row, bias)
         else:
             linear = Linear(state.decoded(matrix, state.settings.dtype), bias)
         if self._wants(state):
@@ -147,3 +149,7 @@ class Audience:
     def _wants(self, state: StreamState) -> bool:
         """Whether the weights of a stream are wanted."""
         return self.on_weights is not None and state.index == 0
+
+
+def _rows(matrix: Matrix, first: int, last: int) -> Tensor:
+    return to_tensor(matrix.rows(first, last))

@@ -34,6 +34,7 @@ from quantize.telling import OnProgress, Progress, silent
 __all__ = ["BackwardPass", "GradientObserver", "forward_and_back"]
 
 LOGIT_BYTES = 256 << 20  # of the logits that are in memory at once
+DRAWN = 128  # tokens whose sums are in memory at once
 
 
 def forward_and_back(
@@ -314,7 +315,6 @@ def _of(rows: Tensor, tokens: Tensor) -> Tensor:
 
 def _drawn(probs: Tensor, draws: Tensor) -> Tensor:
     """A token for each row of probabilities f32 [t, V], by numbers f32 [t] drawn evenly from 0 to 1: int64 [t]."""
-    sums = probs.cumsum(-1)
-    return torch.searchsorted(sums, draws[:, None] * sums[:, -1:], right=True)[:, 0].clamp_(
-        max=probs.shape[1] - 1
-    )
+    pieces = zip(probs.split(DRAWN), draws.split(DRAWN), strict=True)
+    found = [torch.searchsorted(s := p.cumsum(-1), d[:, None] * s[:, -1:], right=True) for p, d in pieces]
+    return torch.cat(found)[:, 0].clamp_(max=probs.shape[1] - 1)

@@ -21,7 +21,7 @@ from calibration.forward.timings import Stage
 __all__ = ["Choice", "Share", "feed_forward", "shares"]
 
 BRIEF = 2 * TOKEN_GROUP
-"""Tokens of an expert for which matrices of 16 bits are widened in pieces: for more, that takes longer than at once."""
+"""Tokens of an expert for which float32 decodes its matrices in pieces; with more that takes longer than at once."""
 
 
 @dataclass(frozen=True)

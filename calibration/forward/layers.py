@@ -49,28 +49,31 @@ class Linear:
 
 @dataclass(frozen=True)
 class Widened:
-    """The product in float32 with a matrix [n_out, n_in] of 16 bits, which is widened some rows at a time.
+    """The product in float32 with a matrix [n_out, n_in] that is decoded some rows at a time.
 
-    It gives what `Linear` gives with the widened matrix, to the bit with MKL, and widens it again for each group of
-    tokens. No gradient flows through it.
+    It gives what `Linear` gives with the whole matrix in float32, to the bit with MKL, in less memory; each group of
+    tokens has it decoded again. `rows(first, last)` gives some rows in any float type. No gradient flows through it.
     """
 
-    weight: Tensor
+    rows: Callable[[int, int], Tensor]
+    n_out: int
+    n_in: int
     bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., n_in] -> f32 [..., n_out]."""
-        n_out, n_in = self.weight.shape
-        step = max(1, WIDENED // (WIDENED_ROWS * n_in)) * WIDENED_ROWS
-        wide = torch.empty(min(step, n_out), n_in)
-        flat = x.reshape(-1, n_in).float()
-        y = torch.empty(len(flat), n_out)
-        for first in range(0, n_out, step):
-            rows = self.weight[first : first + step]
-            torch.mm(flat, wide[: len(rows)].copy_(rows).T, out=y[:, first : first + step])
+        step = max(1, WIDENED // (WIDENED_ROWS * self.n_in)) * WIDENED_ROWS
+        flat = x.reshape(-1, self.n_in).float()
+        y, wide = torch.empty(len(flat), self.n_out), torch.empty(step, self.n_in)
+        for first in range(0, self.n_out, step):
+            last = min(first + step, self.n_out)
+            rows = self.rows(first, last)
+            if rows.dtype != torch.float32:
+                rows = wide[: last - first].copy_(rows)
+            torch.mm(flat, rows.T, out=y[:, first:last])
         if self.bias is not None:
             y += self.bias
-        return y.view(*x.shape[:-1], n_out)
+        return y.view(*x.shape[:-1], self.n_out)
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ class ForwardSettings:
         return WINDOW if torch.device(self.device).type == "cuda" else 0
 
     def widens(self, qtype: QType) -> bool:
-        """Whether products widen matrices of a stored type: those of 16 bits, on the CPU, in float32."""
-        return self.device == "cpu" and self.dtype == torch.float32 and qtype in (QType.BF16, QType.F16)
+        """Whether products with few tokens decode matrices of a stored type in pieces: on the CPU, into float32."""
+        return self.device == "cpu" and self.dtype == torch.float32 and qtype != QType.F32
 
     @property
     def numerics(self) -> str:

@@ -95,8 +95,8 @@ class StreamState:
         """Read the output matrix; where the embedding is used again, it may be in memory already."""
         return self.tied or self.read(EMBEDDING if self.is_tied else OUTPUT)
 
-    def decoded(self, matrix: Matrix, dtype: torch.dtype | None) -> Tensor:
-        """A whole matrix [n_row, n_per_row] on the device, in `dtype` or as it is stored."""
+    def decoded(self, matrix: Matrix, dtype: torch.dtype) -> Tensor:
+        """A whole matrix [n_row, n_per_row] on the device."""
         key = (self.index, matrix.spec.name, matrix.xid, dtype)
         with self.timings.measure(Stage.DECODING):
             return self.settings.once(key, lambda: matrix.tensor(self.settings.device, dtype))

@@ -89,12 +89,17 @@ def test_a_matrix_widened_in_pieces(
     weight, bias = torch.randn(shape, generator=random).to(stored), torch.randn(shape[0], generator=random)
     x = torch.randn(5, shape[1], generator=random)
     monkeypatch.setattr(layers, "WIDENED", 1)
+
+    def rows(first: int, last: int) -> torch.Tensor:
+        return weight[first:last]
+
     for of_product in (None, bias):
-        wanted, found = Linear(weight.float(), of_product)(x), Widened(weight, of_product)(x)
+        wanted, found = Linear(weight.float(), of_product)(x), Widened(rows, *shape, of_product)(x)
         assert found.dtype == torch.float32
         assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-6)
-    assert Widened(weight)(x[:0]).shape == (0, shape[0])
-    assert torch.equal(Widened(weight)(x[None]), Widened(weight)(x)[None])
+    product = Widened(rows, *shape)
+    assert product(x[:0]).shape == (0, shape[0])
+    assert torch.equal(product(x[None]), product(x)[None])
 
 
 STATUS = Path("/proc/self/status")
