@@ -60,8 +60,12 @@ class ForwardSettings:
         return WINDOW if torch.device(self.device).type == "cuda" else 0
 
     def widens(self, qtype: QType) -> bool:
-        """Whether products with few tokens decode matrices of a stored type in pieces: on the CPU, into float32."""
-        return self.device == "cpu" and self.dtype == torch.float32 and qtype != QType.F32
+        """Whether products with few tokens decode matrices of a stored type in pieces: on the CPU, into float32.
+
+        Passes side by side take what one of them has decoded, whatever the number of their tokens.
+        """
+        is_wide = self.dtype == torch.float32 and qtype != QType.F32
+        return self.device == "cpu" and is_wide and self.once is made
 
     @property
     def numerics(self) -> str:

@@ -13,6 +13,7 @@ from quantize.tensors import Array
 
 GROUP = 8
 WIDTH = 16  # neighbours, or scales, side by side
+BLOCK = 8  # neighbours that meet one after the other
 LARGEST = np.float32(3.4028234663852886e38)  # FLT_MAX
 INFINITY = np.float32(np.inf)
 TWO, THREE = np.float32(2), np.float32(3)
@@ -83,37 +84,24 @@ def compete(n: int, lines: Array, contest: Array) -> None:
     """Who of the first n lines is LEAST at each of WIDTH scales, of which TWICE is given; what the SECOND comes to."""
     for i in range(3 * WIDTH):
         contest[i] = INFINITY
-    for j in range(0, n, WIDTH):
-        _meet(np.float32(j), 2 * j, lines, contest)
+    for j in range(0, n, BLOCK):
+        _meet(np.float32(j), 2 * j - j % WIDTH, lines, contest)
 
 
 @inlined_leaf
 def _meet(first: np.float32, at: int, lines: Array, contest: Array) -> None:
-    a0, a1, b0, b1 = (
-        eight(lines, at),
-        eight(lines, at + 8),
-        eight(lines, at + WIDTH),
-        eight(lines, at + WIDTH + 8),
-    )
+    a, b = eight(lines, at), eight(lines, at + WIDTH)
     for i in range(WIDTH):
         twice, before = contest[TWICE + i], contest[WINNER + i]
         now = contest[LEAST + i], contest[SECOND + i], np.float32(-1)
-        now = _challenge(twice * a0[0] - b0[0], np.float32(0), now)
-        now = _challenge(twice * a0[1] - b0[1], np.float32(1), now)
-        now = _challenge(twice * a0[2] - b0[2], np.float32(2), now)
-        now = _challenge(twice * a0[3] - b0[3], np.float32(3), now)
-        now = _challenge(twice * a0[4] - b0[4], np.float32(4), now)
-        now = _challenge(twice * a0[5] - b0[5], np.float32(5), now)
-        now = _challenge(twice * a0[6] - b0[6], np.float32(6), now)
-        now = _challenge(twice * a0[7] - b0[7], np.float32(7), now)
-        now = _challenge(twice * a1[0] - b1[0], np.float32(8), now)
-        now = _challenge(twice * a1[1] - b1[1], np.float32(9), now)
-        now = _challenge(twice * a1[2] - b1[2], np.float32(10), now)
-        now = _challenge(twice * a1[3] - b1[3], np.float32(11), now)
-        now = _challenge(twice * a1[4] - b1[4], np.float32(12), now)
-        now = _challenge(twice * a1[5] - b1[5], np.float32(13), now)
-        now = _challenge(twice * a1[6] - b1[6], np.float32(14), now)
-        now = _challenge(twice * a1[7] - b1[7], np.float32(15), now)
+        now = _challenge(twice * a[0] - b[0], np.float32(0), now)
+        now = _challenge(twice * a[1] - b[1], np.float32(1), now)
+        now = _challenge(twice * a[2] - b[2], np.float32(2), now)
+        now = _challenge(twice * a[3] - b[3], np.float32(3), now)
+        now = _challenge(twice * a[4] - b[4], np.float32(4), now)
+        now = _challenge(twice * a[5] - b[5], np.float32(5), now)
+        now = _challenge(twice * a[6] - b[6], np.float32(6), now)
+        now = _challenge(twice * a[7] - b[7], np.float32(7), now)
         contest[LEAST + i] = now[0]
         contest[SECOND + i] = now[1]
         contest[WINNER + i] = before if now[2] < ZERO else now[2] + first

@@ -3,10 +3,14 @@
 An encoder tries a sequence of scales. At each, a group has a pattern of rounded levels (see `codebook`); where the
 codebook lacks it, the neighbour of least error is taken: the sum of weight * (scale * q - x) ** 2, q = 2 * level + 1.
 
+Most groups are settled by the neighbours that are a step away, which all lanes compare at once (`neighbour_steps`). For
+the others, lists are searched, for runs of scales at which a group has one pattern.
+
 Few of a list's neighbours matter. Where a neighbour differs from the pattern, an earlier one may agree with it, or
 differ as little or less on the same side: then no term of the earlier one's error is greater, not in float32 either,
 since its operations are monotonous, and the first of equals is taken. That needs each x to be nearest to its own level
-by more than rounding errors (`_is_sure`); where one is not, the whole list is searched.
+by more than rounding errors: every step costs more than these, or `_is_sure`. Where neither is so, the whole list is
+searched.
 
 Of the others few errors need be known. Divided by the scale, the difference between two neighbours' errors is
 
@@ -14,7 +18,8 @@ Of the others few errors need be known. Divided by the scale, the difference bet
 
 so that A and B, once for a list, serve all scales of a run, which compete side by side. ggml's float32 sums have the
 same winner if it is ahead of the second by more than the rounding errors on both sides (`TOLERANCE`); where it is not,
-they are made as ggml makes them (`exact`).
+they are made as ggml makes them (`exact`). For the same reason a neighbour that was ahead at two scales is the best at
+all between them, if the pattern is the same (`carry_over`).
 
 Source: ggml-quants.c, iq2_find_best_neighbour.
 """
