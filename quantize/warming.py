@@ -113,7 +113,7 @@ def warm(types: Iterable[str] = (), *, feedback: bool = True, progress: OnProgre
     started = time.monotonic()
     qtypes = types_of(types)
     if not JIT:
-        raise ChoiceError("NUMBA_DISABLE_JIT", "is set: nothing can be compiled", "unset it")
+        raise ChoiceError("", "NUMBA_DISABLE_JIT is set: nothing can be compiled", "unset it")
     folders = _folders()
     dtypes: tuple[npt.DTypeLike, ...] = (np.uint16, np.float32)  # bits of bfloat16; float16 becomes float32
     uses = [scanning(dtype) for dtype in dtypes]
