@@ -161,14 +161,9 @@ def export(
         raise RecipeError(
             "skip_existing", "means nothing where files are replaced", "leave {setting} out", setting="force"
         )
-    if engine is not None and text is not None:
-        raise RecipeError(
-            "engine", "means nothing with a text, which threads of this process encode", "leave it out"
-        )
-    if ray is not None:
-        _refuse_beside_ray(ray, text, engine)
-        if os.path.lexists(model):  # for nodes whose processes run elsewhere
-            request = replace(request, model=Path(model).absolute())
+    _refuse_engines(ray, text, engine)
+    if ray is not None and os.path.lexists(model):  # for nodes whose processes run elsewhere
+        request = replace(request, model=Path(model).absolute())
     request.refuse_outputs([])  # a long text is cut before the names of the files are known
     with span("plan"):
         job, calibration = request.prepared()
@@ -194,13 +189,19 @@ def export(
     return run_calibrated(job, calibration, save_imatrix=save_imatrix, **running)
 
 
-def _refuse_beside_ray(ray: str, text: object, engine: Engine | None) -> None:
-    """Refuse what a cluster cannot do, and one that is not there, before anything is read.
+def _refuse_engines(ray: str | None, text: object, engine: Engine | None) -> None:
+    """Refuse what an engine or a cluster cannot do, and one that is not there, before anything is read.
 
     Raises:
-        RecipeError: there is a text, or another engine.
+        RecipeError: there is a text, or there are both.
         ChoiceError: see `refuse_unreachable`.
     """
+    if engine is not None and text is not None:
+        raise RecipeError(
+            "engine", "means nothing with a text, which threads of this process encode", "leave it out"
+        )
+    if ray is None:
+        return
     if text is not None:
         raise RecipeError(
             "ray",
