@@ -47,7 +47,8 @@ def lists(qtype: QType) -> Lists:
 def _places(book: Codebook, starts: Array) -> Array:
     """Where the lists of patterns lie, by pattern; 0 for entries."""
     places = (starts[:-1] // WIDTH << LENGTH_BITS) + np.diff(book.starts)
-    return np.where(book.index < 0, places[-1 - np.minimum(book.index, -1)], 0).astype(np.int32)
+    by_pattern: Array = np.where(book.index < 0, places[-1 - np.minimum(book.index, -1)], 0)
+    return by_pattern.astype(np.int32)
 
 
 def shortened_lists(book: Codebook) -> tuple[Array, Array]:

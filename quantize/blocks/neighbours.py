@@ -130,10 +130,10 @@ def snap(
         n_jobs = _find_jobs(g, rounded, lists, room)
         for i in range(LANES):
             room.doubtful[g, i] = False
-        lane = np.int64(-1)
+        lane = -1
         for n in range(n_jobs):
             if room.jobs[n, LANE] != lane:
-                lane = np.int64(room.jobs[n, LANE])
+                lane = int(room.jobs[n, LANE])
                 _open_cell(g, lane, x, root, room.cell)
             _snap_run(room.jobs[n], lists, room, snapped[:, g, lane], room.doubtful[g])
 
@@ -201,7 +201,7 @@ def _find_jobs(g: int, rounded: Array, lists: Lists, room: SnapRoom) -> int:
         n_lanes += state[TODO + i] != 0
     at = 0
     while at < n_lanes:  # without a branch, since none could be predicted
-        i = np.int64(lanes[at])
+        i = int(lanes[at])
         left = np.int32(state[TODO + i])
         lowest = np.int32(left & -left)
         edges = np.int32(state[EDGES + i] & ~np.int32(lowest | (lowest - 1)))
@@ -253,18 +253,13 @@ def _is_sure(pattern: np.int32, high: np.float32, low: np.float32, cell: Array) 
 @inlined_leaf
 def _snap_run(job: Array, lists: Lists, room: SnapRoom, snapped: Array, doubtful: Array) -> None:
     """Snap a pattern at the scales of a job."""
-    first, last, place, lane = (
-        np.int64(job[FIRST]),
-        np.int64(job[LAST]),
-        np.int64(job[PLACE]),
-        np.int64(job[LANE]),
-    )
+    first, last, place, lane = int(job[FIRST]), int(job[LAST]), int(job[PLACE]), int(job[LANE])
     by_lane, tolerance = lane * MOST_SCALES, np.int32(room.state[TOLERATED + lane]).view(np.float32)
     if job[IS_UNSURE] and lists.is_shorter:
         high, low = room.scales[by_lane + first], room.scales[by_lane + last]
         doubtful[lane] = True
         if not _is_sure(job[PATTERN], high, low, room.cell):
-            place = np.int64(lists.whole[job[PATTERN]])
+            place = int(lists.whole[job[PATTERN]])
     start, n = (place >> LENGTH_BITS) * WIDTH, place & LENGTH
     patterns = lists.patterns.reshape(-1)
     draw(patterns, start, n, room.cell, room.lines)
@@ -274,10 +269,8 @@ def _snap_run(job: Array, lists: Lists, room: SnapRoom, snapped: Array, doubtful
         compete(n, room.lines, room.contest)
         for i in range(min(WIDTH, last + 1 - begin)):
             lead, best = room.contest[SECOND + i] - room.contest[LEAST + i], room.contest[WINNER + i]
-            at = np.int64(best)
+            at = int(best)
             if not lead > tolerance:
                 doubtful[lane] = True
-                at = np.int64(
-                    exact(room.scales[by_lane + begin + i], start, n, patterns, room.cell, room.errors)
-                )
+                at = exact(room.scales[by_lane + begin + i], start, n, patterns, room.cell, room.errors)
             snapped[begin + i] = patterns[np.uint64(start + at)]
