@@ -199,30 +199,44 @@ def _process() -> Iterator[subprocess.Popen[str]]:
 
 
 def _lead(worker: subprocess.Popen[str], waiting: SimpleQueue[Unit], done: SimpleQueue[bool]) -> None:
-    """Give one process unit after unit, until none is left or it ends."""
+    """Give one process unit after unit, once it has started, until none is left or it ends."""
+    is_there = _answered(worker)
     with suppress(Empty):
-        while True:
+        while is_there:
             unit = waiting.get_nowait()
-            if not _asked(worker, unit):
+            is_there = _asked(worker, unit)
+            if is_there:
+                done.put(True)
+            else:
                 waiting.put(unit)
-                break
-            done.put(True)
     done.put(False)
 
 
 def _asked(worker: subprocess.Popen[str], unit: Unit) -> bool:
-    """Whether the process has compiled a unit."""
-    assert worker.stdin is not None and worker.stdout is not None
+    """Whether the process, which has started, has compiled a unit."""
+    assert worker.stdin is not None
     with suppress(OSError, ValueError):
         worker.stdin.write(b64encode(pickle.dumps(unit)).decode() + "\n")
         worker.stdin.flush()
+        return _answered(worker)
+    return False
+
+
+def _answered(worker: subprocess.Popen[str]) -> bool:
+    assert worker.stdout is not None
+    with suppress(OSError, ValueError):
         return worker.stdout.readline() != ""
     return False
 
 
 def main() -> None:
-    """Compile what standard input names, and answer each line with one."""
+    """Say by a line that this process has started; compile what standard input names, and answer each line with one."""
+    _answer()
     for line in sys.stdin:
         pickle.loads(b64decode(line))()
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        _answer()
+
+
+def _answer() -> None:
+    sys.stdout.write("\n")
+    sys.stdout.flush()

@@ -33,6 +33,7 @@ print([sum(kernel.pack.stats.cache_misses.values()) for kernel in (q8_0, q1_0)])
 BY_ANOTHER = """
 units = compiling._missing([compiling.encoding(*job) for job in jobs])
 with compiling._process() as worker:
+    assert compiling._answered(worker)
     assert units and all(compiling._asked(worker, unit) for unit in units)
 assert not compiling._missing([compiling.encoding(*job) for job in jobs])
 """
