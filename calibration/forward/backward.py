@@ -315,6 +315,6 @@ def _of(rows: Tensor, tokens: Tensor) -> Tensor:
 
 def _drawn(probs: Tensor, draws: Tensor) -> Tensor:
     """A token for each row of probabilities f32 [t, V], by numbers f32 [t] drawn evenly from 0 to 1: int64 [t]."""
-    pieces = zip(probs.split(DRAWN), draws.split(DRAWN), strict=True)
+    pieces = zip(torch.split(probs, DRAWN), torch.split(draws, DRAWN), strict=True)
     found = [torch.searchsorted(s := p.cumsum(-1), d[:, None] * s[:, -1:], right=True) for p, d in pieces]
     return torch.cat(found)[:, 0].clamp_(max=probs.shape[1] - 1)
