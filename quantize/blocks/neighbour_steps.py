@@ -139,7 +139,7 @@ def _step_first(
     up, down = _costs(k, pattern, scale, x, weight)
     least, second, step = _to_entries(k, up, down, steps, (least, second, step))
     lowest, next_ = _least(up, steps, np.int32(1 << 16 + k), lowest, next_)
-    lowest, next_ = _least(down, steps, np.int32(1 << 24 + k), lowest, next_)
+    lowest, next_ = _least(down, steps, np.uint32(1 << 24 + k).view(np.int32), lowest, next_)
     return least, second, step, lowest, next_
 
 
