@@ -184,8 +184,8 @@ def _note(
     pattern: np.int32,
     steps: np.int32,
     step: np.int32,
-    is_settled: bool,
-    is_unsure: bool,
+    is_settled: bool | np.bool_,
+    is_unsure: bool | np.bool_,
     state: Array,
 ) -> None:
     is_entry = steps == ALL

@@ -127,7 +127,7 @@ def test_the_embedding_is_encoded_by_gradients(source: Checkpoint, chunks: Chunk
     assert made[0].shape == plain.shape
     assert (made[1] == 1) == np.array_equal(made[0], plain)
     assert embedding(source, QType.Q4_K, Lookups(256, N_FIT, "cpu")) is None  # nothing was held out
-    for qtype in (QType.Q8_0, QType.Q4_1, QType.F16, None):
+    for qtype in (QType.IQ3_S, QType.Q4_1, QType.F16, None):
         assert not encodes_embedding(source, qtype)
 
 
