@@ -34,6 +34,7 @@ from calibration.importance.observers import ImatrixObserver, RouterLoad, Router
 from calibration.text.chunks import Chunks
 from quantize.engine import Engine, Threads
 from quantize.guide import Guide
+from quantize.heap import give_back_freed_memory
 from quantize.recipes.recipe import candidates_for
 from quantize.sources.model_source import ModelSource
 from quantize.telling import OnProgress, silent
@@ -113,6 +114,7 @@ def measure_type_costs(
         passed = chunks.inputs
     else:
         passed = chunks.inputs[chosen]
+    give_back_freed_memory()  # encoding takes pieces, and the pass whole matrices, by turns
     with Threads() as threads:
         costs = CostObserver(
             engine or threads, candidates, imatrix.guide, len(chosen) * chunks.n_ctx, settings.dtype
