@@ -14,7 +14,7 @@ from gguf_export.files.durable import Piece, disk_errors
 from quantize.exceptions import OutputError
 from quantize.tensors import Array
 
-__all__ = ["NotSeenError", "SharedFile"]
+__all__ = ["OutputNotSeenError", "SharedFile"]
 
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_WRONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_DSYNC"))
 """With O_DSYNC a write is durable when it returns. It also makes Linux's client of NFS send the bytes that were
@@ -22,7 +22,7 @@ written and no others: without, it may send whole pages, and with them a neighbo
 (fs/nfs/write.c: nfs_can_extend_write)."""
 
 
-class NotSeenError(OutputError):
+class OutputNotSeenError(OutputError):
     """This machine does not see the file under its name, or may not write to it."""
 
 
@@ -46,7 +46,7 @@ class SharedFile:
             What the journal wants to know of each piece.
 
         Raises:
-            NotSeenError: there is no such file here, or it is another one, or closed to us; nothing was written.
+            OutputNotSeenError: there is no such file here, or it is another one, or closed to us; nothing was written.
             OutputError: the disk is full or broken.
         """
         handle = self._opened()
@@ -67,12 +67,12 @@ class SharedFile:
         try:
             handle = os.open(self.path, _FLAGS)
         except OSError as error:
-            raise NotSeenError(str(self.path), f"is not seen: {error.strerror}") from None
+            raise OutputNotSeenError(str(self.path), f"is not seen: {error.strerror}") from None
         status = os.fstat(handle)
         is_it = (status.st_ino, status.st_size, status.st_nlink) == (self.inode, self.n_bytes, 1)
         if not is_it or not stat.S_ISREG(status.st_mode):
             os.close(handle)
-            raise NotSeenError(str(self.path), "is another file here")
+            raise OutputNotSeenError(str(self.path), "is another file here")
         return handle
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from gguf_export.cluster.engine import Shared, this_node
 from gguf_export.files.durable import Piece
-from gguf_export.files.shared_file import NotSeenError, SharedFile
+from gguf_export.files.shared_file import OutputNotSeenError, SharedFile
 from gguf_export.writing.results import Seconds
 from gguf_export.writing.slabs import Slab, SlabUnit, encode_slab
 from quantize.exceptions import MoeGgufError
@@ -100,7 +100,7 @@ def do_bundle(bundle: Bundle) -> BundleDone:
         pieces.sort(key=lambda piece: piece[0])
         try:
             done.pieces[file] = bundle.files[file].write(pieces)
-        except NotSeenError:
+        except OutputNotSeenError:
             done.blocks[file] = pieces
     done.seconds.add(Seconds(write=time.perf_counter() - started))
     return done
