@@ -116,17 +116,25 @@ def test_nodes_that_join_get_work_and_those_that_die_cost_only_theirs(made: tupl
     engine = RayEngine(cluster, note=notes.append)
 
     def work(item: int) -> tuple[int, str]:  # a local function is sent by value
-        time.sleep(1)
+        time.sleep(2)  # longer than a process outlives its node
         return -item, this_node()
 
-    ended = []
-    for item, (negated, node) in engine.map(work, range(14)):
+    ended: list[tuple[int, str]] = []
+
+    def items() -> Iterator[int]:
+        """As many as it takes until the node that joins has its part; it may be slow to start."""
+        end, n = time.monotonic() + 120, 0
+        while n < 10 or (len({node for _, node in ended}) < 3 and time.monotonic() < end):
+            yield n
+            n += 1
+
+    for item, (negated, node) in engine.map(work, items()):
         assert negated == -item
         ended.append((item, node))
         if len(ended) == 4:
             machines.kill([known.node_id for known in machines.nodes].index(node))
             machines.have(2)
-    assert sorted(item for item, _ in ended) == list(range(14))
+    assert sorted(item for item, _ in ended) == list(range(len(ended)))
     assert len({node for _, node in ended}) >= 3
     assert engine.n_again >= 1
     assert any("done again" in str(note) for note in notes)
