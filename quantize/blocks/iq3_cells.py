@@ -32,8 +32,9 @@ SURE = np.float32(0.4999)
 """Levels by which x is less away from the nearest level than from any other, rounding errors included."""
 UNSURE = np.float32(N_PATTERNS)
 LARGEST = np.float32(np.finfo(np.float32).max)
-STEP = 2  # neighbours per turn of the loop
-LENGTH_BITS, LENGTH, IS_ENTRY = 6, 62, 1  # of `Cells.lists`
+LARGEST_BITS, NO_ERROR = 0x7F7FFFFF, 0x7FFFFFFF  # of float32: those of LARGEST, and all but the sign
+STEP = 3  # neighbours per turn of the loop
+LENGTH_BITS, LENGTH, IS_ENTRY = 8, 127, 1 << 7  # of `Cells.lists`
 SIZE = 8  # floats of an entry
 
 WIDTH = 16  # scales for which a neighbour's errors are computed together
@@ -52,8 +53,9 @@ class Cells(NamedTuple):
     """
 
     entries: Array  # float32 [n_entries * 8]: four values 1, 3 .. 15, the bits of the packed entry, and three zeros
-    lists: Array  # int32 [8192], by cell: where its list begins in `neighbours` << 6 | length | whether it is an entry
-    neighbours: Array  # uint16: indices of entries; lists are filled up to a multiple of STEP
+    lists: Array  # int32 [8192], by cell: where its list is in `neighbours` << 8 | whether it is an entry << 7 | length
+    neighbours: Array  # uint16: indices of entries; lists are filled up to a multiple of STEP with their last
+    packed: Array  # int32: the packed entries of `neighbours`, and WIDTH zeros
 
 
 @cache
@@ -69,9 +71,10 @@ def cells(qtype: QType) -> Cells:
     for cell in range(2 * N_PATTERNS):  # the short lists together: they stay in the caches
         part, is_entry = _list(cell, book)
         length = -(-len(part) // STEP) * STEP
-        lists[cell] = len(neighbours) << LENGTH_BITS | length | is_entry
+        lists[cell] = len(neighbours) << LENGTH_BITS | length | is_entry * IS_ENTRY
         neighbours += [*part, *[part[-1]] * (length - len(part))]
-    return Cells(entries.reshape(-1), lists, np.array(neighbours, np.uint16))
+    found = np.concatenate([packed[neighbours], np.zeros(WIDTH)]).astype(np.int32)
+    return Cells(entries.reshape(-1), lists, np.array(neighbours, np.uint16), found)
 
 
 def _list(cell: int, book: Codebook) -> tuple[Array, bool]:
@@ -151,6 +154,7 @@ def find(place: int, o: int, x: Four, a: Four, entries: Array, neighbours: Array
     n, first = place & LENGTH, place >> LENGTH_BITS
     for j in range(first, first + n, STEP):
         e0, e1 = _entry(entries, neighbours, j), _entry(entries, neighbours, j + 1)
+        e2 = _entry(entries, neighbours, j + 2)
         is_first = j == first
         for c in range(WIDTH):
             at = np.uint64(o + c)
@@ -162,22 +166,42 @@ def find(place: int, o: int, x: Four, a: Four, entries: Array, neighbours: Array
             least = error0 if error0 < least else least
             found = e1[GROUP] if error1 < least else found
             least = error1 if error1 < least else least
+            error2 = _error(scale, e2, x, a)
+            found = e2[GROUP] if error2 < least else found
+            least = error2 if error2 < least else least
             state[at + np.uint64(ERROR)] = least
             state[at + np.uint64(FOUND)] = found
 
 
 @inlined
-def find_one(place: int, scale: np.float32, x: Four, a: Four, entries: Array, neighbours: Array) -> np.int32:
-    """Find the packed entry of a group with one scale."""
+def find_one(place: int, scale: np.float32, x: Four, a: Four, packed: Array) -> np.int32:
+    """Find the packed entry of a group with one scale.
+
+    Neighbours lie side by side. Errors are compared as the bits of float32 without sign, so that LLVM makes vectors of
+    the search for the least: no error is negative, and an overflow is greater than LARGEST then, also as no number.
+    """
     n, first = place & LENGTH, place >> LENGTH_BITS
-    found, least = _entry(entries, neighbours, first)[GROUP], LARGEST
-    for j in range(first, first + n):
-        entry = _entry(entries, neighbours, j)
-        error = _error(scale, entry, x, a)
-        if error < least:
-            least = error
-            found = entry[GROUP]
-    return np.int32(np.float32(found).view(np.int32))
+    best, least = int(first), np.int32(LARGEST_BITS)
+    for j in range(first, first + n, WIDTH):
+        end, low, at = np.int32(first + n - j), np.int32(NO_ERROR), np.int32(WIDTH)
+        for i in range(WIDTH):
+            bits = _bits(i, end, scale, packed[np.uint64(j + i)], x, a)
+            low = bits if bits < low else low
+        for i in range(WIDTH):
+            bits = _bits(i, end, scale, packed[np.uint64(j + i)], x, a)
+            place_of = np.int32(i) if bits == low else np.int32(WIDTH)
+            at = place_of if place_of < at else at
+        best = int(j + at) if low < least else best
+        least = low if low < least else least
+    return np.int32(packed[np.uint64(best)])
+
+
+@inlined
+def _bits(i: int, end: np.int32, scale: np.float32, packed: np.int32, x: Four, a: Four) -> np.int32:
+    q0, q1, q2, q3 = value(packed, 0), value(packed, 1), value(packed, 2), value(packed, 3)
+    error = np.float32(_error(scale, (q0, q1, q2, q3, ZERO), x, a))
+    bits = np.int32(error.view(np.int32) & np.int32(NO_ERROR))
+    return bits if np.int32(i) < end else np.int32(NO_ERROR)
 
 
 @inlined

@@ -195,7 +195,7 @@ def replace_anew(room: Room, cells: Cells) -> None:
     """Replace groups once more, at the best scale, and fit the scale to all entries."""
     x, root, w, wx = room.x, room.root, room.w, room.wx
     scale, anew, found, patterns = room.scale, room.anew, room.found, room.patterns
-    entries, lists, neighbours = cells.entries, cells.lists, cells.neighbours
+    lists, packed = cells.lists, cells.packed
     inverse, sums, is_anew = aligned_floats(LANES), aligned_floats(2 * LANES), np.zeros(LANES, np.bool_)
     for i in range(LANES):
         inverse[i] = HALF * (ONE / scale[i])
@@ -207,9 +207,8 @@ def replace_anew(room: Room, cells: Cells) -> None:
         for i in range(LANES):
             if anew[k, i]:
                 is_anew[i] = True
-                found[k, i] = find_one(
-                    lists[patterns[k, 0, i]], scale[i], four(x, k, i), four(root, k, i), entries, neighbours
-                )
+                place = lists[patterns[k, 0, i]]
+                found[k, i] = find_one(place, scale[i], four(x, k, i), four(root, k, i), packed)
         _add_in_lanes(found[k], w[part], wx[part], sums)
     for i in range(LANES):
         if is_anew[i] and sums[LANES + i] > ZERO:

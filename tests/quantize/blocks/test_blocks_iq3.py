@@ -31,13 +31,11 @@ def test_plain_python() -> None:
 
 
 @njit()
-def find_all(
-    scales: Array, x: Array, a: Array, entries: Array, lists: Array, neighbours: Array, found: Array
-) -> None:
+def find_all(scales: Array, x: Array, a: Array, lists: Array, packed: Array, found: Array) -> None:
     for n in range(len(x)):
         group, weights = (x[n, 0], x[n, 1], x[n, 2], x[n, 3]), (a[n, 0], a[n, 1], a[n, 2], a[n, 3])
         cell = cell_of(np.float32(0.5) * (np.float32(1) / scales[n]), group)
-        entry = find_one(lists[cell], scales[n], group, weights, entries, neighbours)
+        entry = find_one(lists[cell], scales[n], group, weights, packed)
         found[n, 0], found[n, 1] = cell, entry >> 16
 
 
@@ -59,7 +57,7 @@ def test_shortened_lists_lack_nothing(qtype: QType) -> None:
     """What ggml finds in whole lists, also where rounding decides which levels are nearest, or between neighbours."""
     scales, x, a = groups(20_000)
     found = np.empty((len(x), 2), np.int64)
-    find_all(scales, x, a, *cells(qtype), found)
+    find_all(scales, x, a, cells(qtype).lists, cells(qtype).packed, found)
     inverse = np.float32(1) / scales
     levels = np.rint(np.float32(0.5) * (inverse[:, None] * x - np.float32(1))).clip(0, 7).astype(np.int64)
     patterns = (levels << 3 * np.arange(4)).sum(axis=1)
