@@ -1,6 +1,6 @@
 # An image that starts warm: its kernels are compiled while it is built.
 #
-#   docker build -t moe-gguf .
+#   docker build -t moe-gguf --build-arg TORCH_INDEX_URL=ADDRESS .
 #   docker run --rm -v "$PWD:/work" --user "$(id -u):$(id -g)" moe-gguf export Harmony-4x7B-bf16 -t Q4_K_M
 #
 # docs/faq.md says more.
@@ -16,7 +16,9 @@ ENV NUMBA_CPU_NAME=${CPU} \
 
 WORKDIR /opt/moe-gguf/source
 COPY scripts/constraints.txt scripts/
-RUN pip install --no-cache-dir -c scripts/constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
+# The address that pytorch.org's "Get started" shows for pip and CPU: without it come gigabytes for GPUs.
+ARG TORCH_INDEX_URL=""
+RUN pip install --no-cache-dir -c scripts/constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
 COPY pyproject.toml README.md LICENSE ./
 COPY quantize quantize
 COPY calibration calibration
